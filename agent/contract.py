@@ -1,0 +1,221 @@
+"""What passes between the agent and a trainer: a command line, a folder of files, exit codes.
+
+The trainer is a process, because on unified memory an out-of-memory arrives as SIGKILL and a backend fault
+as a hang, and the agent must outlive both. Any program that keeps this contract can be driven:
+
+    python -m agent.raft.worker --recipe RESOLVED.yaml --out DIR --seed N
+        [--split search]            held-out split to evaluate at the end; repeatable, or `none`
+        [--evaluate CHECKPOINT]     no training: evaluate this checkpoint folder, or `untrained`
+        [--time-limit SECONDS]      whole process; training stops early enough for the evaluation
+        [--cache DIR] [--allow-untrusted-code]
+
+Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `eval.jsonl`, `heartbeat`,
+`checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name leaves `failure.json`.
+Started again on the same DIR it goes on where it stopped. SIGTERM: finish the step, write the summary with
+`stopped: true`, leave within 20 s. Exit 0 only with a summary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+PLAN = "plan.json"
+CYCLES = "cycles.jsonl"
+EVAL = "eval.jsonl"
+HEARTBEAT = "heartbeat"
+CHECKPOINT = "checkpoint"
+SUMMARY = "summary.json"
+FAILURE = "failure.json"
+LOG = "log.txt"
+RECIPE = "recipe.yaml"
+
+UNTRAINED = "untrained"
+STOP_GRACE_SECONDS = 20.0
+
+Phase = Literal["start", "load", "compile", "generate", "verify", "train", "evaluate", "save"]
+Split = Literal["train", "select", "search", "confirm", "holdout"]
+HELD_OUT: tuple[Split, ...] = ("search", "confirm", "holdout")
+CrashClass = Literal["typo", "oom", "backend", "numeric", "data", "timeout", "resource", "unknown"]
+CRASH_CLASSES: tuple[CrashClass, ...] = get_args(CrashClass)
+FinishReason = Literal["stop", "length"]
+
+TIMING_FIELDS = frozenset(
+    {"generate_tokens_per_s", "train_tokens_per_s", "seconds", "peak_memory_gb", "elapsed_s", "budget_spent"}
+)
+"""Fields of a cycle row that two runs of the same recipe and seed may differ in. `budget_spent` is one only under
+`budget.train_seconds`."""
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+
+class Seconds(Row):
+    """Wall-clock seconds of one cycle by what they went to."""
+
+    generate: float = 0.0
+    verify: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+    wait: float = 0.0
+    """Idle for lack of the other side (asynchronous execution), or of the verifier."""
+
+
+class CycleRow(Row):
+    """One generate-verify-select-train round. Cycle 0 is the untrained model: sampled and measured, not trained.
+
+    A share is of this cycle's samples or prompts, in [0, 1]. Unknown is None, never 0.0.
+    """
+
+    cycle: int
+    learning_rate: float | None = None
+    """At the last optimizer step of the cycle."""
+    temperature: float | None = None
+    loss: float | None = None
+    """Mean over the trained completion tokens, nats."""
+    grad_norm: float | None = None
+    """Largest norm before clipping."""
+    clip_share: float | None = None
+    """Tokens whose importance ratio was clipped (raft++, reinforce_rej); under raft, steps whose gradient was."""
+    pass_rate: float | None = None
+    """Samples that the verifier passed."""
+    samples: int = 0
+    kept: int = 0
+    optimizer_steps: int = 0
+    all_solved_share: float | None = None
+    """Prompts whose every sample passed."""
+    all_failed_share: float | None = None
+    """Prompts of which no sample passed."""
+    zero_variance_share: float | None = None
+    """Prompts whose samples all have the same reward."""
+    truncation_rate: float | None = None
+    format_rate: float | None = None
+    """Samples from which the verifier could extract an answer."""
+    near_rate: float | None = None
+    """Samples that contain the right answer but did not pass."""
+    entropy: float | None = None
+    """Mean over sampled tokens of the entropy of the sampling distribution at temperature 1, nats."""
+    unique_share: float | None = None
+    """Distinct completions / samples, by prompt, averaged over prompts."""
+    reward_mean: float | None = None
+    reward_std: float | None = None
+    completion_tokens_mean: float | None = None
+    prompt_tokens_mean: float | None = None
+    dropped_prompts: int = 0
+    """Prompts longer than max_total_sequence_length allows."""
+    padding_share: float | None = None
+    """Of the tokens that the learner's forward passes ran over."""
+    logprob_gap: float | None = None
+    """Mean |sampler's - learner's log-probability| of kept tokens before the first step of the cycle, nats."""
+    trajectory_age: float | None = None
+    """Mean age of trained samples, in learner updates."""
+    select_metric: float | None = None
+    """Metric on the `select` split after this cycle; None where it was not measured."""
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    generate_tokens_per_s: float | None = None
+    train_tokens_per_s: float | None = None
+    seconds: Seconds = Seconds()
+    peak_memory_gb: float | None = None
+    elapsed_s: float | None = None
+    budget_spent: float | None = None
+    """Share of the training budget spent at the end of the cycle, in [0, 1]."""
+
+
+class EvalRow(Row):
+    """One sample of one held-out prompt. Rows of different runs with the same split and id are the same prompt."""
+
+    split: Split
+    id: str
+    sample: int
+    reward: float
+    passed: bool
+    formatted: bool
+    near: bool = False
+    tokens: int
+    finish_reason: FinishReason
+    tag: str | None = None
+
+
+class Summary(Row):
+    """Written last. Its presence means that every other file is whole."""
+
+    stopped: bool = False
+    """SIGTERM ended the training early."""
+    seed: int
+    recipe_signature: str
+    cycles: int = 0
+    optimizer_steps: int = 0
+    kept: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    delivered_cycle: int = 0
+    """Cycle whose weights are in `checkpoint/`; 0 is the untrained model."""
+    metric: str
+    metrics: dict[str, float] = {}
+    """Metric by held-out split that was evaluated."""
+    select_metric: float | None = None
+    load_s: float | None = None
+    train_s: float = 0.0
+    """Seconds in the training cycles (what budget.train_seconds limits)."""
+    evaluate_s: float | None = None
+    """Seconds in the final evaluation."""
+    elapsed_s: float = 0.0
+    tokens_per_s: float | None = None
+    """(generated + trained tokens) / train_s."""
+    peak_memory_gb: float | None = None
+    device: str | None = None
+    checkpoint: str | None = CHECKPOINT
+    provenance: dict[str, Any] = {}
+    """Versions of python, torch, transformers; device name; data-set hash."""
+
+
+class Heartbeat(Row):
+    """Renewed at every decode or optimizer step, replaced atomically."""
+
+    phase: Phase
+    step: int
+    cycle: int | None = None
+    pid: int
+    time: float
+    """Unix seconds."""
+    budget_spent: float | None = None
+    note: str | None = None
+    """For people: `bootstrapping the built-in model, 40%`."""
+    select_metric: float | None = None
+
+
+class Failure(Row):
+    """The trainer's own word on why it failed: the first thing that triage believes."""
+
+    crash_class: CrashClass
+    message: str
+    where: str | None = None
+    hint: str | None = None
+    exception: str
+    """Type name."""
+    phase: Phase | None = None
+    key: str | None = None
+    """Recipe key at fault, where one can be named."""
+    suggestion: Any = None
+
+
+class RunPlan(Row):
+    """`plan.json`: how this recipe will be executed on this machine, settled before the first step."""
+
+    device: str
+    dtype: str
+    attention: str
+    engine: str
+    compile: bool = False
+    trainer: str = "native"
+    environment: dict[str, str] = {}
+    """Environment variables that the preset and the recipe set."""
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    rows: dict[str, int] = {}
+    """Data-set rows by split."""
+    settings: dict[str, Any] = {}
+    """The remaining settings that shape execution but need not change a number (slots, microbatch, parallel sizes)."""
