@@ -26,9 +26,9 @@ def _shape(schedule: LrSchedule, done: float) -> float:
         case "constant":
             return 1.0
         case "exponential":
-            return schedule.decay**done
+            return float(schedule.decay**done)
         case "step":
-            return schedule.decay ** math.floor(done / schedule.step_every)
+            return float(schedule.decay ** math.floor(done / schedule.step_every))
         case "wsd":
             decay_cycles = schedule.decay_share * schedule.horizon
             left = (schedule.horizon - done) / decay_cycles

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-LOCKED = {"locked": True}
+LOCKED: dict[str, Any] = {"locked": True}
 
 
 class Section(BaseModel):
@@ -114,7 +114,7 @@ class Reward(Section):
 
 class Task(Section):
     dataset: str = Field(min_length=1, json_schema_extra=LOCKED)
-    """`builtin:addition`, `builtin:arithmetic`, `reasoning_gym:<name>`, or `jsonl:<path>` (relative to the workspace)."""
+    """`builtin:addition`, `builtin:arithmetic`, `reasoning_gym:<name>`, `jsonl:<path>` (from the workspace)."""
     parameters: dict[str, Any] = Field(default_factory=dict, json_schema_extra=LOCKED)
     """Parameters of a built-in or generated data set, e.g. {operations: [mul], low: 2, high: 12}."""
     fields: dict[str, str] = Field(default_factory=dict, json_schema_extra=LOCKED)
@@ -340,7 +340,7 @@ class Evaluation(Section):
     max_new_tokens: Whole = Field(64, ge=1, le=131072)
     """Token limit of an evaluation."""
     metric: Literal["pass_rate", "pass_at_k", "mean_reward"] = "pass_rate"
-    """pass_rate: share of samples that pass. pass_at_k: share of prompts with a passing sample, k = samples_per_prompt."""
+    """pass_rate: share of samples that pass. pass_at_k: share of prompts with a pass in k = samples_per_prompt."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Which way is better."""
     min_effect: Number = Field(0.0, ge=0)

@@ -1,0 +1,140 @@
+"""A change: one idea about the recipe, possibly several keys that belong together.
+
+What decides how a result is measured is out of its reach: a change that touches a locked key is refused
+here, by code. So is one that moves the learning rate and the temperature at once, because its effect
+could be laid to neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from agent.errors import AgentError, RecipeError
+from agent.recipe.files import bounds_of, get_key, with_keys
+from agent.recipe.schema import Recipe, leaf_keys
+
+LEARNING_RATE_KEYS = ("learner.learning_rate", "learner.lr_schedule", "learner.warmup")
+TEMPERATURE_KEYS = ("rollout.temperature", "rollout.temperature_schedule")
+
+
+class ChangeRefused(AgentError):
+    """The change may not be made, or would not make a valid recipe."""
+
+    exit_code = 3
+    crash_class = "typo"
+
+
+class Change(BaseModel):
+    """Set keys to values, scale numbers, flip switches. Keys are dotted paths of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    set: dict[str, Any] = {}
+    scale: dict[str, float] = {}
+    toggle: list[str] = []
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> Change:
+        keys = [*self.set, *self.scale, *self.toggle]
+        if not keys:
+            raise ValueError("a change must change something")
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"a change must name each key once, got twice: {', '.join(sorted(twice))}")
+        return self
+
+    def values(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Key -> (from, to), for the keys that really change on this recipe.
+
+        Scaling keeps whole numbers whole, moves them by at least one, and stays inside the schema's range.
+        """
+        moves: dict[str, tuple[Any, Any]] = {}
+        for key, value in self.set.items():
+            moves[key] = (_plain(_get(recipe, key)), value)
+        for key, factor in self.scale.items():
+            moves[key] = (_get(recipe, key), _scaled(key, _get(recipe, key), factor))
+        for key in self.toggle:
+            old = _get(recipe, key)
+            if not isinstance(old, bool):
+                raise ChangeRefused(f"{key} is no switch, it is {old!r}", hint="use set or scale")
+            moves[key] = (old, not old)
+        return {key: (old, new) for key, (old, new) in moves.items() if old != new}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The changed, validated recipe. ChangeRefused for a locked key, a forbidden pair, or an invalid result."""
+        refuse_forbidden([*self.set, *self.scale, *self.toggle])
+        moves = self.values(recipe)
+        try:
+            return with_keys(recipe, {key: new for key, (_, new) in moves.items()})
+        except RecipeError as error:
+            raise ChangeRefused(f"does not make a valid recipe: {error.message}", hint=error.hint) from None
+
+    def describe(self, recipe: Recipe) -> str:
+        """`learner.learning_rate 5e-05 -> 0.0001, ...`, short enough for a table."""
+        return describe_moves(self.values(recipe))
+
+
+def describe_moves(moves: dict[str, tuple[Any, Any]]) -> str:
+    """`key from -> to` for each key."""
+    return ", ".join(f"{key} {short(old)} -> {short(new)}" for key, (old, new) in moves.items())
+
+
+def short(value: Any) -> str:
+    """A value in at most about 40 characters on one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None:
+        return "none"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def refuse_forbidden(keys: list[str]) -> None:
+    """ChangeRefused for keys that no experiment may move, alone or together."""
+    leaves = leaf_keys()
+    for key in keys:
+        below = [leaf for leaf in leaves if leaf == key or leaf.startswith(f"{key}.")]
+        inside = [leaf for leaf in leaves if key.startswith(f"{leaf}.")]  # task.mix.hard is below the leaf task.mix
+        if not below and not inside:
+            raise ChangeRefused(f"{key}: unknown key", hint="see the recipe's keys in agent/recipe/schema.py")
+        if any(leaves[leaf] for leaf in [*below, *inside]):
+            raise ChangeRefused(
+                f"{key} is locked: it decides how results are measured",
+                hint="change it in the recipe yourself and start a new campaign",
+            )
+    moves_rate = any(key.startswith(LEARNING_RATE_KEYS) for key in keys)
+    moves_temperature = any(key.startswith(TEMPERATURE_KEYS) for key in keys)
+    if moves_rate and moves_temperature:
+        raise ChangeRefused("learning rate and temperature may not change together", hint="make two experiments of it")
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    try:
+        return get_key(recipe, key)
+    except KeyError:
+        raise ChangeRefused(f"{key}: unknown key", hint="see the recipe's keys in agent/recipe/schema.py") from None
+
+
+def _plain(value: Any) -> Any:
+    """Sections and tuples as the plain values a YAML file would hold, so that from and to compare."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _scaled(key: str, old: Any, factor: float) -> Any:
+    if isinstance(old, bool) or not isinstance(old, int | float):
+        raise ChangeRefused(f"{key} cannot be scaled, it is {short(old)}", hint="use set")
+    limits = bounds_of(key)
+    new: float = old * factor
+    if isinstance(old, int):
+        new = round(new)
+        if new == old and factor != 1:
+            new = old + (1 if factor > 1 else -1)
+    else:
+        new = float(f"{new:.6g}")
+    new = min(new, limits.get("le", new))
+    new = max(new, limits.get("ge", new))
+    return int(new) if isinstance(old, int) else new

@@ -1,0 +1,591 @@
+"""Recipe files: read with YAML 1.2 scalars, inherit with `extends`, validate, and edit without losing a byte.
+
+What this does not do: write a recipe from scratch in the user's style, or follow anchors when it edits
+(a file with aliases is refused, because one edit could change two keys).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from agent.errors import RecipeError
+from agent.recipe.schema import Budget, Recipe, section_of
+
+EXTENDS = "extends"
+BUDGET_KINDS = ("train_seconds", "cycles", "tokens")
+
+
+class Removed:
+    """Stands for a value that is to be taken out of the file."""
+
+    def __repr__(self) -> str:
+        return "(removed)"
+
+
+REMOVE = Removed()
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+class Yaml12Loader(yaml.SafeLoader):
+    """Scalars as YAML 1.2 has them: `5e-5` is a float, `yes`, `no`, `on` and `12:30` are strings."""
+
+
+Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+]:
+    Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text, base)
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A repeated key is a mistake that plain PyYAML swallows."""
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str | int | float | bool | None):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+Yaml12Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def read_yaml(text: str, *, where: str) -> Any:
+    """Parse YAML; RecipeError with line and column where it is not YAML."""
+    try:
+        return yaml.load(text, Loader=Yaml12Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        raise _yaml_error(error, where=where) from None
+
+
+def _yaml_error(error: yaml.YAMLError, *, where: str) -> RecipeError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+    problem = getattr(error, "problem", None) or str(error)
+    hint = "a tab cannot indent in YAML" if "'\\t'" in problem else "check indentation, quotes and colons there"
+    return RecipeError(f"not valid YAML: {problem}", where=place, hint=hint, problem="syntax")
+
+
+def read_text(path: Path) -> str:
+    """The file's text with its line ends as they are; RecipeError where it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
+        hint = (
+            f"did you mean {path.parent / near[0]}?" if near else "raft-agent init DIR makes a workspace with recipes"
+        )
+        raise RecipeError("no such recipe", where=str(path), hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def _siblings(path: Path) -> list[Path]:
+    return sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+
+
+def load_mapping(path: Path, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys merged over those of the file it extends; not yet validated."""
+    text = read_text(path)
+    content = read_yaml(text, where=str(path))
+    if content is None:
+        raise RecipeError("the recipe is empty", where=str(path), hint="it needs at least model, task and budget")
+    if not isinstance(content, dict):
+        raise RecipeError(f"a recipe is a mapping of keys, got a {type(content).__name__}", where=str(path))
+    parent_name = content.pop(EXTENDS, None)
+    if parent_name is None:
+        return content
+    if not isinstance(parent_name, str):
+        raise RecipeError(f"must be a file name, got {parent_name!r}", where=f"{path}: {EXTENDS}", key=EXTENDS)
+    parent_path = (path.parent / parent_name).resolve()
+    if parent_path in _seen or parent_path == path.resolve():
+        raise RecipeError(f"goes in a circle through {parent_name}", where=f"{path}: {EXTENDS}", key=EXTENDS)
+    return merge(load_mapping(parent_path, _seen=(*_seen, path.resolve())), content)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseModel] = Recipe) -> dict[str, Any]:
+    """`over` on `base`, section by section. A free mapping (task.mix) or a list replaces the base's."""
+    merged = dict(base)
+    if section is Budget and any(kind in over for kind in BUDGET_KINDS):
+        merged = {key: value for key, value in merged.items() if key not in BUDGET_KINDS}
+    for key, value in over.items():
+        field = section.model_fields.get(key)
+        inner = section_of(field.annotation) if field else None
+        if inner is not None and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value, inner)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read, inherit and validate. RecipeError names file, line where it is known, key and what to do."""
+    return recipe_from(load_mapping(path), where=str(path), lines=key_lines(read_text(path)))
+
+
+# --- validating --------------------------------------------------------------------------------------------
+
+
+def recipe_from(mapping: Mapping[str, Any], *, where: str, lines: Mapping[str, int] | None = None) -> Recipe:
+    """Validate a mapping; every problem is in the message, the first one in the error's fields."""
+    try:
+        return Recipe.model_validate(mapping)
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors()]
+    first = problems[0]
+    key_line = (lines or {}).get(first.key or "")
+    place = f"{where}:{key_line}" if key_line else where
+    message = (
+        first.message
+        if len(problems) == 1
+        else "\n  ".join(
+            [
+                f"{len(problems)} problems",
+                *(f"{p.message}{f' ({p.hint})' if p.hint else ''}" for p in problems),
+            ]
+        )
+    )
+    hint = first.hint if len(problems) == 1 else None
+    raise RecipeError(
+        message,
+        where=place,
+        hint=hint,
+        key=first.key,
+        problem=first.problem or "invalid",
+        suggestion=first.suggestion,
+    ) from None
+
+
+def _explain(detail: Any) -> RecipeError:
+    loc = [part for part in detail["loc"] if not _is_union_label(part)]
+    key = ".".join(map(str, loc))
+    kind, context, value = detail["type"], detail.get("ctx") or {}, detail["input"]
+    if kind == "extra_forbidden":
+        return _unknown_key(loc, key)
+    if kind == "missing":
+        return RecipeError(f"{key}: is missing", hint=describe_key(key), key=key, problem="missing")
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        choices = [part.strip(" '") for part in re.split(r",| or ", context["expected"])]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        return RecipeError(
+            f"{key}: {value!r} is not one of {', '.join(choices)}",
+            hint=f"did you mean {near[0]}?" if near else None,
+            key=key,
+            problem="choice",
+            suggestion=near[0] if near else None,
+        )
+    bounds = {name: context[name] for name in ("ge", "gt", "le", "lt") if name in context}
+    if bounds and isinstance(value, int | float):
+        return RecipeError(
+            f"{key}: {message[0].lower()}{message[1:]}, got {value!r}",
+            hint=describe_key(key),
+            key=key,
+            problem="range",
+            suggestion=_nearest_in_range(value, bounds),
+        )
+    if "must " in message or "needs " in message or "needed " in message or "has only" in message:
+        return RecipeError(message if not key or key in message else f"{key}: {message}", key=key or None)
+    return RecipeError(
+        f"{key}: {message[0].lower()}{message[1:]}" + ("" if f"got {value!r}" in message else f", got {value!r}"),
+        hint=describe_key(key),
+        key=key,
+        problem="type",
+        suggestion=_as_number(value),
+    )
+
+
+def _is_union_label(part: object) -> bool:
+    """Pydantic puts the branch of a union into the location; it is no key of the file."""
+    return (
+        isinstance(part, str)
+        and bool(re.search(r"[\[\](]|^(str|int|float|literal|function-)", part))
+        and "." not in part
+        and part not in _all_names()
+    )
+
+
+def _all_names(section: type[BaseModel] = Recipe) -> set[str]:
+    names = set(section.model_fields)
+    for field in section.model_fields.values():
+        inner = section_of(field.annotation)
+        if inner is not None:
+            names |= _all_names(inner)
+    return names
+
+
+def _unknown_key(loc: list[Any], key: str) -> RecipeError:
+    section = _section_at(loc[:-1])
+    known = list(section.model_fields) if section else []
+    here = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    elsewhere = [path for path in _all_paths() if path.rsplit(".", 1)[-1] == loc[-1]]
+    suggestion = elsewhere[0] if elsewhere else None
+    if here and (not elsewhere or difflib.SequenceMatcher(None, here[0], str(loc[-1])).ratio() > 0.8):
+        suggestion = ".".join([*map(str, loc[:-1]), here[0]])
+    hint = f"did you mean {suggestion}?" if suggestion else f"valid here: {', '.join(known)}"
+    return RecipeError(f"{key}: unknown key", hint=hint, key=key, problem="unknown_key", suggestion=suggestion)
+
+
+def _all_paths(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield from _all_paths(inner, f"{prefix}{name}.")
+
+
+def _section_at(loc: list[Any]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = Recipe
+    for part in loc:
+        field = section.model_fields.get(str(part)) if section else None
+        section = section_of(field.annotation) if field else None
+    return section
+
+
+def field_at(key: str) -> FieldInfo | None:
+    """The schema's field at a dotted key, or None where there is no such key."""
+    *path, name = key.split(".")
+    section = _section_at(path)
+    return section.model_fields.get(name) if section else None
+
+
+def describe_key(key: str) -> str | None:
+    """The first sentence of the key's documentation."""
+    field = field_at(key)
+    if field is None or not field.description:
+        return None
+    return f"{key.rsplit('.', 1)[-1]}: {' '.join(field.description.split())}"
+
+
+def bounds_of(key: str) -> dict[str, float]:
+    """The schema's limits of a number: any of ge, gt, le, lt."""
+    field = field_at(key)
+    found: dict[str, float] = {}
+    for item in field.metadata if field else ():
+        for name in ("ge", "gt", "le", "lt"):
+            limit = getattr(item, name, None)
+            if limit is not None:
+                found[name] = float(limit)
+    return found
+
+
+def _nearest_in_range(value: float, bounds: Mapping[str, Any]) -> Any:
+    """The closest permitted value; for an open bound there is none, so the key's default is better."""
+    for name in ("ge", "le"):
+        if name in bounds:
+            return bounds[name]
+    return None
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            parsed = yaml.load(value, Loader=Yaml12Loader)
+        except yaml.YAMLError:
+            return None
+        return parsed if isinstance(parsed, int | float | bool) else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None
+
+
+def get_key(recipe: Recipe, key: str) -> Any:
+    """Value at a dotted key; None below an optional section that is absent. KeyError for no such key."""
+    if field_at(key) is None:
+        raise KeyError(key)
+    value: Any = recipe
+    for part in key.split("."):
+        if value is None:
+            return None
+        value = getattr(value, part)
+    return value
+
+
+def with_keys(recipe: Recipe, values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """A validated copy with dotted keys set. An optional section that is absent is created."""
+    content = recipe.model_dump(mode="json")
+    for key, value in values.items():
+        set_in(content, key, value)
+    return recipe_from(content, where=where)
+
+
+def set_in(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set (or with REMOVE take out) a dotted key in nested dicts, in place."""
+    *path, name = key.split(".")
+    target = content
+    for part in path:
+        if not isinstance(target.get(part), dict):
+            target[part] = {}
+        target = target[part]
+    if value is REMOVE:
+        target.pop(name, None)
+    else:
+        target[name] = value
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """The whole recipe, defaults filled in, as YAML that `load_recipe` reads back to an equal recipe."""
+    # PyYAML writes 5e-05, which YAML 1.1 readers take for a string; ours and YAML 1.2 readers do not.
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+# --- editing -----------------------------------------------------------------------------------------------
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Line number (from 1) of every dotted key that the text itself contains."""
+    lines: dict[str, int] = {}
+
+    def visit(node: yaml.Node, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                path = f"{prefix}{key_node.value}"
+                lines[path] = key_node.start_mark.line + 1
+                visit(value_node, f"{path}.")
+        elif isinstance(node, yaml.SequenceNode):
+            for position, item in enumerate(node.value):
+                lines[f"{prefix}{position}"] = item.start_mark.line + 1
+                visit(item, f"{prefix}{position}.")
+
+    try:
+        root = yaml.compose(text, Loader=Yaml12Loader)
+    except yaml.YAMLError:
+        return {}
+    if root is not None:
+        visit(root, "")
+    return lines
+
+
+def edit_text(text: str, changes: Mapping[str, Any], *, where: str = "recipe") -> str:
+    """Set dotted keys in YAML text; `REMOVE` takes a key out. Comments, order and every other byte stay.
+
+    A key that the text lacks is added at the end of its section (it may so override one inherited by
+    `extends`). Raises RecipeError for text with anchors or several documents.
+    """
+    expected = _content(text, where=where)
+    for key, value in changes.items():
+        text = _remove(text, key) if value is REMOVE else _set(text, key, value)
+        set_in(expected, key, value)
+    if _without_empty(_content(text, where=where)) != _without_empty(expected):
+        raise RecipeError("this layout cannot be edited safely", where=where, hint="write the section in block style")
+    return text
+
+
+def _content(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, Loader=Yaml12Loader)):
+            raise RecipeError("anchors and aliases cannot be edited", where=where, hint="write the values out")
+    except yaml.YAMLError as error:
+        raise _yaml_error(error, where=where) from None
+    content = read_yaml(text, where=where)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError("a recipe is a mapping of keys", where=where)
+    return content
+
+
+def _without_empty(value: Any) -> Any:
+    """Sections that removal has emptied count as absent when texts are compared."""
+    if isinstance(value, dict):
+        cleaned = {key: _without_empty(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in cleaned.items() if inner != {}}
+    return value
+
+
+Found = Literal["value", "section", "nothing"]
+
+
+def _locate(
+    text: str, parts: list[str]
+) -> tuple[list[tuple[yaml.MappingNode, yaml.Node, yaml.Node]], yaml.Node | None]:
+    """The chain of (mapping, key node, value node) along `parts` as far as it exists, and the root node."""
+    root = yaml.compose(text, Loader=Yaml12Loader)
+    chain: list[tuple[yaml.MappingNode, yaml.Node, yaml.Node]] = []
+    node: yaml.Node | None = root
+    for part in parts:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        match = next(((key, value) for key, value in node.value if key.value == part), None)
+        if match is None:
+            break
+        chain.append((node, *match))
+        node = match[1]
+    return chain, root
+
+
+def _set(text: str, key: str, value: Any) -> str:
+    parts = key.split(".")
+    chain, root = _locate(text, parts)
+    if len(chain) == len(parts):
+        return _replace_value(text, chain[-1][2], chain[-1][1], _inline(value))
+    container = chain[-1][2] if chain else root
+    rest = parts[len(chain) :]
+    if container is None:
+        return _joined(text, _block_lines(rest, value, indent=0, newline=_newline(text)), _newline(text))
+    if not isinstance(container, yaml.MappingNode):
+        nested: Any = value
+        for part in reversed(rest):
+            nested = {part: nested}
+        return _replace_value(text, container, chain[-1][1], _inline(nested))
+    if container.flow_style:
+        return _insert_in_flow(text, container, rest, value)
+    if not chain:
+        return _joined(text, _block_lines(rest, value, indent=0, newline=_newline(text)), _newline(text))
+    return _insert_in_block(text, container, rest, value)
+
+
+def _replace_value(text: str, node: yaml.Node, key_node: yaml.Node, rendered: str) -> str:
+    start, end = node.start_mark.index, _end(text, node)
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+        return text[:start] + rendered + text[end:]
+    if node.start_mark.line != key_node.end_mark.line:
+        start = text.index(":", key_node.end_mark.index) + 1  # a block collection: back to its key's line
+        rendered = " " + rendered
+    elif start == end and not text[:start].endswith(" "):
+        rendered = " " + rendered  # `key:` with nothing after it
+    return text[:start] + rendered + text[end:]
+
+
+def _end(text: str, node: yaml.Node) -> int:
+    """Index just past the node's own last character (PyYAML's end of a block runs on to the next token)."""
+    if isinstance(node, yaml.ScalarNode):
+        end = int(node.end_mark.index)
+        if node.style in ("|", ">"):
+            return len(text[:end].rstrip("\r\n")) if text[:end].strip() else end
+        return end
+    if getattr(node, "flow_style", False) or not node.value:
+        return int(node.end_mark.index)
+    last: Any = node.value[-1]
+    if not isinstance(last, tuple):
+        return _end(text, last)
+    key_node, value_node = last
+    return max(_end(text, value_node), int(key_node.end_mark.index) + 1)
+
+
+def _insert_in_block(text: str, mapping: yaml.MappingNode, rest: list[str], value: Any) -> str:
+    newline = _newline(text)
+    at = _end(text, mapping)
+    line_end = text.find("\n", at)
+    lines = _block_lines(rest, value, indent=mapping.start_mark.column, newline=newline)
+    if line_end < 0:
+        return text + newline + lines
+    return text[: line_end + 1] + lines + text[line_end + 1 :]
+
+
+def _insert_in_flow(text: str, mapping: yaml.MappingNode, rest: list[str], value: Any) -> str:
+    nested: Any = value
+    for part in reversed(rest[1:]):
+        nested = {part: nested}
+    entry = f"{rest[0]}: {_inline(nested)}"
+    if mapping.value:
+        at = _end(text, mapping.value[-1][1])
+        return text[:at] + f", {entry}" + text[at:]
+    at = mapping.start_mark.index + 1
+    return text[:at] + entry + text[at:]
+
+
+def _remove(text: str, key: str) -> str:
+    parts = key.split(".")
+    chain, _ = _locate(text, parts)
+    if len(chain) < len(parts):
+        return text
+    mapping, key_node, value_node = chain[-1]
+    if len(mapping.value) == 1 and len(parts) > 1:
+        return _remove(text, ".".join(parts[:-1]))  # an empty section would read as null
+    start, end = key_node.start_mark.index, _end(text, value_node)
+    if mapping.flow_style:
+        after = re.match(r"\s*,\s*", text[end:])
+        if after:
+            return text[:start] + text[end + after.end() :]
+        before = re.search(r"\s*,\s*$", text[:start])
+        return text[: before.start() if before else start] + text[end:]
+    line_start = text.rfind("\n", 0, start) + 1
+    line_end = text.find("\n", max(end, key_node.end_mark.index))
+    return text[:line_start] + (text[line_end + 1 :] if line_end >= 0 else "")
+
+
+def _block_lines(parts: list[str], value: Any, *, indent: int, newline: str) -> str:
+    lines = [f"{' ' * (indent + 2 * depth)}{part}:" for depth, part in enumerate(parts)]
+    lines[-1] += " " + _inline(value)
+    return newline.join(lines) + newline
+
+
+def _joined(text: str, lines: str, newline: str) -> str:
+    return text + ("" if not text or text.endswith("\n") else newline) + lines
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _inline(value: Any) -> str:
+    """One line of YAML that any 1.1 or 1.2 reader takes for this value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_string(str(k))}: {_inline(v)}" for k, v in value.items()) + "}"
+    return "[" + ", ".join(_inline(item) for item in value) + "]"
+
+
+def _float(value: float) -> str:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")  # YAML 1.1 readers want the point
+    return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
+
+
+def _string(value: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value)
+    if plain and value.lower() not in {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}:
+        return value
+    return '"' + "".join(_escaped(character) for character in value) + '"'
+
+
+def _escaped(character: str) -> str:
+    """A character as YAML's double quotes take it; JSON's surrogate pairs would not be read as one."""
+    if character in '"\\':
+        return "\\" + character
+    if character == "\n":
+        return "\\n"
+    if character == " " or (character.isprintable() and character not in "\ufeff\ufffe\uffff"):
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

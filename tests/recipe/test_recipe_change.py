@@ -1,0 +1,92 @@
+"""What a change may do to a recipe, and what is refused by code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from agent.recipe.change import Change, ChangeRefused
+from agent.recipe.files import bounds_of, get_key, recipe_from
+from agent.recipe.schema import Recipe, leaf_keys
+
+RECIPE = recipe_from(
+    {"model": {"source": "builtin:tiny"}, "task": {"dataset": "builtin:addition"}, "budget": {"cycles": 3}}, where="t"
+)
+
+
+@pytest.mark.parametrize("key", [key for key, locked in leaf_keys().items() if locked])
+def test_no_change_reaches_a_locked_key(key: str) -> None:
+    with pytest.raises(ChangeRefused, match="locked"):
+        Change(set={key: 1}).apply(RECIPE)
+
+
+@pytest.mark.parametrize("key", ["evaluation", "budget", "task.verifier", "task", "task.parameters.low"])
+def test_nor_by_its_section_or_from_below(key: str) -> None:
+    with pytest.raises(ChangeRefused, match="locked"):
+        Change(set={key: {}}).apply(RECIPE)
+
+
+@pytest.mark.parametrize("rate", ["learner.learning_rate", "learner.lr_schedule.decay", "learner.warmup"])
+def test_rate_and_temperature_never_move_together(rate: str) -> None:
+    with pytest.raises(ChangeRefused, match="together"):
+        Change(set={rate: 0.1, "rollout.temperature": 0.5}).apply(RECIPE)
+
+
+def test_an_unknown_key_or_an_invalid_result_is_refused() -> None:
+    with pytest.raises(ChangeRefused, match="unknown key"):
+        Change(set={"rollout.temprature": 1}).apply(RECIPE)
+    with pytest.raises(ChangeRefused, match="valid recipe"):
+        Change(set={"rollout.max_new_tokens": 5000}).apply(RECIPE)
+
+
+def test_a_change_of_nothing_or_of_one_key_twice_is_no_change() -> None:
+    with pytest.raises(ValidationError):
+        Change()
+    with pytest.raises(ValidationError):
+        Change(set={"seed": 1}, scale={"seed": 2})
+
+
+def test_set_scale_toggle_and_their_words() -> None:
+    change = Change(
+        set={"learner.lr_schedule.kind": "cosine"},
+        scale={"rollout.samples_per_prompt": 2, "learner.learning_rate": 0.5},
+        toggle=["learner.packing"],
+    )
+    changed = change.apply(RECIPE)
+    assert changed.rollout.samples_per_prompt == 16
+    assert changed.learner.learning_rate == 2.5e-5
+    assert changed.learner.packing is True
+    assert change.describe(RECIPE) == (
+        "learner.lr_schedule.kind 'constant' -> 'cosine', rollout.samples_per_prompt 8 -> 16, "
+        "learner.learning_rate 5e-05 -> 2.5e-05, learner.packing False -> True"
+    )
+
+
+def test_keys_that_do_not_move_are_left_out() -> None:
+    assert Change(set={"rollout.temperature": 1.0}).values(RECIPE) == {}
+
+
+numbers = [
+    key
+    for key, locked in leaf_keys().items()
+    if not locked and isinstance(_v := get_key(RECIPE, key), int | float) and not isinstance(_v, bool)
+]
+
+
+@given(key=st.sampled_from(numbers), factor=st.floats(0.01, 100))
+def test_scaling_keeps_type_and_range(key: str, factor: float) -> None:
+    moves: dict[str, tuple[Any, Any]] = Change(scale={key: factor}).values(RECIPE)
+    for old, new in moves.values():
+        assert type(new) is type(old)
+        limits = bounds_of(key)
+        assert limits.get("ge", new) <= new <= limits.get("le", new)
+
+
+def test_an_optional_section_is_created() -> None:
+    changed: Recipe = Change(set={"model.lora": {"rank": 8}}).apply(RECIPE)
+    assert changed.model.lora is not None
+    assert changed.model.lora.rank == 8
