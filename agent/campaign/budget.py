@@ -1,0 +1,187 @@
+"""Time: what the user wrote, what has been consumed, what may still be started.
+
+A budget is consumed seconds, not a date: time in which the agent did not run (a reboot, a pause) is not
+charged. `--deadline` is the absolute form; the smaller of the two counts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.errors import BudgetError, UsageError
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST_SECONDS = 30 * 86400
+
+
+def parse_duration(text: str, *, option: str = "--budget") -> float:
+    """Seconds of `8h`, `90m`, `1h30m`, `45s`, `1.5h`, `2d`. UsageError for anything else, 0, or over 30 days."""
+    cleaned = text.strip().lower()
+    pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd])", cleaned)
+    if not pieces or "".join(number + unit for number, unit in pieces) != cleaned:
+        raise UsageError(f"{option} {text!r} is no duration", hint=f"write it like {_meant(cleaned)}")
+    seconds = sum(float(number) * UNITS[unit] for number, unit in pieces)
+    if seconds <= 0:
+        raise UsageError(f"{option} {text!r} is no time at all", hint="write it like 8h, 90m or 1h30m")
+    if seconds > LONGEST_SECONDS:
+        raise UsageError(
+            f"{option} {text!r} is longer than 30 days", hint="several campaigns resume from each other's results.tsv"
+        )
+    return seconds
+
+
+def _meant(text: str) -> str:
+    """The duration that was probably meant: `8 hours` -> 8h, `90` -> 90m or 90s."""
+    worded = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)(?:ec|in|our|r|ay)?[a-z]*", text)
+    if worded:
+        return f"{worded[1]}{worded[2]}"
+    if re.fullmatch(r"[1-9]\d*", text):
+        return f"{text}m or {text}s"
+    return "8h, 90m or 1h30m"
+
+
+def parse_deadline(text: str, now: datetime.datetime) -> datetime.datetime:
+    """`07:30` (the next one) or an ISO date and time, in local time. UsageError where it is neither, or past."""
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}", text.strip()):
+            clock = datetime.time.fromisoformat(text.strip().zfill(5))
+            moment = datetime.datetime.combine(now.date(), clock, tzinfo=now.tzinfo)
+            return moment if moment > now else moment + datetime.timedelta(days=1)
+        moment = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise UsageError(f"--deadline {text!r} is no time", hint="write 07:30 or 2026-01-02T07:30") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+    if moment <= now:
+        raise UsageError(f"--deadline {text!r} has passed", hint="write 07:30 for the next half past seven")
+    return moment
+
+
+def words(seconds: float) -> str:
+    """`7h 05m`, `12m 30s`, `45s`."""
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    if whole >= 60:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole}s"
+
+
+class BudgetClock:
+    """Counts consumed seconds on a monotonic clock, on top of what earlier sessions consumed."""
+
+    def __init__(
+        self,
+        budget_s: float | None,
+        *,
+        consumed_s: float = 0.0,
+        deadline: datetime.datetime | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime.datetime] = lambda: datetime.datetime.now().astimezone(),
+    ):
+        self.budget_s = budget_s
+        self.deadline = deadline
+        self._before = consumed_s
+        self._monotonic = monotonic
+        self._wall = wall
+        self._started = monotonic()
+
+    @property
+    def consumed_s(self) -> float:
+        return self._before + (self._monotonic() - self._started)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the budget or the deadline, whichever is nearer; may be negative."""
+        left = float("inf") if self.budget_s is None else self.budget_s - self.consumed_s
+        if self.deadline is not None:
+            left = min(left, (self.deadline - self._wall()).total_seconds())
+        return left
+
+    def affords(self, predicted_s: float, *, reserve_s: float) -> bool:
+        """Whether something of this length may start before the reserve is touched."""
+        return predicted_s <= self.left_s - reserve_s
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Predicted seconds of one run: overhead (start, load), training, final evaluation."""
+
+    overhead_s: float
+    train_s: float
+    evaluate_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.overhead_s + self.train_s + self.evaluate_s
+
+
+CONFIRM_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """What a budget is going to be spent on, in seconds, before anything ran."""
+
+    baseline_seeds: int
+    calibration_s: float
+    idea_s: float
+    confirmation_s: float
+    reserve_s: float
+    ideas: int
+
+    def words(self) -> str:
+        return (
+            f"{self.baseline_seeds} baseline runs ({words(self.calibration_s)}), then about {self.ideas} ideas of "
+            f"{words(self.idea_s)} each, a confirmation costs {words(self.confirmation_s)}, "
+            f"{words(self.reserve_s)} held back for the last confirmation, the holdout and the report"
+        )
+
+
+def reserve_seconds(cost: RunCost) -> float:
+    """Held back at the end: one confirmation (two seeds an arm) and the holdout evaluations."""
+    return confirmation_seconds(cost) + holdout_seconds(cost)
+
+
+def confirmation_seconds(cost: RunCost) -> float:
+    return 2 * CONFIRM_SEEDS * cost.total_s
+
+
+def holdout_seconds(cost: RunCost) -> float:
+    """Untrained, and two seeds each of baseline and winner."""
+    return (1 + 2 * CONFIRM_SEEDS) * (cost.overhead_s + cost.evaluate_s)
+
+
+def plan_night(budget_s: float, cost: RunCost, *, baseline_seeds: int, allow_fewer_seeds: bool) -> NightPlan:
+    """Divide the budget. BudgetError with the train_seconds that would fit where not one idea is affordable.
+
+    The baseline gives up seeds (never below two) rather than take more than 40% of the budget or leave no idea.
+    """
+    fewest = min(2, baseline_seeds) if allow_fewer_seeds else baseline_seeds
+    reserve = reserve_seconds(cost)
+    for seeds in range(baseline_seeds, fewest - 1, -1):
+        calibration = seeds * cost.total_s + cost.overhead_s + cost.evaluate_s  # and the untrained model once
+        ideas = int((budget_s - calibration - reserve) // cost.total_s)
+        if ideas >= 1 and (seeds == fewest or seeds * cost.total_s <= 0.4 * budget_s):
+            return NightPlan(seeds, calibration, cost.total_s, confirmation_seconds(cost), reserve, ideas)
+    raise _too_small(budget_s, cost, seeds=fewest)
+
+
+def _too_small(budget_s: float, cost: RunCost, *, seeds: int) -> BudgetError:
+    runs = seeds + 1 + 2 * CONFIRM_SEEDS
+    evaluations = 1 + 1 + 2 * CONFIRM_SEEDS
+    fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * (cost.overhead_s + cost.evaluate_s)
+    needed = fixed + runs * cost.train_s
+    affordable = (budget_s - fixed) / runs
+    if affordable >= 1:
+        hint = f"set budget.train_seconds to {int(affordable)} in the recipe, or give it {words(needed)}"
+    else:
+        hint = f"give it at least {words(needed)}; starting and evaluating alone take {words(fixed)}"
+    return BudgetError(
+        f"{words(budget_s)} affords no idea: a baseline of {seeds} seeds, one idea, its confirmation and the holdout "
+        f"need about {words(needed)} at {words(cost.train_s)} of training a run",
+        hint=hint,
+    )

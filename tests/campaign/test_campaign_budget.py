@@ -1,0 +1,106 @@
+"""Budgets: what can be written, what is charged, what may be started."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from agent.campaign.budget import BudgetClock, RunCost, parse_deadline, parse_duration, plan_night, words
+from agent.errors import BudgetError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8h", 28800), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), (" 2D ", 172800)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("0", "8h, 90m"),
+        ("0s", "8h, 90m"),
+        ("-5m", "8h, 90m"),
+        ("8 hours", "like 8h"),
+        ("90", "90m or 90s"),
+        ("1e9h", "8h, 90m"),
+        ("", "8h, 90m"),
+        ("h", "8h, 90m"),
+        ("99999h", "several campaigns"),
+        ("nan", "8h, 90m"),
+    ],
+)
+def test_what_is_no_duration_says_what_to_write(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=hint):
+        parse_duration(text)
+
+
+NOW = datetime.datetime(2026, 1, 2, 23, 0, tzinfo=datetime.UTC)
+
+
+def test_a_clock_time_is_the_next_one() -> None:
+    assert parse_deadline("07:30", NOW) == datetime.datetime(2026, 1, 3, 7, 30, tzinfo=datetime.UTC)
+    assert parse_deadline("23:30", NOW) == datetime.datetime(2026, 1, 2, 23, 30, tzinfo=datetime.UTC)
+    assert parse_deadline("2026-01-03T08:00", NOW).day == 3
+
+
+@pytest.mark.parametrize("text", ["25:00", "soon", "2026-01-01T00:00"])
+def test_a_bad_deadline(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_deadline(text, NOW)
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def wall(self) -> datetime.datetime:
+        return NOW + datetime.timedelta(seconds=self.seconds - 100)
+
+
+def test_downtime_is_not_charged_and_the_nearer_limit_counts() -> None:
+    time = FakeTime()
+    clock = BudgetClock(1000, consumed_s=300, monotonic=time.monotonic, wall=time.wall)
+    time.seconds += 50
+    assert clock.consumed_s == 350
+    assert clock.left_s == 650
+    assert clock.affords(600, reserve_s=50)
+    assert not clock.affords(601, reserve_s=50)
+    nearer = BudgetClock(1000, deadline=NOW + datetime.timedelta(seconds=170), monotonic=time.monotonic, wall=time.wall)
+    assert nearer.left_s == 120
+
+
+COST = RunCost(overhead_s=5, train_s=13, evaluate_s=2)
+
+
+def test_a_night_is_divided_by_hand() -> None:
+    # run 20 s. calibration 3*20 + untrained 7 = 67; reserve = 4*20 + 5*7 = 115; (600 - 67 - 115) / 20 = 20.9
+    night = plan_night(600, COST, baseline_seeds=3, allow_fewer_seeds=True)
+    assert (night.calibration_s, night.reserve_s, night.ideas) == (67, 115, 20)
+
+
+def test_a_tight_budget_gives_up_a_baseline_seed_before_the_idea() -> None:
+    # with three seeds one idea needs 9 * 80 + 6 * 20 - 80 = 760 s, with two 680 s
+    assert plan_night(760, RunCost(10, 60, 10), baseline_seeds=3, allow_fewer_seeds=True).baseline_seeds == 3
+    assert plan_night(759, RunCost(10, 60, 10), baseline_seeds=3, allow_fewer_seeds=True).baseline_seeds == 2
+    with pytest.raises(BudgetError):
+        plan_night(759, RunCost(10, 60, 10), baseline_seeds=3, allow_fewer_seeds=False)
+
+
+def test_a_budget_that_affords_no_idea_names_the_train_seconds_that_would() -> None:
+    with pytest.raises(BudgetError, match=r"affords no idea.*\n.*budget\.train_seconds to (\d+)") as caught:
+        plan_night(300, RunCost(5, 120, 5), baseline_seeds=3, allow_fewer_seeds=True)
+    assert caught.value.hint is not None
+    seconds = int(caught.value.hint.split("train_seconds to ")[1].split(" ")[0])
+    assert plan_night(300, RunCost(5, seconds, 5), baseline_seeds=3, allow_fewer_seeds=True).ideas >= 1
+    with pytest.raises(BudgetError):
+        plan_night(300, RunCost(5, seconds + 3, 5), baseline_seeds=2, allow_fewer_seeds=True)
+
+
+def test_words() -> None:
+    assert [words(s) for s in (45, 750, 25500, -3)] == ["45s", "12m 30s", "7h 05m", "0s"]
