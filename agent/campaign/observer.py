@@ -1,0 +1,82 @@
+"""Whoever watches a campaign: the terminal, a log, a test. The loop tells, and never asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where the campaign stands."""
+
+    campaign: str
+    left_s: float
+    consumed_s: float
+    ideas: int
+    kept: int
+    metric: str
+    untrained: float | None = None
+    baseline: float | None = None
+    best: float | None = None
+    best_is: str = "baseline"
+    """Which recipe is best so far: `baseline`, or `#7 learning rate up`."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What runs now."""
+
+    what: str
+    """`#3 learning-rate: raise the rate, 0.0005 -> 0.001`."""
+    run: str
+    """`search, seed 3`."""
+    predicted_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life of the running training."""
+
+    phase: str
+    elapsed_s: float
+    budget_spent: float | None = None
+    note: str | None = None
+    cycle: int | None = None
+    metric: float | None = None
+    memory_gb: float | None = None
+
+
+class Observer(Protocol):
+    def say(self, text: str) -> None:
+        """One or more lines for people, in the order of events."""
+
+    def warn(self, text: str) -> None:
+        """Something that a person should act on or know about."""
+
+    def board(self, board: Board) -> None:
+        """The campaign stands differently."""
+
+    def started(self, activity: Activity) -> None:
+        """A run begins."""
+
+    def pulse(self, pulse: Pulse) -> None:
+        """The run is alive."""
+
+    def ended(self, text: str) -> None:
+        """The run ended, in words."""
+
+    def recorded(self, row: dict[str, Any]) -> None:
+        """A row of the results table was written."""
+
+
+class Silent:
+    """Watches nothing."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def board(self, board: Board) -> None: ...
+    def started(self, activity: Activity) -> None: ...
+    def pulse(self, pulse: Pulse) -> None: ...
+    def ended(self, text: str) -> None: ...
+    def recorded(self, row: dict[str, Any]) -> None: ...

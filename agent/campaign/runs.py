@@ -1,0 +1,252 @@
+"""Execute a run exactly once. A run that the journal knows as finished is read from disk, so that a campaign
+which was killed anywhere can simply go through its steps again.
+
+Does not judge; a failed training comes back with its diagnosis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.campaign.observer import Activity, Pulse
+from agent.campaign.session import Session
+from agent.contract import Split, Summary
+from agent.ledger.journal import Run
+from agent.recipe.schema import Recipe
+from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
+from agent.run.processes import ProcessIdentity, end_process_group
+from agent.run.telemetry import RunRecord, read_run
+from agent.run.triage import Diagnosis, evidence_of, triage
+
+TICK_EVERY_S = 30.0
+SLACK_S = 60.0
+"""A run may take this much longer than twice its prediction before the launcher ends it."""
+
+Launch = Callable[..., RunResult]
+
+
+class CutShort(Exception):
+    """The campaign itself ended a run: a person's wish, or the end of the budget. The run proves nothing."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Job:
+    key: str
+    """Names the run and its folder; unique in the campaign."""
+    what: str
+    """For people."""
+    recipe: Recipe
+    seed: int
+    role: str
+    rung: str
+    experiment: int | None = None
+    arm: str | None = None
+    splits: tuple[Split, ...] = ("search",)
+    evaluate: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that has come to an end of its own, with what it left on disk."""
+
+    key: str
+    record: RunRecord
+    elapsed_s: float | None
+    diagnosis: Diagnosis | None
+    """Why it failed; None for a run with a summary."""
+
+    @property
+    def summary(self) -> Summary | None:
+        return self.record.summary
+
+    @property
+    def ok(self) -> bool:
+        return self.diagnosis is None and self.record.summary is not None
+
+
+class Runner:
+    def __init__(self, session: Session, *, launcher: Launch = launch):
+        self.session = session
+        self._launch = launcher
+
+    def run(self, job: Job) -> Done:
+        """Execute the job, or read it back. Raises CutShort; AgentErrors that are not the training's fault."""
+        out = self.session.runs_folder / job.key
+        before = [run for run in self.session.state.runs.values() if _key_of(run) == job.key]
+        finished = next((run for run in before if _counts(run)), None)
+        if finished is not None:
+            return self._from_disk(job, finished)
+        recovered = self._settle(job, out, before)
+        if recovered is not None:
+            return recovered
+        return self._execute(job, out, attempt=len(before) + 1)
+
+    # --- what earlier sessions left -------------------------------------------------------------------------
+
+    def _from_disk(self, job: Job, run: Run) -> Done:
+        assert run.finished is not None
+        told = (run.finished.model_extra or {}).get("diagnosis")
+        diagnosis = Diagnosis(**told) if told else None
+        return Done(job.key, read_run(self.session.runs_folder / job.key), run.finished.elapsed_s, diagnosis)
+
+    def _settle(self, job: Job, out: Path, before: list[Run]) -> Done | None:
+        """End what still runs in the folder and close the journal's open lines; a whole summary is a finished run."""
+        orphan = running_in(out)
+        if orphan is not None:
+            self.session.observer.warn(f"ending a training (process {orphan.pid}) that an earlier session left")
+            end_process_group(orphan)
+        open_runs = [run for run in before if not run.finished]
+        record = read_run(out)
+        summary = record.summary
+        if open_runs and summary is not None and not summary.stopped:
+            self._finish(open_runs[-1].id, ended_by="itself", exit_code=0, record=record, elapsed_s=summary.elapsed_s)
+            return Done(job.key, record, summary.elapsed_s, None)
+        for run in open_runs:
+            self.session.tell("run_finished", run=run.id, ended_by="lost", reason="the agent ended before the run did")
+        return None
+
+    # --- now ------------------------------------------------------------------------------------------------
+
+    def _execute(self, job: Job, out: Path, *, attempt: int) -> Done:
+        session = self.session
+        asked = self._why_stop()
+        if asked:
+            raise CutShort(asked)
+        cost = session.cost(job.recipe)
+        predicted = cost.overhead_s + cost.evaluate_s if job.evaluate else cost.total_s
+        run = job.key if attempt == 1 else f"{job.key}.{attempt}"
+        words: dict[str, Any] = {
+            "run": run,
+            "experiment": job.experiment,
+            "role": job.role,
+            "rung": job.rung,
+            "arm": job.arm,
+            "seed": job.seed,
+            "recipe_signature": job.recipe.signature(),
+            "out": out.relative_to(session.workspace).as_posix(),
+        }
+        session.tell("run_planned", **words)
+        session.observer.started(Activity(job.what, f"seed {job.seed}", predicted))
+        result = self._launch(
+            self._request(job, out, self._time_limit(predicted)),
+            on_started=lambda identity: self._started(words, identity),
+            on_progress=self._progress(),
+            stop=self._why_stop,
+            machine=session.machine,
+        )
+        return self._ended(job, run, result)
+
+    def _request(self, job: Job, out: Path, limit: float) -> RunRequest:
+        env = {name: value for change in self.session.state.shared_changes for name, value in change.env.items()}
+        return RunRequest(
+            recipe=job.recipe,
+            out=out,
+            seed=job.seed,
+            workspace=self.session.workspace,
+            time_limit_s=limit,
+            splits=job.splits,
+            evaluate=job.evaluate,
+            cache=self.session.cache,
+            allow_untrusted_code=self.session.settings.allow_untrusted_code,
+            low_priority=self.session.settings.low_priority,
+            env=env,
+        )
+
+    def _time_limit(self, predicted_s: float) -> float:
+        """Enough for a slow day, never beyond the budget."""
+        limit = min(2 * predicted_s + SLACK_S, max(1.0, self.session.clock.left_s))
+        per_experiment = self.session.settings.per_experiment_s
+        return min(limit, per_experiment) if per_experiment else limit
+
+    def _why_stop(self) -> str | None:
+        asked = self.session.stop_request()
+        if asked:
+            return asked
+        return "the budget is spent" if self.session.clock.left_s <= 0 else None
+
+    def _started(self, words: dict[str, Any], identity: ProcessIdentity) -> None:
+        self.session.tell(
+            "run_started",
+            **words,
+            pid=identity.pid,
+            process_started=identity.started,
+            boot_id=identity.boot_id,
+            mark=identity.mark,
+        )
+
+    def _progress(self) -> Callable[[Progress], None]:
+        last_tick = self.session.clock.consumed_s
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal last_tick
+            consumed = self.session.clock.consumed_s
+            if consumed - last_tick >= TICK_EVERY_S:
+                last_tick = consumed
+                self.session.tell("budget_tick", consumed_s=consumed)
+            self.session.observer.pulse(
+                Pulse(
+                    phase=progress.phase,
+                    elapsed_s=progress.elapsed_s,
+                    budget_spent=progress.budget_spent,
+                    note=progress.note,
+                    cycle=progress.cycle,
+                    metric=progress.select_metric,
+                    memory_gb=progress.resident_gb,
+                )
+            )
+
+        return on_progress
+
+    def _ended(self, job: Job, run: str, result: RunResult) -> Done:
+        record = read_run(result.out)
+        diagnosis = None if result.ok or result.ended_by == "stop" else triage(evidence_of(result))
+        stopped_early = result.summary is not None and result.summary.stopped
+        ended_by = "stop" if stopped_early and result.ended_by == "itself" else result.ended_by
+        self._finish(
+            run,
+            ended_by=ended_by,
+            exit_code=result.exit_code,
+            signal=result.signal,
+            reason=result.reason,
+            record=record,
+            elapsed_s=result.elapsed_s,
+            peak_rss_gb=result.peak_rss_gb,
+            diagnosis=diagnosis,
+        )
+        self.session.observer.ended(_how_it_ended(record, result, diagnosis))
+        if ended_by == "stop":
+            raise CutShort(self._why_stop() or result.reason)
+        return Done(job.key, record, result.elapsed_s, diagnosis)
+
+    def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
+        summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None
+        if diagnosis is not None:
+            summary = None
+        self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields)
+
+
+def _key_of(run: Run) -> str | None:
+    return Path(run.words.out).name if run.words else None
+
+
+def _counts(run: Run) -> bool:
+    """A run that ended by itself, well or badly; not one that the campaign or a power cut ended."""
+    return run.finished is not None and run.finished.ended_by not in ("stop", "lost")
+
+
+def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | None) -> str:
+    if diagnosis is not None:
+        return f"failed ({diagnosis.crash_class}): {diagnosis.reason}"
+    summary = record.summary
+    if summary is None:
+        return result.reason
+    measured = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
+    trained = f"{summary.cycles} cycles, {summary.optimizer_steps} steps, " if summary.optimizer_steps else ""
+    return f"{trained}{measured or 'no metric'} in {result.elapsed_s:.0f}s"

@@ -1,0 +1,172 @@
+"""An open campaign: everything its steps share. Holds no decisions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.observer import Board, Observer
+from agent.campaign.settings import Settings
+from agent.errors import RecipeError
+from agent.files import write_atomic
+from agent.hardware.probe import Machine
+from agent.ledger.git import CampaignBranches, Repository
+from agent.ledger.journal import CampaignState, Journal
+from agent.plan.schema import Playbook
+from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
+from agent.recipe.schema import Recipe
+
+FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
+"""Start and load of a run before one was measured; other models take longer to load."""
+OTHER_OVERHEAD_S = 30.0
+FIRST_EVALUATION_SHARE = 0.15
+
+
+@dataclass
+class Session:
+    settings: Settings
+    workspace: Path
+    folder: Path
+    """`.raft/campaigns/<name>`."""
+    runs_folder: Path
+    table: Path
+    cache: Path
+    journal: Journal
+    repository: Repository
+    machine: Machine
+    playbook: Playbook
+    observer: Observer
+    clock: BudgetClock
+    branches: CampaignBranches | None = None
+    stop_request: Callable[[], str | None] = lambda: None
+    """Why a person or a signal wants the campaign to stop now, or None."""
+    _state: CampaignState | None = field(default=None, repr=False)
+
+    @property
+    def state(self) -> CampaignState:
+        """What the journal adds up to."""
+        if self._state is None:
+            self._state = self.journal.state()
+        return self._state
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Append to the journal."""
+        self.journal.append(kind, **fields)
+        self._state = None
+
+    # --- recipes as the campaign's commits hold them --------------------------------------------------------
+
+    @property
+    def recipe_path(self) -> str:
+        return self.settings.recipe_path
+
+    def start_files(self) -> dict[str, str]:
+        started = self.state.started
+        if started is None:
+            return collect_files(self.workspace, self.recipe_path)
+        return started.files or {started.recipe_path: started.recipe}
+
+    def files_of(self, experiment: int) -> dict[str, str]:
+        """All recipe files as an experiment's branch holds them; 0 is the baseline."""
+        files = dict(self.start_files())
+        for number in dict.fromkeys((0, experiment)):
+            known = self.state.experiments.get(number)
+            if known:
+                files.update(known.files)
+        return files
+
+    def recipe_of(self, experiment: int) -> Recipe:
+        """The validated recipe of an experiment, without the shared layer. RecipeError where it is not valid."""
+        return self.recipe_from(self.files_of(experiment), label=f"{experiment:03d}")
+
+    def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
+        """Load a recipe from texts by path, through real files, so that messages name file and line."""
+        folder = self.folder / "recipes" / label
+        shutil.rmtree(folder, ignore_errors=True)
+        for path, text in files.items():
+            write_atomic(folder / path, text)
+        try:
+            return load_recipe(folder / self.recipe_path)
+        except RecipeError as error:
+            error.where = (error.where or "").replace(f"{folder}/", "")
+            raise
+
+    def with_shared_layer(self, recipe: Recipe) -> Recipe:
+        """The recipe as it will run: with the changes that a backend fault made for all runs."""
+        values = self.state.shared_values
+        return with_keys(recipe, values) if values else recipe
+
+    @property
+    def incumbent(self) -> int:
+        """Experiment number of the best recipe so far; 0 is the baseline."""
+        known = self.state.incumbent
+        return known.experiment or 0 if known else 0
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def cost(self, recipe: Recipe) -> RunCost:
+        """Predicted seconds of a run of this recipe: medians of what was measured, else a first guess."""
+        finished = [run.finished for run in self.state.runs.values() if run.finished]
+        trained = [(event, event.summary) for event in finished if event.summary and event.summary.get("train_s")]
+        if not trained:
+            overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
+            train = recipe.budget.train_seconds or 0.0
+            return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
+        train = statistics.median(float(summary["train_s"]) for _, summary in trained)
+        evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
+        total = statistics.median(event.elapsed_s or 0.0 for event, _ in trained)
+        return RunCost(max(0.0, total - train - evaluate), train, evaluate)
+
+    def board(self) -> Board:
+        state = self.state
+        numbers = state.calibration
+        ideas = [experiment for number, experiment in state.experiments.items() if number > 0]
+        best, metric, name = self.incumbent, numbers.get("baseline"), "baseline"
+        if best:
+            judged, planned = state.experiments[best].judged, state.experiments[best].planned
+            metric = judged.row.get("metric_value") if judged else None
+            name = f"#{best} {planned.hypothesis if planned else ''}".strip()
+        return Board(
+            campaign=self.settings.campaign,
+            left_s=self.clock.left_s,
+            consumed_s=self.clock.consumed_s,
+            ideas=len(ideas),
+            kept=sum(experiment.outcome == "keep" for experiment in ideas),
+            metric=str(numbers.get("metric", "metric")),
+            untrained=numbers.get("untrained"),
+            baseline=numbers.get("baseline"),
+            best=metric,
+            best_is=name,
+        )
+
+
+def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
+    """The recipe and everything it extends, as texts by path relative to the workspace.
+
+    Raises RecipeError for an invalid chain, or one that leaves the workspace: its commits could not hold it.
+    """
+    load_mapping(workspace / recipe_path)  # refuses a missing parent or a circle, with the message for it
+    files: dict[str, str] = {}
+    path = (workspace / recipe_path).resolve()
+    while True:
+        if not path.is_relative_to(workspace.resolve()):
+            raise RecipeError(
+                "lies outside the workspace", where=str(path), hint="copy it into recipes/ and extend the copy"
+            )
+        text = read_text(path)
+        files[path.relative_to(workspace.resolve()).as_posix()] = text
+        parent = read_yaml(text, where=str(path)).get(EXTENDS)
+        if parent is None:
+            return files
+        path = (path.parent / parent).resolve()
+
+
+def run_key(parts: Iterable[object]) -> str:
+    """A name for a run and its folder: `003-search-s1003`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(str(part) for part in parts if part not in (None, "")))
