@@ -14,6 +14,7 @@ from typing import Any
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
 from agent.contract import Split, Summary
+from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Recipe
 from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
@@ -87,6 +88,20 @@ class Runner:
         if recovered is not None:
             return recovered
         return self._execute(job, out, attempt=len(before) + 1)
+
+    def finished_well(self) -> list[tuple[str, RunPlanned | RunStarted]]:
+        """Key and words of every run that the journal knows to have ended with a summary, oldest first."""
+        found: dict[str, RunPlanned | RunStarted] = {}
+        for run in self.session.state.runs.values():
+            key = _key_of(run)
+            if key and run.words and _counts(run) and run.finished and run.finished.summary is not None:
+                found[key] = run.words
+        return list(found.items())
+
+    def read_back(self, key: str) -> Done:
+        """A finished run from its folder."""
+        record = read_run(self.session.runs_folder / key)
+        return Done(key, record, record.summary.elapsed_s if record.summary else None, None)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 

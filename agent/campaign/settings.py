@@ -32,7 +32,9 @@ def parse_target(text: str, *, metric: str) -> Target:
         raise UsageError(f"--target {text!r} is no target", hint=f"write it like {metric}>=0.9")
     name, relation, number = found.groups()
     if name != metric:
-        raise UsageError(f"--target names {name}, the recipe measures {metric}", hint=f"write {metric}{relation}{number}")
+        raise UsageError(
+            f"--target names {name}, the recipe measures {metric}", hint=f"write {metric}{relation}{number}"
+        )
     try:
         value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
     except ValueError:

@@ -1,0 +1,202 @@
+"""Which idea next: gives the planner what the campaign knows, and turns its first proposal into an experiment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from agent.campaign.evidence import Evidence
+from agent.campaign.runs import Done
+from agent.campaign.session import Session
+from agent.ledger.events import ConstraintLearned
+from agent.ledger.messages import experiment_body, slug_of
+from agent.ledger.table import read_rows
+from agent.plan.planner import Attempt, Constraint, Proposal, Ranking, plan
+from agent.plan.schema import Playbook
+from agent.plan.symptoms import Observation
+from agent.recipe.files import edit_text
+from agent.recipe.schema import Recipe
+
+
+def rank(session: Session, evidence: Evidence | None) -> Ranking:
+    """The planner's ranking for the incumbent as things stand."""
+    recipe = session.recipe_of(session.incumbent)
+    last = evidence.last_run(session.incumbent) if evidence else None
+    return plan(
+        session.playbook,
+        recipe=recipe,
+        observation=observe(session, evidence, last, recipe=recipe) if last and evidence else None,
+        history=[*earlier_attempts(session), *attempts(session)],
+        machine=session.machine,
+        only=session.settings.only,
+        seed=recipe.seed,
+        campaign=session.settings.campaign,
+        constraints=[_constraint(event) for event in session.state.constraints],
+        tried=_tried_signatures(session),
+    )
+
+
+def observe(session: Session, evidence: Evidence, run: Done, *, recipe: Recipe) -> Observation:
+    """All that is known about a run, for the symptoms."""
+    calibration = session.state.calibration
+    noise = evidence.noise
+    return Observation(
+        recipe=recipe,
+        cycles=run.record.cycles,
+        summary=run.record.summary,
+        evals=evidence.search_rows(run),
+        untrained_metric=calibration.get("untrained"),
+        noise=noise.sigma if noise else None,
+        reference_tokens_per_s=calibration.get("tokens_per_s"),
+        machine=session.machine,
+    )
+
+
+def attempts(session: Session) -> list[Attempt]:
+    """The ideas of this campaign that have an outcome, in order of time."""
+    found = []
+    for number in session.state.judged_order:
+        experiment = session.state.experiments[number]
+        planned, judged = experiment.planned, experiment.judged
+        if number == 0 or planned is None or judged is None or judged.outcome == "interrupted":
+            continue
+        found.append(
+            Attempt(
+                hypothesis=planned.hypothesis,
+                axis=planned.axis,
+                values={key: (move[0], move[1]) for key, move in planned.changes.items()},
+                signature=planned.recipe_signature or "",
+                outcome=judged.outcome,
+                reason=judged.reason,
+                delta=judged.numbers.get("delta"),
+                crash_class=judged.crash_class,
+                campaign=session.settings.campaign,
+            )
+        )
+    return found
+
+
+def earlier_attempts(session: Session) -> list[Attempt]:
+    """What `results.tsv` tells of other campaigns with this recipe file."""
+    rows = read_rows(session.table) if session.table.exists() else []
+    return [
+        attempt
+        for row in rows
+        if row.get("campaign") != session.settings.campaign and row.get("recipe") == session.recipe_path
+        for attempt in [_attempt_of_row(row, session.playbook)]
+        if attempt is not None
+    ]
+
+
+def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | None:
+    outcome, hypothesis = row.get("status"), row.get("hypothesis", "")
+    if outcome not in ("keep", "discard", "crash") or hypothesis not in playbook.axis_of:
+        return None
+    delta = row.get("delta", "")
+    return Attempt(
+        hypothesis=hypothesis,
+        axis=playbook.axis_of[hypothesis],
+        values=_moves_of(row.get("change", "")),
+        signature="",
+        outcome=outcome,  # type: ignore[arg-type]  # narrowed by the test above, which mypy does not follow on a str
+        reason=row.get("reason", ""),
+        delta=_float(delta),
+        crash_class=row.get("crash_class") or None,
+        campaign=row.get("campaign") or None,
+    )
+
+
+def _moves_of(text: str) -> dict[str, tuple[Any, Any]]:
+    """`key from -> to, key from -> to`, as `describe_moves` writes it; numbers become numbers again."""
+    moves: dict[str, tuple[Any, Any]] = {}
+    for key, old, new in re.findall(r"([a-z_]+(?:\.[a-z_0-9]+)+) (.+?) -> (.+?)(?=, [a-z_]+\.[a-z_]|$)", text):
+        moves[key] = (_value(old), _value(new))
+    return moves
+
+
+def _value(text: str) -> Any:
+    number = _float(text)
+    return number if number is not None else {"True": True, "False": False, "none": None}.get(text, text.strip("'"))
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _tried_signatures(session: Session) -> list[str]:
+    """Recipes of all experiments of this campaign, judged or not, with the fixes they were given.
+
+    An underpowered or interrupted idea stays open, so its recipe is not among them.
+    """
+    return [
+        experiment.recipe_signature
+        for number, experiment in session.state.experiments.items()
+        if number and experiment.recipe_signature and experiment.outcome in ("keep", "discard", "crash")
+        and not (experiment.judged and experiment.judged.reason.startswith(("underpowered", "tainted")))
+    ]  # fmt: skip
+
+
+def _constraint(event: ConstraintLearned) -> Constraint:
+    limit = Constraint(key=event.key, reason=event.why)
+    if event.relation == "<=":
+        return replace(limit, at_most=event.value)
+    if event.relation == ">=":
+        return replace(limit, at_least=event.value)
+    return replace(limit, not_value=event.value)
+
+
+def announce(session: Session, proposal: Proposal) -> int:
+    """Write the idea into the journal with everything that its commit needs; returns its number."""
+    number = session.state.next_number
+    files = session.files_of(session.incumbent)
+    path = session.recipe_path
+    text = edit_text(files[path], {key: new for key, (_, new) in proposal.values.items()}, where=path)
+    incumbent = session.incumbent
+    session.tell(
+        "experiment_planned",
+        experiment=number,
+        hypothesis=proposal.hypothesis,
+        axis=proposal.axis,
+        slug=slug_of(f"{proposal.hypothesis}-{proposal.variant}"),
+        subject=proposal.subject,
+        body=experiment_body(
+            symptom=proposal.symptom,
+            evidence=proposal.evidence,
+            claim=proposal.claim,
+            watch=[f"{watch}: {session.playbook.watches[watch].read}" for watch in proposal.watch],
+        ),
+        files={path: text},
+        trailers={
+            "Hypothesis": f"{proposal.hypothesis}/{proposal.variant}",
+            "Symptom": proposal.symptom,
+            "Incumbent": f"{incumbent:03d}",
+        },
+        symptom=proposal.symptom,
+        changes={key: list(move) for key, move in proposal.values.items()},
+        recipe_signature=proposal.recipe.signature(),
+        parent_commit=session.branches.best if session.branches else None,
+        incumbent=incumbent or None,
+        variant=proposal.variant,
+        evidence=proposal.evidence,
+        claim=proposal.claim,
+        why=proposal.why,
+        watch=proposal.watch,
+        score=proposal.score,
+        comparator=proposal.comparator.model_dump(mode="json") if proposal.comparator else None,
+    )
+    return number
+
+
+def explain(ranking: Ranking, *, most: int = 3) -> str:
+    """The reasoning in a few lines: what is wrong, what comes first and why."""
+    lines = []
+    for finding in ranking.findings[:4]:
+        lines.append(f"  symptom {finding.symptom} ({finding.severity:.2f}): {finding.evidence}")
+    for place, proposal in enumerate(ranking.proposals[:most], start=1):
+        lines.append(f"  {place}. {proposal.subject}  [{proposal.score:.2f}: {'; '.join(proposal.why)}]")
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""The end of a campaign: the holdout once, what it says, and which checkpoints stay."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.campaign.budget import words
+from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.runs import CutShort, Done, Job, Runner
+from agent.campaign.session import Session, run_key
+from agent.campaign.verdict import Comparison, compare, mean_score, points
+from agent.contract import CHECKPOINT, UNTRAINED
+
+HOLDOUT_RUNS = 2
+"""Checkpoints of the baseline, and of the winner, that are evaluated on the holdout."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the night came to."""
+
+    reason: str
+    headline: str
+    winner: int
+    kept: tuple[int, ...]
+    ideas: int
+    checkpoint: str | None
+    """Folder of the winner's best checkpoint, relative to the workspace."""
+    holdout: dict[str, Any]
+    training_share: float | None
+    lines: tuple[str, ...]
+    """The closing words, in order."""
+
+
+def finish(session: Session, runner: Runner, evidence: Evidence, *, reason: str) -> Ending:
+    """Evaluate the holdout if it can be afforded, tidy up, and say what the night came to."""
+    winner = session.incumbent
+    holdout: dict[str, Any] = {}
+    try:
+        holdout = _holdout(session, runner, evidence, winner)
+    except CutShort as cut:
+        holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
+    best = _best_run(_winner_runs(evidence, winner))
+    tidy_checkpoints(session, evidence, winner)
+    ending = _tell(session, evidence, winner, best, holdout, reason)
+    session.tell("campaign_finished", reason=reason, result=_plain(ending))
+    return ending
+
+
+def _winner_runs(evidence: Evidence, winner: int) -> list[Done]:
+    fresh = [*evidence.candidate(winner), *evidence.fresh_incumbent(winner)]
+    return fresh if winner else evidence.baseline() or fresh
+
+
+def _best_run(runs: Sequence[Done]) -> Done | None:
+    """By the select split, which no verdict used."""
+    known = [
+        (run.summary.select_metric or 0.0, run)
+        for run in runs
+        if run.summary is not None and (run.record.out / CHECKPOINT).exists()
+    ]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+# --- holdout -----------------------------------------------------------------------------------------------
+
+
+def _holdout(session: Session, runner: Runner, evidence: Evidence, winner: int) -> dict[str, Any]:
+    """Untrained, baseline and winner on the prompts that nobody has seen; each checkpoint once."""
+    arms: dict[str, list[Done]] = {UNTRAINED: [_evaluate(session, runner, 0, UNTRAINED, UNTRAINED, "untrained")]}
+    arms["baseline"] = _checkpoints(session, runner, 0, evidence.baseline(), "baseline")
+    if winner:
+        arms["winner"] = _checkpoints(session, runner, winner, _winner_runs(evidence, winner), "winner")
+    evaluation = evidence.evaluation
+    scores = {name: arm_scores(runs, split="holdout", evaluation=evaluation) for name, runs in arms.items()}
+    told: dict[str, Any] = {
+        name: abs(sum(mean_score(run) for run in runs) / len(runs)) for name, runs in scores.items() if runs
+    }
+    told["prompts"] = max((len(run) for runs in scores.values() for run in runs), default=0)
+    pairs = [("baseline", UNTRAINED)] + ([("winner", "baseline")] if winner else [])
+    for ours, theirs in pairs:
+        if scores.get(ours) and scores.get(theirs):
+            told[f"{ours} - {theirs}"] = _interval(compare(scores[ours], scores[theirs], evidence.noise))
+    return told
+
+
+def _interval(comparison: Comparison) -> dict[str, float]:
+    low, high = comparison.interval
+    return {"delta": comparison.delta, "low": low, "high": high}
+
+
+def _checkpoints(session: Session, runner: Runner, experiment: int, runs: Sequence[Done], arm: str) -> list[Done]:
+    usable = [run for run in runs if (run.record.out / CHECKPOINT).exists()][:HOLDOUT_RUNS]
+    return [
+        done
+        for run in usable
+        for done in [_evaluate(session, runner, experiment, str(run.record.out / CHECKPOINT), run.key, arm)]
+        if done.ok
+    ]
+
+
+def _evaluate(session: Session, runner: Runner, experiment: int, checkpoint: str, label: str, arm: str) -> Done:
+    recipe = session.with_shared_layer(session.recipe_of(experiment))
+    return runner.run(
+        Job(
+            key=run_key(["holdout", arm, label]),
+            what=f"holdout, {arm}",
+            recipe=recipe,
+            seed=recipe.seed,
+            role="holdout",
+            rung="holdout",
+            arm=arm,
+            splits=("holdout",),
+            evaluate=checkpoint,
+        )
+    )
+
+
+# --- words -------------------------------------------------------------------------------------------------
+
+
+def _tell(
+    session: Session, evidence: Evidence, winner: int, best: Done | None, holdout: dict[str, Any], reason: str
+) -> Ending:
+    state = session.state
+    ideas = {number: one for number, one in state.experiments.items() if number > 0 and one.judged}
+    kept = tuple(number for number in state.judged_order if number in ideas and ideas[number].outcome == "keep")
+    share = training_share(session)
+    checkpoint = None
+    if best is not None:
+        checkpoint = (best.record.out / CHECKPOINT).relative_to(session.workspace).as_posix()
+    headline = _headline(session, winner, kept, holdout)
+    counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
+    lines = [
+        headline,
+        f"stopped: {reason}; {words(session.clock.consumed_s)} used"
+        + (f", {share:.0%} of it in training" if share is not None else ""),
+        f"ideas {len(ideas)}: {counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed",
+        *_kept_lines(session, kept),
+    ]
+    return Ending(reason, headline, winner, kept, len(ideas), checkpoint, holdout, share, tuple(lines))
+
+
+def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dict[str, Any]) -> str:
+    if "skipped" in holdout:
+        tail = f" ({holdout['skipped']})"
+        first = f"{len(kept)} confirmed gain{'s' if len(kept) != 1 else ''}" if kept else "no confirmed improvement"
+        return first + tail
+    n = holdout.get("prompts", 0)
+    base = (
+        f"untrained {holdout.get(UNTRAINED, float('nan')):.1%} -> baseline {holdout.get('baseline', float('nan')):.1%}"
+    )
+    if not winner:
+        detectable = session.state.calibration.get("smallest_detectable")
+        limit = f"; effects above {100 * detectable:.1f}pp would probably have been found" if detectable else ""
+        return f"no confirmed improvement; holdout (n={n}): {base}{limit}"
+    gain = holdout.get("winner - baseline")
+    span = (
+        f" ({points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}] over the baseline)" if gain else ""
+    )
+    missed = " THE GAIN DID NOT REPRODUCE ON THE HOLDOUT" if gain and gain["low"] <= 0 else ""
+    return f"holdout (n={n}): {base} -> winner {holdout.get('winner', float('nan')):.1%}{span}{missed}"
+
+
+def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:
+    lines = []
+    for number in kept:
+        experiment = session.state.experiments[number]
+        if experiment.planned and experiment.judged:
+            lines.append(f"kept #{number} {experiment.planned.subject}: {experiment.judged.reason}")
+    return lines
+
+
+def training_share(session: Session) -> float | None:
+    """Seconds in training cycles / consumed seconds."""
+    consumed = session.clock.consumed_s
+    if consumed <= 0:
+        return None
+    spent = 0.0
+    for run in session.state.runs.values():
+        if run.finished and run.finished.summary:
+            spent += float(run.finished.summary.get("train_s") or 0.0)
+    return spent / consumed
+
+
+def _plain(ending: Ending) -> dict[str, Any]:
+    return {
+        "headline": ending.headline,
+        "winner": ending.winner,
+        "kept": list(ending.kept),
+        "ideas": ending.ideas,
+        "checkpoint": ending.checkpoint,
+        "holdout": ending.holdout,
+        "training_share": ending.training_share,
+        "lines": list(ending.lines),
+    }
+
+
+# --- disk --------------------------------------------------------------------------------------------------
+
+
+def tidy_checkpoints(session: Session, evidence: Evidence, winner: int) -> None:
+    """Remove the weights of runs that nobody needs any more; the incumbent's and the baseline's always stay."""
+    needed = {run.key for run in [*evidence.baseline(), *_winner_runs(evidence, winner)]}
+    needed |= {run.key for run in evidence.candidate(session.incumbent)}
+    for run in session.state.runs.values():
+        if run.finished is None or run.words is None:
+            continue
+        folder = session.workspace / run.words.out
+        if folder.name not in needed and run.status == "finished":
+            for name in (CHECKPOINT, "state"):
+                shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""Open a campaign: a new one from settings, or one that was stopped, from its journal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.campaign.budget import BudgetClock
+from agent.campaign.calibration import plan_first
+from agent.campaign.observer import Observer
+from agent.campaign.session import Session, collect_files
+from agent.campaign.settings import Settings, parse_target
+from agent.errors import UsageError, WorkspaceError
+from agent.hardware.probe import Machine, probe_machine
+from agent.ledger.events import CampaignResumed
+from agent.ledger.git import Repository
+from agent.ledger.journal import Journal
+from agent.ledger.table import create_table
+from agent.ledger.workspace import Workspace, check_campaign_name
+from agent.plan.playbook import load_playbook
+
+
+def machine_of(workspace: Workspace) -> Machine:
+    return probe_machine(cache=workspace.cache / "machine.json")
+
+
+def prepare(
+    workspace: Workspace, settings: Settings, *, observer: Observer, machine: Machine, model_cache: Path
+) -> Session:
+    """A session that nothing has been written for; what `--dry-run` and `plan` need."""
+    clock = BudgetClock(settings.budget_s, deadline=settings.deadline_time)
+    return Session(
+        settings=settings,
+        workspace=workspace.root,
+        folder=workspace.campaign_folder(settings.campaign),
+        runs_folder=workspace.runs_folder(settings.campaign),
+        table=workspace.results,
+        cache=model_cache,
+        journal=Journal(workspace.journal_path(settings.campaign), consumed=lambda: clock.consumed_s),
+        repository=Repository(workspace.root),
+        machine=machine,
+        playbook=load_playbook(workspace.hypotheses),
+        observer=observer,
+        clock=clock,
+    )
+
+
+def start(
+    workspace: Workspace,
+    settings: Settings,
+    *,
+    observer: Observer,
+    machine: Machine,
+    model_cache: Path,
+    stop_request: Callable[[], str | None],
+) -> Session:
+    """Check everything that can be checked, then write the first line of the journal and the first branch."""
+    workspace.prepare()
+    session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
+    session.stop_request = stop_request
+    check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
+    files = collect_files(workspace.root, settings.recipe_path)
+    recipe = session.recipe_from(files, label="check")
+    if settings.target:
+        parse_target(settings.target, metric=recipe.evaluation.metric)
+    if settings.only:
+        _check_only(session, settings.only)
+    plan_first(session, recipe)
+    create_table(workspace.results)
+    session.tell(
+        "campaign_started",
+        campaign=settings.campaign,
+        recipe_path=settings.recipe_path,
+        recipe=files[settings.recipe_path],
+        base_commit=session.repository.head().commit,
+        budget_s=settings.budget_s,
+        options=settings.plain(),
+        machine=dataclasses.asdict(machine),
+        files=files,
+    )
+    branch(session)
+    return session
+
+
+def _check_only(session: Session, only: str) -> None:
+    from agent.campaign.choose import rank
+
+    rank(session, None)  # refuses an unknown axis or hypothesis with the nearest name
+
+
+def branch(session: Session) -> None:
+    """The campaign's `best`, made or found."""
+    started = session.state.started
+    assert started is not None
+    session.branches = session.repository.start_campaign(
+        started.campaign, base=started.base_commit, files=session.start_files()
+    )
+    if session.state.branched is None:
+        session.tell("campaign_branched", commit=session.branches.start.commit)
+
+
+def resume(
+    workspace: Workspace,
+    name: str | None,
+    *,
+    observer: Observer,
+    machine: Machine,
+    model_cache: Path,
+    stop_request: Callable[[], str | None],
+    extra_budget_s: float = 0.0,
+) -> Session:
+    """Open a campaign that was paused or killed; the last one without a name. `extra_budget_s` adds to its budget."""
+    names = workspace.campaign_names()
+    if not names:
+        raise WorkspaceError("no campaign to resume", where=str(workspace.root), hint="raft-agent run starts one")
+    chosen = name or names[-1]
+    if chosen not in names:
+        raise UsageError(f"there is no campaign {chosen}", hint=f"there are: {', '.join(names)}")
+    journal = Journal(workspace.journal_path(chosen))
+    state = journal.state()
+    if state.started is None:
+        raise WorkspaceError(
+            f"the journal of {chosen} does not say how it was started",
+            where=str(journal.path),
+            hint="raft-agent run starts a new campaign",
+        )
+    if state.status == "finished" and not extra_budget_s:
+        raise UsageError(
+            f"campaign {chosen} is finished: {state.stop_reason}",
+            hint="give it more time with --budget, e.g. --budget 1h",
+        )
+    settings = Settings(**state.started.options)
+    for event in journal.events():
+        if isinstance(event, CampaignResumed) and (event.model_extra or {}).get("budget_s"):
+            settings = dataclasses.replace(settings, budget_s=(event.model_extra or {})["budget_s"])
+    if extra_budget_s and settings.budget_s is not None:
+        settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
+    session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
+    session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
+    session.journal.consumed = lambda: session.clock.consumed_s
+    session.stop_request = stop_request
+    session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
+    branch(session)
+    return session

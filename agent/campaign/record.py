@@ -1,0 +1,147 @@
+"""Write an outcome where it lasts: journal first, then git note and record on `best`, then the row in results.tsv."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from typing import Any
+
+from agent.campaign.evidence import arm_scores
+from agent.campaign.experiment import Judgement, fixes_of, title
+from agent.campaign.runs import Done
+from agent.campaign.session import Session
+from agent.campaign.verdict import Comparison, Verdict, mean_score
+from agent.ledger.journal import Experiment
+from agent.ledger.messages import outcome_note
+from agent.ledger.table import append_row
+from agent.recipe.change import describe_moves
+from agent.recipe.schema import Evaluation
+
+
+def judge(session: Session, number: int, judgement: Judgement) -> None:
+    """Journal the verdict with the row and the note that it leads to."""
+    verdict = judgement.verdict
+    experiment = session.state.experiments[number]
+    row = row_of(session, experiment, judgement)
+    watches = {f"watch {report.watch}": report.text for report in judgement.watches}
+    shown = {"kind": verdict.kind, "change": row["change"], **_numbers_in_words(row), **watches}
+    diagnosis = judgement.search.diagnosis
+    session.tell(
+        "experiment_judged",
+        experiment=number,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        numbers={"delta": row["delta"], "metric_value": row["metric_value"], "kind": verdict.kind},
+        crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
+        note=outcome_note(verdict.outcome, verdict.reason, shown),
+        row=row,
+    )
+
+
+def record(session: Session, number: int) -> None:
+    """Do what the journal says was judged; everything here may be done again."""
+    assert session.branches is not None
+    experiment = session.state.experiments[number]
+    judged, planned = experiment.judged, experiment.planned
+    if judged is None or experiment.recorded is not None:
+        return
+    # the baseline changes the tree only where it had to be fixed
+    text = experiment.files.get(session.recipe_path) if judged.outcome == "keep" else None
+    commits = session.branches.push_outcome(
+        number,
+        outcome=judged.outcome,
+        note=judged.note or outcome_note(judged.outcome, judged.reason),
+        subject=f"{judged.outcome} #{number}: {planned.subject if planned else 'baseline'}",
+        files={session.recipe_path: text} if text is not None else None,
+        body=judged.reason,
+        trailers=planned.trailers if planned else None,
+    )
+    append_row(session.table, judged.row)
+    session.tell("experiment_recorded", experiment=number, commit=commits.record)
+    session.observer.recorded(judged.row)
+    session.observer.board(session.board())
+
+
+def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> dict[str, Any]:
+    """The cells of results.tsv; what is not known is None."""
+    verdict, planned = judgement.verdict, experiment.planned
+    comparison = verdict.basis
+    evaluation = session.recipe_of(0).evaluation
+    sign = 1 if evaluation.direction == "maximize" else -1
+    low, high = comparison.interval if comparison else (None, None)
+    moves = {key: (move[0], move[1]) for key, move in planned.changes.items()} if planned else {}
+    runs = judgement.confirming or [judgement.search]
+    base = _common(session, experiment, runs)
+    return base | {
+        "metric_name": evaluation.metric,
+        "metric_value": sign * comparison.candidate if comparison else None,
+        "status": verdict.outcome,
+        "description": planned.subject if planned else "baseline",
+        "hypothesis": planned.hypothesis if planned else None,
+        "symptom": planned.symptom if planned else None,
+        "change": describe_moves(moves) or None,
+        "incumbent_value": sign * comparison.incumbent if comparison else None,
+        "delta": sign * comparison.delta if comparison else None,
+        "ci_low": _signed(sign, low, high),
+        "ci_high": _signed(sign, high, low),
+        "crash_class": judgement.search.diagnosis.crash_class if judgement.search.diagnosis else None,
+        "fixes": fixes_of(experiment) or None,
+        "reason": verdict.reason,
+    }
+
+
+def _signed(sign: int, value: float | None, other: float | None) -> float | None:
+    """An interval's end; under minimize the ends change places with their sign."""
+    chosen = value if sign > 0 else other
+    return sign * chosen if chosen is not None else None
+
+
+def _common(session: Session, experiment: Experiment, runs: list[Done]) -> dict[str, Any]:
+    planned, committed = experiment.planned, experiment.committed
+    own = [run.finished for run in experiment.attempt if run.finished]
+    started = [run.words.time for run in experiment.attempt if run.words]
+    out = session.runs_folder / runs[0].key
+    return {
+        "index": experiment.number,
+        "branch": committed.branch if committed else (session.branches.best_branch if session.branches else None),
+        "parent_commit": planned.parent_commit if planned else None,
+        "commit": experiment.commit,
+        "recipe": session.recipe_path,
+        "memory_gb": _largest(runs, "peak_memory_gb"),
+        "elapsed_min": sum(event.elapsed_s or 0.0 for event in own) / 60 if own else None,
+        "launcher": "local",
+        "command": f"raft-agent train {session.recipe_path}",
+        "log_path": (out / "log.txt").relative_to(session.workspace).as_posix(),
+        "campaign": session.settings.campaign,
+        "seeds": len(runs),
+        "tokens_per_s": _median(runs, "tokens_per_s"),
+        "started_at": datetime.datetime.fromtimestamp(min(started)).astimezone() if started else None,
+    }
+
+
+def _largest(runs: list[Done], name: str) -> float | None:
+    known = [value for run in runs if run.summary for value in [getattr(run.summary, name)] if value is not None]
+    return max(known) if known else None
+
+
+def _median(runs: list[Done], name: str) -> float | None:
+    known = [value for run in runs if run.summary for value in [getattr(run.summary, name)] if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _numbers_in_words(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("metric_name", "metric_value", "incumbent_value", "delta", "ci_low", "ci_high", "seeds", "tokens_per_s")
+    return {name: row.get(name) for name in (*names, "memory_gb", "elapsed_min", "fixes")}
+
+
+def baseline_judgement(runs: list[Done], evaluation: Evaluation, gain: Comparison) -> Judgement:
+    """The baseline's row: number 0, kept by definition; its reference is the untrained model."""
+    scores = arm_scores(runs, split="search", evaluation=evaluation)
+    spread = ", ".join(f"{abs(mean_score(run)):.1%}" for run in scores)
+    verdict = Verdict(
+        "keep", f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model", gain, "baseline"
+    )
+    return Judgement(verdict, runs[0], confirming=runs)
+
+
+__all__ = ["baseline_judgement", "judge", "record", "row_of", "title"]

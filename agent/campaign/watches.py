@@ -1,0 +1,153 @@
+"""What to watch besides the metric, and what forbids a keep. Which watches there are and how they read: `plan/watches.py`.
+
+A probe evaluates a finished checkpoint with other prompt keys: reward on paraphrases, a prompt's gain at another
+prompt length. It is measured on the search split, costs no training, and is left out where time is short.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.campaign.choose import observe
+from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.session import Session, run_key
+from agent.campaign.verdict import mean_score
+from agent.contract import CHECKPOINT
+from agent.plan.symptoms import signals
+from agent.plan.watches import Probe, ProbeResult, WatchReading, probes, read_probes, report_watches
+from agent.recipe.schema import Recipe
+
+GUARD_TRUNCATION = 0.5
+"""A candidate of which more than this share of held-out samples is cut, twice the incumbent's share, is not kept."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One watch, read."""
+
+    watch: str
+    text: str
+    alarm: bool = False
+
+
+def watch(
+    session: Session, evidence: Evidence, experiment: int, run: Done, *, runner: Runner | None = None
+) -> list[Report]:
+    """Read every watch of the hypothesis. Probes only with a runner, and where their time is there."""
+    planned = session.state.experiments[experiment].planned
+    names = [name for name in (planned.model_extra or {}).get("watch") or [] if planned] if planned else []
+    names = [name for name in names if name in session.playbook.watches]
+    last = evidence.last_run(session.incumbent)
+    readings = report_watches(
+        session.playbook,
+        names,
+        candidate=_signals(session, evidence, experiment, run),
+        incumbent=_signals(session, evidence, session.incumbent, last) if last else {},
+    )
+    reports = [_report(reading) for reading in readings]
+    if runner is not None and last is not None:
+        reports += _probed(session, runner, evidence, experiment, run, last, names)
+    return reports
+
+
+def _report(reading: WatchReading) -> Report:
+    alarm = f" (!) {'; '.join(reading.alarms)}" if reading.alarms else ""
+    return Report(reading.watch, reading.text + alarm, bool(reading.alarms))
+
+
+def _signals(session: Session, evidence: Evidence, experiment: int, run: Done) -> dict[str, float | None]:
+    return signals(observe(session, evidence, run, recipe=session.recipe_of(experiment)))
+
+
+# --- probes ------------------------------------------------------------------------------------------------
+
+
+def _probed(
+    session: Session,
+    runner: Runner,
+    evidence: Evidence,
+    experiment: int,
+    run: Done,
+    last: Done,
+    names: Sequence[str],
+) -> list[Report]:
+    """Candidate and incumbent under each probe, by watch."""
+    ours = probes(session.playbook, names, _recipe(session, experiment))
+    theirs = {
+        (probe.watch, probe.name): probe
+        for probe in probes(session.playbook, names, _recipe(session, session.incumbent))
+    }
+    if not ours:
+        return []
+    if not _affordable(session, 2 * len(ours)):
+        return [Report(name, "not probed, no time for it") for name in dict.fromkeys(probe.watch for probe in ours)]
+    results: dict[str, list[ProbeResult]] = defaultdict(list)
+    for probe in ours:
+        beside = theirs.get((probe.watch, probe.name))
+        if beside is None:
+            continue
+        mine = _evaluate(session, runner, experiment, run, probe)
+        other = _evaluate(session, runner, session.incumbent, last, beside)
+        if mine.ok and other.ok:
+            results[probe.watch].append(ProbeResult(probe.name, _metric(evidence, mine), _metric(evidence, other)))
+    gain = _metric(evidence, run) - _metric(evidence, last)
+    return [_report(read_probes(session.playbook.watches[name], gain, found)) for name, found in results.items()]
+
+
+def _recipe(session: Session, experiment: int) -> Recipe:
+    return session.with_shared_layer(session.recipe_of(experiment))
+
+
+def _affordable(session: Session, evaluations: int) -> bool:
+    """Beside a confirmation and the holdout, which come first."""
+    cost = session.cost(session.recipe_of(session.incumbent))
+    each = cost.overhead_s + cost.evaluate_s
+    return session.clock.left_s > (evaluations + 6) * each
+
+
+def _metric(evidence: Evidence, run: Done) -> float:
+    scores = arm_scores([run], split="search", evaluation=evidence.evaluation)
+    return mean_score(scores[0]) if scores else float("nan")
+
+
+def _evaluate(session: Session, runner: Runner, experiment: int, run: Done, probe: Probe) -> Done:
+    return runner.run(
+        Job(
+            key=run_key([f"{experiment:03d}-probe", probe.watch, probe.name, run.key]),
+            what=f"probe {probe.watch}, {probe.name}, of #{experiment}",
+            recipe=probe.probed,
+            seed=probe.probed.seed,
+            role="experiment",
+            rung="full",
+            arm="probe",
+            evaluate=str(session.runs_folder / run.key / CHECKPOINT),
+        )
+    )
+
+
+# --- guards ------------------------------------------------------------------------------------------------
+
+
+def broken_guards(evidence: Evidence, experiment: int, incumbent: int) -> dict[str, str]:
+    """What forbids to keep a candidate whatever its metric says, with the numbers."""
+    ours, theirs = evidence.candidate(experiment), evidence.fresh_incumbent(incumbent)
+    broken: dict[str, str] = {}
+    expected = {(row.id, row.sample) for run in theirs for row in run.record.evals if row.split == "confirm"}
+    for run in ours:
+        found = {(row.id, row.sample) for row in run.record.evals if row.split == "confirm"}
+        if found != expected:
+            broken["evaluation"] = (
+                f"{len(expected - found)} held-out samples are missing, {len(found - expected)} too many"
+            )
+    cut, cut_before = _truncated(ours), _truncated(theirs)
+    if cut > GUARD_TRUNCATION and cut > 2 * cut_before:
+        broken["truncation"] = f"held-out completions that were cut: {cut_before:.0%} -> {cut:.0%}"
+    return broken
+
+
+def _truncated(runs: Sequence[Done]) -> float:
+    rows = [row for run in runs for row in run.record.evals if row.split == "confirm"]
+    return sum(row.finish_reason == "length" for row in rows) / len(rows) if rows else 0.0

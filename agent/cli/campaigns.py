@@ -1,0 +1,241 @@
+"""`run` and `resume`: start a campaign, or go on with one."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from agent.cli.main import app
+from agent.cli.shared import here, model_cache, print_json, recipe_path
+from agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from agent.campaign.finish import Ending
+    from agent.campaign.session import Session
+    from agent.campaign.settings import Settings
+    from agent.ledger.workspace import Workspace
+    from agent.report.terminal import TerminalObserver
+
+RECIPE = typer.Argument(None, help="Recipe: a path, or a name in recipes/. Default: main, else tiny-addition.")
+
+
+@app.command()
+def run(
+    recipe: str | None = RECIPE,
+    budget: str | None = typer.Option(None, help="Wall-clock of the campaign: 8h, 90m, 1h30m."),
+    deadline: str | None = typer.Option(None, help="Stop by this time: 07:30, or 2026-01-02T07:30."),
+    name: str | None = typer.Option(None, help="Name of the campaign. Default: date and recipe."),
+    only: str | None = typer.Option(None, help="Directed campaign: one axis or one hypothesis."),
+    max_experiments: int | None = typer.Option(None, min=1, help="Most ideas to attempt."),
+    per_experiment: str | None = typer.Option(None, help="Longest wall-clock of one run."),
+    target: str | None = typer.Option(None, help="Stop at a confirmed metric: 'pass_rate>=0.9'."),
+    seeds: int = typer.Option(3, min=2, max=20, help="Runs of the baseline before any idea."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done, run nothing."),
+    detach: bool = typer.Option(False, "--detach", help="Go on in the background; watch with raft-agent status."),
+    low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority for trainings."),
+    allow_untrusted_code: bool = typer.Option(
+        False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote."
+    ),
+    json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
+) -> None:
+    """Run a campaign: baseline, ideas from the playbook, confirmation, holdout."""
+    import dataclasses
+
+    from agent.campaign.budget import parse_deadline, parse_duration
+    from agent.campaign.open import machine_of, start
+    from agent.campaign.settings import Settings
+    from agent.ledger.workspace import default_campaign_name
+
+    workspace = here()
+    path = recipe_path(workspace, recipe)
+    if budget is None and deadline is None:
+        raise UsageError("how long may it take?", hint="raft-agent run --budget 8h, or --deadline 07:30")
+    now = datetime.datetime.now().astimezone()
+    end = parse_deadline(deadline, now) if deadline else None
+    settings = Settings(
+        recipe_path=path,
+        campaign=name or default_campaign_name(Path(path).stem, today=now.date(), taken=_taken(workspace)),
+        budget_s=parse_duration(budget) if budget else None,
+        deadline=end.isoformat() if end else None,
+        baseline_seeds=seeds,
+        max_experiments=max_experiments,
+        per_experiment_s=parse_duration(per_experiment, option="--per-experiment") if per_experiment else None,
+        target=target,
+        only=only,
+        low_priority=low_priority,
+        allow_untrusted_code=allow_untrusted_code,
+    )
+    if dry_run:
+        _dry_run(workspace, settings)
+        return
+    if detach:
+        _detach(workspace, dataclasses.replace(settings))
+        return
+
+    def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
+        machine = machine_of(workspace)
+        return start(
+            workspace, settings, observer=observer, machine=machine, model_cache=model_cache(), stop_request=stop
+        )
+
+    _campaign(workspace, settings.campaign, opened, json_output=json_output)
+
+
+@app.command()
+def resume(
+    name: str | None = typer.Argument(None, help="Campaign to go on with. Default: the last one."),
+    budget: str | None = typer.Option(None, help="Further time, on top of what the campaign had."),
+    json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
+) -> None:
+    """Go on with a campaign that was stopped, killed, or used up its time."""
+    from agent.campaign.budget import parse_duration
+    from agent.campaign.open import machine_of
+    from agent.campaign.open import resume as reopen
+
+    workspace = here()
+    extra = parse_duration(budget) if budget else 0.0
+
+    def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
+        return reopen(
+            workspace,
+            name,
+            observer=observer,
+            machine=machine_of(workspace),
+            model_cache=model_cache(),
+            stop_request=stop,
+            extra_budget_s=extra,
+        )
+
+    _campaign(workspace, name or "resumed", opened, json_output=json_output)
+
+
+def _taken(workspace: Workspace) -> list[str]:
+    from agent.ledger.git import Repository
+
+    return [*workspace.campaign_names(), *Repository(workspace.root).list_campaigns()]
+
+
+def _campaign(
+    workspace: Workspace,
+    name: str,
+    opened: Callable[[TerminalObserver, Callable[[], str | None]], Session],
+    *,
+    json_output: bool,
+) -> None:
+    """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
+    from agent.campaign.loop import run_campaign
+    from agent.campaign.runs import Runner
+    from agent.hardware.sleep import stay_awake
+    from agent.ledger.lock import hold
+    from agent.report.terminal import TerminalObserver, console_for
+    from agent.run.detach import survive_hangup
+
+    console = console_for(sys.stderr if json_output else sys.stdout)
+    workspace.prepare()
+    with (
+        hold(workspace, what=f"campaign {name}"),
+        survive_hangup(workspace.private / "hangup.log"),
+        _polite_interrupt() as stop,
+        stay_awake() as awake,
+        TerminalObserver(console) as observer,
+    ):
+        session = opened(observer, stop)
+        _opening_words(session, observer)
+        if not awake.held:
+            observer.warn(awake.words)
+        ending = run_campaign(session, Runner(session))
+    if json_output:
+        print_json(_ending_json(session, ending))
+    else:
+        _closing_words(session, ending)
+
+
+def _opening_words(session: Session, observer: TerminalObserver) -> None:
+    from agent.campaign.budget import words
+    from agent.campaign.calibration import plan_first
+
+    recipe = session.recipe_of(0)
+    left = f"{words(session.clock.left_s)} left" if session.state.sessions > 1 else words(session.clock.left_s)
+    observer.say(f"campaign {session.settings.campaign}: {session.recipe_path}, {left}, on {session.machine.summary}")
+    if session.state.sessions <= 1 and session.settings.budget_s is not None:
+        observer.say(f"plan: {plan_first(session, recipe).words()}")
+
+
+def _closing_words(session: Session, ending: Ending) -> None:
+    from agent.cli.looking import closing_words
+
+    for line in closing_words(session, ending):
+        print(line)
+
+
+def _ending_json(session: Session, ending: Ending) -> dict[str, object]:
+    return {"campaign": session.settings.campaign, **session.state.result, "reason": ending.reason}
+
+
+@contextlib.contextmanager
+def _polite_interrupt() -> Iterator[Callable[[], str | None]]:
+    """The first Ctrl-C or SIGTERM asks the campaign to stop in good order; the second one is for the impatient."""
+    asked: list[str] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        print("\nstopping in good order (again to stop at once)", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: f"stopped by {asked[0]}" if asked else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- before anything runs ----------------------------------------------------------------------------------
+
+
+def _dry_run(workspace: Workspace, settings: Settings) -> None:
+    """The night as it would be spent, and the ideas in the order they would come without any telemetry."""
+    from agent.campaign import choose
+    from agent.campaign.calibration import plan_first
+    from agent.campaign.observer import Silent
+    from agent.campaign.open import machine_of, prepare
+
+    session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
+    recipe = session.recipe_of(0)
+    print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
+    if settings.budget_s is not None:
+        print(f"plan (times are guesses until the first run): {plan_first(session, recipe).words()}")
+    ranking = choose.rank(session, None)
+    print(f"without telemetry yet, these would come first; {ranking.note}")
+    print(choose.explain(ranking, most=8))
+    print("nothing was run and nothing written")
+
+
+def _detach(workspace: Workspace, settings: Settings) -> None:
+    """Start the same command in a session of its own."""
+    from agent.ledger.lock import holder_of
+    from agent.run.detach import detach
+
+    workspace.prepare()
+    holder = holder_of(workspace)
+    if holder is not None:
+        from agent.errors import Busy
+
+        raise Busy(f"another run holds this workspace (process {holder.pid})", hint="raft-agent status shows it")
+    log = workspace.private / f"{settings.campaign}.log"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    if "--name" not in " ".join(arguments):
+        arguments += ["--name", settings.campaign]
+    pid = detach([sys.executable, "-m", "agent.cli.main", *arguments], log=log, cwd=Path.cwd(), settle_s=3.0)
+    print(f"campaign {settings.campaign} runs in the background (process {pid})")
+    print(f"  raft-agent status        where it stands\n  tail -f {log.relative_to(workspace.root)}")
+    print(f"  kill {pid}               ends it in good order; raft-agent resume goes on")

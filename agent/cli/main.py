@@ -1,0 +1,99 @@
+"""The `raft-agent` command. The only place that prints errors: one message, what to do, the exit code, no traceback.
+
+Commands import the rooms when they run, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from agent import __version__
+from agent.errors import INTERRUPTED_EXIT_CODE, AgentError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Autonomous RAFT experiments: plan a change, commit it, train, judge, record. Start with: raft-agent init DIR",
+    epilog="Exit codes: 0 good, 2 wrong argument, 3 invalid recipe, playbook or data, 4 model or data not to be had, "
+    "5 workspace or git, 6 budget, 7 busy, 8 training failed, 9 disk or limits, 10 not finite, 11 unsupported here, "
+    "130 stopped by Ctrl-C.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    register()
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except AgentError as error:
+        print_error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:  # the reader of a pipe has gone: `raft-agent log | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
+        return 9
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a wrong argument, as typer words it
+            print(f"error: {error.format_message()}\n  raft-agent --help lists the commands", file=sys.stderr)
+            return int(error.exit_code)
+        return bug(error)
+
+
+def print_error(error: AgentError) -> None:
+    where = f"{error.where}: " if error.where else ""
+    print(f"error: {where}{error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+
+
+def bug(error: Exception) -> int:
+    """What nobody foresaw: the details go to a file, the terminal gets one line."""
+    with tempfile.NamedTemporaryFile("w", prefix="raft-agent-", suffix=".txt", delete=False) as file:
+        file.write(f"raft-agent {__version__}\n{' '.join(sys.argv)}\n\n")
+        traceback.print_exception(error, file=file)
+    print(f"error: a mistake in raft-agent itself: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"  the details are in {file.name}; nothing that was recorded is lost", file=sys.stderr)
+    return 1
+
+
+def version(value: bool) -> None:
+    if value:
+        print(f"raft-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def register() -> None:
+    """One file per group of commands; importing it adds them."""
+    from agent.cli import campaigns, ideas, looking, rates, training, workspaces  # noqa: F401  (imported for effect)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The campaign on a terminal: live where there is one, plain lines where output is piped. Fits 80 columns.
+
+It is told things (see the observer in `campaign/`), keeps no state that matters, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"keep": "bold green", "discard": "yellow", "crash": "bold red", "warning": "bold yellow"}
+
+
+def console_for(stream: TextIO | None = None) -> Console:
+    """Colours and width only on a terminal; 80 columns and no wrapping of words into nowhere where piped."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, width=100, no_color=True, soft_wrap=True)
+
+
+class TerminalObserver:
+    """Prints events as they come; on a terminal three live lines below them say what runs, how far, and best so far."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.time):
+        self.console = console
+        self.clock = clock
+        self._live: Live | None = None
+        self._board: Any = None
+        self._activity: Any = None
+        self._pulse: Any = None
+        self._began = clock()
+
+    def __enter__(self) -> TerminalObserver:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._lines)
+            self._live.start()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # --- what is told ---------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        for line in text.splitlines():
+            self.console.print(Text(f"{self._stamp()} {line}", style=_style_of(line)))
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text(f"{self._stamp()} warning: {text}", style=STYLES["warning"]))
+
+    def board(self, board: Any) -> None:
+        self._board = board
+
+    def started(self, activity: Any) -> None:
+        self._activity, self._pulse, self._began = activity, None, self.clock()
+        if self._live is None:
+            self.console.print(f"{self._stamp()}   run {activity.what} ({activity.run})")
+
+    def pulse(self, pulse: Any) -> None:
+        self._pulse = pulse
+
+    def ended(self, text: str) -> None:
+        what = f"{self._activity.what} ({self._activity.run}): " if self._live and self._activity else ""
+        self._activity = None
+        self.console.print(Text(f"{self._stamp()}     {what}{text}", style="dim"))
+
+    def recorded(self, row: dict[str, Any]) -> None:
+        """The loop says the outcome itself."""
+
+    # --- live lines -----------------------------------------------------------------------------------------
+
+    def _stamp(self) -> str:
+        return datetime.datetime.fromtimestamp(self.clock()).strftime("%H:%M:%S")
+
+    def _lines(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        if self._board is not None:
+            grid.add_row(Text(board_line(self._board), style="bold"))
+        if self._activity is not None:
+            grid.add_row(Text(f"now   {self._activity.what}, {self._activity.run}", overflow="ellipsis"))
+            grid.add_row(self._bar())
+        return grid
+
+    def _bar(self) -> Table:
+        pulse = self._pulse
+        elapsed = self.clock() - self._began
+        share = pulse.budget_spent if pulse is not None else None
+        words = f"{pulse.phase if pulse else 'starting'} {elapsed:.0f}s"
+        if pulse is not None and pulse.note:
+            words += f" {pulse.note}"
+        elif pulse is not None and pulse.metric is not None:
+            words += f", select {pulse.metric:.1%}"
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=1.0, completed=share or 0.0, width=30, pulse=share is None), Text(words))
+        return row
+
+
+def board_line(board: Any) -> str:
+    """One line: campaign, ideas, best so far, time left."""
+    parts = [board.campaign, f"{board.ideas} ideas, {board.kept} kept"]
+    if board.best is not None:
+        parts.append(f"best {board.best:.1%} ({board.best_is})")
+    parts.append(f"{_words(board.left_s)} left")
+    return " | ".join(parts)
+
+
+def _words(seconds: float) -> str:
+    whole = max(0, round(seconds)) if seconds != float("inf") else 0
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s"
+
+
+def _style_of(line: str) -> str:
+    first = line.strip().split(" ", 1)[0].rstrip(":")
+    return STYLES.get(first, "")
+
+
+def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
+    """The results table for people: one line an idea, fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=False, width=min(width, 120))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("metric", justify="right", no_wrap=True)
+    table.add_column("delta [95%]", justify="right", no_wrap=True)
+    table.add_column("description", ratio=1, overflow="fold")
+    for row in rows:
+        status = row.get("status", "")
+        table.add_row(
+            row.get("index", ""),
+            Text(status, style=STYLES.get(status, "")),
+            percent(row.get("metric_value")),
+            _interval(row),
+            row.get("description", "") + (f" ({row['crash_class']})" if row.get("crash_class") else ""),
+        )
+    return table
+
+
+def percent(text: str | None) -> str:
+    """A rate of the table as per cent; nothing for an empty cell."""
+    try:
+        return f"{100 * float(text or ''):.1f}%"
+    except ValueError:
+        return ""
+
+
+def _interval(row: dict[str, str]) -> str:
+    try:
+        delta, low, high = (100 * float(row.get(key, "")) for key in ("delta", "ci_low", "ci_high"))
+    except ValueError:
+        return ""
+    return f"{delta:+.1f} [{low:+.1f},{high:+.1f}]"
