@@ -143,6 +143,8 @@ def _tried_signatures(session: Session) -> list[str]:
 
 def _constraint(event: ConstraintLearned) -> Constraint:
     limit = Constraint(key=event.key, reason=event.why)
+    if event.relation == "<":
+        return replace(limit, at_most=event.value - 1 if isinstance(event.value, int) else event.value * (1 - 1e-9))
     if event.relation == "<=":
         return replace(limit, at_most=event.value)
     if event.relation == ">=":

@@ -7,21 +7,21 @@ later runs, after a run with it has shown that it helps. What a crash teaches is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
-from agent.contract import Split
+from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed
-from agent.ledger.messages import slug_of
-from agent.recipe.change import describe_moves
-from agent.recipe.files import REMOVE, edit_text, get_key, with_keys
+from agent.recipe.files import edit_text, with_keys
 from agent.recipe.schema import Recipe
-from agent.run.remedies import Remedy, propose_remedy
+from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
 from agent.run.telemetry import RunRecord
-from agent.run.triage import Diagnosis, diagnosis_of_error
+from agent.run.triage import Diagnosis, Evidence, triage
 
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 3
+"""Fixes and repeats of one idea before it is recorded as a crash."""
 
 
 class StopCampaign(TrainingFailed):
@@ -43,49 +43,43 @@ def train_with_repairs(
 ) -> Done:
     """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
     tried: list[Remedy] = []
-    pending_shared: Remedy | None = None
-    for attempt in range(MAX_ATTEMPTS):
-        fixes = len(session.state.experiments[experiment].fixes) if experiment in session.state.experiments else 0
-        label = "" if attempt == 0 and fixes == 0 else f"f{fixes}" + (f"r{attempt}" if attempt > fixes else "")
-        done = _one_run(
-            session, runner, pending_shared,
-            Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm),
-        )  # fmt: skip
+    probing: Remedy | None = None
+    repeats = 0
+    while True:
+        fixes = len(session.state.experiments[experiment].fixes)
+        # the key tells fixes and repeats, so that a resumed campaign finds each of these runs again
+        label = run_key([f"f{fixes}" if fixes else "", f"r{repeats}" if repeats else ""])
+        plan = Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm)
+        done = _one_run(session, runner, probing, plan)
         if done.ok:
-            if pending_shared is not None:
-                _adopt(session, pending_shared, experiment)
+            if probing is not None:
+                _adopt(session, probing, experiment)
             return done
-        assert done.diagnosis is not None
-        _stop_if_hopeless(done.diagnosis, done)
-        remedy = _remedy_for(session, experiment, done.diagnosis, tried)
-        if remedy is None or attempt == MAX_ATTEMPTS - 1:
+        remedy = _answer(session, experiment, done, tried) if fixes + repeats < MAX_ATTEMPTS else None
+        if remedy is None:
             return done
         tried.append(remedy)
-        session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {remedy.why}")
-        pending_shared = remedy if remedy.scope == "campaign" else None
-        is_fix = remedy.scope == "experiment" and bool(remedy.values)
-        if is_fix and not _commit_fix(session, experiment, done.diagnosis, remedy):
-            return done
-        _learn(session, experiment, remedy)
-    return done
+        probing = remedy if remedy.needs_probe else None
+        if probing is None and remedy.values:
+            repeats = 0
+            if not _commit_fix(session, experiment, done, remedy):
+                return done
+        else:
+            repeats += 1
 
 
+@dataclass(frozen=True)
 class Plan:
     """The words of one run, without its recipe."""
 
-    def __init__(
-        self,
-        experiment: int,
-        key: str,
-        what: str,
-        seed: int,
-        role: str,
-        rung: str,
-        splits: tuple[Split, ...],
-        arm: str | None,
-    ):
-        self.experiment, self.key, self.what, self.seed = experiment, key, what, seed
-        self.role, self.rung, self.splits, self.arm = role, rung, splits, arm
+    experiment: int
+    key: str
+    what: str
+    seed: int
+    role: str
+    rung: str
+    splits: tuple[Split, ...]
+    arm: str | None
 
 
 def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan) -> Done:
@@ -117,55 +111,92 @@ def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
     out = session.runs_folder / key
     record = RunRecord(out, None, [], [], None, None, None, str(error), ())
     session.observer.ended(f"did not start: {error}")
-    return Done(key, record, None, diagnosis_of_error(error))
+    failure = Failure(
+        crash_class="typo",
+        message=error.message,
+        where=error.where,
+        hint=error.hint,
+        exception=type(error).__name__,
+        key=error.key,
+        suggestion=error.suggestion,
+    )
+    return Done(key, record, None, triage(Evidence(failure=failure)))
 
 
-def _remedy_for(session: Session, experiment: int, diagnosis: Diagnosis, tried: list[Remedy]) -> Remedy | None:
+def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) -> Remedy | None:
+    """What to do about the crash, told to the observer; None where nothing sensible is left.
+
+    Raises StopCampaign where every later run would meet the same failure.
+    """
+    assert done.diagnosis is not None
     parent = session.recipe_of(session.incumbent if experiment else 0)
+    response = _response(session, experiment, done.diagnosis, parent, tried)
+    limit = response.limit or (response.remedy.limit if response.remedy else None)
+    if limit is not None:
+        _learn(session, experiment, limit)
+    if response.stops_campaign:
+        failure = done.record.failure
+        raise StopCampaign(
+            f"{done.diagnosis.crash_class}: {done.diagnosis.reason}",
+            where=failure.where if failure else done.key,
+            hint=response.missing or (failure.hint if failure else None) or response.why,
+        )
+    session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
+    return response.remedy
+
+
+def _response(session: Session, experiment: int, diagnosis: Diagnosis, parent: Recipe, tried: list[Remedy]) -> Response:
     try:
         recipe = session.recipe_of(experiment)
     except RecipeError:
-        recipe = parent
-    return propose_remedy(diagnosis, recipe=recipe, parent=parent, history=tried)
+        return _mended_values(session, experiment, parent)
+    return respond(diagnosis, recipe=recipe, parent=parent, history=tried)
 
 
-def _stop_if_hopeless(diagnosis: Diagnosis, done: Done) -> None:
-    if diagnosis.crash_class in ("data", "resource") and diagnosis.stops_campaign:
-        failure = done.record.failure
-        raise StopCampaign(
-            f"{diagnosis.crash_class}: {diagnosis.reason}",
-            where=failure.where if failure else done.key,
-            hint=failure.hint if failure else None,
-        )
+def _mended_values(session: Session, experiment: int, parent: Recipe) -> Response:
+    """A change that does not make a valid recipe: nearest key, right type, into range."""
+    planned = session.state.experiments[experiment].planned
+    values = {key: move[1] for key, move in planned.changes.items()} if planned else {}
+    mended = repair_values(values, parent=parent)
+    if mended is None or with_keys(parent, mended[0]).signature() == parent.signature():
+        return Response(None, "no valid value is near what was meant")
+    return Response(Remedy("fix", mended[0], {}, mended[1]), mended[1])
 
 
-def _commit_fix(session: Session, experiment: int, diagnosis: Diagnosis, remedy: Remedy) -> bool:
+def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -> bool:
     """Write the remedy into the recipe on the experiment's branch. False where the text cannot be edited so."""
-    assert session.branches is not None
-    files = session.files_of(experiment)
-    path = session.recipe_path
+    assert done.diagnosis is not None
+    files, path = session.files_of(experiment), session.recipe_path
     try:
-        text = edit_text(files[path], {k: REMOVE if v is None and _unknown(k) else v for k, v in remedy.values.items()})
-        recipe: Recipe | None = session.recipe_from({**files, path: text}, label=f"{experiment:03d}-fix")
+        text = _fixed_text(session, experiment, remedy)
+        recipe = session.recipe_from({**files, path: text}, label=f"{experiment:03d}-fix")
     except AgentError as error:
         session.observer.warn(f"the fix does not make a valid recipe: {error}")
         return False
-    number = len(session.state.experiments[experiment].fixes) + 1
-    moves = {k: (_old(session, experiment, k), v) for k, v in remedy.values.items()}
-    subject = f"fix {diagnosis.crash_class}: {describe_moves(moves)}"
     words: dict[str, Any] = {
         "experiment": experiment,
-        "fix": number,
-        "subject": subject,
-        "body": f"{diagnosis.reason}\n\n{remedy.why}",
+        "fix": len(session.state.experiments[experiment].fixes) + 1,
+        "subject": f"fix {done.diagnosis.crash_class}: {remedy.why}",
+        "body": done.diagnosis.reason,
         "files": {path: text},
-        "crash_class": diagnosis.crash_class,
+        "crash_class": done.diagnosis.crash_class,
         "why": remedy.why,
-        "recipe_signature": recipe.signature() if recipe else None,
+        "recipe_signature": recipe.signature(),
     }
     session.tell("experiment_fixed", **words)
     commit_pending_fixes(session, experiment)
     return True
+
+
+def _fixed_text(session: Session, experiment: int, remedy: Remedy) -> str:
+    """The experiment's recipe with the remedy's values; from the incumbent's text where its own is not valid."""
+    path = session.recipe_path
+    try:
+        session.recipe_of(experiment)
+        text = session.files_of(experiment)[path]
+    except RecipeError:
+        text = session.files_of(session.incumbent)[path]
+    return edit_text(text, remedy.values, where=path)
 
 
 def commit_pending_fixes(session: Session, experiment: int) -> None:
@@ -178,36 +209,20 @@ def commit_pending_fixes(session: Session, experiment: int) -> None:
             session.tell("experiment_fixed", experiment=experiment, fix=number, commit=commit)
 
 
-def _unknown(key: str) -> bool:
-    from agent.recipe.files import field_at
-
-    return field_at(key) is None
-
-
-def _old(session: Session, experiment: int, key: str) -> Any:
-    try:
-        return get_key(session.recipe_of(experiment), key)
-    except (RecipeError, KeyError):
-        return None
-
-
 def _adopt(session: Session, remedy: Remedy, experiment: int) -> None:
     """The probe ran: the shared layer is changed for all later runs."""
     session.tell("shared_layer_changed", values=remedy.values, env=remedy.env, why=remedy.why, experiment=experiment)
     session.observer.say(f"  shared layer changed for all later runs: {remedy.why}")
 
 
-def _learn(session: Session, experiment: int, remedy: Remedy) -> None:
-    for limit in remedy.limits:
-        session.tell(
-            "constraint_learned",
-            key=limit.key,
-            relation=limit.relation,
-            value=limit.value,
-            why=limit.why,
-            experiment=experiment,
-        )
-
-
-def branch_slug(hypothesis: str, variant: str) -> str:
-    return slug_of(f"{hypothesis}-{variant}" if variant and variant != hypothesis else hypothesis)
+def _learn(session: Session, experiment: int, limit: Limit) -> None:
+    """A size at which memory ran out, for the planner."""
+    session.tell(
+        "constraint_learned",
+        key=limit.key,
+        relation="<",
+        value=limit.below,
+        why=limit.why,
+        experiment=experiment,
+        context=limit.context,
+    )

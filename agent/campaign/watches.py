@@ -1,4 +1,4 @@
-"""What to watch besides the metric, and what forbids a keep. Which watches there are and how they read: `plan/watches.py`.
+"""What to watch besides the metric, and what forbids a keep. Which watches there are: `plan/watches.py`.
 
 A probe evaluates a finished checkpoint with other prompt keys: reward on paraphrases, a prompt's gain at another
 prompt length. It is measured on the search split, costs no training, and is left out where time is short.

@@ -46,7 +46,11 @@ def run(
     ),
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
-    """Run a campaign: baseline, ideas from the playbook, confirmation, holdout."""
+    """Run a campaign under a budget.
+
+    The baseline with several seeds, then ideas from the playbook one by one, each committed, trained, judged and
+    recorded; what holds is confirmed with fresh seeds on fresh prompts; the holdout once, at the end.
+    """
     import dataclasses
 
     from agent.campaign.budget import parse_deadline, parse_duration
@@ -95,7 +99,10 @@ def resume(
     budget: str | None = typer.Option(None, help="Further time, on top of what the campaign had."),
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
-    """Go on with a campaign that was stopped, killed, or used up its time."""
+    """Go on with a stopped campaign.
+
+    One that was paused, killed, or has used up its time; the time in which it did not run is not charged.
+    """
     from agent.campaign.budget import parse_duration
     from agent.campaign.open import machine_of
     from agent.campaign.open import resume as reopen

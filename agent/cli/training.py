@@ -1,0 +1,216 @@
+"""`train` and `eval`: one recipe alone, without a campaign."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from agent.cli.main import app
+from agent.cli.shared import here, model_cache, print_json, recipe_path
+from agent.errors import AgentError, TrainingFailed, UsageError
+
+if TYPE_CHECKING:
+    from agent.contract import Split
+    from agent.ledger.workspace import Workspace
+    from agent.recipe.schema import Recipe
+    from agent.run.launcher import Progress, RunResult
+
+OUT = typer.Option(None, "--out", help="Folder for the run. Default: a new one under .raft/runs/alone.")
+SEED = typer.Option(None, help="Seed. Default: the recipe's.")
+CODE = typer.Option(False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote.")
+JSON = typer.Option(False, "--json", help="Print the summary as JSON.")
+
+
+@app.command()
+def train(
+    recipe: str | None = typer.Argument(None, help="Recipe: a path, or a name in recipes/."),
+    best: bool = typer.Option(False, "--best", help="The winner of the last campaign instead of a recipe file."),
+    budget: str | None = typer.Option(None, help="Training time instead of the recipe's budget: 6h."),
+    seed: int | None = SEED,
+    out: Path | None = OUT,
+    split: str = typer.Option("search", help="Held-out split to evaluate: search, confirm, holdout or none."),
+    low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority."),
+    allow_untrusted_code: bool = CODE,
+    json_output: bool = JSON,
+) -> None:
+    """Train one recipe, or the winner.
+
+    A run folder that was stopped goes on where it stopped.
+    """
+    from agent.campaign.budget import parse_duration
+    from agent.recipe.files import with_keys
+
+    workspace = here()
+    chosen, label = _chosen(workspace, recipe, best=best)
+    if budget is not None:
+        seconds = parse_duration(budget)
+        if best:
+            _warn_about_transfer(chosen, seconds)
+        cleared = {f"budget.{kind}": None for kind in ("cycles", "tokens")}
+        chosen = with_keys(chosen, {**cleared, "budget.train_seconds": seconds})
+    folder = out or _new_folder(workspace, label)
+    result = _launch(
+        workspace,
+        chosen,
+        folder,
+        seed=chosen.seed if seed is None else seed,
+        splits=_splits(split),
+        low_priority=low_priority,
+        allow_untrusted_code=allow_untrusted_code,
+    )
+    _print_result(result, json_output=json_output)
+
+
+@app.command("eval")
+def evaluate(
+    what: str = typer.Argument(..., help="A recipe (its untrained model) or a checkpoint folder."),
+    recipe: str | None = typer.Option(None, help="Recipe for a checkpoint. Default: that of its run."),
+    split: str = typer.Option("search", help="Held-out split: search, confirm or holdout."),
+    allow_untrusted_code: bool = CODE,
+    json_output: bool = JSON,
+) -> None:
+    """Evaluate a recipe or checkpoint."""
+    from agent.contract import RECIPE, UNTRAINED
+    from agent.recipe.files import load_recipe
+
+    workspace = here()
+    folder = Path(what)
+    if folder.is_dir():
+        beside = folder.absolute().parent / RECIPE
+        if recipe is None and not beside.is_file():
+            raise UsageError(f"{what} has no {RECIPE} beside it", hint="name the recipe: --recipe tiny-addition")
+        chosen = load_recipe(workspace.root / recipe_path(workspace, recipe) if recipe else beside)
+        target, label = str(folder.absolute()), f"eval-{folder.absolute().parent.name}"
+    else:
+        path = recipe_path(workspace, what)
+        chosen, target, label = load_recipe(workspace.root / path), UNTRAINED, f"eval-{Path(path).stem}"
+    result = _launch(
+        workspace,
+        chosen,
+        _new_folder(workspace, label),
+        seed=chosen.seed,
+        splits=_splits(split),
+        evaluate=target,
+        allow_untrusted_code=allow_untrusted_code,
+    )
+    _print_result(result, json_output=json_output)
+
+
+def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Recipe, str]:
+    from agent.recipe.files import load_recipe
+
+    if not best:
+        path = recipe_path(workspace, recipe)
+        return load_recipe(workspace.root / path), Path(path).stem
+    if recipe is not None:
+        raise UsageError("--best takes the recipe from the last campaign", hint="leave out the recipe, or --best")
+    return _winner(workspace)
+
+
+def _winner(workspace: Workspace) -> tuple[Recipe, str]:
+    from agent.campaign.observer import Silent
+    from agent.campaign.open import machine_of, prepare
+    from agent.campaign.settings import Settings
+    from agent.cli.workspaces import campaign_name
+    from agent.ledger.journal import Journal
+
+    name = campaign_name(workspace, None)
+    started = Journal(workspace.journal_path(name)).state().started
+    if started is None:
+        raise UsageError(f"campaign {name} never began", hint="raft-agent run --budget 8h starts one")
+    settings = Settings(recipe_path=started.recipe_path, campaign=name)
+    session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
+    incumbent = session.incumbent
+    who = f"#{incumbent}" if incumbent else "the baseline, since nothing was kept"
+    print(f"winner of campaign {name}: {who}", file=sys.stderr)
+    return session.with_shared_layer(session.recipe_of(incumbent)), f"best-{name}"
+
+
+def _warn_about_transfer(recipe: Recipe, seconds: float) -> None:
+    from agent.campaign.budget import words
+
+    short = recipe.budget.train_seconds
+    if short and seconds > 2 * short:
+        print(
+            f"warning: this recipe won at {words(short)} of training; what wins a short run may not win one of "
+            f"{words(seconds)}. A schedule by budget stretches with it, one by cycle does not. Compare it with the "
+            "baseline at the same length before you rely on it.",
+            file=sys.stderr,
+        )
+
+
+def _splits(text: str) -> tuple[Split, ...]:
+    from agent.contract import HELD_OUT
+
+    if text == "none":
+        return ()
+    if text not in HELD_OUT:
+        raise UsageError(f"--split {text}: no such split", hint=f"one of {', '.join(HELD_OUT)}, none")
+    return (text,)
+
+
+def _new_folder(workspace: Workspace, label: str) -> Path:
+    workspace.prepare()
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return workspace.runs_folder("alone") / f"{label}-{stamp}"
+
+
+def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+    from agent.campaign.open import machine_of
+    from agent.report.terminal import console_for
+    from agent.run.launcher import RunRequest, launch
+
+    limit = (recipe.budget.train_seconds or 7 * 86400) * 1.5 + 3600
+    request = RunRequest(
+        recipe=recipe, out=out, workspace=workspace.root, time_limit_s=limit, cache=model_cache(), **keys
+    )
+    console = console_for(sys.stderr)
+    print(f"run folder {out}", file=sys.stderr)
+    with console.status("starting") as spinner:
+
+        def on_progress(progress: Progress) -> None:
+            spinner.update(_progress_words(progress))
+
+        return launch(request, on_progress=on_progress, machine=machine_of(workspace))
+
+
+def _progress_words(progress: Progress) -> str:
+    spent = f" {progress.budget_spent:.0%} of the budget" if progress.budget_spent is not None else ""
+    metric = f", select {progress.select_metric:.1%}" if progress.select_metric is not None else ""
+    cycle = f" cycle {progress.cycle}," if progress.cycle is not None else ""
+    return f"{progress.phase}{cycle}{spent}{metric} {progress.note or ''}"
+
+
+def _print_result(result: RunResult, *, json_output: bool) -> None:
+    from agent import errors
+    from agent.run.telemetry import read_run
+    from agent.run.triage import evidence_of, triage
+
+    if not result.ok or result.summary is None:
+        failure = read_run(result.out).failure
+        named = getattr(errors, failure.exception, None) if failure else None
+        if failure is not None and isinstance(named, type) and issubclass(named, AgentError):
+            raise named(failure.message, where=failure.where, hint=failure.hint)
+        diagnosis = triage(evidence_of(result))
+        raise TrainingFailed(
+            f"{diagnosis.crash_class}: {diagnosis.reason}",
+            where=str(result.out),
+            hint=diagnosis.evidence or result.reason,
+        )
+    summary = result.summary
+    if json_output:
+        print_json({"out": str(result.out), **summary.model_dump(mode="json")})
+        return
+    for split, value in summary.metrics.items():
+        print(f"{summary.metric} on {split}: {value:.1%}")
+    if summary.optimizer_steps:
+        print(
+            f"{summary.cycles} cycles, {summary.optimizer_steps} steps, {summary.kept} samples kept in "
+            f"{summary.train_s:.0f}s; delivered cycle {summary.delivered_cycle}"
+        )
+    if summary.checkpoint and summary.optimizer_steps:
+        print(f"checkpoint: {result.out / summary.checkpoint}")
