@@ -175,7 +175,7 @@ def announce(session: Session, proposal: Proposal) -> int:
         files={path: text},
         trailers={
             "Hypothesis": f"{proposal.hypothesis}/{proposal.variant}",
-            "Symptom": proposal.symptom,
+            "Symptom": proposal.symptom or "none",
             "Incumbent": f"{incumbent:03d}",
         },
         symptom=proposal.symptom,

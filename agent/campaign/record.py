@@ -115,8 +115,12 @@ def _common(session: Session, experiment: Experiment, runs: list[Done]) -> dict[
         "campaign": session.settings.campaign,
         "seeds": len(runs),
         "tokens_per_s": _median(runs, "tokens_per_s"),
-        "started_at": datetime.datetime.fromtimestamp(min(started)).astimezone() if started else None,
+        "started_at": _moment(min(started)) if started else None,
     }
+
+
+def _moment(unix_seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_seconds).astimezone().isoformat(timespec="seconds")
 
 
 def _largest(runs: list[Done], name: str) -> float | None:

@@ -1,0 +1,1 @@
+"""What happened, durably: the journal, the results table, git. The only room that runs git."""

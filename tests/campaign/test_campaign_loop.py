@@ -1,0 +1,273 @@
+"""Whole campaigns against a trainer whose truth is known: real git, real processes, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NOTHING, RATE_UP, Night, fake_launch, hypothesis
+
+from agent.campaign.loop import Paused
+from agent.errors import BudgetError, UsageError
+from agent.ledger.table import COLUMNS, read_rows
+from agent.recipe.files import load_recipe
+
+
+def rows(night: Night) -> list[dict[str, str]]:
+    return read_rows(night.workspace.results)
+
+
+def test_a_real_gain_is_kept_and_a_placebo_is_not(night: Night) -> None:
+    night.playbook(RATE_UP, NOTHING)
+    ending = night.start()
+    assert night.session is not None
+    table = rows(night)
+    assert [(row["index"], row["hypothesis"], row["status"]) for row in table[:2]] == [
+        ("0", "baseline", "keep"),
+        ("1", "rate-up", "keep"),
+    ]
+    assert {row["hypothesis"]: row["status"] for row in table}["placebo"] == "discard"
+    assert ending.kept[0] == 1
+    # the rate x4 is worth 0.30 and the confirmed interval says so
+    kept = table[1]
+    assert float(kept["ci_low"]) < 0.30 < float(kept["ci_high"])
+    assert float(kept["delta"]) == pytest.approx(0.30, abs=0.06)
+    assert kept["change"] == "learner.learning_rate 0.0005 -> 0.002"
+    assert kept["seeds"] == "2"
+    assert "the playbook is exhausted" in ending.reason
+    assert ending.holdout["winner - baseline"]["low"] > 0
+    assert (night.root / str(ending.checkpoint)).is_dir()
+
+
+def test_git_tells_the_story(night: Night) -> None:
+    night.playbook(RATE_UP, NOTHING)
+    night.start(max_experiments=2)
+    branches = night.git("branch", "--list", "raft/*", "--format=%(refname:short)").split()
+    assert "raft/night/best" in branches
+    assert any(branch.startswith("raft/night/exp/001-rate-up") for branch in branches)
+    assert any(branch.startswith("raft/night/exp/002-placebo") for branch in branches)
+    subject = night.git("log", "-1", "--format=%s", "raft/night/exp/001-rate-up-up").strip()
+    assert subject == "learning-rate: rate up, 0.0005 -> 0.002"
+    message = night.git("log", "-1", "--format=%B", "raft/night/exp/001-rate-up-up")
+    for trailer in ("Experiment: 1", "Hypothesis: rate-up/up", "Campaign: night", "Incumbent: 000"):
+        assert trailer in message
+    story = night.git("log", "--notes=raft", "raft/night/best")
+    assert "outcome: keep" in story
+    assert "outcome: discard" in story
+    # linear, one record an idea beside the start and the baseline; the recipe changed only with the keep
+    assert night.git("rev-list", "--merges", "raft/night/best") == ""
+    changed = night.git("log", "--format=", "--name-only", "raft/night/best", "^HEAD").split()
+    assert changed == ["recipes/test.yaml"]
+    best = night.git("show", "raft/night/best:recipes/test.yaml")
+    assert "learning_rate: 0.002  # the usual" in best
+    assert best.startswith("# a recipe for tests, comments stay\n")
+
+
+def test_nothing_of_the_users_is_touched(night: Night) -> None:
+    night.playbook(NOTHING)
+    readme = night.root / "notes.txt"
+    readme.write_text("mine")
+    night.git("-c", "user.name=u", "-c", "user.email=u@x", "stash", "push", "--include-untracked", "--quiet")
+    (night.root / "staged.txt").write_text("staged")
+    night.git("add", "staged.txt")
+    (night.root / "untracked.txt").write_text("untracked")
+    test_recipe = night.root / "recipes" / "gsm8k.yaml"
+    test_recipe.write_text(test_recipe.read_text() + "# an edit of mine\n")
+    before = snapshot(night.root)
+    night.start(max_experiments=1)
+    after = snapshot(night.root)
+    assert after.pop("results.tsv") != before.pop("results.tsv")
+    assert after == before
+
+
+USERS = (".git/index", ".git/HEAD", ".git/config", ".git/refs/stash", ".git/logs/refs/stash", ".git/refs/heads/ma")
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    """Hash of every file of the checkout, the index, HEAD, the stash, the configuration."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder) / name
+            inside = path.relative_to(root).as_posix()
+            if inside.startswith(".raft/") or (inside.startswith(".git/") and not inside.startswith(USERS)):
+                continue
+            found[inside] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def test_the_row_has_the_designed_columns_and_unknown_is_empty(night: Night) -> None:
+    night.playbook(hypothesis("nan", 0.9, set={"learner.optimizer": "sgd"}))
+    night.start(max_experiments=1)
+    header = night.workspace.results.read_text().splitlines()[0].split("\t")
+    assert tuple(header) == COLUMNS
+    crash = rows(night)[1]
+    assert crash["status"] == "crash"
+    assert crash["crash_class"] == "numeric"
+    assert crash["metric_value"] == ""
+    assert crash["delta"] == ""
+
+
+def test_an_out_of_memory_is_shrunk_on_the_branch_and_remembered(night: Night) -> None:
+    night.playbook(hypothesis("pack", 0.9, set={"learner.packing": True, "learner.microbatch_tokens": 8192}))
+    night.start(max_experiments=1)
+    assert night.session is not None
+    table = rows(night)
+    assert table[1]["status"] in ("discard", "keep")
+    assert "fix oom" in table[1]["fixes"]
+    log = night.git("log", "--format=%s", "raft/night/exp/001-pack-up", "^raft/night/best")
+    assert log.count("fix oom") == len(night.session.state.experiments[1].fixes) >= 1
+    learned = {(limit.key, limit.relation) for limit in night.session.state.constraints}
+    assert ("learner.microbatch_tokens", "<") in learned
+
+
+def test_a_run_that_kills_itself_is_a_crash_with_its_class(night: Night) -> None:
+    night.playbook(hypothesis("dies", 0.9, set={"rollout.top_k": 3}))
+    night.start(max_experiments=1)
+    crash = rows(night)[1]
+    assert crash["status"] == "crash"
+    assert crash["crash_class"] in ("oom", "unknown")
+
+
+def test_a_killed_campaign_goes_on_and_loses_and_doubles_nothing(night: Night) -> None:
+    """The agent dies at the start of its sixth run; what was measured before is not measured again."""
+    night.playbook(RATE_UP, NOTHING)
+    started = 0
+
+    class Dies(BaseException):
+        pass
+
+    def dying(*arguments: Any, **keys: Any) -> Any:
+        nonlocal started
+        started += 1
+        if started == 6:
+            raise Dies
+        return fake_launch()(*arguments, **keys)
+
+    with pytest.raises(Dies):
+        night.start(launcher=dying)
+    before = {path.parent.name: path.read_text() for path in night.root.glob(".raft/runs/night/*/starts")}
+    ending = night.resume()
+    assert ending.kept == (1,) or 1 in ending.kept
+    for name, starts in before.items():
+        assert (night.root / ".raft/runs/night" / name / "starts").read_text() == starts, f"{name} ran twice"
+    indices = [row["index"] for row in rows(night)]
+    assert indices == sorted(set(indices), key=int)
+    records = night.git("log", "--format=%s", "raft/night/best", "^HEAD").splitlines()
+    assert len(records) == len(set(records)) == len(indices) + 1
+
+
+def test_a_stopped_campaign_is_paused_and_resumed_with_its_clock(night: Night) -> None:
+    night.playbook(hypothesis("hangs", 0.9, toggle=["selection.drop_solved"]))
+    asked: list[str] = []
+
+    def stop() -> str | None:
+        running = list(night.root.glob(".raft/runs/night/001-search*/heartbeat"))
+        if running:
+            asked.append("stopped by a test")
+        return asked[0] if asked else None
+
+    night.stop_request = stop
+    with pytest.raises(Paused, match="stopped by a test") as caught:
+        night.start()
+    assert caught.value.exit_code == 130
+    assert night.session is not None
+    assert night.session.state.status == "paused"
+    assert [row["index"] for row in rows(night)] == ["0"]  # the idea that was cut short has no row
+    consumed = night.session.state.consumed_s
+    asked.clear()
+    with pytest.raises(Paused):
+        night.resume()
+    assert night.session.clock.consumed_s >= consumed
+
+
+def test_the_end_of_the_budget_ends_a_run_and_the_campaign(night: Night) -> None:
+    night.playbook(hypothesis("hangs", 0.9, toggle=["selection.drop_solved"]))
+    path = night.root / "recipes" / "test.yaml"
+    path.write_text(path.read_text())
+    ending = night.start(budget_s=200.0, launcher=after_calibration_the_clock_jumps(night))
+    assert "budget is spent" in ending.reason
+    assert [row["index"] for row in rows(night)] == ["0"]
+    assert "skipped" in ending.holdout
+
+
+def after_calibration_the_clock_jumps(night: Night) -> Any:
+    """A launcher under which a hanging run sees the budget used up after a moment."""
+
+    def launcher(request: Any, **keys: Any) -> Any:
+        session = night.session
+        if session is None or "search" not in request.out.name or request.out.name.startswith("untrained"):
+            return fake_launch()(request, **keys)
+        session.clock.budget_s = session.clock.consumed_s + 0.5
+        return fake_launch()(request, **keys)
+
+    # the session is assigned only after `start` returns, so it is found through the stop callback instead
+    def finding(request: Any, **keys: Any) -> Any:
+        owner = keys["stop"].__self__
+        night.session = owner.session
+        return launcher(request, **keys)
+
+    return finding
+
+
+def test_a_name_that_is_taken_and_a_budget_too_small_are_refused_before_anything_is_written(night: Night) -> None:
+    night.playbook(NOTHING)
+    with pytest.raises(BudgetError, match="affords no idea"):
+        night.start(budget_s=20.0)
+    assert not night.workspace.campaign_names()
+    night.start(max_experiments=1)
+    with pytest.raises(UsageError, match="night already"):
+        night.start(max_experiments=1)
+
+
+def test_only_names_the_nearest(night: Night) -> None:
+    night.playbook(NOTHING)
+    with pytest.raises(UsageError, match="placebo"):
+        night.start(only="placbo")
+
+
+def test_a_target_stops_the_search(night: Night) -> None:
+    night.playbook(RATE_UP, NOTHING)
+    ending = night.start(target="pass_rate>=0.6")
+    assert ending.reason == "--target pass_rate>=0.6 reached"
+    assert ending.ideas == 1
+
+
+def test_results_of_earlier_campaigns_are_known_to_the_next(night: Night) -> None:
+    night.playbook(RATE_UP, NOTHING)
+    night.start(max_experiments=2)
+    from agent.campaign.choose import earlier_attempts
+
+    night.start(campaign="second", max_experiments=1)
+    assert night.session is not None
+    earlier = {attempt.hypothesis: attempt for attempt in earlier_attempts(night.session)}
+    assert earlier["rate-up"].outcome == "keep"
+    assert earlier["rate-up"].values == {"learner.learning_rate": (0.0005, 0.002)}
+
+
+def test_the_incumbent_is_what_best_holds(night: Night) -> None:
+    night.playbook(RATE_UP)
+    night.start()
+    assert night.session is not None
+    text = night.git("show", "raft/night/best:recipes/test.yaml")
+    path = night.root / "winner.yaml"
+    path.write_text(text)
+    assert load_recipe(path) == night.session.recipe_of(night.session.incumbent)
+
+
+def test_the_journal_alone_rebuilds_the_table(night: Night) -> None:
+    from agent.ledger.table import rebuild
+
+    night.playbook(RATE_UP, NOTHING)
+    night.start()
+    assert night.session is not None
+    written = night.workspace.results.read_bytes()
+    night.workspace.results.unlink()
+    rebuild(night.workspace.results, night.session.state.rows())
+    assert night.workspace.results.read_bytes() == written
+    lines = (night.root / ".raft/campaigns/night/journal.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["seq"] == place for place, line in enumerate(lines, start=1))
