@@ -90,7 +90,15 @@ class Night:
         (self.workspace.hypotheses / "test.yaml").write_text(yaml.safe_dump(content))
 
     def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
-        chosen = Settings(**{"recipe_path": "recipes/test.yaml", "campaign": "night", "budget_s": 600.0, "baseline_seeds": 2, **settings})
+        chosen = Settings(
+            **{
+                "recipe_path": "recipes/test.yaml",
+                "campaign": "night",
+                "budget_s": 600.0,
+                "baseline_seeds": 2,
+                **settings,
+            }
+        )
         self.session = start(
             self.workspace, chosen, observer=self.observer, machine=MACHINE,
             model_cache=self.root / "models", stop_request=self.stop_request,

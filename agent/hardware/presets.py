@@ -1,0 +1,146 @@
+"""Environment variables for the training process, by machine, each with its source.
+
+A preset says as much about what it leaves alone: half of the advice that circulates for Strix Halo is about old
+wheels, and does harm with new ones. `LEFT_ALONE` keeps those with the reason, for `raft-agent doctor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.hardware.probe import Machine
+
+STRIX_HALO = frozenset({"gfx1151"})
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    value: str
+    why: str
+    source: str
+
+
+STRIX_HALO_SETTINGS = (
+    Setting(
+        "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL",
+        "1",
+        "without it scaled_dot_product_attention falls back to the math kernel: 44 ms instead of 2.3 ms, and up to "
+        "20 times slower forward at 4096 tokens; it also ended a repeatable crash in LoRA training",
+        "bkpaine1/amdsense 083e42b; lhl/strix-halo-testing 5ee14b5; ROCm/legacy-rocm-build#6034",
+    ),
+    Setting(
+        "ROCBLAS_USE_HIPBLASLT",
+        "1",
+        "bf16 matrix products 5.1 -> 36.9 TFLOP/s when it was measured; newer wheels may not need it",
+        "kyuz0/amd-strix-halo-llm-finetuning 093a23c; mamf-finder runs of lhl (May 2025)",
+    ),
+    Setting("TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"),
+)
+
+LEFT_ALONE = (
+    Setting(
+        "HSA_OVERRIDE_GFX_VERSION",
+        "",
+        "a wheel with native gfx1151 code needs none, and 11.0.0 on it ended in memory access faults",
+        "bkpaine1/amdsense 083e42b; ROCm#5824",
+    ),
+    Setting(
+        "PYTORCH_HIP_ALLOC_CONF",
+        "",
+        "backend:malloc crashes; expandable_segments:True hangs for good in hsaKmtMemoryVaMap on one ROCm 7.2 set-up",
+        "bkpaine1/amdsense 083e42b; pytorch#192259",
+    ),
+    Setting("PYTORCH_ALLOC_CONF", "", "the newer name of the same setting", "pytorch#192259"),
+    Setting(
+        "TORCH_BLAS_PREFER_HIPBLASLT",
+        "",
+        "not always the faster side: one cold fp32 4096 product took 194 ms with it and 115 ms without",
+        "ROCm#5643",
+    ),
+    Setting("HSA_ENABLE_SDMA", "", "=0 is worth a try after a hang, not before", "halo-forge c8f6548 HARDWARE_NOTES"),
+    Setting(
+        "FLASH_ATTENTION_TRITON_AMD_ENABLE",
+        "",
+        "only the ROCm fork of flash-attention reads it, and that is reported good for inference only",
+        "kyuz0/amd-strix-halo-llm-finetuning 093a23c",
+    ),
+    Setting("MIOPEN_DEBUG_CONV_DIRECT", "", "for convolutions; a language model has none", "ROCm#6034"),
+    Setting(
+        "OMP_NUM_THREADS",
+        "",
+        "=1, which one trainer sets for this machine, throttles tokenizing and verification",
+        "halo-forge c8f6548 utils/strix_halo.py",
+    ),
+)
+
+CUDA_SETTINGS = (
+    Setting(
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "expandable_segments:True",
+        "completions differ in length from batch to batch, which fragments fixed segments",
+        "pytorch docs, notes/cuda: optimizing memory usage",
+    ),
+    Setting(
+        "CUBLAS_WORKSPACE_CONFIG",
+        ":4096:8",
+        "cuBLAS gives the same bits twice only with a fixed workspace",
+        "pytorch docs, notes/randomness",
+    ),
+    Setting("TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"),
+)
+
+
+def environment(preset: str, machine: Machine) -> tuple[dict[str, str], str]:
+    """(variables, why these). `preset` is a value of the recipe key `backend.environment`."""
+    name, why = resolve(preset, machine)
+    if name == "strix-halo":
+        return _values(STRIX_HALO_SETTINGS), why
+    if name == "cuda":
+        return _values(CUDA_SETTINGS), why
+    if name == "cpu":
+        return _cpu(machine), why
+    return {}, why
+
+
+def resolve(preset: str, machine: Machine) -> tuple[str, str]:
+    """(name of the preset that applies, why). ValueError for a name that is none."""
+    if preset in ("strix-halo", "cuda", "cpu", "none"):
+        return preset, f"the recipe asks for the preset {preset}"
+    if preset != "auto":
+        raise ValueError(f"no such environment preset: {preset!r}; there are auto, none, cpu, cuda, strix-halo")
+    if machine.kind == "rocm" and machine.arch in STRIX_HALO:
+        return "strix-halo", f"auto: {machine.arch}"
+    if machine.kind == "rocm":
+        return "none", f"auto: no preset is known for {machine.arch or 'this AMD GPU'}, torch's own defaults stay"
+    if machine.kind == "cuda":
+        return "cuda", f"auto: {machine.arch or 'an NVIDIA GPU'}"
+    return "cpu", f"auto: no accelerator, {machine.cores} cores"
+
+
+def warnings(shell: Mapping[str, str], machine: Machine) -> list[str]:
+    """Variables set in the user's shell that are known to do harm on this machine, each with what is known."""
+    if machine.kind != "rocm" or machine.arch not in STRIX_HALO:
+        return []
+    return [
+        f"{setting.name}={shell[setting.name]} is set: {setting.why} ({setting.source})"
+        for setting in LEFT_ALONE
+        if shell.get(setting.name)
+    ]
+
+
+def _cpu(machine: Machine) -> dict[str, str]:
+    """As many threads as there are cores to use, and no accelerator even where there is one.
+
+    torch takes its thread count from OMP_NUM_THREADS (pytorch docs, notes/cpu_threading_torchscript_inference);
+    inside a container it would otherwise count the host's processors.
+    """
+    values = {"OMP_NUM_THREADS": str(machine.cores), "TOKENIZERS_PARALLELISM": "false"}
+    if machine.kind != "cpu":
+        values |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return values
+
+
+def _values(settings: tuple[Setting, ...]) -> dict[str, str]:
+    return {setting.name: setting.value for setting in settings}

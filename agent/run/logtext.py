@@ -1,0 +1,162 @@
+"""A training's log as lines of what was said, without what loggers, ranks and progress bars put around it.
+
+Out of it come the exception lines in order, each with the frames above it, and which of them belong to the end
+of the run: a burst of exceptions without progress in between is one failure seen from several places.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
+"""End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
+PREFIX = re.compile(
+    r"""^(?:
+        \[\s*\d+\.\d{6}\][ ]                                          # the kernel's seconds since boot
+      | \[?(?:rank|Rank)[ ]?\d+\]?:[ ]*                                # [rank0]:
+      | \((?:[\w.]+[ ])?pid=\d+(?:,[ ]ip=[^)]*)?\)[ ]*                 # (EngineCore pid=90)
+      | \[\d+\][ ]                                                     # [3] of NCCL
+      | \[\w+_adaptor_c\][ ]                                           # [vllm_allocator_adaptor_c]
+      | (?:ERROR|WARNING|CRITICAL|FATAL|INFO)[ ]*(?:\||:|(?=\[)|-[ ])[ ]*   # ERROR:, ERROR |
+      | [\w.]+:\w+:\d+[ ]-[ ]                                          # autotrain.trainers.common:wrapper:121 -
+      | \[[\w./-]+\.py:\d+(?::\w+)?\][ ]*                              # [core.py:1100]
+      | \d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:?\d\d|Z)?[ ,|:-]*   # a time stamp
+      | [\w.]+[ ]-[ ](?:ERROR|CRITICAL|WARNING)[ ]-[ ]                 # finetrainers - ERROR -
+      | !!![ ][^!]*!!![ ]                                              # !!! Exception during processing !!!
+      | Exception[ ]has[ ]occurred:[ ]                                 # a debugger
+      | (?:FAILED|ERROR)[ ]\S+::\S+[ ]-[ ]                             # pytest
+      | Error[ ]during[ ][\w ]+:[ ]
+      | E[ ]{3,7}(?=\S)                                                # pytest's marker column
+    )""",
+    re.VERBOSE,
+)
+EXCEPTION = re.compile(
+    r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Failed|Failure|Timeout|Fault|OutOfResources"
+    r"|Expired|OutOfMemory)(?:\([A-Za-z]\w*\))?)(?::(?P<message>.*)|\s*)$"
+)
+TRACEBACK = re.compile(r"^Traceback \(most recent call last\):")
+FRAME = re.compile(r'^\s*File "?(?P<file>[^",]+)"?, line \d+')
+IGNORED = re.compile(r"^Exception ignored in")
+RECOVERED = re.compile(r"\b(?:skipping|retrying|will retry|trying again|falling back|continuing)\b", re.IGNORECASE)
+PROGRESS = re.compile(
+    r"^\s*(?:\d+%\|)|\d+(?:\.\d+)?(?:it/s|s/it)[\],]|^\{?['\"]?(?:train_)?loss['\"]?\s*[=:]\s*\d"
+    r"|^(?:step|epoch|cycle|iteration)\b[ :=\[]*\d",
+    re.IGNORECASE,
+)
+TELEMETRY = re.compile(r"\b(?:wandb|mlflow|tensorboard|comet_ml|neptune|clearml|aim)[/\\]")
+"""A tracker that cannot send does not end a training."""
+
+
+@dataclass(frozen=True)
+class Line:
+    number: int
+    raw: str
+    text: str
+    """Without prefixes; indentation after them stays."""
+
+
+@dataclass(frozen=True)
+class Thrown:
+    """One exception line, with the lines of the traceback above it."""
+
+    line: Line
+    type: str
+    """Last part of the dotted name; `RayTaskError(KeyError)` is KeyError."""
+    message: str
+    frames: tuple[str, ...]
+    """Files from the outermost call inward."""
+    above: tuple[str, ...]
+    """The traceback's own lines, and of a chained one only the last link's."""
+
+
+def read_lines(log: str) -> list[Line]:
+    """The log's lines, each state of a redrawn progress bar on its own; what is glued to a bar is split off."""
+    lines: list[Line] = []
+    for raw in ANSI.sub("", log).replace("\r\n", "\n").split("\n"):
+        drawn = [part for part in raw.split("\r") if part.strip()] or [""]
+        for part in BAR.sub("\\1\n", "\n".join(drawn)).split("\n"):
+            lines.append(Line(len(lines), part, strip_prefixes(part)))
+    return lines
+
+
+def strip_prefixes(text: str) -> str:
+    """Take off what ranks, actors and loggers put in front, until nothing comes off. Plain indentation stays."""
+    bare = text
+    for _ in range(8):
+        stripped = PREFIX.sub("", bare.lstrip() if PREFIX.match(bare.lstrip()) else bare, count=1)
+        if stripped == bare:
+            break
+        bare = stripped
+    return bare
+
+
+def exceptions(lines: list[Line]) -> list[Thrown]:
+    """Exception lines that could have ended the run, in order."""
+    found: list[Thrown] = []
+    start = 0
+    for position, line in enumerate(lines):
+        if not is_exception(line):
+            continue
+        match = EXCEPTION.match(line.text.strip())
+        assert match is not None
+        above = [earlier.text for earlier in lines[start:position]]
+        start = position + 1
+        thrown = _thrown(line, match, above)
+        if not _harmless(above, thrown) and not got_over(lines, position):
+            found.append(thrown)
+    return found
+
+
+def is_exception(line: Line) -> bool:
+    """An exception's type at the start, unless it is a warning or stands indented inside something else."""
+    match = EXCEPTION.match(line.text.strip())
+    return match is not None and not match.group("type").endswith("Warning") and not line.text.startswith("    ")
+
+
+def got_over(lines: list[Line], position: int) -> bool:
+    """The training says in the next lines that it skips, retries or goes on."""
+    return any(RECOVERED.search(line.text) for line in lines[position + 1 : position + 3] if not is_exception(line))
+
+
+def last_progress(lines: list[Line]) -> int:
+    """Position after the last place where two lines of progress stand within ten; 0 where there is none."""
+    steps = [line.number for line in lines if PROGRESS.search(line.text)]
+    pairs = [later for earlier, later in pairwise(steps) if later - earlier <= 10]
+    return pairs[-1] + 1 if pairs else 0
+
+
+def _thrown(line: Line, match: re.Match[str], above: list[str]) -> Thrown:
+    name = match.group("type")
+    wrapped = re.search(r"\(([A-Za-z]\w*)\)$", name)
+    heads = [number for number, text in enumerate(above) if TRACEBACK.match(text)]
+    own = above[heads[-1] :] if heads else above[-60:]
+    frames = tuple(frame.group("file") for text in own if (frame := FRAME.match(text)))
+    return Thrown(
+        line=line,
+        type=wrapped.group(1) if wrapped else name.rsplit(".", 1)[-1],
+        message=(match.group("message") or "").strip(),
+        frames=frames,
+        above=tuple(own),
+    )
+
+
+def _harmless(above: list[str], thrown: Thrown) -> bool:
+    """Raised in a destructor, where Python goes on, or in a tracker that could not send."""
+    if any(IGNORED.match(text) for text in above[-40:]):
+        return True
+    return any(TELEMETRY.search(file) for file in thrown.frames)
+
+
+def final_burst(thrown: list[Thrown], lines: list[Line]) -> list[Thrown]:
+    """The exceptions of the end: those after which the training made no progress before the next."""
+    burst: list[Thrown] = []
+    for one in reversed(thrown):
+        if burst:
+            between = lines[one.line.number + 1 : burst[0].line.number]
+            if sum(1 for line in between if PROGRESS.search(line.text)) >= 2:
+                break
+        burst.insert(0, one)
+    return burst

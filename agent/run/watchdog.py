@@ -1,0 +1,113 @@
+"""Says when a training hangs: its heartbeat has not moved for longer than its phase allows.
+
+Time is the agent's own clock at the moment a changed heartbeat was seen, never the time written in the file, so
+that a clock that is set, or a trainer that writes nonsense, cannot fool it. A GPU at 100% proves nothing: on
+gfx1151 a hang keeps it there, with nothing in the kernel log (ROCm legacy-rocm-build#6530).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from agent.contract import Heartbeat, Phase
+
+STEPPING: frozenset[Phase] = frozenset({"generate", "verify", "train", "evaluate"})
+"""Phases that beat at every step, whose limit follows the step time."""
+
+
+def _fixed() -> dict[Phase, float]:
+    return {"start": 180.0, "load": 1800.0, "compile": 1800.0, "save": 600.0}
+
+
+def _floors() -> dict[Phase, float]:
+    return {"generate": 120.0, "verify": 300.0, "train": 120.0, "evaluate": 180.0}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds without a changed heartbeat after which a phase counts as hung."""
+
+    fixed: dict[Phase, float] = field(default_factory=_fixed)
+    """Phases without steps. Loading 60 GB from a slow disk and compiling take long honestly."""
+    floors: dict[Phase, float] = field(default_factory=_floors)
+    """Least limit of a stepping phase."""
+    factor: float = 30.0
+    """A stepping phase may pause for this many median steps, if that is more than its floor."""
+    most: float = 3600.0
+    """No stepping phase gets more, whatever its median step."""
+    first_step: float = 600.0
+    """Until a phase has made `settled` steps: kernels are built and tuned on first use."""
+    settled: int = 5
+    own_stall: float = 15.0
+    """If the agent itself was not looking for this long (stopped, suspended), that time is not held against the run."""
+
+
+class Watchdog:
+    """Fed with every reading of the heartbeat; `observe` returns the reason once the training hangs."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._last: Heartbeat | None = None
+        self._text = ""  # compared instead of the values: NaN is not equal to itself
+        self._moved: float | None = None
+        self._looked: float | None = None
+        self._step_times: dict[Phase, deque[float]] = {}
+        self._made: Counter[Phase] = Counter()
+
+    def observe(self, heartbeat: Heartbeat | None, *, now: float) -> str | None:
+        """The reason for which this is a hang, or None. `now` is monotonic seconds; None means no heartbeat to read."""
+        self._forgive_own_stall(now)
+        if self._moved is None:
+            self._moved = now
+        text = heartbeat.model_dump_json() if heartbeat is not None else self._text
+        if heartbeat is not None and text != self._text:
+            self._learn(heartbeat)
+            self._last, self._text, self._moved = heartbeat, text, now
+            return None
+        limit, why = self.limit()
+        silent = now - self._moved
+        return None if silent <= limit else self._reason(silent, limit, why)
+
+    def limit(self) -> tuple[float, str]:
+        """(seconds of silence that the present phase allows, how that number comes about)."""
+        phase: Phase = self._last.phase if self._last else "start"
+        if phase not in STEPPING:
+            return self.limits.fixed[phase], f"the limit of {phase}"
+        floor = self.limits.floors[phase]
+        if self._made[phase] < self.limits.settled:
+            return max(floor, self.limits.first_step), f"the limit of the first steps of {phase}"
+        typical = median(self._step_times[phase])
+        scaled = min(self.limits.factor * typical, self.limits.most)
+        if scaled > floor:
+            return scaled, f"{self.limits.factor:g} times the median step of {typical:.3g} s"
+        return floor, f"the least limit of {phase}; its median step takes {typical:.3g} s"
+
+    def _forgive_own_stall(self, now: float) -> None:
+        if self._looked is not None and self._moved is not None:
+            gap = now - self._looked
+            if gap > self.limits.own_stall:
+                self._moved += gap
+        self._looked = now
+
+    def _learn(self, heartbeat: Heartbeat) -> None:
+        """Step time from the trainer's own stamps: several steps may lie between two readings."""
+        last = self._last
+        if last is None or heartbeat.phase not in STEPPING:
+            return
+        if heartbeat.phase != last.phase or heartbeat.cycle != last.cycle:
+            return
+        steps, seconds = heartbeat.step - last.step, heartbeat.time - last.time
+        if steps > 0 and 0 < seconds < math.inf:
+            self._step_times.setdefault(heartbeat.phase, deque(maxlen=200)).append(seconds / steps)
+            self._made[heartbeat.phase] += steps
+
+    def _reason(self, silent: float, limit: float, why: str) -> str:
+        if self._last is None:
+            return f"no heartbeat in {silent:.3g} s after the start (limit {limit:.3g} s)"
+        place = f"{self._last.phase}, step {self._last.step}"
+        if self._last.cycle is not None:
+            place += f" of cycle {self._last.cycle}"
+        return f"no heartbeat for {silent:.3g} s in {place} (limit {limit:.3g} s: {why})"

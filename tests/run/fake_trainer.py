@@ -1,0 +1,182 @@
+"""A trainer that keeps the process contract and trains nothing; the variable FAKE says what it does.
+
+It takes the arguments of agent.contract, writes the same files in the same order, and obeys SIGTERM, unless
+it is told to be one of the trainers that do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--split", action="append", default=[])
+    parser.add_argument("--evaluate")
+    parser.add_argument("--time-limit", type=float)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--allow-untrusted-code", action="store_true")
+    arguments = parser.parse_args()
+    return FAKES[os.environ.get("FAKE", "good")](arguments)
+
+
+def beat(out: Path, phase: str, step: int, **more: object) -> None:
+    row = {"phase": phase, "step": step, "cycle": 1, "pid": os.getpid(), "time": time.time(), **more}
+    temporary = out / ".heartbeat.tmp"
+    temporary.write_text(json.dumps(row))
+    temporary.replace(out / "heartbeat")
+
+
+def line(path: Path, **row: object) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def finish(arguments: argparse.Namespace, *, cycles: int, stopped: bool) -> int:
+    for split in [name for name in arguments.split if name != "none"]:
+        for number in range(4):
+            line(
+                arguments.out / "eval.jsonl",
+                split=split, id=f"{split}-{number}", sample=0, reward=1.0, passed=number % 2 == 0,
+                formatted=True, tokens=5, finish_reason="stop",
+            )  # fmt: skip
+    summary = {
+        "stopped": stopped,
+        "seed": arguments.seed,
+        "recipe_signature": "fake",
+        "cycles": cycles,
+        "metric": "pass_rate",
+        "metrics": {"search": 0.5},
+        "arguments": vars(arguments) | {"recipe": str(arguments.recipe), "out": str(arguments.out), "cache": None},
+        "variables": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "FROM_RECIPE", "FROM_REQUEST")},
+        "niceness": os.nice(0),
+        "folder": str(Path.cwd()),
+    }
+    temporary = arguments.out / ".summary.tmp"
+    temporary.write_text(json.dumps(summary, default=str))
+    temporary.replace(arguments.out / "summary.json")
+    return 0
+
+
+def good(arguments: argparse.Namespace) -> int:
+    """Three cycles, going on after those that are already there."""
+    path = arguments.out / "cycles.jsonl"
+    done = len(path.read_text().splitlines()) if path.exists() else 0
+    print(f"starting at cycle {done}")
+    for cycle in range(done, 3):
+        beat(arguments.out, "train", cycle, budget_spent=cycle / 3, note="hello")
+        line(path, cycle=cycle, loss=1.0 / (cycle + 1), samples=8, kept=4)
+        time.sleep(0.05)
+    return finish(arguments, cycles=3, stopped=False)
+
+
+def steady(arguments: argparse.Namespace) -> int:
+    """Goes on for ever, and stops in good order on SIGTERM."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    step = 0
+    while not asked:
+        step += 1
+        beat(arguments.out, "generate", step)
+        time.sleep(0.02)
+    return finish(arguments, cycles=step, stopped=True)
+
+
+def stubborn(arguments: argparse.Namespace) -> int:
+    """Ignores SIGTERM, and so do a child, a grandchild, and a child of its own session that has lost its parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pids = [subprocess.Popen([sys.executable, "-c", CHILD]).pid]
+    code = f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {CHILD!r}]).pid, flush=True); time.sleep(120)"  # noqa: E501 one program on one line
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids += [parent.pid, int(parent.stdout.readline())]
+        # A daemon: its parent ends at once, so nothing in the process table links it to us any more.
+        daemon = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {CHILD!r}], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"  # noqa: E501 one program on one line
+        printed = subprocess.run([sys.executable, "-c", daemon], capture_output=True, text=True, check=True)
+        pids.append(int(printed.stdout))
+        (arguments.out / "pids.json").write_text(json.dumps([os.getpid(), *pids]))
+        step = 0
+        while True:
+            step += 1
+            beat(arguments.out, "generate", step)
+            time.sleep(0.05)
+
+
+def leaves_children(arguments: argparse.Namespace) -> int:
+    """Ends well but leaves a child behind."""
+    pid = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+    (arguments.out / "pids.json").write_text(json.dumps([pid]))
+    return finish(arguments, cycles=0, stopped=False)
+
+
+def killed(arguments: argparse.Namespace) -> int:
+    beat(arguments.out, "train", 1)
+    print("step 1 loss 0.5", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def hung(arguments: argparse.Namespace) -> int:
+    for step in range(12):
+        beat(arguments.out, "generate", step)
+        time.sleep(0.1)
+    waits_for_ever()
+    return 0
+
+
+def waits_for_ever() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(120)
+
+
+def garbage(arguments: argparse.Namespace) -> int:
+    """Writes what no contract has, and leaves with an error."""
+    out = arguments.out
+    (out / "heartbeat").write_bytes(b"\x00\xff{not json")
+    (out / "plan.json").write_text("[1, 2]")
+    (out / "cycles.jsonl").write_bytes(
+        b'{"cycle": 0, "loss": NaN}\n\xff\xfe\x00garbage\n[1,2,3]\n{"cycle": "many"}\n'
+        b'{"cycle": 1, "loss": 0.5}\n{"cycle": 1, "loss": 0.25}\n{"cycle": 2, "lo'
+    )
+    (out / "eval.jsonl").write_text('{"split": "moon", "id": "a"}\n' + "[" * 5000 + "\n")
+    (out / "summary.json").write_text('{"seed": ')
+    time.sleep(0.3)
+    print("\x1b[31mTraceback (most recent call last):\x1b[0m")
+    print('  File "train.py", line 3, in main')
+    print("NameError: name 'lerning_rate' is not defined")
+    return 1
+
+
+def named_failure(arguments: argparse.Namespace) -> int:
+    failure = {"crash_class": "data", "message": "row 3 has no answer", "exception": "DataError", "phase": "load"}
+    (arguments.out / "failure.json").write_text(json.dumps(failure))
+    return 3
+
+
+def hungry(arguments: argparse.Namespace) -> int:
+    block = bytearray(200 * 1024 * 1024)
+    for step in range(40):
+        beat(arguments.out, "train", step)
+        time.sleep(0.05)
+    return len(block) * 0
+
+
+FAKES = {
+    "good": good, "steady": steady, "stubborn": stubborn, "leaves_children": leaves_children, "killed": killed,
+    "hung": hung, "garbage": garbage, "named_failure": named_failure, "hungry": hungry,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

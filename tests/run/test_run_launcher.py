@@ -1,0 +1,356 @@
+"""Real processes: every way a training can end, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent.contract import HEARTBEAT, LOG
+from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
+from agent.hardware.probe import Machine
+from agent.recipe.files import recipe_from
+from agent.recipe.schema import Recipe
+from agent.run import launcher
+from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in, wait_for_idle
+from agent.run.processes import ProcessIdentity, is_alive
+from agent.run.telemetry import ATTEMPT, log_tail, read_run
+from agent.run.triage import evidence_of, triage
+from agent.run.watchdog import Limits, Watchdog
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
+QUICK = Limits(floors={"generate": 0.6, "verify": 0.6, "train": 0.6, "evaluate": 0.6}, factor=3)
+MACHINE = Machine("cpu", 0, None, "test", 2, 16.0, None, False, False, "2.13", frozenset())
+
+
+def make_recipe(**backend: object) -> Recipe:
+    return recipe_from(
+        {
+            "model": {"source": "builtin:tiny"},
+            "task": {"dataset": "builtin:addition"},
+            "budget": {"cycles": 3},
+            "backend": backend,
+        },
+        where="test",
+    )
+
+
+def run(folder: Path, fake: str, **options: object) -> RunResult:
+    """Run a fake trainer in `folder`; options of the request and of launch may be mixed."""
+    fields = {name: options.pop(name) for name in list(options) if name in RunRequest.__dataclass_fields__}
+    env = {"FAKE": fake, **fields.pop("env", {})}
+    request = RunRequest(
+        recipe=fields.pop("recipe", make_recipe()),
+        out=folder / "run",
+        workspace=folder,
+        **{"seed": 7, "time_limit_s": 30.0, "env": env, **fields},
+    )
+    return launch(request, **{"command": FAKE, "machine": MACHINE, "grace_s": 1.0, "poll_s": 0.1, **options})
+
+
+def running(pid: int) -> bool:
+    """A zombie, which only waits for init to collect it, does not run."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def left_over(folder: Path) -> list[int]:
+    pids = json.loads((folder / "run" / "pids.json").read_text())
+    assert pids
+    return [pid for pid in pids if running(pid)]
+
+
+def test_a_good_run_gives_its_summary_and_hands_over_every_argument(tmp_path: Path) -> None:
+    progress: list[Progress] = []
+    started: list[ProcessIdentity] = []
+    result = run(
+        tmp_path,
+        "good",
+        recipe=make_recipe(env={"FROM_RECIPE": "r", "OMP_NUM_THREADS": "1"}),
+        env={"FROM_REQUEST": "q"},
+        splits=("search", "confirm"),
+        allow_untrusted_code=True,
+        low_priority=True,
+        on_progress=progress.append,
+        on_started=started.append,
+        poll_s=0.02,
+    )
+    assert result.ok
+    assert (result.exit_code, result.signal, result.ended_by) == (0, None, "itself")
+    assert result.summary is not None
+    told = result.summary.model_extra or {}
+    assert told["arguments"]["seed"] == 7
+    assert told["arguments"]["split"] == ["search", "confirm"]
+    assert told["arguments"]["allow_untrusted_code"] is True
+    assert told["arguments"]["time_limit"] == pytest.approx(28.5)  # 30 s less 5%
+    # The cpu preset would set 2 threads for this machine; the recipe's own value comes over it.
+    assert told["variables"] == {"OMP_NUM_THREADS": "1", "FROM_RECIPE": "r", "FROM_REQUEST": "q"}
+    assert told["niceness"] >= 10
+    assert told["folder"] == str(tmp_path)
+    assert {(beat.phase, beat.note) for beat in progress} >= {("train", "hello")}
+    assert progress[-1].budget_spent is not None
+    assert result.peak_rss_gb is not None
+    assert 0.001 < result.peak_rss_gb < 2
+    assert len(started) == 1
+    assert not is_alive(started[0])
+    assert not (tmp_path / "run" / launcher.PROCESS).exists()
+
+
+def test_the_preset_reaches_the_trainer_but_auto_does_not_override_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "a").mkdir()
+    first = run(tmp_path / "a", "good")
+    assert first.environment["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    (tmp_path / "b").mkdir()
+    second = run(tmp_path / "b", "good")
+    assert second.summary is not None
+    assert (second.summary.model_extra or {})["variables"]["OMP_NUM_THREADS"] == "3"
+    (tmp_path / "c").mkdir()
+    named = run(tmp_path / "c", "good", recipe=make_recipe(environment="cpu"))
+    assert named.environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_the_time_limit_ends_a_trainer_that_obeys_and_keeps_its_summary(tmp_path: Path) -> None:
+    result = run(tmp_path, "steady", time_limit_s=0.8)
+    assert result.ended_by == "time_limit"
+    assert "0.8 s" in result.reason
+    assert result.exit_code == 0
+    assert result.summary is not None
+    assert result.summary.stopped
+    assert 0.8 <= result.elapsed_s < 2.0
+
+
+def test_no_orphan_of_a_trainer_that_ignores_sigterm(tmp_path: Path) -> None:
+    result = run(tmp_path, "stubborn", time_limit_s=1.5, grace_s=0.5)
+    assert result.ended_by == "time_limit"
+    assert result.signal == signal.SIGKILL
+    assert "was killed" in result.reason
+    assert "4 more that it had started" in result.reason  # child, parent, grandchild, daemon
+    assert left_over(tmp_path) == []
+    assert triage(evidence_of(result)).crash_class == "timeout"
+
+
+def test_what_a_good_trainer_leaves_behind_is_ended_too(tmp_path: Path) -> None:
+    result = run(tmp_path, "leaves_children")
+    assert result.ok
+    assert "1 more that it had started" in result.reason
+    assert left_over(tmp_path) == []
+
+
+def test_a_trainer_killed_by_the_system_is_presumed_out_of_memory(tmp_path: Path) -> None:
+    result = run(tmp_path, "killed")
+    assert (result.exit_code, result.signal, result.ended_by) == (None, signal.SIGKILL, "itself")
+    assert result.summary is None
+    assert "SIGKILL" in result.reason
+    diagnosis = triage(evidence_of(result))
+    assert (diagnosis.crash_class, diagnosis.source) == ("oom", "exit")
+    assert diagnosis.phase == "train"
+
+
+def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
+    result = run(tmp_path, "hung", watchdog=Watchdog(QUICK), grace_s=0.3)
+    assert result.ended_by == "hang"
+    assert "no heartbeat for" in result.reason
+    assert "generate, step 11 of cycle 1" in result.reason
+    diagnosis = triage(evidence_of(result))
+    assert (diagnosis.crash_class, diagnosis.signature) == ("timeout", "hang")
+    assert "in waits_for_ever" in diagnosis.evidence  # the stack that SIGABRT made Python write
+
+
+def test_a_trainer_without_any_heartbeat_hangs_after_the_start_limit(tmp_path: Path) -> None:
+    limits = Limits(fixed={"start": 0.5, "load": 9.0, "compile": 9.0, "save": 9.0})
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    result = run(tmp_path, "-", command=silent, watchdog=Watchdog(limits))
+    assert result.ended_by == "hang"
+    assert "after the start" in result.reason
+
+
+def test_a_stop_request_is_obeyed_with_its_reason(tmp_path: Path) -> None:
+    beating = (tmp_path / "run" / HEARTBEAT).exists
+    result = run(tmp_path, "steady", stop=lambda: "the campaign's budget is spent" if beating() else None)
+    assert result.ended_by == "stop"
+    assert result.reason.startswith("the campaign's budget is spent")
+    assert result.summary is not None
+    assert result.summary.stopped
+
+
+def test_too_little_memory_ends_it_before_the_kernel_does(tmp_path: Path) -> None:
+    result = run(tmp_path, "hungry", memory_floor_gb=1e6)
+    assert result.ended_by == "memory"
+    assert "GiB of memory left" in result.reason
+    assert triage(evidence_of(result)).crash_class == "oom"
+
+
+def test_peak_memory_is_that_of_the_trainer(tmp_path: Path) -> None:
+    result = run(tmp_path, "hungry", time_limit_s=1.6)
+    assert result.peak_rss_gb is not None
+    assert 0.19 < result.peak_rss_gb < 0.4  # a block of 200 MB, and the interpreter
+
+
+def test_garbage_telemetry_is_survived_and_named(tmp_path: Path) -> None:
+    result = run(tmp_path, "garbage")
+    assert (result.exit_code, result.ended_by, result.summary) == (1, "itself", None)
+    record = read_run(result.out)
+    assert [(row.cycle, row.loss) for row in record.cycles][1:] == [(1, 0.25)]
+    assert record.cycles[0].cycle == 0
+    assert record.evals == []
+    assert record.plan is None
+    assert record.heartbeat is None
+    text = "\n".join(record.problems)
+    assert "cycles.jsonl:2: not JSON" in text
+    assert "cycles.jsonl:7: torn last line" in text
+    assert "summary.json: not JSON" in text
+    assert triage(evidence_of(result)).crash_class == "typo"
+
+
+def test_the_trainers_own_word_comes_first(tmp_path: Path) -> None:
+    result = run(tmp_path, "named_failure")
+    diagnosis = triage(evidence_of(result))
+    assert (diagnosis.crash_class, diagnosis.source) == ("data", "failure.json")
+    assert "row 3 has no answer" in diagnosis.reason
+
+
+def test_a_second_start_goes_on_and_does_not_believe_the_first_ones_files(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = run(tmp_path, "named_failure")
+    assert first.summary is None
+    (out / HEARTBEAT).write_text('{"phase": "train", "step": 5, "pid": 1, "time": 1}')
+    (out / "cycles.jsonl").write_text('{"cycle": 0}\n{"cycle": 1}\n')
+    second = run(tmp_path, "killed")
+    assert triage(evidence_of(second)).source == "exit"  # not the failure.json of the first start
+    third = run(tmp_path, "good")
+    assert third.ok
+    assert "starting at cycle 2" in log_tail(out)
+    assert (out / LOG).read_text().count(ATTEMPT) == 3
+    fourth = run(tmp_path, "killed")
+    assert fourth.summary is None  # the summary that lies there is the third start's
+
+
+def test_a_folder_of_another_recipe_or_of_a_live_training_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "good")
+    with pytest.raises(WorkspaceError, match="another recipe"):
+        run(tmp_path, "good", recipe=make_recipe(compile=True))
+    seen: list[Exception] = []
+
+    def start_again(identity: ProcessIdentity) -> None:
+        assert running_in(tmp_path / "run") == identity
+        try:
+            run(tmp_path, "good")
+        except Busy as error:
+            seen.append(error)
+
+    run(tmp_path, "good", on_started=start_again)
+    assert "still running" in str(seen[0])
+
+
+def test_what_is_not_the_trainings_fault_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="GiB free"):
+        run(tmp_path, "good", min_free_disk_gb=1e9)
+    with pytest.raises(Unavailable, match="no-such-program"):
+        run(tmp_path, "good", command=["no-such-program"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkspaceError, match="is a file"):
+        launch(RunRequest(make_recipe(), tmp_path / "file", 1, tmp_path, 5.0), command=FAKE, machine=MACHINE)
+    with pytest.raises(ResourceError):
+        launch(RunRequest(make_recipe(), tmp_path / "file" / "x", 1, tmp_path, 5.0), command=FAKE, machine=MACHINE)
+    with pytest.raises(WorkspaceError, match="no such folder"):
+        launch(RunRequest(make_recipe(), tmp_path / "y", 1, tmp_path / "gone", 5.0), command=FAKE, machine=MACHINE)
+
+
+@pytest.mark.parametrize("where", ["on_started", "on_progress", "stop"])
+def test_an_interrupt_or_error_inside_leaves_no_orphan(tmp_path: Path, where: str) -> None:
+    pids: list[int] = []
+
+    def note(identity: ProcessIdentity) -> None:
+        pids.append(identity.pid)
+        if where == "on_started":
+            raise OSError("journal: disk full")
+
+    def interrupt(*_: object) -> None:
+        if (tmp_path / "run" / "pids.json").exists():
+            raise KeyboardInterrupt
+
+    callbacks = {where: interrupt} if where != "on_started" else {}
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        run(tmp_path, "stubborn", grace_s=0.3, **{"on_started": note, **callbacks})
+    assert pids
+    assert not running(pids[0])
+    if where != "on_started":
+        assert left_over(tmp_path) == []
+
+
+def test_the_trainer_does_not_outlive_an_agent_that_was_killed(tmp_path: Path) -> None:
+    """The agent is a process of its own here, so that it can be killed with SIGKILL."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_run_launcher as t;"
+        "t.run(Path(sys.argv[2]), 'steady')"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    agent = subprocess.Popen([sys.executable, "-c", program, str(here), str(tmp_path)], env=environment)
+    try:
+        wait_until(lambda: (tmp_path / "run" / HEARTBEAT).exists())
+        identity = running_in(tmp_path / "run")
+        assert identity is not None
+    finally:
+        agent.kill()
+        agent.wait()
+    wait_until(lambda: not is_alive(identity))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["stopped"] is True
+
+
+def wait_until(condition: object, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]  # any callable
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_the_arguments_are_those_of_the_contract(tmp_path: Path) -> None:
+    request = RunRequest(make_recipe(), tmp_path / "r", 3, tmp_path, 1000.0, splits=(), evaluate="untrained")
+    arguments = contract_arguments(request)
+    out = str(tmp_path / "r")
+    expected = ["--recipe", f"{out}/recipe.yaml", "--out", out, "--seed", "3", "--split", "none"]
+    assert arguments == [*expected, "--evaluate", "untrained", "--time-limit", "995.000"]
+
+
+def test_waiting_for_memory_ends_when_it_is_back_or_stands_still() -> None:
+    now = [0.0]
+
+    def tick(seconds: float) -> None:
+        now[0] += seconds
+
+    memory = launcher.FreeMemory
+    falling = iter([memory(10.0, 0.0), *[memory(10.0 + step, 0.0) for step in range(1, 40)]])
+    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
+    assert waited == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
+    now[0] = 0.0
+    waited = wait_for_idle(
+        memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: memory(9.0, 0.0)
+    )
+    assert waited == pytest.approx(2.0)  # somebody else holds it: it stands still
+    now[0] = 0.0
+    swinging = iter([memory(9.0 + step % 2, 0.0) for step in range(1000)])
+    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
+    assert waited == pytest.approx(30.0, abs=0.2)
+
+
+def test_it_can_be_launched_outside_the_main_thread(tmp_path: Path) -> None:
+    results: list[RunResult] = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path, "good")))
+    thread.start()
+    thread.join(30)
+    assert results[0].ok
