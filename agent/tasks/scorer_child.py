@@ -1,0 +1,150 @@
+"""The child side of `agent.tasks.scorer`: answers one JSON line with one JSON line, until its input ends.
+
+Started by path, so that it needs nothing of this package. The first line says what to score with: a function in a
+user's file, `math-verify`, or the rule of a reasoning_gym data set. Every request carries its own time limit, after
+which the alarm ends this process even where the parent is gone and where the code is deaf to signals' handlers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+Score = Callable[[dict[str, Any]], dict[str, Any]]
+
+# The parent's own limit comes first; this one is for a parent that no longer exists.
+ALARM_GRACE_SECONDS = 2.0
+MEMORY_BYTES = 4 << 30
+
+
+def main() -> None:
+    requests, replies = _take_pipes()
+    setup = json.loads(requests.readline())
+    _alarm_after(setup["timeout"])
+    try:
+        score = _scorer_of(setup)
+    except BaseException as error:
+        _reply(replies, _failure(error))
+        return
+    _reply(replies, {"ready": True})
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for line in requests:
+        request = json.loads(line)
+        _alarm_after(request["timeout"])
+        try:
+            reply = score(request)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            reply = _failure(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _reply(replies, reply)
+
+
+def _take_pipes() -> tuple[TextIO, TextIO]:
+    """Requests and replies, out of the reach of `input()` and `print()`: what is printed goes to the log."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _alarm_after(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds + ALARM_GRACE_SECONDS)
+
+
+def _reply(replies: TextIO, reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The exception line, and the innermost line of code that is not this program's."""
+    exception = traceback.format_exception_only(error)[-1].strip()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    at = f"{own[-1].filename}:{own[-1].lineno}" if own else None
+    if isinstance(error, SyntaxError) and error.filename:
+        at = f"{error.filename}:{error.lineno}"
+    return {"error": exception, "at": at}
+
+
+def _scorer_of(setup: dict[str, Any]) -> Score:
+    match setup["kind"]:
+        case "file":
+            return _file_scorer(Path(setup["path"]), setup["function"])
+        case "math":
+            _limit_memory()
+            return _math_scorer()
+        case "reasoning_gym":
+            _limit_memory()
+            return _gym_scorer(setup["dataset"], setup["parameters"])
+    raise ValueError(setup["kind"])
+
+
+def _limit_memory() -> None:
+    """Symbolic arithmetic on what a model wrote can ask for any amount: it gets a MemoryError instead."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _file_scorer(path: Path, name: str) -> Score:
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, name)
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        value = function(request["response"], request["row"])
+        if hasattr(value, "item"):
+            # A numpy or torch scalar.
+            value = value.item()
+        if isinstance(value, bool | int | float):
+            return {"value": float(value)}
+        return {"returned": repr(value)[:200]}
+
+    return score
+
+
+def _math_scorer() -> Score:
+    import math_verify
+
+    # It warns once that its own time limit is off; ours covers it.
+    logging.disable(logging.WARNING)
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        right = math_verify.parse(f"${request['right']}$", parsing_timeout=None)
+        right = right or math_verify.parse(request["right"], parsing_timeout=None)
+        found = math_verify.parse(request["response"], parsing_timeout=None)
+        passed = bool(found) and bool(right) and math_verify.verify(right, found, timeout_seconds=None)
+        return {"value": float(passed), "answer": str(found[-1]) if found else None, "understood": bool(right)}
+
+    return score
+
+
+def _gym_scorer(name: str, parameters: dict[str, Any]) -> Score:
+    import reasoning_gym
+
+    data_set = reasoning_gym.create_dataset(name, **parameters)
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        return {"value": float(data_set.score_answer(request["response"], data_set[request["index"]]))}
+
+    return score
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""A task's rows: where they come from, how they are dealt into splits, in which order training draws them.
+
+Dealing. Rows are grouped by question, so that a question that repeats lies in one split only. The groups are put in
+an order of their own, by a hash of split_seed and question, and dealt from the front: holdout, confirm, search,
+select; the rest is train. So the splits depend neither on the order of the rows, nor on `train_prompts` and `mix`;
+and a larger split keeps the prompts it had, and leaves those that were dealt before it as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from agent.errors import DataError, RecipeError
+from agent.recipe.schema import Evaluation, Task
+from agent.tasks import arithmetic, gym, jsonl
+from agent.tasks.example import Example
+from agent.tasks.nearest import nearest
+
+__all__ = ["Example", "PromptSource", "Splits", "load_rows", "load_splits"]
+
+BUILTIN = {"builtin:addition": arithmetic.addition_rows, "builtin:arithmetic": arithmetic.arithmetic_rows}
+DEALING_ORDER = ("holdout", "confirm", "search", "select")
+"""What must stay comparable for longest takes first."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint by question. A held-out question is there once; a training question as often as in the data."""
+
+    train: tuple[Example, ...]
+    select: tuple[Example, ...]
+    search: tuple[Example, ...]
+    confirm: tuple[Example, ...]
+    holdout: tuple[Example, ...]
+    digest: str
+    """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout."""
+
+
+def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
+    """The rows of `task.dataset`, dealt. `base` is the folder that a `jsonl:` path is relative to.
+
+    Raises DataError where the rows do not suffice, and what `load_rows` raises.
+    """
+    groups: dict[str, list[Example]] = {}
+    for row in load_rows(task, base=base):
+        groups.setdefault(_question_key(row.question), []).append(row)
+    sizes = {name: int(getattr(evaluation, f"{name}_prompts")) for name in DEALING_ORDER}
+    _check_enough(sizes, groups, task)
+    order = iter(sorted(groups, key=lambda key: _rank(key, task.split_seed)))
+    held_out = {name: tuple(groups[key][0] for key in islice(order, sizes[name])) for name in DEALING_ORDER}
+    train = [row for key in order for row in groups[key]]
+    return Splits(train=tuple(train[: task.train_prompts]), **held_out, digest=_digest(held_out))
+
+
+def load_rows(task: Task, *, base: Path) -> list[Example]:
+    """Every row of `task.dataset`. Raises RecipeError, DataError or Unavailable, with what to do."""
+    name = task.dataset
+    if name.startswith(jsonl.PREFIX):
+        if task.parameters:
+            raise RecipeError("task.parameters has no meaning for jsonl:", key="task.parameters", where=name)
+        return jsonl.jsonl_rows(task, base=base)
+    if task.fields or task.answer_after is not None:
+        key = "task.fields" if task.fields else "task.answer_after"
+        raise RecipeError(f"{key} is for jsonl: data sets", key=key, where=name)
+    if name.startswith(gym.PREFIX):
+        return gym.gym_rows(name.removeprefix(gym.PREFIX), task.parameters)
+    if name in BUILTIN:
+        return BUILTIN[name](task.parameters)
+    known = [*BUILTIN, "reasoning_gym:<name>", "jsonl:<path>"]
+    near = nearest(name, known)
+    raise RecipeError(
+        f"task.dataset {name!r} is none of {', '.join(known)}; the nearest is {near!r}",
+        key="task.dataset",
+        suggestion=near,
+    )
+
+
+def _question_key(question: str) -> str:
+    """Questions that differ in white space or case only are one question."""
+    return " ".join(question.split()).casefold()
+
+
+def _rank(key: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+
+
+def _check_enough(sizes: Mapping[str, int], groups: Mapping[str, Sequence[Example]], task: Task) -> None:
+    """At least one question must be left to train on."""
+    wanted = sum(sizes.values())
+    if wanted < len(groups):
+        return
+    rows = sum(map(len, groups.values()))
+    keys = ", ".join(f"evaluation.{name}_prompts ({size})" for name, size in sizes.items())
+    raise DataError(
+        f"the data set has {rows} rows with {len(groups)} different questions, but the held-out splits take {wanted} "
+        "and training needs some too",
+        where=task.dataset,
+        hint=f"Lower {keys}, or bring more rows.",
+    )
+
+
+def _digest(held_out: Mapping[str, Sequence[Example]]) -> str:
+    rows = [[name, row.id, row.question, row.answer, row.tests] for name in DEALING_ORDER for row in held_out[name]]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+class PromptSource:
+    """Draws training prompts: seeded, in epochs without replacement, weighted by `task.mix`.
+
+    Rows of equal weight form one stream. A stream hands out each of its rows once, in a shuffled order, before it
+    begins anew; how often a stream is asked follows its share of the total weight exactly, not by chance. Without a
+    mix there is one stream, and so plain epochs. No prompt comes twice in one draw while there is another.
+    """
+
+    def __init__(self, train: Sequence[Example], *, mix: Mapping[str, float] | None = None, seed: int = 0):
+        """Raises DataError without rows, RecipeError for a tag in `mix` that no training row has."""
+        if not train:
+            raise DataError("there are no training prompts to draw from", hint="Raise task.train_prompts.")
+        self._train = tuple(train)
+        self._seed = seed
+        weights = [weight_of(row.tag, mix or {}) for row in self._train]
+        _check_tags(self._train, mix or {})
+        if not any(weights):
+            raise RecipeError("task.mix gives every training row the weight 0", key="task.mix")
+        distinct = sorted({weight for weight in weights if weight > 0})
+        members = [[index for index, weight in enumerate(weights) if weight == one] for one in distinct]
+        total = sum(weights)
+        self._streams = [
+            _Stream(rows, share=one * len(rows) / total, name=f"{seed}/{place}")
+            for place, (one, rows) in enumerate(zip(distinct, members, strict=True))
+        ]
+
+    def draw(self, count: int) -> list[Example]:
+        """The next `count` prompts. Some repeat only where `count` exceeds the rows of positive weight."""
+        drawn: list[int] = []
+        in_this_round: set[int] = set()
+        for _ in range(count):
+            open_streams = [stream for stream in self._streams if not stream.exhausted(in_this_round)]
+            if not open_streams:
+                in_this_round.clear()
+                open_streams = self._streams
+            index = self._next_stream(open_streams).take(avoid=in_this_round)
+            in_this_round.add(index)
+            drawn.append(index)
+        return [self._train[index] for index in drawn]
+
+    def state(self) -> dict[str, Any]:
+        """Where the source stands, as JSON values."""
+        return {"rows": self._fingerprint(), "streams": [stream.state() for stream in self._streams]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Raises DataError if it was made with other rows, another mix or another seed."""
+        if state["rows"] != self._fingerprint():
+            raise DataError(
+                "the saved position belongs to other training rows, another task.mix or another seed",
+                hint="Start this training in a new folder.",
+            )
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
+            stream.restore(saved)
+
+    def _next_stream(self, streams: Sequence[_Stream]) -> _Stream:
+        """The one that lags furthest behind its share."""
+        for stream in streams:
+            stream.credit += stream.share
+        chosen = max(streams, key=lambda stream: stream.credit)
+        chosen.credit -= sum(stream.share for stream in streams)
+        return chosen
+
+    def _fingerprint(self) -> str:
+        rows = [
+            [stream.name, stream.share, [self._train[index].id for index in stream.rows]] for stream in self._streams
+        ]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+class _Stream:
+    """Rows that are equally likely, in epochs. The order of an epoch follows from its number and what it puts off."""
+
+    def __init__(self, rows: Sequence[int], *, share: float, name: str):
+        self.rows = list(rows)
+        self.share = share
+        self.name = name
+        self.credit = 0.0
+        self._epoch = 0
+        self._position = 0
+        self._put_off: list[int] = []
+        self._order = self._shuffled()
+
+    def exhausted(self, drawn: set[int]) -> bool:
+        """Whether every row has been drawn already."""
+        return len(drawn) >= len(self.rows) and drawn.issuperset(self.rows)
+
+    def take(self, *, avoid: set[int]) -> int:
+        """The next row. Where an epoch ends, those to avoid go to the end of the next one."""
+        if self._position == len(self._order):
+            self._epoch += 1
+            self._position = 0
+            self._put_off = sorted(avoid.intersection(self.rows))
+            self._order = self._shuffled()
+        self._position += 1
+        return self._order[self._position - 1]
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "position": self._position, "put_off": self._put_off, "credit": self.credit}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._put_off, self.credit = list(state["put_off"]), float(state["credit"])
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        order = list(self.rows)
+        random.Random(f"{self.name}/{self._epoch}").shuffle(order)
+        put_off = set(self._put_off)
+        return sorted(order, key=put_off.__contains__)
+
+
+def weight_of(tag: str | None, mix: Mapping[str, float]) -> float:
+    """Weight of one row: that of its tag `mul/3`, else of the tag's first part `mul`, else 1."""
+    if tag is None:
+        return 1.0
+    return float(mix.get(tag, mix.get(tag.partition("/")[0], 1.0)))
+
+
+def _check_tags(train: Sequence[Example], mix: Mapping[str, float]) -> None:
+    tags = {row.tag for row in train if row.tag is not None}
+    known = sorted(tags | {tag.partition("/")[0] for tag in tags})
+    for tag in mix:
+        if tag not in known:
+            near = nearest(tag, known) if known else None
+            raise RecipeError(
+                f"task.mix.{tag}: no training row has this tag; there are {', '.join(known[:20]) or 'no tags'}",
+                key=f"task.mix.{tag}",
+                problem="unknown",
+                suggestion=near,
+            )

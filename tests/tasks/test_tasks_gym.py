@@ -1,0 +1,82 @@
+"""reasoning_gym data sets: rows, names, parameters, and the scoring rules that come with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import RecipeError, Unavailable, UsageError
+from agent.recipe.schema import Evaluation, Task, Verifier
+from agent.tasks.gym import executes_answers, gym_rows
+from agent.tasks.tasks import load_splits
+from agent.tasks.verifiers import build_verifier
+
+needs_gym = pytest.mark.skipif(
+    importlib.util.find_spec("reasoning_gym") is None,
+    reason="reasoning-gym is not installed (pip install raft-agent[gym])",
+)
+SMALL = Evaluation(select_prompts=2, search_prompts=3, confirm_prompts=3, holdout_prompts=3)
+
+
+@needs_gym
+def test_rows_are_seeded_and_dealt() -> None:
+    task = Task(dataset="reasoning_gym:chain_sum", parameters={"size": 40, "seed": 7, "max_terms": 3})
+    splits = load_splits(task, SMALL, base=Path())
+    assert splits == load_splits(task, SMALL, base=Path())
+    assert len(splits.train) == 40 - 11
+    for row in splits.train:
+        assert str(eval(row.question.removesuffix("=").rpartition(":")[2])) == row.answer
+        assert row.tag == "chain_sum"
+
+
+@needs_gym
+@pytest.mark.parametrize(
+    ("name", "parameters", "key", "suggestion"),
+    [
+        ("chainsum", {}, "task.dataset", "reasoning_gym:chain_sum"),
+        ("chain_sum", {"max_term": 3}, "task.parameters.max_term", "max_terms"),
+        ("chain_sum", {"min_terms": 9, "max_terms": 3}, "task.parameters", None),
+        ("chain_sum", {"size": 0}, "task.parameters", None),
+        ("chain_sum", {"size": "many"}, "task.parameters", None),
+    ],
+)
+def test_unknown_names_and_parameters(name: str, parameters: dict[str, Any], key: str, suggestion: str | None) -> None:
+    with pytest.raises(RecipeError) as caught:
+        gym_rows(name, parameters)
+    assert (caught.value.key, caught.value.suggestion) == (key, suggestion)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(Unavailable, match=r"raft-agent\[gym\]"):
+        gym_rows("chain_sum", {})
+
+
+@needs_gym
+def test_another_right_answer_passes_by_the_rule_of_the_data_set() -> None:
+    row = gym_rows("countdown", {"size": 1})[0]
+    other = f"({row.answer})"
+    with build_verifier(Verifier(kind="delimited"), base=Path(), allow_untrusted_code=True) as verifier:
+        assert verifier.verify(f"<answer>{other}</answer>", row).passed
+        wrong = verifier.verify("<answer>1 + 1</answer>", row)
+        assert (wrong.score, wrong.passed, wrong.formatted) == (0.0, False, True)
+
+
+@needs_gym
+def test_a_rule_that_evaluates_answers_needs_the_flag() -> None:
+    row = gym_rows("countdown", {"size": 1})[0]
+    with (
+        build_verifier(Verifier(), base=Path()) as verifier,
+        pytest.raises(UsageError, match="--allow-untrusted-code"),
+    ):
+        verifier.verify("1 + 1", row)
+
+
+@needs_gym
+def test_rules_that_evaluate_answers_are_known() -> None:
+    assert all(map(executes_answers, ["countdown", "n_queens", "simple_integration", "spiral_matrix"]))
+    assert not any(map(executes_answers, ["chain_sum", "basic_arithmetic", "gcd", "maze"]))

@@ -1,0 +1,281 @@
+"""`file` verifiers and `math`: scoring in child processes, and what happens when the function misbehaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import DataError, RecipeError, Unavailable
+from agent.recipe.schema import Verifier
+from agent.tasks import scorer
+from agent.tasks.example import Example
+from agent.tasks.verifiers import AnswerVerifier, Verdict, build_verifier
+
+ROW = Example("line:7", "What is 7 * 8?", "56", row={"level": "easy", "answer": "so #### 56"})
+
+SCORES = """
+import os, sys, time
+import neighbour
+
+def score(response, row):
+    print("a word for the log")
+    if response.startswith("return "):
+        return eval(response.removeprefix("return "))
+    if response == "hang":
+        time.sleep(60)
+    if response == "loop in C":
+        return 9 ** 9 ** 9 ** 9
+    if response == "raise":
+        raise KeyError("no such thing")
+    if response == "exit":
+        sys.exit(3)
+    if response == "die":
+        os._exit(4)
+    if response == "read":
+        return float(sys.stdin.read() == "")
+    if response == "pid":
+        return 1 / os.getpid()
+    return neighbour.right(response, row)
+"""
+NEIGHBOUR = """
+def right(response, row):
+    assert row["question"] == "What is 7 * 8?" and row["level"] == "easy"
+    return response.strip() == row["answer"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "scores.py").write_text(SCORES)
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
+    return tmp_path
+
+
+@pytest.fixture
+def checker(folder: Path) -> Iterator[AnswerVerifier]:
+    config = Verifier(kind="file", file="scores.py:score", timeout_seconds=0.7)
+    with build_verifier(config, base=folder) as verifier:
+        yield verifier
+
+
+def test_the_users_function_gets_the_row_and_may_import_its_neighbours(checker: AnswerVerifier) -> None:
+    assert checker.verify(" 56 ", ROW) == Verdict(1.0, True, True, False, None)
+    assert checker.verify("57", ROW) == Verdict(0.0, False, False, False, None)
+
+
+@pytest.mark.parametrize(
+    ("returned", "score", "passed"),
+    [("True", 1.0, True), ("1", 1.0, True), ("0.25", 0.25, False), ("1 - 1e-12", 1.0, True), ("False", 0.0, False)],
+)
+def test_scores(checker: AnswerVerifier, returned: str, score: float, passed: bool) -> None:
+    verdict = checker.verify(f"return {returned}", ROW)
+    assert (verdict.score, verdict.passed, verdict.formatted) == (score, passed, score > 0)
+
+
+@pytest.mark.parametrize("returned", ["float('nan')", "float('inf')", "1.5", "-0.1", "None", "'1'", "[1]"])
+def test_anything_else_than_a_score_is_an_error(checker: AnswerVerifier, returned: str) -> None:
+    with pytest.raises(DataError, match="a bool or a number from 0 to 1") as caught:
+        checker.verify(f"return {returned}", ROW)
+    assert "scores.py:score" in str(caught.value)
+    assert "line:7" in str(caught.value)
+
+
+def test_an_exception_is_an_error_with_the_users_line(checker: AnswerVerifier) -> None:
+    with pytest.raises(DataError) as caught:
+        checker.verify("raise", ROW)
+    assert "KeyError: 'no such thing'" in str(caught.value)
+    line = SCORES.splitlines().index('        raise KeyError("no such thing")') + 1
+    assert f"scores.py:{line}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("response", "words"), [("exit", "SystemExit: 3"), ("die", "exit code 4")])
+def test_leaving_is_an_error_and_the_next_call_works(checker: AnswerVerifier, response: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        checker.verify(response, ROW)
+    assert checker.verify("56", ROW).passed
+
+
+@pytest.mark.parametrize("response", ["hang", "loop in C"])
+def test_a_call_over_the_time_limit_scores_zero_and_is_ended(checker: AnswerVerifier, response: str) -> None:
+    started = time.monotonic()
+    verdict = checker.verify(response, ROW)
+    assert time.monotonic() - started < 4.0
+    assert (verdict.score, verdict.passed, verdict.note) == (0.0, False, "time limit of 0.7 s")
+    assert checker.verify("56", ROW).passed
+
+
+def test_the_child_stays_between_calls_and_ends_with_close(folder: Path) -> None:
+    config = Verifier(kind="file", file="scores.py:score")
+    with build_verifier(config, base=folder) as verifier:
+        first, second = (verifier.verify("pid", ROW).score for _ in range(2))
+        assert first == second
+        child = round(1 / first)
+        assert Path(f"/proc/{child}").exists()
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_standard_input_is_not_the_channel(checker: AnswerVerifier) -> None:
+    assert checker.verify("read", ROW).passed
+    assert checker.verify("56", ROW).passed
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next(folder: Path) -> None:
+    config = Verifier(kind="file", file="scores.py:score")
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with build_verifier(config, base=folder) as verifier:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(InterruptedError):
+                verifier.verify("hang", ROW)
+            assert verifier.verify("56", ROW).passed
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_batch_reports_each_verdict_and_can_be_ended(checker: AnswerVerifier) -> None:
+    beats: list[int] = []
+    checker.verify_many([("56", ROW)] * 20, on_each=lambda: beats.append(1))
+    assert len(beats) == 20
+
+    def stop() -> None:
+        raise StopAsyncIteration
+
+    with pytest.raises(StopAsyncIteration):
+        checker.verify_many([("56", ROW)] * 20, on_each=stop)
+    assert [verdict.passed for verdict in checker.verify_many([("56", ROW), ("57", ROW)])] == [True, False]
+
+
+def test_a_batch_is_spread_over_children_in_order(folder: Path) -> None:
+    (folder / "slow.py").write_text(
+        "import time\n\ndef score(response, row):\n    time.sleep(0.5)\n    return response == 'a'\n"
+    )
+    scorers = scorer.Scorers(
+        {"kind": "file", "path": str(folder / "slow.py"), "function": "score"}, timeout=5.0, workers=4
+    )
+    try:
+        started = time.monotonic()
+        replies = scorers.score_many([{"response": letter, "row": {}} for letter in "abaabbab"])
+        elapsed = time.monotonic() - started
+    finally:
+        scorers.close()
+    assert [reply.values and reply.values["value"] for reply in replies] == [1, 0, 1, 1, 0, 0, 1, 0]
+    # One after the other: 8 * 0.5 = 4 s.
+    assert elapsed < 3.5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "import no_such_module_at_all\n",
+            ["ModuleNotFoundError: No module named 'no_such_module_at_all'", "bad.py:1"],
+        ),
+        ("x = 1\ndef score(:\n", ["SyntaxError: invalid syntax", "bad.py:2"]),
+        ("raise RuntimeError('set KEY first')\n", ["RuntimeError: set KEY first", "bad.py:1"]),
+        ("import sys\nsys.exit(2)\n", ["SystemExit: 2", "bad.py:2"]),
+        ("import os\nos._exit(5)\n", ["exit code 5", "bad.py"]),
+        ("def other(response, row): return 1\n", ["AttributeError", "'score'", "bad.py"]),
+    ],
+)
+def test_a_file_that_does_not_import(tmp_path: Path, content: str, words: list[str]) -> None:
+    (tmp_path / "bad.py").write_text(content)
+    with pytest.raises(DataError, match="cannot be imported") as caught:
+        build_verifier(Verifier(kind="file", file="bad.py:score"), base=tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_files_that_are_named_wrongly(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no verifier file"):
+        build_verifier(Verifier(kind="file", file="nowhere.py:score"), base=tmp_path)
+    for name in ("scores.py", "scores.py:", ":score", "scores.py:not a name"):
+        with pytest.raises(RecipeError) as caught:
+            build_verifier(Verifier(kind="file", file=name), base=tmp_path)
+        assert caught.value.key == "task.verifier.file"
+
+
+def test_a_child_whose_parent_is_gone_ends_by_itself(folder: Path) -> None:
+    (folder / "sleepy.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n\ndef score(response, row):\n    time.sleep(60)\n"
+    )
+    program = (
+        "import os, pathlib, threading\nfrom agent.tasks import scorer\n"
+        "s = scorer.file_scorers(pathlib.Path('sleepy.py'), 'score', timeout=0.2)\n"
+        "threading.Timer(0.1, os._exit, [0]).start()\ns.score({'response': '', 'row': {}})\n"
+    )
+    repository = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
+    child = Path("/proc") / (folder / "pid").read_text()
+    deadline = time.monotonic() + 6.0
+    while child.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists()
+
+
+# math-verify ------------------------------------------------------------------------------------------------
+
+needs_math_verify = pytest.mark.skipif(
+    importlib.util.find_spec("math_verify") is None,
+    reason="math-verify is not installed (pip install raft-agent[math])",
+)
+
+
+@pytest.fixture(scope="module")
+def mathematician() -> Iterator[AnswerVerifier]:
+    with build_verifier(Verifier(kind="math", timeout_seconds=20.0), base=Path()) as verifier:
+        yield verifier
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("response", "answer", "passed", "formatted", "near"),
+    [
+        ("so $\\boxed{\\frac{1}{2}}$.", "0.5", True, True, False),
+        ("we get 3/6", "1/2", True, True, False),
+        ("$1,234$", "1234", True, True, False),
+        ("$x^2+2x+1$", "(x+1)^2", True, True, False),
+        ("the set is $\\{1,2\\}$", "\\{2,1\\}", True, True, False),
+        ("I think 5 or 6", "5", False, True, True),
+        ("no idea", "5", False, False, False),
+        ("", "5", False, False, False),
+        ("$\\boxed{__import__('os').system('true')}$", "0", False, True, False),
+    ],
+)
+def test_math(
+    mathematician: AnswerVerifier, response: str, answer: str, passed: bool, formatted: bool, near: bool
+) -> None:
+    verdict = mathematician.verify(response, Example("row", "q", answer))
+    assert (verdict.passed, verdict.formatted, verdict.near) == (passed, formatted, near)
+
+
+@needs_math_verify
+def test_math_that_takes_for_ever_is_wrong_and_the_next_is_checked() -> None:
+    row = Example("row", "q", "5")
+    with build_verifier(Verifier(kind="math", timeout_seconds=3.0), base=Path()) as verifier:
+        verdicts = verifier.verify_many([("$9^{9^{9^{9}}}$", row), ("$5$", row)])
+    assert [(verdict.passed, verdict.note) for verdict in verdicts] == [(False, "time limit of 3 s"), (True, None)]
+
+
+@needs_math_verify
+def test_a_right_answer_that_is_no_mathematics(mathematician: AnswerVerifier) -> None:
+    with pytest.raises(DataError, match="cannot read the right answer"):
+        mathematician.verify("5", Example("line:3", "q", ""))
+
+
+def test_math_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match=r"raft-agent\[math\]"):
+        build_verifier(Verifier(kind="math"), base=Path())
