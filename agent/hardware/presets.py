@@ -134,9 +134,14 @@ def _cpu(machine: Machine) -> dict[str, str]:
     """As many threads as there are cores to use, and no accelerator even where there is one.
 
     torch takes its thread count from OMP_NUM_THREADS (pytorch docs, notes/cpu_threading_torchscript_inference);
-    inside a container it would otherwise count the host's processors.
+    inside a container it would otherwise count the host's processors. Threads that wait sleep instead of spinning:
+    beside one other busy process on two cores a small matrix product then took 0.8 ms instead of 4.7 ms.
     """
-    values = {"OMP_NUM_THREADS": str(machine.cores), "TOKENIZERS_PARALLELISM": "false"}
+    values = {
+        "OMP_NUM_THREADS": str(machine.cores),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if machine.kind != "cpu":
         values |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     return values

@@ -1,124 +1,13 @@
-"""A workspace in a real git repository, a small playbook, and campaigns driven by a trainer that trains nothing."""
+"""A fresh workspace for each test."""
 
 from __future__ import annotations
 
-import functools
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from nights import RECIPE, Night
 
-from agent.campaign.finish import Ending
-from agent.campaign.loop import run_campaign
-from agent.campaign.observer import Silent
-from agent.campaign.open import resume, start
-from agent.campaign.runs import Runner
-from agent.campaign.session import Session
-from agent.campaign.settings import Settings
-from agent.hardware.probe import Machine
 from agent.ledger.create import create_workspace, shipped_folder
-from agent.ledger.workspace import Workspace
-from agent.run.launcher import launch
-
-FAKE = (sys.executable, str(Path(__file__).with_name("fake_raft.py")))
-MACHINE = Machine(
-    kind="cpu", accelerators=0, arch=None, name="test", cores=2, memory_gb=8.0, accelerator_memory_gb=None,
-    bf16=False, unified_memory=False, torch="2", packages=frozenset(),
-)  # fmt: skip
-RECIPE = """\
-# a recipe for tests, comments stay
-model: {source: builtin:tiny}
-task: {dataset: "builtin:addition"}
-learner:
-  learning_rate: 5.0e-4  # the usual
-evaluation: {search_prompts: 200, confirm_prompts: 200, holdout_prompts: 200, samples_per_prompt: 1, temperature: 0}
-budget: {train_seconds: 1}
-"""
-
-
-def hypothesis(name: str, prior: float, **variant: Any) -> dict[str, Any]:
-    return {
-        "id": name,
-        "claim": f"{name} helps",
-        "what": name.replace("-", " "),
-        "prior": prior,
-        "variants": [{"name": "up", **variant}],
-    }
-
-
-RATE_UP = hypothesis("rate-up", 0.9, scale={"learner.learning_rate": 4.0})
-NOTHING = hypothesis("placebo", 0.8, set={"execution.placebo": 1})
-
-
-@dataclass
-class Recorder(Silent):
-    """Remembers what it was told."""
-
-    said: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-@dataclass
-class Night:
-    """A workspace and the campaigns that run in it."""
-
-    workspace: Workspace
-    observer: Recorder = field(default_factory=Recorder)
-    stop_request: Callable[[], str | None] = lambda: None
-    session: Session | None = None
-
-    @property
-    def root(self) -> Path:
-        return self.workspace.root
-
-    def playbook(self, *hypotheses: dict[str, Any]) -> None:
-        """Replace the playbook by one axis with these hypotheses, without symptoms."""
-        for path in self.workspace.hypotheses.glob("*.yaml"):
-            path.unlink()
-        content = {"axis": "learning-rate", "title": "test", "hypotheses": list(hypotheses)}
-        (self.workspace.hypotheses / "test.yaml").write_text(yaml.safe_dump(content))
-
-    def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
-        chosen = Settings(
-            **{
-                "recipe_path": "recipes/test.yaml",
-                "campaign": "night",
-                "budget_s": 600.0,
-                "baseline_seeds": 2,
-                **settings,
-            }
-        )
-        self.session = start(
-            self.workspace, chosen, observer=self.observer, machine=MACHINE,
-            model_cache=self.root / "models", stop_request=self.stop_request,
-        )  # fmt: skip
-        return run_campaign(self.session, Runner(self.session, launcher=launcher or fake_launch()))
-
-    def resume(self, *, launcher: Any = None, **keys: Any) -> Ending:
-        self.session = resume(
-            self.workspace, None, observer=self.observer, machine=MACHINE,
-            model_cache=self.root / "models", stop_request=self.stop_request, **keys,
-        )  # fmt: skip
-        return run_campaign(self.session, Runner(self.session, launcher=launcher or fake_launch()))
-
-    def git(self, *arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout
-
-
-def fake_launch(**keys: Any) -> Callable[..., Any]:
-    return functools.partial(launch, command=FAKE, grace_s=1.0, idle_wait_s=0.0, poll_s=0.02, **keys)
 
 
 @pytest.fixture

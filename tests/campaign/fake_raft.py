@@ -21,7 +21,7 @@ from pathlib import Path
 from agent.recipe.files import load_recipe
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", type=Path)
     parser.add_argument("--out", type=Path)
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--time-limit")
     parser.add_argument("--cache")
     parser.add_argument("--allow-untrusted-code", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe)
     beat(options.out, "load")
     (options.out / "starts").open("a").write("x")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOTHING, RATE_UP, Night, fake_launch, hypothesis
+from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
 from agent.campaign.loop import Paused
 from agent.errors import BudgetError, UsageError
@@ -146,7 +146,7 @@ def test_a_killed_campaign_goes_on_and_loses_and_doubles_nothing(night: Night) -
         started += 1
         if started == 6:
             raise Dies
-        return fake_launch()(*arguments, **keys)
+        return forked_launch(*arguments, **keys)
 
     with pytest.raises(Dies):
         night.start(launcher=dying)
@@ -173,7 +173,7 @@ def test_a_stopped_campaign_is_paused_and_resumed_with_its_clock(night: Night) -
 
     night.stop_request = stop
     with pytest.raises(Paused, match="stopped by a test") as caught:
-        night.start()
+        night.start(launcher=fake_launch())
     assert caught.value.exit_code == 130
     assert night.session is not None
     assert night.session.state.status == "paused"
@@ -181,7 +181,7 @@ def test_a_stopped_campaign_is_paused_and_resumed_with_its_clock(night: Night) -
     consumed = night.session.state.consumed_s
     asked.clear()
     with pytest.raises(Paused):
-        night.resume()
+        night.resume(launcher=fake_launch())
     assert night.session.clock.consumed_s >= consumed
 
 
@@ -201,7 +201,7 @@ def after_calibration_the_clock_jumps(night: Night) -> Any:
     def launcher(request: Any, **keys: Any) -> Any:
         session = night.session
         if session is None or "search" not in request.out.name or request.out.name.startswith("untrained"):
-            return fake_launch()(request, **keys)
+            return forked_launch(request, **keys)
         session.clock.budget_s = session.clock.consumed_s + 0.5
         return fake_launch()(request, **keys)
 

@@ -1,0 +1,164 @@
+"""A small playbook, and campaigns in a real git repository driven by a trainer that trains nothing."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fake_raft
+import yaml
+
+from agent.campaign.finish import Ending
+from agent.campaign.loop import run_campaign
+from agent.campaign.observer import Silent
+from agent.campaign.open import resume, start
+from agent.campaign.runs import Runner
+from agent.campaign.session import Session
+from agent.campaign.settings import Settings
+from agent.hardware.probe import Machine
+from agent.ledger.workspace import Workspace
+from agent.recipe.files import resolved_text
+from agent.run.launcher import RunRequest, RunResult, contract_arguments, launch
+from agent.run.processes import identify
+from agent.run.telemetry import read_summary
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_raft.py")))
+MACHINE = Machine(
+    kind="cpu", accelerators=0, arch=None, name="test", cores=2, memory_gb=8.0, accelerator_memory_gb=None,
+    bf16=False, unified_memory=False, torch="2", packages=frozenset(),
+)  # fmt: skip
+RECIPE = """\
+# a recipe for tests, comments stay
+model: {source: builtin:tiny}
+task: {dataset: "builtin:addition"}
+learner:
+  learning_rate: 5.0e-4  # the usual
+evaluation: {search_prompts: 200, confirm_prompts: 200, holdout_prompts: 200, samples_per_prompt: 1, temperature: 0}
+budget: {train_seconds: 1}
+"""
+
+
+def hypothesis(name: str, prior: float, **variant: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "claim": f"{name} helps",
+        "what": name.replace("-", " "),
+        "prior": prior,
+        "variants": [{"name": "up", **variant}],
+    }
+
+
+RATE_UP = hypothesis("rate-up", 0.9, scale={"learner.learning_rate": 4.0})
+NOTHING = hypothesis("placebo", 0.8, set={"execution.placebo": 1})
+
+
+@dataclass
+class Recorder(Silent):
+    """Remembers what it was told."""
+
+    said: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@dataclass
+class Night:
+    """A workspace and the campaigns that run in it."""
+
+    workspace: Workspace
+    observer: Recorder = field(default_factory=Recorder)
+    stop_request: Callable[[], str | None] = lambda: None
+    session: Session | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.workspace.root
+
+    def playbook(self, *hypotheses: dict[str, Any]) -> None:
+        """Replace the playbook by one axis with these hypotheses, without symptoms."""
+        for path in self.workspace.hypotheses.glob("*.yaml"):
+            path.unlink()
+        content = {"axis": "learning-rate", "title": "test", "hypotheses": list(hypotheses)}
+        (self.workspace.hypotheses / "test.yaml").write_text(yaml.safe_dump(content))
+
+    def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
+        chosen = Settings(
+            **{
+                "recipe_path": "recipes/test.yaml",
+                "campaign": "night",
+                "budget_s": 600.0,
+                "baseline_seeds": 2,
+                **settings,
+            }
+        )
+        self.session = start(
+            self.workspace, chosen, observer=self.observer, machine=MACHINE,
+            model_cache=self.root / "models", stop_request=self.stop_request,
+        )  # fmt: skip
+        return run_campaign(self.session, Runner(self.session, launcher=launcher or forked_launch))
+
+    def resume(self, *, launcher: Any = None, **keys: Any) -> Ending:
+        self.session = resume(
+            self.workspace, None, observer=self.observer, machine=MACHINE,
+            model_cache=self.root / "models", stop_request=self.stop_request, **keys,
+        )  # fmt: skip
+        return run_campaign(self.session, Runner(self.session, launcher=launcher or forked_launch))
+
+    def git(self, *arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
+        return done.stdout
+
+
+def fake_launch(**keys: Any) -> Callable[..., Any]:
+    return functools.partial(launch, command=FAKE, grace_s=1.0, idle_wait_s=0.0, poll_s=0.02, **keys)
+
+
+def forked_launch(request: RunRequest, *, on_started: Any, stop: Any, **ignored: Any) -> RunResult:
+    """The fake trainer in a forked process: as real as `fake_launch`, without a second of imports for each run."""
+    began = time.monotonic()
+    request.out.mkdir(parents=True, exist_ok=True)
+    for stale in ("failure.json", "summary.json"):
+        (request.out / stale).unlink(missing_ok=True)
+    (request.out / "recipe.yaml").write_text(resolved_text(request.recipe))
+    pid = os.fork()
+    if pid == 0:
+        _become_trainer(request)
+    on_started(identify(pid))
+    _, status = os.waitpid(pid, 0)
+    signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return RunResult(
+        out=request.out,
+        exit_code=None if signal else os.WEXITSTATUS(status),
+        signal=signal,
+        ended_by="itself",
+        reason="ended",
+        elapsed_s=time.monotonic() - began,
+        summary=read_summary(request.out),
+        peak_rss_gb=None,
+    )
+
+
+def _become_trainer(request: RunRequest) -> None:
+    code = 1
+    try:
+        log = os.open(request.out / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = fake_raft.main(contract_arguments(request))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
