@@ -242,7 +242,7 @@ def _detach(workspace: Workspace, settings: Settings) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     if "--name" not in " ".join(arguments):
         arguments += ["--name", settings.campaign]
-    pid = detach([sys.executable, "-m", "agent.cli.main", *arguments], log=log, cwd=Path.cwd(), settle_s=3.0)
+    pid = detach([sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), settle_s=3.0)
     print(f"campaign {settings.campaign} runs in the background (process {pid})")
     print(f"  raft-agent status        where it stands\n  tail -f {log.relative_to(workspace.root)}")
     print(f"  kill {pid}               ends it in good order; raft-agent resume goes on")

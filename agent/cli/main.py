@@ -93,7 +93,3 @@ def options(
 def register() -> None:
     """One file per group of commands; importing it adds them."""
     from agent.cli import campaigns, ideas, looking, rates, training, workspaces  # noqa: F401  (imported for effect)
-
-
-if __name__ == "__main__":
-    main()

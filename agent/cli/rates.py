@@ -88,9 +88,9 @@ def _print_bars(table: dict[str, list[float]], rate: float) -> None:
 
 
 def _print_recommendations(table: dict[str, list[float]], rate: float) -> None:
-    print("What is known: on Strix Halo eight cycles at a constant 5e-5 improved up to cycle 6 and got worse after it.")
-    print("What is not: whether decay prevents that, and which. A schedule counts as better only if it beats the")
-    print("constant rate with fresh seeds: raft-agent run --only learning-rate --budget 8h")
+    print("Known: on Strix Halo, eight cycles at a constant 5e-5 gained up to cycle 6, then lost.")
+    print("Not known: whether decay prevents that, and which. A schedule counts as better only")
+    print("if it beats the constant rate: raft-agent run --only learning-rate --budget 8h")
     advice = [
         ("constant", "the comparator; right for up to 6 cycles"),
         ("exp 0.95", "first thing to try when late cycles wobble but still gain"),
@@ -100,4 +100,4 @@ def _print_recommendations(table: dict[str, list[float]], rate: float) -> None:
     ]
     for name, words in advice:
         if name in table:
-            print(f"  {name:<10} ends at {table[name][-1]:.2e} ({table[name][-1] / rate:.0%} of the peak): {words}")
+            print(f"  {name:<9} ends at {table[name][-1] / rate:4.0%} of the peak: {words}")

@@ -257,18 +257,18 @@ FRESH = [
 """Other sizes, seeds and kinds of fault than those with which thresholds and fits were set: a test of the playbook
 that it has not seen. Run once the playbook stood (see the report in test_plan_trial.py)."""
 
-LENGTHS = {"low": 5, "high": 120}
+LENGTHS = {"low": 60, "high": 160}
 SICK = [
     Run("tags-missing", {"task.verifier": {"kind": "delimited"}}, ("format_missing", "answer_near_but_not_in_format")),
     Run("limit-tight", {"rollout.max_new_tokens": 4}, ("long_completions",)),
     Run(
         "prompts-long",
-        {"task.parameters": LENGTHS, "rollout.max_total_sequence_length": 10, "rollout.max_new_tokens": 4},
+        {"task.parameters": LENGTHS, "rollout.max_total_sequence_length": 8, "rollout.max_new_tokens": 4},
         ("dropped_prompts",),
     ),
     Run(
-        "one-of-64-kept",
-        {"rollout.samples_per_prompt": 64, "rollout.prompts_per_cycle": 8, "selection.max_per_prompt": 1},
+        "one-of-128-kept",
+        {"rollout.samples_per_prompt": 128, "rollout.prompts_per_cycle": 8, "selection.max_per_prompt": 1},
         ("few_kept",),
     ),
     Run("hard-sums", {"task.parameters": {"low": 100, "high": 400}}, ("mostly_failed",)),

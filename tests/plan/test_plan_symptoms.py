@@ -123,8 +123,8 @@ def test_a_fall_is_told_from_noise() -> None:
     rows = [cycle(n, pass_rate=p, select_metric=None) for n, p in enumerate(up_and_down)]
     known = signals(Observation(recipe=tiny(), cycles=rows))
     assert known["fall_from_peak"] == pytest.approx(0.35)
-    # sqrt(2 * 0.65 * 0.35 / (512 * 2)) = 0.0211
-    assert known["fall_errors"] == pytest.approx(0.35 / 0.0211, rel=0.01)
+    # 512 samples, 8 of a prompt, are worth 512 / (1 + 7 * 0.3) = 165; sqrt(2 * 0.65 * 0.35 / (165 * 2)) = 0.0371
+    assert known["fall_errors"] == pytest.approx(0.35 / 0.0371, rel=0.01)
     rising = [cycle(n) for n in range(20)]
     assert signals(Observation(recipe=tiny(), cycles=rising))["fall_from_peak"] == 0
 

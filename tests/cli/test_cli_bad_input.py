@@ -1,0 +1,205 @@
+"""Everything a user can get wrong before a training starts: one message that says what to do, the right exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.cli.main import register, run
+from agent.ledger.create import create_workspace, shipped_folder
+from agent.ledger.lock import hold
+from agent.ledger.workspace import Workspace
+
+register()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    created = create_workspace(tmp_path / "ws", shipped=shipped_folder())
+    monkeypatch.chdir(created.workspace.root)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "cache"))
+    return created.workspace
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = run(arguments)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.startswith("error: ")
+    return code, said
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("0", "write it like 8h"),
+        ("-5m", "write it like 8h"),
+        ("8 hours", "write it like 8h"),
+        ("1e9h", "write it like 8h"),
+        ("90", "90m or 90s"),
+        ("800d", "longer than 30 days"),
+    ],
+)
+def test_budgets_that_are_none(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], budget: str, said: str
+) -> None:
+    code, message = refused(capsys, "run", f"--budget={budget}")
+    assert code == 2
+    assert said in message
+    assert not workspace.campaign_names()
+
+
+def test_a_budget_that_affords_no_idea(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run", "--budget", "1m")
+    assert code == 6
+    assert "affords no idea" in message
+    assert not workspace.campaign_names()
+
+
+def test_no_budget_at_all(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run")
+    assert code == 2
+    assert "--budget 8h" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the recipe is empty"),
+        ("model: {sorce: x}\n", "did you mean model.source?"),
+        (
+            "task: {dataset: x}\nmodel: {source: y}\nbudget: {cycles: 1}\nprompt: {stop: [a, 3]}\n",
+            "prompt.stop.1",
+        ),
+        ("a: [\n", "not valid YAML"),
+    ],
+)
+def test_recipes_that_are_none(workspace: Workspace, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+    (workspace.recipes / "mine.yaml").write_text(text)
+    code, message = refused(capsys, "run", "mine", "--budget", "1h")
+    assert code == 3
+    assert said in message
+    assert "mine.yaml" in message
+
+
+def test_a_missing_recipe_names_the_nearest(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "run", "tiny-adition", "--budget", "1h")
+    assert code == 2
+    assert "did you mean recipes/tiny-addition.yaml?" in message
+
+
+def test_not_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, message = refused(capsys, "run", "--budget", "1h")
+    assert code == 5
+    assert "raft-agent init DIR" in message
+
+
+def test_not_a_git_repository(workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (workspace.root / ".git").rename(tmp_path / "git-elsewhere")
+    code, message = refused(capsys, "run", "--budget", "1h")
+    assert code == 5
+    assert "git init" in message
+
+
+def test_a_repository_without_a_commit(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (workspace.root / ".git").rename(tmp_path / "git-elsewhere")
+    subprocess.run(["git", "init", "-q"], cwd=workspace.root, check=True)
+    code, message = refused(capsys, "run", "--budget", "1h")
+    assert code == 5
+    assert "no commit yet" in message
+    assert "git commit" in message
+
+
+def test_a_detached_head_is_no_obstacle(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["git", "checkout", "-q", "--detach"], cwd=workspace.root, check=True)
+    assert run(["run", "--budget", "1h", "--dry-run"]) == 0
+    assert "nothing was run" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_workspace(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold(workspace, what="campaign other"):
+        code, message = refused(capsys, "run", "--budget", "1h")
+    assert code == 7
+    assert "campaign other" in message
+
+
+def test_an_unknown_axis_or_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(capsys, "plan", "tiny-addition", "--only", "learning-rat")
+    assert code == 2
+    assert "learning-rate" in message
+    code, message = refused(capsys, "rum")
+    assert code == 2
+    assert "rum" in message
+
+
+def test_a_playbook_with_a_typo(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    path = workspace.hypotheses / "mine.yaml"
+    path.write_text(
+        "axis: prompt\nhypotheses:\n  - id: mine\n    claim: c\n    what: w\n"
+        "    variants: [{name: up, set: {rollout.temprature: 1.5}}]\n"
+    )
+    code, message = refused(capsys, "run", "--budget", "1h")
+    assert code == 3
+    assert "rollout.temperature" in message
+    assert "mine.yaml" in message
+
+
+def test_check_lists_every_problem_and_fails(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace.recipes / "one.yaml").write_text("")
+    (workspace.recipes / "two.yaml").write_text("model: 3\n")
+    assert run(["check"]) == 3
+    said = capsys.readouterr().out
+    assert "one.yaml" in said
+    assert "two.yaml" in said
+    (workspace.recipes / "one.yaml").unlink()
+    (workspace.recipes / "two.yaml").unlink()
+    assert run(["check"]) == 0
+    assert "all good" in capsys.readouterr().out
+
+
+def test_status_log_and_show_before_any_campaign(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["show", "1"], ["resume"], ["finalize"]):
+        code, message = refused(capsys, *command)
+        assert code in (2, 5)
+        assert "raft-agent run" in message
+    assert run(["log"]) == 0
+
+
+def test_init_with_data_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "my.jsonl"
+    data.write_text("".join(f'{{"problem": "what is {n}?", "solution": "{n}"}}\n' for n in range(400)))
+    assert run(["init", "ws", "--data", str(data), "--model", "builtin:tiny"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "ws")
+    assert run(["check"]) == 0
+    assert run(["run", "--budget", "8h", "--dry-run"]) == 0
+    assert "recipes/main.yaml" in capsys.readouterr().out
+    data.write_text("no json\n")
+    monkeypatch.chdir(tmp_path)
+    code, message = refused(capsys, "init", "other", "--data", str(data))
+    assert code == 2
+    assert "JSON" in message
+
+
+def test_the_learning_rate_calculator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lr", "--compare", "--visualize", "--recommendations"]) == 0
+    said = capsys.readouterr().out
+    assert "3.61e-05" in said  # 5e-5 * 0.85^2, cycle 3
+    assert "4.12e-06" in said  # 5e-5 * 0.7^7, cycle 8
+    assert max(map(len, said.splitlines())) <= 80
+    assert refused(capsys, "lr", "--rate", "0")[0] == 2
+
+
+def test_help_is_instant_and_names_the_exit_codes() -> None:
+    done = subprocess.run([sys.executable, "-m", "agent.cli", "--help"], capture_output=True, text=True, check=True)
+    for word in ("run", "resume", "130", "init"):
+        assert word in done.stdout
