@@ -78,6 +78,8 @@ HEALTHY = [
     Run("healthy-seed-1", {}, seed=1),
     Run("healthy-short", {"budget": {"cycles": 8}}, seed=2),
     Run("healthy-long", {"budget": {"cycles": 60}}, seed=3),
+    Run("four-epochs-long", {"learner.epochs_per_cycle": 4, "budget": {"cycles": 60}}),
+    Run("rate-x2-long", {"learner.learning_rate": 1e-3, "budget": {"cycles": 60}}),
 ]
 
 FAULTS = [
@@ -134,7 +136,7 @@ FAULTS = [
     Run(
         "few-prompts",
         {"task.train_prompts": 16, "budget": {"cycles": 40}},
-        ("few_training_prompts", "train_up_validation_flat", "mostly_solved", "reward_saturated"),
+        ("few_training_prompts", "train_up_validation_flat", "mostly_solved"),
         {"task.train_prompts": UP},
         "16 training prompts",
     ),
@@ -162,7 +164,7 @@ FAULTS = [
     Run(
         "many-epochs",
         {"learner.epochs_per_cycle": 16, "rollout.temperature": 0.7},
-        ("entropy_collapse",),
+        ("too_many_epochs", "entropy_collapse"),
         {"learner.epochs_per_cycle": DOWN},
         "16 epochs a cycle",
     ),
@@ -277,11 +279,27 @@ SICK = [
         {"learner.optimizer": "sgd", "learner.learning_rate": 1.0, "learner.max_grad_norm": 1e6},
         ("learning_too_hot",),
     ),
-    Run("float16", {"model.dtype": "float16", "learner.learning_rate": 1.0}, ("fp16_overflow", "non_finite")),
     Run("norm-tiny", {"learner.max_grad_norm": 0.01}, ("always_clipping",)),
-    Run("rate-x3-long", {"learner.learning_rate": 1.5e-3, "budget": {"cycles": 60}}, ("late_degradation",)),
+    Run(
+        "eight-prompts",
+        {
+            "task.train_prompts": 8,
+            "learner.learning_rate": 2e-4,
+            "rollout.samples_per_prompt": 4,
+            "budget": {"cycles": 60},
+        },
+        ("reward_saturated", "mostly_solved"),
+    ),
+    Run(
+        "rate-rises-late",
+        {
+            "learner.lr_schedule": {"kind": "list", "by": "cycle", "values": [1.0] * 36 + [12.0] * 4},
+            "budget": {"cycles": 48},
+        },
+        ("late_degradation",),
+    ),
     Run("accumulation", {"learner.microbatch_tokens": 64, "learner.gradient_accumulation": 8}, ("memory_headroom",)),
-    Run("few-held-out", {"evaluation.search_prompts": 24}, ("noisy_signal",)),
+    Run("few-held-out", {"evaluation.search_prompts": 16}, ("noisy_signal",)),
     Run(
         "one-row-at-a-time",
         {"rollout.slots": 1, "rollout.prompts_per_cycle": 16, "budget": {"cycles": 6}},
@@ -465,11 +483,13 @@ def place(fault: Run, proposals: list[Proposal]) -> int | None:
 
 
 def table(rows: list[Row]) -> str:
+    if not rows:
+        return "no recorded fault"
     lines = [f"{'planted fault':<30} {'rank':>4} {'of':>4} {'random':>7} {'in 3':>5}  first repair | symptoms"]
     for row in rows:
         lines.append(
-            f"{row.fault.planted:<30} {row.rank or '-':>4} {row.of:>4} {row.random_mean:>7.1f} {row.random_in_three:>5.0%}  "
-            f"{row.idea} | {row.found}"
+            f"{row.fault.planted:<30} {row.rank or '-':>4} {row.of:>4} {row.random_mean:>7.1f} "
+            f"{row.random_in_three:>5.0%}  {row.idea} | {row.found}"
         )
     ranks = [row.rank or row.of + 1 for row in rows]
     first_three = sum(rank <= 3 for rank in ranks)

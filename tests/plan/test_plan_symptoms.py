@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plan_fixtures import BOOK, cycle, evals, machine, run, shipped, tiny
 
 from agent.contract import CycleRow, EvalRow, Summary
+from agent.plan.planner import plan
 from agent.plan.schema import Condition
 from agent.plan.signals import SIGNALS, Observation, observed, signals
 from agent.plan.symptoms import diagnose, evaluate, number, read_bottleneck
@@ -249,6 +250,7 @@ def with_series(column: str, values: list[float]) -> Observation:
     return Observation(recipe=tiny(), cycles=[cycle(n, **{column: v}) for n, v in enumerate(values)])
 
 
+SICK["too_many_epochs"] = run(recipe=tiny(learner__epochs_per_cycle=16), entropy=0.2)
 SICK["unstable_loss"] = with_series("loss", [1, 1, 1, 1, 20, 1, 1, 1, 1])
 SICK["grad_spikes"] = with_series("grad_norm", [1, 1, 1, 1, 200, 1, 1, 1, 1])
 SICK["held_out_falls"] = with_series("select_metric", [0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.1])
@@ -267,10 +269,25 @@ def test_the_symptom_is_found_where_it_is(symptom: str) -> None:
 
 
 def test_what_another_symptom_explains_counts_for_less() -> None:
-    """Steps that are too large wreck the format too; mending the format would be no repair."""
-    findings = {f.symptom: f for f in diagnose(run(pass_rate=0.0, format_rate=0.02, start={"format_rate": 1.0}), BOOK)}
-    assert findings["format_missing"].explained_by == "learning_too_hot"
-    assert findings["format_missing"].severity < findings["learning_too_hot"].severity / 2
+    """Steps that are too large leave all prompts failed; more samples of each would be no repair."""
+    wrecked = run(pass_rate=0.0, all_failed_share=1.0, select_metric=0.0, start={"select_metric": 0.2})
+    findings = {finding.symptom: finding for finding in diagnose(wrecked, BOOK)}
+    assert findings["mostly_failed"].explained_by == "learning_too_hot"
+    assert findings["mostly_failed"].severity == pytest.approx(0.8 * 0.3)
+    assert findings["learning_too_hot"].severity == 1.0
+    ranking = plan(BOOK, recipe=tiny(), observation=wrecked)
+    assert ranking.proposals[0].hypothesis == "lr-peak"
+    assert ranking.proposals[0].recipe.learner.learning_rate == pytest.approx(5e-5)
+
+
+def test_what_is_explained_explains_nothing_itself() -> None:
+    """Of two symptoms that name each other the one further up in the playbook is the cause."""
+    one = run(
+        recipe=tiny(rollout__samples_per_prompt=1), pass_rate=0.0, select_metric=0.0, start={"select_metric": 0.2}
+    )
+    findings = {finding.symptom: finding for finding in diagnose(one, BOOK)}
+    assert findings["one_sample_a_prompt"].explained_by is None
+    assert findings["learning_too_hot"].explained_by == "one_sample_a_prompt"
 
 
 @pytest.mark.parametrize(

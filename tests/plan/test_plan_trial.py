@@ -22,6 +22,8 @@ NEEDS_OTHER_MEANS = {
     "verify_bound": "comparing two numbers takes no time",
     "slow_throughput": "needs a calibrated reference",
     "memory_tight": "0.3 GB of any machine's memory is little",
+    "non_finite": "our trainer stops with a numeric failure at the first loss that is no number; others go on",
+    "fp16_overflow": "float16 on a CPU either works or stops with a numeric failure",
     "unstable_loss": "where the loss jumps on the built-in model something worse explains it",
     "grad_spikes": "where gradients jump on the built-in model something worse explains it",
 }
