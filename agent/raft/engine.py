@@ -1,0 +1,401 @@
+"""RAFT: sample, verify, keep the best, fine-tune on them, and again with the model that came out.
+
+What it does not do, and another trainer would: no critic, no reference model and no KL term; no advantage (a kept
+sample counts 1, whatever its reward; under `reinforce_rej` a failure counts -1); no importance ratio under plain
+`raft`, because one update on fresh samples has the ratio 1; nothing is decoded and tokenized again; no sample
+outlives its cycle; the model is never reloaded, nor its optimizer rebuilt.
+
+`Training.cycle` is the algorithm. Cycle 0 measures the untrained model, and its samples are those that cycle 1 trains
+on: they come from the same weights, so nothing is sampled for the statistics alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from agent.contract import CycleRow, Seconds, Split
+from agent.raft import state as files
+from agent.raft.budget import Spending
+from agent.raft.evaluate import Examiner
+from agent.raft.learner import Trainer, TrainingSample, TrainReport
+from agent.raft.measure import Batch, batch_row, peak_memory_gb
+from agent.raft.model import Policy
+from agent.raft.pulse import EndTraining, Pulse
+from agent.raft.rollout import Completion, Request, Sampling, fits, plan_waves, run_wave
+from agent.raft.seeds import seed_of
+from agent.raft.selection import Chosen, select
+from agent.recipe.schedules import learning_rate, temperature
+from agent.recipe.schema import Recipe
+from agent.tasks.rewards import shape
+from agent.tasks.tasks import PromptSource, Splits
+
+EVALUATION_MARGIN = 1.25
+"""Final evaluations take this much longer than the small `select` ones predict, at most."""
+FINISH_SECONDS = 2.0
+"""For the checkpoint and the summary of a small model."""
+
+
+@dataclass
+class Best:
+    """The cycle that will be delivered."""
+
+    cycle: int = 0
+    metric: float | None = None
+    weights: dict[str, Any] | None = None
+
+
+@dataclass
+class Totals:
+    optimizer_steps: int = 0
+    kept: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+
+
+class Training:
+    """One training: the model, its data, and what has been spent."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        policy: Policy,
+        examiner: Examiner,
+        splits: Splits,
+        seed: int,
+        out: Path,
+        pulse: Pulse,
+        save_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.recipe = recipe
+        self.policy = policy
+        self.examiner = examiner
+        self.splits = splits
+        self.seed = seed
+        self.out = out
+        self.pulse = pulse
+        self.clock = clock
+        self.started = clock()
+        self.trainer = Trainer(policy, recipe.learner, compile_step=recipe.backend.compile)
+        self.source = PromptSource(splits.train, mix=recipe.task.mix, seed=seed)
+        self.spending = Spending(recipe.budget)
+        self.best = Best()
+        self.totals = Totals()
+        self.state = files.StateFolder(out, save_seconds=save_seconds)
+        self.store = files.SampleStore(self.state.folder, save_seconds=save_seconds)
+        self.carried: Batch | None = None
+        """Samples of cycle 0, which cycle 1 trains on."""
+        self.limit_at: float | None = None
+        """On `clock`: when the process must be done."""
+        self.final_samples = 0
+        """Samples of the evaluation at the end."""
+        self.seconds_per_sample = 0.0
+        self.finished = False
+
+    # The algorithm --------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Cycles until the budget is spent. Returns what ended it: `budget`, `time_limit` or `sigterm`."""
+        try:
+            self.pulse.check()
+            self._resume()
+            if not self.finished and self.spending.cycles == 0:
+                self._measure_untrained()
+            while not self.finished and self.spending.affords_cycle():
+                self._leave_room()
+                self.cycle(self.spending.cycles + 1)
+        except EndTraining as end:
+            return end.reason
+        self.finished = True
+        return "budget"
+
+    def cycle(self, cycle: int) -> None:
+        """One round of RAFT."""
+        began = self.clock()
+        batch = self.carried or self.sample(cycle)
+        fresh, self.carried = self.carried is None, None
+        chosen = self.choose(batch, cycle)
+        report = self.train(batch, chosen, cycle)
+        self._spend(batch if fresh else None, report, len(chosen))
+        metric, evaluate_seconds = self._select_metric(cycle)
+        self._deliver_if_best(cycle, metric)
+        self._record(cycle, batch, report, fresh, len(chosen), metric, evaluate_seconds, began)
+
+    def sample(self, cycle: int) -> Batch:
+        """Draw prompts, complete each several times, have the answers verified and rewarded."""
+        rollout = self.recipe.rollout
+        examples = self.source.draw(rollout.prompts_per_cycle)
+        sampling = self._sampling()
+        asked = [self.examiner.prompt_of(example) for example in examples]
+        places = [place for place, prompt in enumerate(asked) if fits(prompt, sampling)]
+        batch = Batch(
+            examples=[examples[place] for place in places],
+            prompts=[asked[place] for place in places],
+            completions=[],
+            dropped_prompts=len(asked) - len(places),
+            temperature=sampling.temperature,
+        )
+        requests = [
+            Request(asked[place], rollout.samples_per_prompt, seed_of("sample", self.seed, cycle, place))
+            for place in places
+        ]
+        began = self.clock()
+        batch.completions = self._generate(requests, sampling, cycle)
+        batch.generate_seconds = self.clock() - began
+        began = self.clock()
+        self.pulse.beat("verify")
+        batch.verdicts = self.examiner.verdicts(batch.examples, batch.completions)
+        batch.rewards = [
+            [
+                shape(
+                    self.recipe.task.reward,
+                    verdict,
+                    tokens=len(completion.tokens),
+                    max_new_tokens=rollout.max_new_tokens,
+                )
+                for verdict, completion in zip(*group, strict=True)
+            ]
+            for group in zip(batch.verdicts, batch.completions, strict=True)
+        ]
+        batch.verify_seconds = self.clock() - began
+        return batch
+
+    def choose(self, batch: Batch, cycle: int) -> list[Chosen]:
+        """The samples to train on; none where they are fewer than `min_samples`."""
+        selection = self.recipe.selection
+        chosen = select(
+            batch.graded(),
+            selection,
+            seed=seed_of("select", self.seed, cycle),
+            with_negatives=self.recipe.learner.algorithm == "reinforce_rej",
+        )
+        return chosen if len(chosen) >= selection.min_samples else []
+
+    def train(self, batch: Batch, chosen: list[Chosen], cycle: int) -> TrainReport:
+        """Update the weights on the chosen samples, ids as they were sampled."""
+        samples = [training_sample(batch, choice) for choice in chosen]
+        began = self.clock()
+
+        def rate(of_cycle: float) -> float:
+            spent = self.spending.share(of_cycle=of_cycle, seconds=self.clock() - began)
+            return learning_rate(self.recipe, cycle=cycle, spent=spent)
+
+        if not samples:
+            return TrainReport()
+        return self.trainer.train(
+            samples,
+            learning_rate=rate,
+            seed=seed_of("train", self.seed, cycle),
+            on_step=lambda: self.pulse.beat(self._train_phase()),
+        )
+
+    # What surrounds it ----------------------------------------------------------------------------------------
+
+    def _sampling(self) -> Sampling:
+        rollout, prompt = self.recipe.rollout, self.recipe.prompt
+        return Sampling(
+            temperature=temperature(rollout.temperature, rollout.temperature_schedule, self.spending.share()),
+            max_new_tokens=rollout.max_new_tokens,
+            max_total=min(
+                rollout.max_total_sequence_length, self.policy.max_length or rollout.max_total_sequence_length
+            ),
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            slots=rollout.slots,
+            stop=tuple(prompt.stop),
+            response_prefix=prompt.response_prefix,
+            engine=rollout.engine,
+        )
+
+    def _generate(self, requests: list[Request], sampling: Sampling, cycle: int) -> list[list[Completion]]:
+        """Completions by request; waves that an interrupted process finished are taken from its file."""
+        kept = self.store.begin(self._fingerprint(cycle))
+        results: list[list[Completion | None]] = [[None] * request.samples for request in requests]
+        for number, wave in enumerate(plan_waves(requests, sampling.slots)):
+            completions = kept.get(number)
+            if completions is None:
+                completions = run_wave(
+                    self.policy, requests, wave, sampling, on_step=lambda: self.pulse.beat("generate")
+                )
+                self.store.keep(number, completions)
+            for row, completion in zip(wave, completions, strict=True):
+                results[row.request][row.sample] = completion
+        return cast(list[list[Completion]], results)
+
+    def _fingerprint(self, cycle: int) -> str:
+        """Names everything that decides the samples of a cycle, the weights included."""
+        weights = sum(float(p.detach().double().sum()) for p in self.policy.trainable().values())
+        return f"{self.recipe.signature()}/{self.seed}/{cycle}/{self.trainer.updates}/{weights!r}"
+
+    def _train_phase(self) -> Any:
+        return "compile" if self.recipe.backend.compile and self.trainer.updates == 0 else "train"
+
+    def _measure_untrained(self) -> None:
+        """Cycle 0: sampled and measured, not trained."""
+        began = self.clock()
+        self.pulse.cycle = 0
+        batch = self.sample(0)
+        tokens = batch.generated_tokens
+        self.spending.add(seconds=batch.generate_seconds + batch.verify_seconds, tokens=tokens)
+        self.totals.generated_tokens += tokens
+        metric, evaluate_seconds = self._select_metric(0)
+        self._deliver_if_best(0, metric)
+        self.carried = batch
+        self._record(0, batch, TrainReport(), True, 0, metric, evaluate_seconds, began)
+
+    def _select_metric(self, cycle: int) -> tuple[float | None, float]:
+        """(metric on `select`, seconds); None in cycles where it is not measured."""
+        evaluation = self.recipe.evaluation
+        if cycle % evaluation.select_every and self.spending.affords_cycle():
+            return None, 0.0
+        began = self.clock()
+        measured = self.examiner.measure(
+            self.splits.select,
+            split="select",
+            samples=evaluation.select_samples,
+            on_step=lambda: self.pulse.beat("evaluate"),
+        )
+        seconds = self.clock() - began
+        self.seconds_per_sample = max(self.seconds_per_sample, seconds / len(measured.rows))
+        self._set_deadline()
+        return measured.metric, seconds
+
+    def _deliver_if_best(self, cycle: int, metric: float | None) -> None:
+        """Of equal cycles the later one, which has more training behind it, is delivered."""
+        if metric is None:
+            return
+        self.pulse.select_metric = metric
+        sign = 1 if self.recipe.evaluation.direction == "maximize" else -1
+        if self.best.metric is None or sign * metric >= sign * self.best.metric:
+            self.best = Best(cycle, metric, self.policy.snapshot())
+
+    def _spend(self, batch: Batch | None, report: TrainReport, kept: int) -> None:
+        """Charge a cycle to the budget; `batch` is None where its samples were charged to cycle 0."""
+        tokens = batch.generated_tokens if batch else 0
+        seconds = batch.generate_seconds + batch.verify_seconds if batch else 0.0
+        self.spending.add(seconds=seconds + report.seconds, tokens=tokens + report.tokens, cycles=1)
+        self.totals.generated_tokens += tokens
+        self.totals.trained_tokens += report.tokens
+        self.totals.optimizer_steps += report.steps
+        self.totals.kept += kept
+
+    def _record(
+        self,
+        cycle: int,
+        batch: Batch,
+        report: TrainReport,
+        fresh: bool,
+        kept: int,
+        metric: float | None,
+        evaluate_seconds: float,
+        began: float,
+    ) -> None:
+        """Append the cycle's row; save the state where that is due."""
+        seconds = Seconds(
+            generate=batch.generate_seconds if fresh else 0.0,
+            verify=batch.verify_seconds if fresh else 0.0,
+            train=report.seconds,
+            evaluate=evaluate_seconds,
+        )
+        row = CycleRow(
+            cycle=cycle,
+            **{**batch_row(batch), **report.row()},
+            kept=kept,
+            select_metric=metric,
+            generated_tokens=batch.generated_tokens if fresh else 0,
+            train_tokens_per_s=report.tokens / report.seconds if report.tokens and report.seconds else None,
+            seconds=seconds,
+            peak_memory_gb=peak_memory_gb(),
+            elapsed_s=self.clock() - self.started,
+            budget_spent=self.spending.share(),
+        )
+        files.append_cycle(self.out, row)
+        self.pulse.cycle, self.pulse.budget_spent = cycle + 1, self.spending.share()
+        self._last_cycle_seconds = self.clock() - began
+        if cycle > 0 and self.state.due():
+            self.pulse.beat("save")
+            self.save()
+
+    # The clock ------------------------------------------------------------------------------------------------
+
+    def final_seconds(self) -> float:
+        """What the evaluation at the end and the writing of the results will take."""
+        return EVALUATION_MARGIN * self.final_samples * self.seconds_per_sample + FINISH_SECONDS
+
+    def _set_deadline(self) -> None:
+        if self.limit_at is not None:
+            self.pulse.deadline = self.limit_at - self.final_seconds()
+
+    def _leave_room(self) -> None:
+        """Begin no cycle that the time limit would cut."""
+        deadline = self.pulse.deadline
+        if deadline is not None and self.clock() + self._last_cycle_seconds > deadline:
+            raise EndTraining("time_limit")
+
+    _last_cycle_seconds: float = 0.0
+
+    # Going on after a kill ------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        # The best weights are often the present ones, which need not be written twice.
+        older = self.best.weights if self.best.cycle != self.spending.cycles else None
+        best = {"cycle": self.best.cycle, "metric": self.best.metric, "weights": older}
+        self.state.save(
+            {
+                "made_by": self._identity(),
+                "weights": {name: p.detach() for name, p in self.policy.trainable().items()},
+                "trainer": self.trainer.state_dict(),
+                "source": self.source.state(),
+                "spending": self.spending.state(),
+                "totals": vars(self.totals),
+                "best": best,
+                "seconds_per_sample": self.seconds_per_sample,
+                "last_cycle_seconds": self._last_cycle_seconds,
+                "finished": self.finished,
+            }
+        )
+
+    def _identity(self) -> str:
+        return f"{self.recipe.signature()}/{self.seed}"
+
+    def _resume(self) -> None:
+        """Go back to the saved state of this recipe and seed, if there is one; else begin with no rows."""
+        saved = self.state.load()
+        if saved is None or saved["made_by"] != self._identity():
+            files.keep_cycles(self.out, -1)
+            return
+        self.policy.restore(saved["weights"])
+        self.trainer.load_state_dict(saved["trainer"])
+        self.source.restore(saved["source"])
+        self.spending.restore(saved["spending"])
+        self.totals = Totals(**saved["totals"])
+        self.best = Best(**saved["best"])
+        if self.best.weights is None:
+            self.best.weights = self.policy.snapshot()
+        self.seconds_per_sample = saved["seconds_per_sample"]
+        self._last_cycle_seconds = saved["last_cycle_seconds"]
+        self.finished = saved["finished"]
+        self._set_deadline()
+        files.keep_cycles(self.out, self.spending.cycles)
+        self.pulse.cycle, self.pulse.select_metric = self.spending.cycles + 1, self.best.metric
+
+
+def training_sample(batch: Batch, choice: Chosen) -> TrainingSample:
+    """The chosen sample with exactly the ids that were sampled, the stop token included."""
+    completion = batch.completions[choice.prompt][choice.sample]
+    return TrainingSample(
+        prompt=batch.prompts[choice.prompt],
+        completion=completion.tokens,
+        logprobs=completion.logprobs,
+        sign=choice.sign,
+    )
+
+
+def final_sample_count(recipe: Recipe, splits: Splits, names: list[Split]) -> int:
+    """Samples that evaluating these splits will draw."""
+    return sum(len(getattr(splits, name)) for name in names) * recipe.evaluation.samples_per_prompt

@@ -1,0 +1,132 @@
+"""What a training needs to go on after a kill, and the files that it leaves.
+
+`state/training.pt` holds the end of a cycle: weights, optimizer, best weights, counters. It is replaced atomically,
+not after every cycle but so that saving costs little; a resumed training goes back to it and repeats the cycles since
+(their rows are taken out of `cycles.jsonl` first, so no line doubles). Nothing random is lost on the way: every seed
+follows from recipe, seed and cycle. `state/samples.jsonl` keeps what was sampled in the running cycle, under a
+fingerprint of all that decides it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent.contract import CYCLES, EVAL, CycleRow, EvalRow
+from agent.files import append_line, fsync_folder, read_jsonl, write_atomic
+from agent.raft.rollout import Completion
+
+SAVE_COST_SHARE = 0.05
+"""At most about this share of the time goes into saving states."""
+
+
+class StateFolder:
+    """`state/` in the run's folder."""
+
+    def __init__(self, out: Path, *, save_seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.folder = out / "state"
+        self.save_seconds = save_seconds
+        self._clock = clock
+        self._saved_at = clock()
+        self._cost = 0.0
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "training.pt"
+
+    def due(self) -> bool:
+        waited = self._clock() - self._saved_at
+        return waited >= max(self.save_seconds, self._cost / SAVE_COST_SHARE)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the saved state. The bytes are on disk before the name points at them."""
+        began = self._clock()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / ".training.pt"
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            _fsync(file.fileno())
+        temporary.replace(self.path)
+        fsync_folder(self.folder)
+        self._saved_at = self._clock()
+        self._cost = self._saved_at - began
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or None. It is read without running code from it."""
+        if not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        return state
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SampleStore:
+    """Completions of the running cycle, by wave, so that a killed generation does not begin anew."""
+
+    def __init__(self, folder: Path, *, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = folder / "samples.jsonl"
+        self._save_seconds = save_seconds
+        self._clock = clock
+        self._waiting: list[str] = []
+        self._saved_at = clock()
+
+    def begin(self, fingerprint: str) -> dict[int, list[Completion]]:
+        """Waves of this fingerprint that were kept. Anything else is thrown away."""
+        self._saved_at = self._clock()
+        lines = list(read_jsonl(self._path))
+        if lines and lines[0].get("fingerprint") == fingerprint:
+            self._waiting = []
+            return {line["wave"]: [_completion(c) for c in line["completions"]] for line in lines[1:]}
+        self._path.unlink(missing_ok=True)
+        self._waiting = [json.dumps({"fingerprint": fingerprint})]
+        return {}
+
+    def keep(self, wave: int, completions: Sequence[Completion]) -> None:
+        """Remember a finished wave; it is written once `save_seconds` have passed since the last writing."""
+        fields = [[c.tokens, c.logprobs, c.entropies, c.finish] for c in completions]
+        self._waiting.append(json.dumps({"wave": wave, "completions": fields}))
+        if self._clock() - self._saved_at >= self._save_seconds:
+            self._write()
+
+    def _write(self) -> None:
+        for line in self._waiting:
+            append_line(self._path, line, sync=False)
+        self._waiting = []
+        self._saved_at = self._clock()
+
+
+def _completion(fields: Sequence[Any]) -> Completion:
+    tokens, logprobs, entropies, finish = fields
+    return Completion(tokens, logprobs, entropies, finish)
+
+
+def keep_cycles(out: Path, last: int) -> list[CycleRow]:
+    """Take the rows after cycle `last` out of `cycles.jsonl` (and a torn line); -1 takes out all."""
+    rows = [row for line in read_jsonl(out / CYCLES) if (row := CycleRow(**line)).cycle <= last]
+    if (out / CYCLES).exists():
+        write_atomic(out / CYCLES, "".join(row.model_dump_json() + "\n" for row in rows))
+    return rows
+
+
+def append_cycle(out: Path, row: CycleRow) -> None:
+    append_line(out / CYCLES, row.model_dump_json(), sync=False)
+
+
+def write_eval(out: Path, rows: Sequence[EvalRow]) -> None:
+    """Replace `eval.jsonl` by the rows of all splits measured so far."""
+    write_atomic(out / EVAL, "".join(row.model_dump_json() + "\n" for row in rows))
+
+
+def _fsync(descriptor: int) -> None:
+    import os
+
+    os.fsync(descriptor)

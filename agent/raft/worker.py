@@ -1,0 +1,439 @@
+"""`python -m agent.raft.worker`: one training, or one evaluation, as the process of `agent.contract`.
+
+It never raises to its caller: it ends with exit code 0 and a summary, or with another code and, where it knows the
+reason, `failure.json`. An unexpected exception leaves its traceback on standard error too; what it means (out of
+memory, a broken backend) is for the agent's triage to say.
+
+SIGTERM sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer, which
+writes the best weights so far and the summary itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.contract import (
+    CHECKPOINT,
+    FAILURE,
+    HELD_OUT,
+    PLAN,
+    STOP_GRACE_SECONDS,
+    SUMMARY,
+    UNTRAINED,
+    EvalRow,
+    Failure,
+    RunPlan,
+    Split,
+    Summary,
+)
+from agent.errors import AgentError, DataError
+from agent.files import write_atomic
+from agent.raft.pulse import EndTraining, Pulse
+from agent.recipe.files import load_recipe
+from agent.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from agent.raft.engine import Training
+    from agent.raft.evaluate import Examiner
+    from agent.raft.model import Policy
+    from agent.tasks.tasks import Splits
+
+SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
+EMERGENCY_SECONDS = STOP_GRACE_SECONDS - 6.0
+RESOURCE_ERRORS = {
+    errno.ENOSPC,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.ENOMEM,
+}
+UNEXPECTED_EXIT_CODE = 1
+LONG_EVALUATION_SECONDS = 60.0
+"""A shorter evaluation is not worth saving the finished training for: a kill repeats the last cycles instead."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    pulse = Pulse(options.out)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / FAILURE).unlink(missing_ok=True)
+        if finished(options.out):
+            print("this run is finished: its summary.json is there", flush=True)
+            return 0
+        Worker(options, pulse).run()
+    except AgentError as error:
+        _report(options.out, failure_of(error, pulse))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        _report(options.out, failure_of(error, pulse))
+        return UNEXPECTED_EXIT_CODE
+    return 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m agent.raft.worker", description="Run one RAFT training.")
+    parser.add_argument("--recipe", type=Path, required=True, help="resolved recipe")
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--split", action="append", choices=[*SPLITS, "none"], help="evaluate it at the end")
+    parser.add_argument("--evaluate", metavar="CHECKPOINT", help="do not train: a checkpoint, or `untrained`")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for the whole process")
+    parser.add_argument("--cache", type=Path, help="folder for models")
+    parser.add_argument("--allow-untrusted-code", action="store_true")
+    parser.add_argument(
+        "--save-seconds",
+        type=float,
+        default=30.0,
+        help="least time between two saved states (default %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    named = options.split or ["search"]
+    options.splits = [] if "none" in named else list(dict.fromkeys(named))
+    return options
+
+
+def finished(out: Path) -> bool:
+    """A summary of a run that was not stopped is final; a stopped one is gone on with."""
+    try:
+        return not json.loads((out / SUMMARY).read_text())["stopped"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+class Worker:
+    """Prepares a training, runs it, measures what came out and writes it down."""
+
+    def __init__(self, options: argparse.Namespace, pulse: Pulse):
+        self.options = options
+        self.pulse = pulse
+        self.started = time.monotonic()
+        self.finishing = threading.Lock()
+        """Taken by whoever writes the results: the main thread, or the timer after a SIGTERM."""
+        self.recipe: Recipe
+        self.policy: Policy | None = None
+        self.training: Training | None = None
+        self.splits: Splits | None = None
+        self.load_seconds: float | None = None
+        self.environment: dict[str, str] = {}
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, self._terminate)
+        options = self.options
+        self.pulse.beat("start")
+        self.recipe = load_recipe(options.recipe)
+        (options.out / SUMMARY).unlink(missing_ok=True)
+        try:
+            with self._verifier() as verifier:
+                examiner = self._prepare(verifier)
+                if options.evaluate is None:
+                    self._train(examiner)
+                else:
+                    self._finish(examiner, ended_by="evaluated")
+        except EndTraining as end:
+            # SIGTERM before there was anything to train or deliver.
+            self._write_summary({}, stopped=True, ended_by=end.reason, evaluate_seconds=None, checkpoint=False)
+
+    # Preparing ------------------------------------------------------------------------------------------------
+
+    def _verifier(self) -> Any:
+        """Settles the environment, which torch reads when it is imported; then the task and the verifier."""
+        from agent.raft.environment import apply_environment
+        from agent.raft.support import refuse_unsupported
+
+        refuse_unsupported(self.recipe)
+        self.cache: Path = self.options.cache or self._default_cache()
+        self.environment = apply_environment(self.recipe.backend, cache=self.cache)
+        from agent.tasks.tasks import load_splits
+        from agent.tasks.verifiers import build_verifier
+
+        base = Path.cwd()
+        self.splits = load_splits(self.recipe.task, self.recipe.evaluation, base=base)
+        allowed = self.options.allow_untrusted_code
+        return build_verifier(self.recipe.task.verifier, base=base, allow_untrusted_code=allowed)
+
+    def _default_cache(self) -> Path:
+        from agent.raft.sources import default_cache
+
+        return default_cache()
+
+    def _prepare(self, verifier: Any) -> Examiner:
+        """Load the model and write the plan."""
+        began = time.monotonic()
+        self.pulse.beat("load")
+        from agent.raft.evaluate import Examiner
+        from agent.raft.model import load_policy
+        from agent.tasks.prompts import shots_for
+
+        assert self.splits is not None
+        named = self.options.evaluate
+        checkpoint = Path(named) if named not in (None, UNTRAINED) else None
+        self.policy = load_policy(
+            self.recipe, cache=self.cache, seed=self.options.seed, beat=self.pulse.beat, checkpoint=checkpoint
+        )
+        shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
+        examiner = Examiner(self.recipe, self.policy, verifier, shots)
+        self.load_seconds = time.monotonic() - began
+        write_atomic(self.options.out / PLAN, self._plan().model_dump_json(indent=1) + "\n")
+        self._check_prompts(examiner)
+        return examiner
+
+    def _plan(self) -> RunPlan:
+        assert self.policy is not None
+        assert self.splits is not None
+        recipe, policy = self.recipe, self.policy
+        parameters, trainable = policy.parameter_counts()
+        return RunPlan(
+            device=str(policy.device),
+            dtype=str(policy.compute).removeprefix("torch."),
+            attention=policy.attention,
+            engine=recipe.rollout.engine,
+            compile=recipe.backend.compile,
+            trainer=recipe.backend.trainer,
+            environment=self.environment,
+            parameters=parameters,
+            trainable_parameters=trainable,
+            rows={name: len(getattr(self.splits, name)) for name in SPLITS},
+            settings={
+                "device_why": policy.device_why,
+                "implementation": "agent.raft.llama" if policy.native else "transformers",
+                "slots": recipe.rollout.slots,
+                "microbatch_tokens": recipe.learner.microbatch_tokens,
+                "gradient_accumulation": recipe.learner.gradient_accumulation,
+                "packing": recipe.learner.packing,
+                "gradient_checkpointing": recipe.learner.gradient_checkpointing,
+                "min_optimizer_steps": recipe.budget.min_optimizer_steps,
+                "min_kept_samples": recipe.budget.min_kept_samples,
+                "min_effect": recipe.evaluation.min_effect,
+                "splits": self.options.splits,
+                "evaluate": self.options.evaluate,
+            },
+        )
+
+    def _check_prompts(self, examiner: Examiner) -> None:
+        """At least one of the first training prompts must leave room for an answer."""
+        assert self.splits is not None
+        limit = self.recipe.rollout.max_total_sequence_length
+        some = [len(examiner.prompt_of(example)) for example in self.splits.train[:64]]
+        if min(some) >= limit:
+            raise DataError(
+                f"no prompt fits rollout.max_total_sequence_length: {limit} (the shortest has {min(some)} tokens)",
+                hint=f"Raise it above {min(some) + self.recipe.rollout.max_new_tokens}.",
+            )
+
+    # Training and measuring -----------------------------------------------------------------------------------
+
+    def _train(self, examiner: Examiner) -> None:
+        from agent.raft.engine import Training, final_sample_count
+
+        assert self.policy is not None
+        assert self.splits is not None
+        options = self.options
+        training = self.training = Training(
+            self.recipe,
+            policy=self.policy,
+            examiner=examiner,
+            splits=self.splits,
+            seed=options.seed,
+            out=options.out,
+            pulse=self.pulse,
+            save_seconds=options.save_seconds,
+        )
+        training.final_samples = final_sample_count(self.recipe, self.splits, options.splits)
+        if options.time_limit is not None:
+            training.limit_at = self.started + options.time_limit
+            self.pulse.deadline = training.limit_at - training.final_seconds()
+        ended_by = training.run()
+        self._finish(examiner, ended_by=ended_by)
+
+    def _finish(self, examiner: Examiner, *, ended_by: str) -> None:
+        """Deliver the best weights, measure them, write the summary."""
+        with self.finishing:
+            self.pulse.deadline = None
+            stopped = ended_by == "sigterm"
+            training = self.training
+            if training is not None:
+                if training.finished and training.final_seconds() > LONG_EVALUATION_SECONDS:
+                    training.save()
+                self._deliver(training)
+            began = time.monotonic()
+            metrics: dict[str, float] = {}
+            if not stopped:
+                try:
+                    metrics = self._evaluate(examiner)
+                except EndTraining:
+                    stopped, ended_by = True, "sigterm"
+            seconds = time.monotonic() - began
+            self._write_summary(
+                metrics,
+                stopped=stopped,
+                ended_by=ended_by,
+                evaluate_seconds=seconds if metrics else None,
+                checkpoint=training is not None,
+            )
+            if training is not None and not stopped:
+                training.state.remove()
+
+    def _deliver(self, training: Training) -> None:
+        """Put the best weights into `checkpoint/`, which appears whole."""
+        assert self.policy is not None
+        with training.trainer.updating:
+            if training.best.weights is not None:
+                self.policy.restore(training.best.weights)
+            target = self.options.out / CHECKPOINT
+            scratch = self.options.out / f".{CHECKPOINT}"
+            shutil.rmtree(scratch, ignore_errors=True)
+            self.pulse.phase = "save"
+            self.policy.save(scratch)
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.replace(target)
+
+    def _evaluate(self, examiner: Examiner) -> dict[str, float]:
+        """Metric by split; the rows go to `eval.jsonl`."""
+        from agent.raft.state import write_eval
+
+        assert self.splits is not None
+        metrics: dict[str, float] = {}
+        rows: list[EvalRow] = []
+        for name in self.options.splits:
+            examples = getattr(self.splits, name)
+            if name == "train":
+                examples = examples[: self.recipe.evaluation.search_prompts]
+            measured = examiner.measure(
+                examples,
+                split=name,
+                samples=self.recipe.evaluation.samples_per_prompt,
+                on_step=lambda: self.pulse.beat("evaluate"),
+            )
+            metrics[name] = measured.metric
+            rows += measured.rows
+            write_eval(self.options.out, rows)
+        return metrics
+
+    def _write_summary(
+        self,
+        metrics: dict[str, float],
+        *,
+        stopped: bool,
+        ended_by: str,
+        evaluate_seconds: float | None,
+        checkpoint: bool,
+    ) -> None:
+        """`summary.json`, last and atomically."""
+        from agent.raft.measure import peak_memory_gb
+
+        training = self.training
+        totals = vars(training.totals) if training else {}
+        train_seconds = training.spending.seconds if training else 0.0
+        tokens = sum(totals.get(name, 0) for name in ("generated_tokens", "trained_tokens"))
+        summary = Summary(
+            stopped=stopped,
+            seed=self.options.seed,
+            recipe_signature=self.recipe.signature(),
+            cycles=training.spending.cycles if training else 0,
+            **totals,
+            delivered_cycle=training.best.cycle if training else 0,
+            metric=self.recipe.evaluation.metric,
+            metrics=metrics,
+            select_metric=training.best.metric if training else None,
+            load_s=self.load_seconds,
+            train_s=train_seconds,
+            evaluate_s=evaluate_seconds,
+            elapsed_s=time.monotonic() - self.started,
+            tokens_per_s=tokens / train_seconds if train_seconds > 0 and tokens else None,
+            peak_memory_gb=peak_memory_gb(),
+            device=str(self.policy.device) if self.policy else None,
+            checkpoint=CHECKPOINT if checkpoint else None,
+            provenance=self._provenance(),
+            ended_by=ended_by,
+        )
+        write_atomic(self.options.out / SUMMARY, summary.model_dump_json(indent=1) + "\n")
+
+    def _provenance(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        import torch
+
+        return {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "device": self.policy.device_why if self.policy else None,
+            "threads": torch.get_num_threads(),
+            "data": self.splits.digest if self.splits else None,
+        }
+
+    # SIGTERM --------------------------------------------------------------------------------------------------
+
+    def _terminate(self, *_: object) -> None:
+        if self.pulse.terminated:
+            return
+        self.pulse.terminated = True
+        timer = threading.Timer(EMERGENCY_SECONDS, self._leave_now)
+        timer.daemon = True
+        timer.start()
+
+    def _leave_now(self) -> None:
+        """The running step did not end in time: write what there is, and go."""
+        if not self.finishing.acquire(blocking=False):
+            return
+        training = self.training
+        if training is not None:
+            self._deliver(training)
+        self._write_summary(
+            {}, stopped=True, ended_by="sigterm", evaluate_seconds=None, checkpoint=training is not None
+        )
+        os._exit(0)
+
+
+def failure_of(error: Exception, pulse: Pulse) -> Failure:
+    """What `failure.json` says. `unknown` means that the log has to be read."""
+    common: dict[str, Any] = {"exception": type(error).__name__, "phase": pulse.phase}
+    if isinstance(error, AgentError):
+        return Failure(
+            crash_class=error.crash_class,
+            message=error.message,
+            where=error.where,
+            hint=error.hint,
+            key=getattr(error, "key", None),
+            suggestion=getattr(error, "suggestion", None),
+            **common,
+        )
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.errno in RESOURCE_ERRORS:
+        return Failure(crash_class="resource", message=message, where=error.filename, **common)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failure(crash_class="oom", message=message, **common)
+    return Failure(crash_class="unknown", message=message, **common)
+
+
+def _report(out: Path, failure: Failure) -> None:
+    """A full disk must not hide the failure that it caused."""
+    try:
+        write_atomic(out / FAILURE, failure.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        print(f"cannot write {FAILURE}: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Every file is closed and on disk; tearing torch down would take another half second.
+    os._exit(code)

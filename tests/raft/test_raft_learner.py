@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from agent.errors import NumericError
+from agent.raft.learner import Trainer, TrainingSample, collate, objective, plan_microbatches
+from agent.raft.model import Policy
+from agent.raft.optimizers import AdamW, build_optimizer
+from agent.recipe.schema import Learner
+
+CPU = torch.device("cpu")
+
+
+def sample(policy: Policy, question: str, answer: str, *, sign: int = 1) -> TrainingSample:
+    """A completion that ends with the stop token, with the model's own log-probabilities as the sampler's."""
+    prompt = policy.tokenizer.encode(question)
+    completion = [*policy.tokenizer.encode(answer), policy.tokenizer.eos_token_id]
+    return TrainingSample(prompt, completion, token_logprobs(policy, prompt, completion), sign)
+
+
+@torch.no_grad()
+def token_logprobs(policy: Policy, prompt: list[int], completion: list[int]) -> list[float]:
+    """By hand: softmax of the logits at each position but the last, for the token that follows."""
+    ids = torch.tensor([prompt + completion])
+    logits = policy.model(ids).logits[0].double()
+    values = []
+    for place in range(len(prompt), ids.shape[1]):
+        row = logits[place - 1]
+        values.append(float(row[ids[0, place]] - torch.log(torch.exp(row - row.max()).sum()) - row.max()))
+    return values
+
+
+def learner(**over: Any) -> Learner:
+    return Learner(**{"learning_rate": 1e-3, **over})
+
+
+def constant(_: float) -> float:
+    return 1e-3
+
+
+def test_loss_is_that_of_completion_tokens_only(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132"), sample(policy, "1+1=", "2")]
+    by_hand = -sum(math.fsum(s.logprobs) for s in samples) / (3 + 4 + 2)
+    report = Trainer(policy, learner()).train(samples, learning_rate=constant, seed=0)
+    assert report.row()["loss"] == pytest.approx(by_hand, abs=1e-5)
+    assert report.tokens == 9
+    assert report.row()["logprob_gap"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_padding_share_counts_what_the_forward_pass_ran_over(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132"), sample(policy, "1+1=", "2")]
+    report = Trainer(policy, learner()).train(samples, learning_rate=constant, seed=0)
+    assert report.row()["padding_share"] == pytest.approx(1 - (9 + 10 + 6) / 30)
+
+
+def test_the_gradient_does_not_depend_on_microbatches_or_packing(policy: Policy) -> None:
+    samples = [sample(policy, f"{a}+{b}=", str(a + b)) for a, b in [(12, 34), (77, 55), (10, 10), (99, 1), (5, 6)]]
+    start = policy.snapshot()
+    losses, weights = [], []
+    for over in (
+        {"microbatch_tokens": 4096},
+        {"microbatch_tokens": 20, "gradient_accumulation": 100},
+        {"microbatch_tokens": 4096, "packing": True},
+        {"microbatch_tokens": 24, "packing": True, "gradient_accumulation": 100},
+    ):
+        policy.restore(start)
+        report = Trainer(policy, learner(optimizer="sgd", max_grad_norm=1e6, **over)).train(
+            samples, learning_rate=lambda _: 1.0, seed=0
+        )
+        assert report.steps == 1
+        losses.append(report.loss_sum / report.tokens)
+        weights.append(policy.snapshot())
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, atol=2e-6, rtol=2e-5)
+    assert any((weights[0][name] != start[name]).any() for name in start)
+
+
+def test_a_sample_in_a_packed_row_does_not_see_the_one_before_it(policy: Policy) -> None:
+    first, second = sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")
+    packed = collate([first, second], packing=True, pad_id=0, device=CPU)
+    assert packed.positions.tolist() == [[*range(9), *range(10)]]
+    with torch.no_grad():
+        logits = policy.model(packed.ids, position_ids=packed.positions).logits[0, 9:]
+        alone = policy.model(torch.tensor([second.prompt + second.completion])).logits[0]
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_targets_are_the_sampled_ids_and_the_stop_token_is_one_of_them(policy: Policy) -> None:
+    """Here the pad token is the stop token, the case in which masking pads forgets to teach stopping."""
+    assert policy.pad_id == policy.tokenizer.eos_token_id
+    one, two = sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")
+    batch = collate([one, two], packing=False, pad_id=policy.pad_id, device=CPU)
+    assert batch.target.tolist() == one.completion + two.completion
+    assert batch.target.tolist().count(policy.pad_id) == 2
+    predicting = [(int(r), int(batch.head_positions[c])) for r, c in zip(batch.row, batch.column, strict=True)]
+    followed_by = [int(batch.ids[row, column + 1]) for row, column in predicting]
+    assert followed_by == batch.target.tolist()
+
+
+def test_stopping_is_learned_where_pad_equals_eos(policy: Policy) -> None:
+    question = policy.tokenizer.encode("12+34=")
+    ended = TrainingSample(question, [*policy.tokenizer.encode("46"), 0], [0.0] * 3)
+    before = token_logprobs(policy, question, ended.completion)[-1]
+    trainer = Trainer(policy, learner())
+    for cycle in range(10):
+        trainer.train([ended], learning_rate=constant, seed=cycle)
+    assert token_logprobs(policy, question, ended.completion)[-1] > max(before, -0.5)
+
+
+def test_raftpp_and_reinforce_rej_on_a_hand_example() -> None:
+    """Ratios 1.5, 0.5, 1.1 on two positives and, the same again, on negatives; clip range 0.2.
+
+    A = +1: min(1.5, 1.2) = 1.2 clipped; min(0.5, 0.8) = 0.5 free; min(1.1, 1.1) = 1.1 free.
+    A = -1: min(-1.5, -1.2) = -1.5 free; min(-0.5, -0.8) = -0.8 clipped; min(-1.1, -1.1) = -1.1 free.
+    """
+    sampled = torch.full((6,), -2.0)
+    ratio = torch.tensor([1.5, 0.5, 1.1, 1.5, 0.5, 1.1])
+    logprob = sampled + ratio.log()
+    sign = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    for algorithm in ("raft++", "reinforce_rej"):
+        result = objective(logprob, sampled, sign, learner(algorithm=algorithm, clip_range=0.2))
+        assert result.objective.tolist() == pytest.approx([-1.2, -0.5, -1.1, 1.5, 0.8, 1.1])
+        assert result.clipped.tolist() == [True, False, False, False, True, False]
+    plain = objective(logprob, sampled, sign.abs(), learner(algorithm="raft"))
+    assert plain.objective.tolist() == pytest.approx((-logprob).tolist())
+
+
+def test_a_clipped_token_has_no_gradient() -> None:
+    logprob = torch.tensor([-1.0, -3.0], requires_grad=True)
+    result = objective(logprob, torch.tensor([-2.0, -2.9]), torch.ones(2), learner(algorithm="raft++"))
+    result.objective.sum().backward()
+    assert logprob.grad is not None
+    assert logprob.grad[0] == 0
+    assert float(logprob.grad[1]) == pytest.approx(-math.exp(-0.1), rel=1e-6)
+
+
+def test_the_first_raftpp_step_has_the_gradient_of_raft(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")]
+    start = policy.snapshot()
+    after = []
+    for algorithm in ("raft", "raft++"):
+        policy.restore(start)
+        Trainer(policy, learner(algorithm=algorithm, optimizer="sgd")).train(
+            samples, learning_rate=lambda _: 1.0, seed=0
+        )
+        after.append(policy.snapshot())
+    for name in start:
+        torch.testing.assert_close(after[0][name], after[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_negative_lowers_the_probability_of_its_tokens(policy: Policy) -> None:
+    bad = sample(policy, "12+34=", "99", sign=-1)
+    before = math.fsum(bad.logprobs)
+    trainer = Trainer(policy, learner(algorithm="reinforce_rej"))
+    trainer.train([bad], learning_rate=constant, seed=0)
+    assert math.fsum(token_logprobs(policy, bad.prompt, bad.completion)) < before
+
+
+def test_optimizer_moments_live_across_cycles(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46")]
+    trainer = Trainer(policy, learner())
+    assert isinstance(trainer.optimizer, AdamW)
+    trainer.train(samples, learning_rate=constant, seed=0)
+    first = [m.clone() for m in trainer.optimizer.first]
+    assert any(m.abs().sum() > 0 for m in first)
+    trainer.train(samples, learning_rate=lambda _: 0.0, seed=1)
+    assert trainer.optimizer.steps == trainer.updates == 2
+    # The second cycle's first moment is 0.9 of the first cycle's plus a tenth of the new gradient, which (clipped
+    # to norm 1) is no larger than 1: without memory it would be that tenth alone.
+    kept = math.sqrt(
+        sum(float((m - 0.9 * f).pow(2).sum()) for m, f in zip(trainer.optimizer.first, first, strict=True))
+    )
+    assert kept <= 0.1 + 1e-6
+
+
+def test_adamw_is_torchs_adamw() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    mine = build_optimizer(learner(weight_decay=0.1, beta2=0.98), ours)
+    reference = torch.optim.AdamW(theirs, lr=1.0, betas=(0.9, 0.98), weight_decay=0.1)
+    for step in range(5):
+        lr = 0.01 / (step + 1)
+        reference.param_groups[0]["lr"] = lr
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        mine.step(lr)
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(policy: Policy, name: str) -> None:
+    samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")]
+    trainer = Trainer(policy, learner(optimizer=name))
+    trainer.train(samples, learning_rate=constant, seed=0)
+    middle, state = policy.snapshot(), trainer.state_dict()
+    state = torch.load(_written(state), weights_only=True)
+    trainer.train(samples, learning_rate=constant, seed=1)
+    straight = policy.snapshot()
+    policy.restore(middle)
+    again = Trainer(policy, learner(optimizer=name))
+    again.load_state_dict(state)
+    again.train(samples, learning_rate=constant, seed=1)
+    assert again.updates == 2
+    assert all(torch.equal(weight, straight[key]) for key, weight in policy.snapshot().items())
+
+
+def _written(state: dict[str, Any]) -> Any:
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(policy: Policy) -> None:
+    trainer = Trainer(policy, learner())
+    good = sample(policy, "12+34=", "46")
+    trainer.train([good], learning_rate=constant, seed=0)
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] = float("nan")
+    poisoned = policy.snapshot()
+    with pytest.raises(NumericError, match="loss is nan at optimizer step 2"):
+        trainer.train([good], learning_rate=constant, seed=1)
+    assert trainer.updates == 1
+    assert all(torch.equal(w, poisoned[name]) or name.endswith("norm.weight") for name, w in policy.snapshot().items())
+
+
+def test_gradients_are_clipped_and_the_share_of_clipped_steps_is_told(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46")]
+    start = policy.snapshot()
+    report = Trainer(policy, learner(optimizer="sgd", max_grad_norm=0.01)).train(
+        samples, learning_rate=lambda _: 1.0, seed=0
+    )
+    moved = math.sqrt(sum(float((w - start[name]).pow(2).sum()) for name, w in policy.snapshot().items()))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+    assert report.row()["clip_share"] == 1.0
+    assert report.grad_norm is not None
+    assert report.grad_norm > 0.01
+
+
+def test_microbatches_obey_the_token_limit_padding_included(policy: Policy) -> None:
+    samples = [TrainingSample([1] * p, [2] * c, [0.0] * c) for p in (3, 9, 20) for c in (1, 4, 7)]
+    for limit in (16, 27, 40, 100):
+        groups = plan_microbatches(samples, learner(microbatch_tokens=limit))
+        assert sorted(map(id, (s for g in groups for s in g))) == sorted(map(id, samples))
+        for group in groups:
+            assert len(group) == 1 or max(map(len, group)) * len(group) <= limit
+        packed = plan_microbatches(samples, learner(microbatch_tokens=limit, packing=True))
+        assert all(len(group) == 1 or sum(map(len, group)) <= limit for group in packed)
+        assert len(packed) <= len(groups)
+
+
+def test_steps_follow_microbatches_accumulation_and_epochs(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46") for _ in range(6)]
+    report = Trainer(policy, learner(microbatch_tokens=18, gradient_accumulation=2, epochs_per_cycle=3)).train(
+        samples, learning_rate=constant, seed=0
+    )
+    # 9 tokens a sample, 2 samples a microbatch, 3 microbatches an epoch, 2 steps an epoch (the last one half full).
+    assert report.steps == 6
+    assert report.tokens == 3 * 6 * 3
+    # 2 microbatches of 2 samples at ages 0, 2, 4 and one at 1, 3, 5.
+    assert report.row()["trajectory_age"] == pytest.approx((4 * (0 + 2 + 4) + 2 * (1 + 3 + 5)) / 18)
+
+
+def test_gradient_checkpointing_changes_no_gradient(policy: Policy) -> None:
+    samples = [sample(policy, "12+34=", "46")]
+    start = policy.snapshot()
+    Trainer(policy, learner(optimizer="sgd")).train(samples, learning_rate=lambda _: 1.0, seed=0)
+    plain = policy.snapshot()
+    policy.restore(start)
+    policy.model.gradient_checkpointing_enable()
+    Trainer(policy, learner(optimizer="sgd")).train(samples, learning_rate=lambda _: 1.0, seed=0)
+    for name, weight in policy.snapshot().items():
+        torch.testing.assert_close(weight, plain[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_narrow_arithmetic_leaves_float32_weights(policy: Policy, compute: torch.dtype) -> None:
+    policy.compute = compute
+    one = sample(policy, "12+34=", "46")
+    trainer = Trainer(policy, learner())
+    report = trainer.train([one], learning_rate=constant, seed=0)
+    assert report.steps + report.skipped_steps == 1
+    assert all(p.dtype == torch.float32 for p in policy.trainable().values())
+    assert report.loss_sum == pytest.approx(-math.fsum(one.logprobs), rel=0.05)
+
+
+def test_float16_that_overflows_skips_the_step_and_then_gives_up(policy: Policy) -> None:
+    policy.compute = torch.float16
+    one = sample(policy, "12+34=", "46")
+    trainer = Trainer(policy, learner())
+    for p in policy.trainable().values():
+        p.register_hook(lambda grad: grad * float("inf"))
+    start = policy.snapshot()
+    report = trainer.train([one], learning_rate=constant, seed=0)
+    assert (report.steps, report.skipped_steps) == (0, 1)
+    assert all(torch.equal(w, start[name]) for name, w in policy.snapshot().items())
+
+    def go_on() -> None:
+        for seed in range(40):
+            trainer.train([one], learning_rate=constant, seed=seed)
+
+    with pytest.raises(NumericError, match="float16 gradients overflow"):
+        go_on()

@@ -1,0 +1,332 @@
+"""No dead key: changing any key of the recipe changes what a small training does, or is refused.
+
+Every key of the schema has an entry: a base on which it can matter, and another valid value. Both trainings are
+run; rows, answers, plan or environment must differ, or the worker must refuse with a message that names the key.
+A new key without an entry fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from raft_recipes import merged, small_recipe
+
+from agent.contract import TIMING_FIELDS
+from agent.errors import AgentError
+from agent.files import read_jsonl
+from agent.raft import tiny
+from agent.raft.llama import TinyLlama
+from agent.raft.pulse import Pulse
+from agent.raft.worker import Worker
+from agent.recipe.files import get_key, resolved_text
+from agent.recipe.schema import Recipe, leaf_keys
+
+INERT = {
+    "description": "words for people",
+    "execution.placebo": "does nothing, for trials of the verdict",
+}
+"""Keys that are meant to change nothing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Another valid value of a key, and what the base needs so that the key can matter."""
+
+    value: Any
+    base: dict[str, Any] = field(default_factory=dict)
+    refused: bool = False
+    only_plan: bool = False
+    """Do not train: the plan must differ (compiling takes longer than all other entries together)."""
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+DELIMITED = {
+    "task": {"verifier": {"kind": "delimited", "open": "1", "close": "0"}},
+    "prompt": {"response_prefix": "1"},
+}
+JSONL = {
+    "task": {
+        "dataset": "jsonl:rows.jsonl",
+        "parameters": {},
+        "fields": {"question": "q", "answer": "a"},
+        "verifier": {"tolerance": 50},
+    }
+}
+FILE = {
+    "task": {"verifier": {"kind": "file", "file": "verifier.py:is_even", "timeout_seconds": 5}},
+    "rollout": {"prompts_per_cycle": 2, "samples_per_prompt": 2},
+    "evaluation": {"select_prompts": 1, "search_prompts": 2, "samples_per_prompt": 1},
+    "budget": {"cycles": 1},
+}
+EVERYTHING_KEPT = {"selection": {"reward_threshold": -1.0, "max_per_prompt": 8}}
+ALL_SOLVED = {"task": {"verifier": {"tolerance": 100000}}}
+THREE = {"budget": {"cycles": 3}}
+MANY_STEPS = {**EVERYTHING_KEPT, "learner": {"microbatch_tokens": 64}}
+LORA: dict[str, Any] = {"model": {"lora": {}}}
+
+
+def schedule(**values: Any) -> dict[str, Any]:
+    return {**THREE, "learner": {"lr_schedule": values}}
+
+
+ENTRIES: dict[str, Entry] = {
+    "model.source": Entry("./random-model"),
+    "model.revision": Entry("main", refused=True),
+    "model.dtype": Entry("bfloat16"),
+    "model.lora.rank": Entry(4, LORA),
+    "model.lora.alpha": Entry(64.0, LORA),
+    "model.lora.dropout": Entry(0.5, LORA),
+    "model.lora.targets": Entry(["q_proj"], LORA),
+    "task.dataset": Entry(
+        "builtin:arithmetic",
+        {"task": {"parameters": {"low": 2, "high": 12}}, "rollout": {"max_total_sequence_length": 64}},
+    ),
+    "task.parameters": Entry({"low": 10, "high": 40}),
+    "task.fields": Entry({"question": "other", "answer": "a"}, JSONL),
+    "task.answer_after": Entry("####", JSONL),
+    "task.split_seed": Entry(7),
+    "task.train_prompts": Entry(30),
+    "task.mix": Entry({"carry0": 50.0}),
+    "task.verifier.kind": Entry("last_number", {"prompt": {"response_prefix": "7, "}}),
+    "task.verifier.open": Entry("2", DELIMITED),
+    "task.verifier.close": Entry("3", DELIMITED),
+    "task.verifier.tolerance": Entry(20.0),
+    "task.verifier.file": Entry("verifier.py:is_odd", FILE),
+    "task.verifier.timeout_seconds": Entry(0.1, merged(FILE, {"task": {"verifier": {"file": "verifier.py:slow"}}})),
+    "task.reward.scale": Entry(2.0),
+    "task.reward.clip": Entry([0.0, 0.5]),
+    "task.reward.format_bonus": Entry(0.5),
+    "task.reward.length_penalty": Entry(0.5),
+    "task.reward.graduated.formatted": Entry(0.5),
+    "task.reward.graduated.near": Entry(
+        0.5,
+        {
+            "task": {"verifier": {"kind": "delimited"}},
+            "rollout": {"prompts_per_cycle": 256},
+        },
+    ),
+    "prompt.chat": Entry("always", refused=True),
+    "prompt.system": Entry("Add."),
+    "prompt.template": Entry("0{question}"),
+    "prompt.answer_schema": Entry("A number:"),
+    "prompt.examples": Entry(1),
+    "prompt.example_answer": Entry("{answer}!", {"prompt": {"examples": 1}}),
+    "prompt.response_prefix": Entry("1"),
+    "prompt.stop": Entry(["1"]),
+    "rollout.prompts_per_cycle": Entry(12),
+    "rollout.samples_per_prompt": Entry(4),
+    "rollout.temperature": Entry(0.7),
+    "rollout.temperature_schedule.kind": Entry(
+        "exponential", {**THREE, "rollout": {"temperature_schedule": {"kind": "linear", "end": 0.5}}}
+    ),
+    "rollout.temperature_schedule.end": Entry(0.6, {"rollout": {"temperature_schedule": {"end": 0.5}}}),
+    "rollout.top_p": Entry(0.8),
+    "rollout.top_k": Entry(3),
+    "rollout.max_new_tokens": Entry(2),
+    "rollout.max_total_sequence_length": Entry(8),
+    "rollout.slots": Entry(32),
+    "rollout.engine": Entry("transformers", {"rollout": {"prompts_per_cycle": 4}}),
+    "selection.reward_threshold": Entry(-1.0),
+    "selection.keep_top_percent": Entry(20.0, EVERYTHING_KEPT),
+    "selection.max_per_prompt": Entry(2, EVERYTHING_KEPT),
+    "selection.dedup": Entry(False, merged(EVERYTHING_KEPT, {"rollout": {"temperature": 0.2}})),
+    "selection.drop_solved": Entry(True, ALL_SOLVED),
+    "selection.truncated_as_positive": Entry(True, merged(EVERYTHING_KEPT, {"rollout": {"max_new_tokens": 2}})),
+    "selection.min_samples": Entry(100_000),
+    "learner.algorithm": Entry("raft++"),
+    "learner.learning_rate": Entry(2e-3),
+    "learner.lr_schedule.kind": Entry("linear", schedule(kind="constant")),
+    "learner.lr_schedule.by": Entry("cycle", schedule(kind="exponential", by="budget")),
+    "learner.lr_schedule.horizon": Entry(4, schedule(kind="linear", by="cycle")),
+    "learner.lr_schedule.decay": Entry(0.5, schedule(kind="exponential")),
+    "learner.lr_schedule.step_every": Entry(1, schedule(kind="step", by="cycle")),
+    "learner.lr_schedule.decay_share": Entry(0.9, schedule(kind="wsd")),
+    "learner.lr_schedule.floor": Entry(0.9, schedule(kind="linear")),
+    "learner.lr_schedule.values": Entry([1.0, 0.2], schedule(kind="list", values=[1.0, 0.5], by="cycle")),
+    "learner.warmup": Entry(0.5),
+    "learner.epochs_per_cycle": Entry(2),
+    "learner.microbatch_tokens": Entry(64, EVERYTHING_KEPT),
+    "learner.gradient_accumulation": Entry(4, MANY_STEPS),
+    "learner.packing": Entry(True, EVERYTHING_KEPT),
+    "learner.optimizer": Entry("sgd"),
+    "learner.beta2": Entry(0.9, MANY_STEPS),
+    "learner.weight_decay": Entry(0.5),
+    "learner.max_grad_norm": Entry(0.01),
+    "learner.clip_range": Entry(
+        0.01, merged(MANY_STEPS, {"learner": {"algorithm": "raft++", "epochs_per_cycle": 3, "learning_rate": 0.01}})
+    ),
+    "learner.gradient_checkpointing": Entry(True),
+    "execution.mode": Entry("async", refused=True),
+    "execution.max_trajectory_age_steps": Entry(1, refused=True),
+    "execution.placement.actors": Entry(2, refused=True),
+    "execution.placement.learners": Entry(2, refused=True),
+    "execution.placement.colocated": Entry(False, refused=True),
+    "backend.attention": Entry("eager"),
+    "backend.compile": Entry(True, only_plan=True),
+    "backend.trainer": Entry("dtensor", refused=True),
+    "backend.tensor_parallel": Entry(2, refused=True),
+    "backend.pipeline_parallel": Entry(2, refused=True),
+    "backend.context_parallel": Entry(2, refused=True),
+    "backend.environment": Entry("none"),
+    "backend.env": Entry({"RAFT_TEST_VARIABLE": "1"}),
+    "evaluation.select_prompts": Entry(6),
+    "evaluation.search_prompts": Entry(6),
+    "evaluation.confirm_prompts": Entry(6),
+    "evaluation.holdout_prompts": Entry(6),
+    "evaluation.samples_per_prompt": Entry(3),
+    "evaluation.select_samples": Entry(5, {"task": {"verifier": {"tolerance": 10}}}),
+    "evaluation.select_every": Entry(3, THREE),
+    "evaluation.temperature": Entry(0.3),
+    "evaluation.max_new_tokens": Entry(1),
+    "evaluation.metric": Entry("pass_at_k", {"task": {"verifier": {"tolerance": 10}}}),
+    "evaluation.direction": Entry(
+        "minimize", {"task": {"verifier": {"tolerance": 10}}, "evaluation": {"select_prompts": 48}}
+    ),
+    "evaluation.min_effect": Entry(0.1),
+    "budget.train_seconds": Entry(1.0, {"budget": {"cycles": None, "train_seconds": 0.001}}),
+    "budget.cycles": Entry(3),
+    "budget.tokens": Entry(3000, {"budget": {"cycles": None, "tokens": 1}}),
+    "budget.min_optimizer_steps": Entry(9),
+    "budget.min_kept_samples": Entry(9),
+    "seed": Entry(1),
+}
+
+VERIFIER = """
+import time
+
+def is_even(response, row):
+    return response[-1:] in "02468"
+
+def is_odd(response, row):
+    return response[-1:] in "13579"
+
+def slow(response, row):
+    time.sleep(0.3)
+    return True
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the worker runs: a verifier, a data set, another model."""
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "verifier.py").write_text(VERIFIER)
+    rows = [{"q": f"{a}+{a + 7}=", "other": f"{a}+1=", "a": f"about {a} #### {2 * a}"} for a in range(10, 90)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = TinyLlama(tiny.SHAPE)
+    model.initialize(torch.Generator().manual_seed(5), std=0.1)
+    (folder / "random-model").mkdir()
+    tiny.save_model(model, folder / "random-model")
+    tiny.CharTokenizer().save_pretrained(str(folder / "random-model"))
+    return folder
+
+
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """The worker sets environment variables, a signal handler and the folder; a process of its own would end."""
+    before, handler, folder = dict(os.environ), signal.getsignal(signal.SIGTERM), Path.cwd()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    signal.signal(signal.SIGTERM, handler)
+    os.chdir(folder)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training left: rows (timing aside), answers, plan with environment, delivered cycle; or the refusal."""
+
+    cycles: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    refusal: str | None = None
+
+
+def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_plan: bool = False) -> Seen:
+    out.mkdir(parents=True)
+    (out / "recipe.yaml").write_text(resolved_text(recipe))
+    options = argparse.Namespace(
+        recipe=out / "recipe.yaml",
+        out=out,
+        seed=recipe.seed,
+        splits=["search"],
+        evaluate="untrained" if only_plan else None,
+        time_limit=None,
+        cache=cache,
+        allow_untrusted_code=False,
+        save_seconds=1000.0,
+    )
+    os.chdir(workspace)
+    os.environ.pop("RAFT_TEST_VARIABLE", None)
+    try:
+        Worker(options, Pulse(out)).run()
+    except AgentError as error:
+        return Seen(refusal=str(error))
+    timing = TIMING_FIELDS - ({"budget_spent"} if recipe.budget.train_seconds is None else set())
+    summary = json.loads((out / "summary.json").read_text())
+    return Seen(
+        cycles=[{k: v for k, v in row.items() if k not in timing} for row in read_jsonl(out / "cycles.jsonl")],
+        answers=list(read_jsonl(out / "eval.jsonl")),
+        plan=json.loads((out / "plan.json").read_text()),
+        summary={name: summary[name] for name in ("delivered_cycle", "metrics", "select_metric")},
+    )
+
+
+@pytest.fixture(scope="module")
+def bases() -> dict[str, Seen]:
+    """Trainings of the bases, by recipe: many keys share one."""
+    return {}
+
+
+def test_every_key_has_an_entry() -> None:
+    assert set(ENTRIES) | set(INERT) == set(leaf_keys())
+
+
+@pytest.mark.parametrize("key", leaf_keys())
+def test_no_key_is_dead(
+    key: str, model_cache: Path, workspace: Path, tmp_path: Path, bases: dict[str, Seen], undisturbed: None
+) -> None:
+    if key in INERT:
+        pytest.skip(INERT[key])
+    entry = ENTRIES[key]
+    base = small_recipe(entry.base)
+    changed = small_recipe(merged(entry.base, nested(key, entry.value)))
+    assert get_key(base, key) != get_key(changed, key)
+    where: dict[str, Any] = {"cache": model_cache, "workspace": workspace, "only_plan": entry.only_plan}
+    name = f"{base.signature()}/{base.seed}/{entry.only_plan}"
+    if name not in bases:
+        bases[name] = observe(base, tmp_path / "base", **where)
+    assert bases[name].refusal is None
+    seen = observe(changed, tmp_path / "changed", **where)
+    if entry.refused:
+        assert seen.refusal is not None
+        assert key in seen.refusal
+    else:
+        assert seen.refusal is None
+        assert seen != bases[name]
+
+
+def test_the_inert_keys_change_nothing(model_cache: Path, workspace: Path, tmp_path: Path, undisturbed: None) -> None:
+    """And with that, that the comparison above sees differences of the key only, not of chance."""
+    seen = [
+        observe(small_recipe(over), tmp_path / name, cache=model_cache, workspace=workspace)
+        for name, over in (("base", {}), ("inert", {"description": "other words", "execution": {"placebo": 3}}))
+    ]
+    assert seen[0] == seen[1]
+    assert seen[0].cycles
+    assert seen[0].answers
