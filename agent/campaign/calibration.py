@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent import errors
-from agent.campaign.budget import NightPlan, RunCost, plan_night, words
+from agent.campaign.budget import (
+    NightPlan,
+    RunCost,
+    confirmation_seconds,
+    plan_night,
+    reserve_seconds,
+    words,
+)
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.repair import train_with_repairs
 from agent.campaign.runs import Done, Job, Runner
@@ -61,7 +68,12 @@ def plan_first(session: Session, recipe: Recipe) -> NightPlan:
     """The night as far as it can be planned before anything ran; BudgetError where it affords no idea."""
     cost = session.cost(recipe)
     budget = session.clock.consumed_s + session.clock.left_s
-    return plan_night(budget, cost, baseline_seeds=session.settings.baseline_seeds, allow_fewer_seeds=True)
+    try:
+        return plan_night(budget, cost, baseline_seeds=session.settings.baseline_seeds, allow_fewer_seeds=True)
+    except BudgetError:
+        if recipe.budget.train_seconds is not None:
+            raise
+        return _tight(cost)  # a guess refuses nothing: the first run will tell
 
 
 def baseline_seed(session: Session, index: int) -> int:
@@ -125,8 +137,10 @@ def _replan(session: Session, recipe: Recipe, first: Done, night: NightPlan) -> 
     try:
         planned = plan_night(budget, cost, baseline_seeds=night.baseline_seeds, allow_fewer_seeds=True)
     except BudgetError as error:
+        if recipe.budget.train_seconds is None:
+            raise _too_small(recipe, error, cost, budget) from None
         session.observer.warn(f"{error.message}; going on with two baseline seeds and as many ideas as fit")
-        planned = _tight(night, cost)
+        planned = _tight(cost)
     if planned.baseline_seeds < session.settings.baseline_seeds:
         session.observer.warn(
             f"the budget affords {planned.baseline_seeds} baseline seeds instead of {session.settings.baseline_seeds}: "
@@ -135,8 +149,19 @@ def _replan(session: Session, recipe: Recipe, first: Done, night: NightPlan) -> 
     return planned
 
 
-def _tight(night: NightPlan, cost: RunCost) -> NightPlan:
-    return NightPlan(2, 2 * cost.total_s, cost.total_s, night.confirmation_s, night.reserve_s, 0)
+def _tight(cost: RunCost) -> NightPlan:
+    return NightPlan(2, 2 * cost.total_s, cost.total_s, confirmation_seconds(cost), reserve_seconds(cost), 0)
+
+
+def _too_small(recipe: Recipe, error: BudgetError, cost: RunCost, budget_s: float) -> BudgetError:
+    """The refusal in the unit of the recipe's own budget."""
+    unit = "tokens" if recipe.budget.tokens else "cycles"
+    amount = recipe.budget.tokens or recipe.budget.cycles or 1
+    runs, evaluations = 2 + 1 + 2 * CONFIRM_RUNS, 2 + 2 * CONFIRM_RUNS
+    affordable = (budget_s - (runs + evaluations) * (cost.overhead_s + cost.evaluate_s)) / runs
+    fitting = int(amount * affordable / cost.train_s) if affordable > 0 and cost.train_s > 0 else 0
+    hint = f"set budget.{unit} to {fitting} in the recipe, or give it more time" if fitting > 0 else error.hint
+    return BudgetError(error.message, hint=hint)
 
 
 def _told(session: Session, recipe: Recipe, untrained: Done, runs: Sequence[Done], night: NightPlan) -> Calibration:

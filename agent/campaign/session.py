@@ -26,6 +26,7 @@ FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
 OTHER_OVERHEAD_S = 30.0
 FIRST_EVALUATION_SHARE = 0.15
+GUESSED_TOKENS_PER_S = {"tiny": 10_000.0, "cpu": 200.0, "cuda": 4000.0, "rocm": 2000.0}
 
 
 @dataclass
@@ -116,12 +117,21 @@ class Session:
         trained = [(event, event.summary) for event in finished if event.summary and event.summary.get("train_s")]
         if not trained:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
-            train = recipe.budget.train_seconds or 0.0
+            train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
             return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
         train = statistics.median(float(summary["train_s"]) for _, summary in trained)
         evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
         total = statistics.median(event.elapsed_s or 0.0 for event, _ in trained)
         return RunCost(max(0.0, total - train - evaluate), train, evaluate)
+
+    def _guessed_seconds(self, recipe: Recipe) -> float:
+        """Of a training whose budget is tokens or cycles. Only for a first plan; nothing is refused on a guess."""
+        rollout, budget = recipe.rollout, recipe.budget
+        a_cycle = rollout.prompts_per_cycle * rollout.samples_per_prompt * rollout.max_new_tokens
+        tokens = budget.tokens or (budget.cycles or 1) * a_cycle
+        if recipe.model.source == "builtin:tiny":
+            return tokens / GUESSED_TOKENS_PER_S["tiny"]
+        return tokens / GUESSED_TOKENS_PER_S[self.machine.kind]
 
     def board(self) -> Board:
         state = self.state

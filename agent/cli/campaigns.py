@@ -173,7 +173,8 @@ def _opening_words(session: Session, observer: TerminalObserver) -> None:
     left = f"{words(session.clock.left_s)} left" if session.state.sessions > 1 else words(session.clock.left_s)
     observer.say(f"campaign {session.settings.campaign}: {session.recipe_path}, {left}, on {session.machine.summary}")
     if session.state.sessions <= 1 and session.settings.budget_s is not None:
-        observer.say(f"plan: {plan_first(session, recipe).words()}")
+        guess = "" if recipe.budget.train_seconds else " (a guess until the first run)"
+        observer.say(f"plan{guess}: {plan_first(session, recipe).words()}")
 
 
 def _closing_words(session: Session, ending: Ending) -> None:

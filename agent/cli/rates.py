@@ -88,15 +88,15 @@ def _print_bars(table: dict[str, list[float]], rate: float) -> None:
 
 
 def _print_recommendations(table: dict[str, list[float]], rate: float) -> None:
-    print("Known: on Strix Halo, eight cycles at a constant 5e-5 gained up to cycle 6, then lost.")
-    print("Not known: whether decay prevents that, and which. A schedule counts as better only")
+    print("Known: on Strix Halo, eight cycles at a 5e-5 gained up to cycle 6, then lost.")
+    print("Not known: whether decay prevents that, and which. A schedule counts only")
     print("if it beats the constant rate: raft-agent run --only learning-rate --budget 8h")
     advice = [
         ("constant", "the comparator; right for up to 6 cycles"),
-        ("exp 0.95", "first thing to try when late cycles wobble but still gain"),
-        ("exp 0.85", "the default guess when the last cycles lose what the middle ones won"),
-        ("exp 0.7", "when the peak comes early (cycle 3 or 4); starves cycles beyond 6"),
-        ("wsd", "when the number of cycles is not known beforehand"),
+        ("exp 0.95", "when late cycles wobble but still gain"),
+        ("exp 0.85", "when the last cycles lose what was won"),
+        ("exp 0.7", "when the peak comes at cycle 3 or 4"),
+        ("wsd", "when the number of cycles is open"),
     ]
     for name, words in advice:
         if name in table:
