@@ -42,6 +42,8 @@ def finish(session: Session, runner: Runner, evidence: Evidence, *, reason: str)
     try:
         holdout = _holdout(session, runner, evidence, winner)
     except CutShort as cut:
+        if session.stop_request():
+            raise  # a person's wish is a pause; the holdout waits for the resumption
         holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
     best = _best_run(_winner_runs(evidence, winner))
     tidy_checkpoints(session, evidence, winner)

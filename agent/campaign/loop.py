@@ -50,7 +50,11 @@ def run_campaign(session: Session, runner: Runner) -> Ending:
     if not session.state.experiments.get(0) or session.state.experiments[0].judged is None:
         session.tell("campaign_paused", reason=reason)
         raise Paused(f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it")
-    return finish(session, runner, evidence, reason=reason)
+    try:
+        return finish(session, runner, evidence, reason=reason)
+    except CutShort as cut:
+        pause_if_asked(session, cut.reason)
+        raise
 
 
 def pause_if_asked(session: Session, reason: str) -> None:

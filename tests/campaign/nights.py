@@ -93,7 +93,7 @@ class Night:
         content = {"axis": "learning-rate", "title": "test", "hypotheses": list(hypotheses)}
         (self.workspace.hypotheses / "test.yaml").write_text(yaml.safe_dump(content))
 
-    def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
+    def open(self, **settings: Any) -> Session:
         chosen = Settings(
             **{
                 "recipe_path": "recipes/test.yaml",
@@ -107,7 +107,11 @@ class Night:
             self.workspace, chosen, observer=self.observer, machine=MACHINE,
             model_cache=self.root / "models", stop_request=self.stop_request,
         )  # fmt: skip
-        return run_campaign(self.session, Runner(self.session, launcher=launcher or forked_launch))
+        return self.session
+
+    def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
+        session = self.open(**settings)
+        return run_campaign(session, Runner(session, launcher=launcher or forked_launch))
 
     def resume(self, *, launcher: Any = None, **keys: Any) -> Ending:
         self.session = resume(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
-from agent.campaign.loop import Paused
+from agent.campaign.loop import Paused, run_campaign
+from agent.campaign.runs import Runner
 from agent.errors import BudgetError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
@@ -271,3 +272,59 @@ def test_the_journal_alone_rebuilds_the_table(night: Night) -> None:
     assert night.workspace.results.read_bytes() == written
     lines = (night.root / ".raft/campaigns/night/journal.jsonl").read_text().splitlines()
     assert all(json.loads(line)["seq"] == place for place, line in enumerate(lines, start=1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line", "fixed"),
+    [
+        ("learner.learning_rat", 0.002, "  learning_rat: 0.002", "learning_rate: 0.002"),
+        ("learner.learning_rate", "0.002", '  learning_rate: "0.002"', "learning_rate: 0.002"),
+        ("selection.keep_top_percent", 250, "  keep_top_percent: 250", "keep_top_percent: 100"),
+    ],
+    ids=["unknown key", "wrong type", "out of range"],
+)
+def test_a_typo_is_fixed_by_a_commit_on_the_branch(
+    night: Night, key: str, value: object, line: str, fixed: str
+) -> None:
+    """An idea whose committed recipe does not validate, as a person or a later planner may write one."""
+    night.playbook(NOTHING)
+    session = night.open(max_experiments=1)
+    section = key.split(".")[0]
+    text = session.start_files()["recipes/test.yaml"]
+    broken = text.replace("  learning_rate: 5.0e-4  # the usual\n", f"{line}\n") if section == "learner" else ""
+    session.tell(
+        "experiment_planned",
+        experiment=1,
+        hypothesis="typo",
+        axis="learning-rate",
+        slug="typo",
+        subject=f"test: {key}, ? -> {value}",
+        files={"recipes/test.yaml": broken or text + f"{section}:\n{line}\nrollout: {{prompts_per_cycle: 32}}\n"},
+        changes={key: [None, value], "rollout.prompts_per_cycle": [64, 32]},
+    )
+    run_campaign(session, Runner(session, launcher=forked_launch))
+    row = rows(night)[1]
+    assert row["status"] in ("keep", "discard"), row["reason"]
+    assert "fix typo" in row["fixes"]
+    commits = night.git("log", "--format=%s", "raft/night/exp/001-typo", "^raft/night/best").splitlines()
+    assert [subject.startswith("fix typo") for subject in commits] == [True, False]
+    assert fixed in night.git("show", "raft/night/exp/001-typo:recipes/test.yaml")
+    assert "# a recipe for tests" in night.git("show", "raft/night/exp/001-typo:recipes/test.yaml")
+
+
+def test_ctrl_c_during_the_holdout_leaves_it_for_the_resumption(night: Night) -> None:
+    night.playbook(NOTHING)
+    asked: list[str] = []
+
+    def stopping(request: Any, **keys: Any) -> Any:
+        result = forked_launch(request, **keys)
+        if request.out.name.startswith("holdout"):
+            asked.append("stopped by a test")
+        return result
+
+    night.stop_request = lambda: asked[0] if asked else None
+    with pytest.raises(Paused):
+        night.start(launcher=stopping, max_experiments=1)
+    asked.clear()
+    ending = night.resume()
+    assert ending.holdout["baseline"] > ending.holdout["untrained"]
