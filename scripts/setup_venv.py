@@ -47,8 +47,8 @@ def install_cpu_build(python: str, requirement: str) -> None:
         run(python, "-m", "pip", "install", "--quiet", requirement)
         return
     run(python, "-m", "pip", "install", "--quiet", "uv")
-    chosen = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--torch-backend", "cpu", requirement]
-    if subprocess.run(chosen, check=False).returncode != 0:
+    uv = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    if subprocess.run([*uv, "--torch-backend", "cpu", requirement], check=False).returncode != 0:
         print("no CPU build of torch could be had; installing the registry's default build")
         run(python, "-m", "pip", "install", "--quiet", requirement)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from agent.contract import CycleRow, Seconds, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
@@ -35,6 +37,8 @@ from agent.tasks.tasks import PromptSource, Splits
 
 EVALUATION_MARGIN = 1.25
 """Final evaluations take this much longer than the small `select` ones predict, at most."""
+FORGET = 0.7
+"""How much of an earlier, slower estimate of the evaluation's speed is believed the next time."""
 FINISH_SECONDS = 2.0
 """For the checkpoint and the summary of a small model."""
 
@@ -46,6 +50,14 @@ class Best:
     cycle: int = 0
     metric: float | None = None
     weights: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SelectMeasure:
+    """One measurement on the `select` split; without a metric where none was due."""
+
+    metric: float | None = None
+    seconds: float = 0.0
 
 
 @dataclass
@@ -95,6 +107,7 @@ class Training:
         self.final_samples = 0
         """Samples of the evaluation at the end."""
         self.seconds_per_sample = 0.0
+        self.last_cycle_seconds = 0.0
         self.finished = False
 
     # The algorithm --------------------------------------------------------------------------------------------
@@ -119,12 +132,18 @@ class Training:
         began = self.clock()
         batch = self.carried or self.sample(cycle)
         fresh, self.carried = self.carried is None, None
+        if fresh:
+            self._charge_samples(batch)
         chosen = self.choose(batch, cycle)
         report = self.train(batch, chosen, cycle)
-        self._spend(batch if fresh else None, report, len(chosen))
-        metric, evaluate_seconds = self._select_metric(cycle)
-        self._deliver_if_best(cycle, metric)
-        self._record(cycle, batch, report, fresh, len(chosen), metric, evaluate_seconds, began)
+        self._charge_training(report, len(chosen))
+        measured = self._measure_select(cycle)
+        self._deliver_if_best(cycle, measured.metric)
+        self._record(cycle, batch, report, measured, fresh=fresh, kept=len(chosen))
+        self.last_cycle_seconds = self.clock() - began
+        if self.state.due():
+            self.pulse.beat("save")
+            self.save()
 
     def sample(self, cycle: int) -> Batch:
         """Draw prompts, complete each several times, have the answers verified and rewarded."""
@@ -148,8 +167,9 @@ class Training:
         batch.completions = self._generate(requests, sampling, cycle)
         batch.generate_seconds = self.clock() - began
         began = self.clock()
-        self.pulse.beat("verify")
-        batch.verdicts = self.examiner.verdicts(batch.examples, batch.completions)
+        batch.verdicts = self.examiner.verdicts(
+            batch.examples, batch.completions, on_step=lambda: self.pulse.beat("verify")
+        )
         batch.rewards = [
             [
                 shape(
@@ -187,6 +207,7 @@ class Training:
 
         if not samples:
             return TrainReport()
+        self.pulse.beat(self._train_phase())
         return self.trainer.train(
             samples,
             learning_rate=rate,
@@ -229,7 +250,7 @@ class Training:
 
     def _fingerprint(self, cycle: int) -> str:
         """Names everything that decides the samples of a cycle, the weights included."""
-        weights = sum(float(p.detach().double().sum()) for p in self.policy.trainable().values())
+        weights = sum(float(p.detach().sum(dtype=torch.float64)) for p in self.policy.trainable().values())
         return f"{self.recipe.signature()}/{self.seed}/{cycle}/{self.trainer.updates}/{weights!r}"
 
     def _train_phase(self) -> Any:
@@ -240,19 +261,18 @@ class Training:
         began = self.clock()
         self.pulse.cycle = 0
         batch = self.sample(0)
-        tokens = batch.generated_tokens
-        self.spending.add(seconds=batch.generate_seconds + batch.verify_seconds, tokens=tokens)
-        self.totals.generated_tokens += tokens
-        metric, evaluate_seconds = self._select_metric(0)
-        self._deliver_if_best(0, metric)
+        self._charge_samples(batch)
+        measured = self._measure_select(0)
+        self._deliver_if_best(0, measured.metric)
+        self._record(0, batch, TrainReport(), measured, fresh=True, kept=0)
         self.carried = batch
-        self._record(0, batch, TrainReport(), True, 0, metric, evaluate_seconds, began)
+        self.last_cycle_seconds = self.clock() - began
 
-    def _select_metric(self, cycle: int) -> tuple[float | None, float]:
-        """(metric on `select`, seconds); None in cycles where it is not measured."""
+    def _measure_select(self, cycle: int) -> SelectMeasure:
+        """The metric on `select`, in the cycles in which it is due and in the last one."""
         evaluation = self.recipe.evaluation
         if cycle % evaluation.select_every and self.spending.affords_cycle():
-            return None, 0.0
+            return SelectMeasure()
         began = self.clock()
         measured = self.examiner.measure(
             self.splits.select,
@@ -261,9 +281,10 @@ class Training:
             on_step=lambda: self.pulse.beat("evaluate"),
         )
         seconds = self.clock() - began
-        self.seconds_per_sample = max(self.seconds_per_sample, seconds / len(measured.rows))
+        # One slow measurement on a busy machine must not cut the training; one quick one must not either.
+        self.seconds_per_sample = max(seconds / len(measured.rows), FORGET * self.seconds_per_sample)
         self._set_deadline()
-        return measured.metric, seconds
+        return SelectMeasure(measured.metric, seconds)
 
     def _deliver_if_best(self, cycle: int, metric: float | None) -> None:
         """Of equal cycles the later one, which has more training behind it, is delivered."""
@@ -274,12 +295,13 @@ class Training:
         if self.best.metric is None or sign * metric >= sign * self.best.metric:
             self.best = Best(cycle, metric, self.policy.snapshot())
 
-    def _spend(self, batch: Batch | None, report: TrainReport, kept: int) -> None:
-        """Charge a cycle to the budget; `batch` is None where its samples were charged to cycle 0."""
-        tokens = batch.generated_tokens if batch else 0
-        seconds = batch.generate_seconds + batch.verify_seconds if batch else 0.0
-        self.spending.add(seconds=seconds + report.seconds, tokens=tokens + report.tokens, cycles=1)
+    def _charge_samples(self, batch: Batch) -> None:
+        tokens = batch.generated_tokens
+        self.spending.add(seconds=batch.generate_seconds + batch.verify_seconds, tokens=tokens)
         self.totals.generated_tokens += tokens
+
+    def _charge_training(self, report: TrainReport, kept: int) -> None:
+        self.spending.add(seconds=report.seconds, tokens=report.tokens, cycles=1)
         self.totals.trained_tokens += report.tokens
         self.totals.optimizer_steps += report.steps
         self.totals.kept += kept
@@ -289,24 +311,23 @@ class Training:
         cycle: int,
         batch: Batch,
         report: TrainReport,
+        measured: SelectMeasure,
+        *,
         fresh: bool,
         kept: int,
-        metric: float | None,
-        evaluate_seconds: float,
-        began: float,
     ) -> None:
-        """Append the cycle's row; save the state where that is due."""
+        """Append the cycle's row. The samples of cycle 0 are counted there, not again in cycle 1."""
         seconds = Seconds(
             generate=batch.generate_seconds if fresh else 0.0,
             verify=batch.verify_seconds if fresh else 0.0,
             train=report.seconds,
-            evaluate=evaluate_seconds,
+            evaluate=measured.seconds,
         )
         row = CycleRow(
             cycle=cycle,
             **{**batch_row(batch), **report.row()},
             kept=kept,
-            select_metric=metric,
+            select_metric=measured.metric,
             generated_tokens=batch.generated_tokens if fresh else 0,
             train_tokens_per_s=report.tokens / report.seconds if report.tokens and report.seconds else None,
             seconds=seconds,
@@ -316,10 +337,6 @@ class Training:
         )
         files.append_cycle(self.out, row)
         self.pulse.cycle, self.pulse.budget_spent = cycle + 1, self.spending.share()
-        self._last_cycle_seconds = self.clock() - began
-        if cycle > 0 and self.state.due():
-            self.pulse.beat("save")
-            self.save()
 
     # The clock ------------------------------------------------------------------------------------------------
 
@@ -334,10 +351,8 @@ class Training:
     def _leave_room(self) -> None:
         """Begin no cycle that the time limit would cut."""
         deadline = self.pulse.deadline
-        if deadline is not None and self.clock() + self._last_cycle_seconds > deadline:
+        if deadline is not None and self.clock() + self.last_cycle_seconds > deadline:
             raise EndTraining("time_limit")
-
-    _last_cycle_seconds: float = 0.0
 
     # Going on after a kill ------------------------------------------------------------------------------------
 
@@ -355,7 +370,7 @@ class Training:
                 "totals": vars(self.totals),
                 "best": best,
                 "seconds_per_sample": self.seconds_per_sample,
-                "last_cycle_seconds": self._last_cycle_seconds,
+                "last_cycle_seconds": self.last_cycle_seconds,
                 "finished": self.finished,
             }
         )
@@ -378,7 +393,7 @@ class Training:
         if self.best.weights is None:
             self.best.weights = self.policy.snapshot()
         self.seconds_per_sample = saved["seconds_per_sample"]
-        self._last_cycle_seconds = saved["last_cycle_seconds"]
+        self.last_cycle_seconds = saved["last_cycle_seconds"]
         self.finished = saved["finished"]
         self._set_deadline()
         files.keep_cycles(self.out, self.spending.cycles)

@@ -22,6 +22,9 @@ from agent.tasks.rewards import shape
 from agent.tasks.tasks import Example
 from agent.tasks.verifiers import Verdict
 
+VERIFY_AT_ONCE = 64
+"""Responses between two signs of life."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -51,13 +54,24 @@ class Examiner:
             tokens = tokens[:-1]
         return self.recipe.prompt.response_prefix + self.policy.decode(tokens)
 
-    def verdicts(self, examples: Sequence[Example], completions: Sequence[Sequence[Completion]]) -> list[list[Verdict]]:
+    def verdicts(
+        self,
+        examples: Sequence[Example],
+        completions: Sequence[Sequence[Completion]],
+        *,
+        on_step: Callable[[], None],
+    ) -> list[list[Verdict]]:
+        """By prompt and sample. `on_step` is called now and then: verifying code can take minutes."""
         pairs = [
             (self.response_of(completion), example)
             for example, group in zip(examples, completions, strict=True)
             for completion in group
         ]
-        flat = iter(self.verifier.verify_many(pairs))
+        found: list[Verdict] = []
+        for start in range(0, len(pairs), VERIFY_AT_ONCE):
+            on_step()
+            found += self.verifier.verify_many(pairs[start : start + VERIFY_AT_ONCE])
+        flat = iter(found)
         return [[next(flat) for _ in group] for group in completions]
 
     def measure(
@@ -82,7 +96,7 @@ class Examiner:
         completions = [[unanswered] * samples for _ in examples]
         for place, group in zip(places, answered, strict=True):
             completions[place] = group
-        verdicts = self.verdicts(examples, completions)
+        verdicts = self.verdicts(examples, completions, on_step=on_step)
         rows = [
             self._row(split, example, sample, completion, verdict)
             for example, group, judged in zip(examples, completions, verdicts, strict=True)

@@ -1,6 +1,7 @@
 """One optimizer for the whole training: from chosen samples to updated weights.
 
-The objective, with A = +1 for a kept sample and -1 for a failure (reinforce_rej), r = exp(logp - logp of the sampler):
+The objective, with A = +1 for a kept sample and -1 for a failure (reinforce_rej), and r = exp(logp - logp of the
+sampler), both at temperature 1:
 
     raft            -logp
     raft++          -min(r A, clip(r, 1 - c, 1 + c) A), the PPO term on positives (arXiv 2504.11343)

@@ -149,11 +149,11 @@ def bootstrapped(cache: Path, *, beat: Beat, lesson: Lesson = LESSON) -> Path:
     return target
 
 
-def teach(lesson: Lesson, *, beat: Beat) -> tuple[TinyLlama, dict[str, Any]]:
+def teach(lesson: Lesson, *, beat: Beat, shape: LlamaShape = SHAPE) -> tuple[TinyLlama, dict[str, Any]]:
     """Supervised steps from random weights until the probe's greedy accuracy is enough. Same seed, same model."""
     started = time.monotonic()
     generator = torch.Generator().manual_seed(lesson.seed)
-    model = TinyLlama(SHAPE)
+    model = TinyLlama(shape)
     model.initialize(generator, std=lesson.init_std)
     optimizer = AdamW(list(model.parameters()), beta2=0.98, weight_decay=0.0)
     pairs = taught_sums(generator)

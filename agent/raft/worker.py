@@ -4,7 +4,7 @@ It never raises to its caller: it ends with exit code 0 and a summary, or with a
 reason, `failure.json`. An unexpected exception leaves its traceback on standard error too; what it means (out of
 memory, a broken backend) is for the agent's triage to say.
 
-SIGTERM sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer, which
+SIGTERM (or Ctrl-C) sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer, which
 writes the best weights so far and the summary itself.
 """
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract import (
     CHECKPOINT,
+    EVAL,
     FAILURE,
     HELD_OUT,
     PLAN,
@@ -53,13 +54,8 @@ if TYPE_CHECKING:
 SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
 EMERGENCY_SECONDS = STOP_GRACE_SECONDS - 6.0
 RESOURCE_ERRORS = {
-    errno.ENOSPC,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EACCES,
-    errno.EROFS,
-    errno.EDQUOT,
-    errno.ENOMEM,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
 UNEXPECTED_EXIT_CODE = 1
 LONG_EVALUATION_SECONDS = 60.0
@@ -125,7 +121,7 @@ class Worker:
         self.pulse = pulse
         self.started = time.monotonic()
         self.finishing = threading.Lock()
-        """Taken by whoever writes the results: the main thread, or the timer after a SIGTERM."""
+        """Held while results are written: by the main thread, or by the timer after a SIGTERM."""
         self.recipe: Recipe
         self.policy: Policy | None = None
         self.training: Training | None = None
@@ -134,13 +130,15 @@ class Worker:
         self.environment: dict[str, str] = {}
 
     def run(self) -> None:
-        signal.signal(signal.SIGTERM, self._terminate)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._terminate)
         options = self.options
         self.pulse.beat("start")
         self.recipe = load_recipe(options.recipe)
-        (options.out / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, EVAL):
+            (options.out / name).unlink(missing_ok=True)
         try:
-            with self._verifier() as verifier:
+            with self._open_task() as verifier:
                 examiner = self._prepare(verifier)
                 if options.evaluate is None:
                     self._train(examiner)
@@ -152,7 +150,7 @@ class Worker:
 
     # Preparing ------------------------------------------------------------------------------------------------
 
-    def _verifier(self) -> Any:
+    def _open_task(self) -> Any:
         """Settles the environment, which torch reads when it is imported; then the task and the verifier."""
         from agent.raft.environment import apply_environment
         from agent.raft.support import refuse_unsupported
@@ -264,22 +262,23 @@ class Worker:
 
     def _finish(self, examiner: Examiner, *, ended_by: str) -> None:
         """Deliver the best weights, measure them, write the summary."""
-        with self.finishing:
-            self.pulse.deadline = None
-            stopped = ended_by == "sigterm"
-            training = self.training
-            if training is not None:
+        self.pulse.deadline = None
+        training = self.training
+        if training is not None:
+            with self.finishing:
                 if training.finished and training.final_seconds() > LONG_EVALUATION_SECONDS:
                     training.save()
                 self._deliver(training)
-            began = time.monotonic()
-            metrics: dict[str, float] = {}
-            if not stopped:
-                try:
-                    metrics = self._evaluate(examiner)
-                except EndTraining:
-                    stopped, ended_by = True, "sigterm"
-            seconds = time.monotonic() - began
+        began = time.monotonic()
+        metrics: dict[str, float] = {}
+        stopped = ended_by == "sigterm"
+        if not stopped:
+            try:
+                metrics = self._evaluate(examiner)
+            except EndTraining:
+                stopped, ended_by = True, "sigterm"
+        seconds = time.monotonic() - began
+        with self.finishing:
             self._write_summary(
                 metrics,
                 stopped=stopped,
@@ -416,11 +415,23 @@ def failure_of(error: Exception, pulse: Pulse) -> Failure:
             **common,
         )
     message = str(error).strip() or type(error).__name__
-    if isinstance(error, OSError) and error.errno in RESOURCE_ERRORS:
-        return Failure(crash_class="resource", message=message, where=error.filename, **common)
+    if cause := _resource_error(error):
+        return Failure(crash_class="resource", message=str(cause), where=getattr(cause, "filename", None), **common)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(crash_class="oom", message=message, **common)
     return Failure(crash_class="unknown", message=message, **common)
+
+
+def _resource_error(error: BaseException) -> BaseException | None:
+    """What the operating system refused, in the chain of causes: torch and safetensors wrap it into their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in RESOURCE_ERRORS:
+            return seen
+        if os.strerror(errno.ENOSPC) in str(seen):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _report(out: Path, failure: Failure) -> None:

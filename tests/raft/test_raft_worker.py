@@ -103,7 +103,7 @@ def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None
     assert told.select_metric == best
     assert rows[told.delivered_cycle].select_metric == best
     plan = RunPlan(**json.loads((finished_run / "plan.json").read_text()))
-    assert plan.parameters == plan.trainable_parameters == 865_536
+    assert plan.parameters == plan.trainable_parameters == 88_448
     assert plan.rows["search"] == 8
     assert not (finished_run / "state").exists()
     assert json.loads((finished_run / "heartbeat").read_text())["phase"] in ("evaluate", "save")
@@ -242,7 +242,7 @@ def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
             "data",
             "no prompt fits",
         ),
-        ({"task": {"dataset": "jsonl:missing.jsonl"}}, 4, "data", "missing.jsonl"),
+        ({"task": {"dataset": "jsonl:missing.jsonl", "parameters": {}}}, 4, "data", "missing.jsonl"),
     ],
 )
 def test_a_failure_is_one_message_a_class_and_a_code(
@@ -255,13 +255,15 @@ def test_a_failure_is_one_message_a_class_and_a_code(
     assert "Traceback" not in error
     failure = json.loads((out / "failure.json").read_text())
     assert failure["crash_class"] == crash_class
-    assert said in failure["message"]
+    assert said in f"{failure['where']}: {failure['message']}"
     assert not (out / "summary.json").exists()
 
 
 def test_a_recipe_that_does_not_validate_names_the_key(model_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "failed"
-    out.with_suffix(".yaml").write_text("model: {source: 'builtin:tiny'}\nrollout: {temprature: 1}\n")
+    out.with_suffix(".yaml").write_text(
+        resolved_text(small_recipe()).replace("  temperature: 1.0", "  temprature: 1.0", 1)
+    )
     error = run(out, model_cache, code=3)
     assert "temprature" in error
     failure = json.loads((out / "failure.json").read_text())

@@ -1,0 +1,386 @@
+"""The loop in one process: what is trained, what is delivered, when it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from raft_recipes import no_beat, small_recipe
+
+from agent.contract import Summary
+from agent.errors import NumericError, Unsupported
+from agent.files import read_jsonl
+from agent.raft import state as files
+from agent.raft import worker as worker_module
+from agent.raft.budget import Spending
+from agent.raft.engine import SelectMeasure, Training
+from agent.raft.evaluate import Examiner, metric_of
+from agent.raft.learner import Trainer, TrainingSample, TrainReport
+from agent.raft.measure import Batch
+from agent.raft.model import load_policy
+from agent.raft.pulse import EndTraining, Pulse
+from agent.raft.rollout import Completion
+from agent.raft.worker import Worker
+from agent.recipe.files import resolved_text
+from agent.recipe.schema import Budget, Recipe
+from agent.tasks.tasks import load_splits
+from agent.tasks.verifiers import build_verifier
+
+
+@pytest.fixture
+def make(model_cache: Path, tmp_path: Path) -> Iterator[Any]:
+    """Builds a training of a small recipe in a folder of its own."""
+    verifiers = []
+
+    def build(over: dict[str, Any] | None = None, *, pulse: Pulse | None = None) -> Training:
+        recipe = small_recipe(over)
+        policy = load_policy(recipe, cache=model_cache, seed=0, beat=no_beat)
+        splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+        verifier = build_verifier(recipe.task.verifier, base=tmp_path)
+        verifiers.append(verifier)
+        return Training(
+            recipe,
+            policy=policy,
+            examiner=Examiner(recipe, policy, verifier, ()),
+            splits=splits,
+            seed=0,
+            out=tmp_path,
+            pulse=pulse or Pulse(None),
+            save_seconds=1000.0,
+            clock=pulse.clock if pulse else time.monotonic,
+        )
+
+    yield build
+    for verifier in verifiers:
+        verifier.close()
+
+
+def test_trained_ids_are_the_sampled_ids(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches the trainer is what the sampler returned, id by id, and each of it passed or was asked for."""
+    training = make({"selection": {"reward_threshold": 0.0}})
+    sampled: list[Batch] = []
+    trained: list[list[TrainingSample]] = []
+    sample, train = Training.sample, Trainer.train
+
+    def record_sample(self: Training, cycle: int) -> Batch:
+        sampled.append(sample(self, cycle))
+        return sampled[-1]
+
+    def record_train(self: Trainer, samples: list[TrainingSample], **more: Any) -> TrainReport:
+        trained.append(list(samples))
+        return train(self, samples, **more)
+
+    monkeypatch.setattr(Training, "sample", record_sample)
+    monkeypatch.setattr(Trainer, "train", record_train)
+    assert training.run() == "budget"
+    assert len(sampled) == len(trained) == 2
+    for batch, samples in zip(sampled, trained, strict=True):
+        pairs = [
+            (prompt, completion)
+            for prompt, group in zip(batch.prompts, batch.completions, strict=True)
+            for completion in group
+        ]
+        assert samples
+        for one in samples:
+            prompt, completion = next(pair for pair in pairs if pair[1].tokens is one.completion)
+            assert one.prompt is prompt
+            assert one.logprobs is completion.logprobs
+            assert completion.finish == "stop"
+            assert one.completion[-1] == training.policy.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(("direction", "delivered"), [("maximize", 2), ("minimize", 3)])
+def test_the_best_cycle_on_select_is_delivered(
+    make: Any, monkeypatch: pytest.MonkeyPatch, direction: str, delivered: int
+) -> None:
+    """Metrics 0.3, 0.5, 0.5, 0.1 in cycles 0 to 3: of the two best the later one."""
+    training = make({"budget": {"cycles": 3}, "evaluation": {"direction": direction}})
+    weights: list[dict[str, torch.Tensor]] = []
+    metrics = iter([0.3, 0.5, 0.5, 0.1])
+
+    def measure_select(self: Training, cycle: int) -> SelectMeasure:
+        weights.append(self.policy.snapshot())
+        return SelectMeasure(next(metrics))
+
+    monkeypatch.setattr(Training, "_measure_select", measure_select)
+    training.run()
+    assert training.best.cycle == delivered
+    best = training.best.weights
+    assert all(torch.equal(best[name], weight) for name, weight in weights[delivered].items())
+
+
+def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:
+    training = make({"selection": {"min_samples": 10_000}})
+    start = training.policy.snapshot()
+    training.run()
+    rows = list(read_jsonl(training.out / "cycles.jsonl"))
+    assert [row["kept"] for row in rows] == [0, 0, 0]
+    assert [row["optimizer_steps"] for row in rows] == [0, 0, 0]
+    assert all(row["loss"] is None for row in rows)
+    assert all(torch.equal(weight, start[name]) for name, weight in training.policy.snapshot().items())
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(make: Any) -> None:
+    """Prompts are `12+34=` (6 tokens) and `0`-padded ones of task `9+34=`; a limit of 6 leaves room for 5 only."""
+    training = make(
+        {
+            "task": {"parameters": {"low": 1, "high": 36}},
+            "rollout": {"max_total_sequence_length": 8, "max_new_tokens": 2},
+            "prompt": {"template": "00{question}"},
+        }
+    )
+    training.run()
+    rows = list(read_jsonl(training.out / "cycles.jsonl"))
+    dropped = [row["dropped_prompts"] for row in rows]
+    assert all(0 < count < 16 for count in dropped)
+    assert [row["samples"] for row in rows] == [8 * (16 - count) for count in dropped]
+
+
+def test_a_deadline_ends_the_training_between_two_steps(make: Any) -> None:
+    now = [0.0]
+    pulse = Pulse(None, clock=lambda: now[0])
+    training = make({"budget": {"cycles": 50}}, pulse=pulse)
+    pulse.deadline = 100.0
+    seen = 0
+
+    def count(cycle: int, metric: float | None) -> None:
+        nonlocal seen
+        seen += 1
+        if cycle == 2:
+            now[0] = 101.0
+
+    training._deliver_if_best = count
+    assert training.run() == "time_limit"
+    assert training.spending.cycles == 2
+    assert seen == 3
+
+
+def test_a_saved_state_comes_back_whole(make: Any) -> None:
+    first = make({"budget": {"cycles": 3}})
+    first.run()
+    first.save()
+    again = make({"budget": {"cycles": 3}})
+    again._resume()
+    assert again.spending.state() == first.spending.state()
+    assert vars(again.totals) == vars(first.totals)
+    assert (again.best.cycle, again.best.metric) == (first.best.cycle, first.best.metric)
+    for mine, theirs in ((again.policy.snapshot(), first.policy.snapshot()), (again.best.weights, first.best.weights)):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert again.source.draw(5) == first.source.draw(5)
+    assert len(list(read_jsonl(again.out / "cycles.jsonl"))) == 4
+
+
+def test_the_state_of_another_recipe_is_not_gone_on_with(make: Any) -> None:
+    first = make()
+    first.run()
+    first.save()
+    other = make({"learner": {"learning_rate": 5e-4}})
+    other._resume()
+    assert other.spending.cycles == 0
+    assert not list(read_jsonl(other.out / "cycles.jsonl"))
+
+
+def test_kept_samples_belong_to_their_fingerprint(tmp_path: Path) -> None:
+    completion = Completion([1, 2, 0], [-0.1, -0.123456789012345, -3.0], [0.5, 0.25, 1e-9], "stop")
+    store = files.SampleStore(tmp_path, save_seconds=0.0)
+    assert store.begin("a") == {}
+    store.keep(0, [completion])
+    store.keep(1, [completion, completion])
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"wave": 2, "comple')  # torn by a kill
+    assert files.SampleStore(tmp_path, save_seconds=0.0).begin("a") == {0: [completion], 1: [completion] * 2}
+    assert files.SampleStore(tmp_path, save_seconds=0.0).begin("b") == {}
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+# The budget -------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_seconds_is_missed_as_often_above_as_below() -> None:
+    """Cycles of 3 s in 10 s: after 9 s, 1 s is left, less than half a cycle. In 11 s there would be one more."""
+    for limit, cycles in ((10.0, 3), (11.0, 4), (0.1, 1)):
+        spending = Spending(Budget(train_seconds=limit))
+        while spending.affords_cycle():
+            spending.add(seconds=3.0, cycles=1)
+        assert spending.cycles == cycles
+
+
+def test_the_first_cycle_is_charged_with_the_samples_of_cycle_0() -> None:
+    spending = Spending(Budget(tokens=100))
+    spending.add(tokens=20)
+    spending.add(tokens=5, cycles=1)
+    assert spending.last_share == pytest.approx(0.25)
+    spending.add(tokens=30, cycles=1)
+    assert spending.last_share == pytest.approx(0.30)
+    assert spending.share() == pytest.approx(0.55)
+
+
+@given(st.integers(1, 20))
+def test_a_budget_of_cycles_is_kept_exactly(limit: int) -> None:
+    spending = Spending(Budget(cycles=limit))
+    while spending.affords_cycle():
+        assert spending.share(of_cycle=0.5) == pytest.approx((spending.cycles + 0.5) / limit)
+        spending.add(seconds=1.0, tokens=7, cycles=1)
+    assert spending.cycles == limit
+    assert spending.share() == 1.0
+
+
+# Evaluation -------------------------------------------------------------------------------------------------
+
+
+def examiner(recipe: Recipe, cache: Path, verifier: Any) -> Examiner:
+    return Examiner(recipe, load_policy(recipe, cache=cache, seed=0, beat=no_beat), verifier, ())
+
+
+def test_an_evaluation_is_paired_by_prompt(model_cache: Path, tmp_path: Path) -> None:
+    """The same prompt gets the same answers in another order, among others, and under other rollout settings."""
+    recipe = small_recipe()
+    other = small_recipe({"rollout": {"temperature": 0.3, "top_k": 2, "max_new_tokens": 1, "slots": 3}})
+    splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        first = examiner(recipe, model_cache, verifier)
+        second = examiner(other, model_cache, verifier)
+        all_rows = first.measure(splits.search, split="search", samples=2, on_step=lambda: None).rows
+        some = second.measure(splits.search[:2:-1], split="search", samples=2, on_step=lambda: None).rows
+        moved = first.measure(splits.search, split="confirm", samples=2, on_step=lambda: None).rows
+    by_place = {(row.id, row.sample): row for row in all_rows}
+    assert [by_place[row.id, row.sample] for row in some] == some
+    assert [row.tokens for row in moved] != [row.tokens for row in all_rows]
+
+
+def test_a_held_out_prompt_that_is_too_long_counts_as_failed(model_cache: Path, tmp_path: Path) -> None:
+    recipe = small_recipe({"prompt": {"system": "x" * 600}, "rollout": {"max_total_sequence_length": 700}})
+    splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        measured = examiner(recipe, model_cache, verifier).measure(
+            splits.search, split="search", samples=2, on_step=lambda: None
+        )
+    assert len(measured.rows) == 16
+    assert measured.metric == 0.0
+    assert all((row.tokens, row.passed, row.formatted) == (0, False, False) for row in measured.rows)
+
+
+def test_metrics_by_hand(model_cache: Path, tmp_path: Path) -> None:
+    recipe = small_recipe()
+    splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        rows = (
+            examiner(recipe, model_cache, verifier)
+            .measure(splits.search[:3], split="search", samples=2, on_step=lambda: None)
+            .rows
+        )
+    passed, rewards = [True, False, False, False, True, True], [1.0, 0.5, 0.0, 0.0, 2.0, 1.0]
+    marked = [
+        row.model_copy(update={"passed": p, "reward": r}) for row, p, r in zip(rows, passed, rewards, strict=True)
+    ]
+    assert metric_of(marked, "pass_rate") == pytest.approx(3 / 6)
+    assert metric_of(marked, "pass_at_k") == pytest.approx(2 / 3)
+    assert metric_of(marked, "mean_reward") == pytest.approx(4.5 / 6)
+
+
+# Signs of life, and the end ---------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_is_written_at_most_once_an_interval_and_at_every_change_of_phase(tmp_path: Path) -> None:
+    now = [0.0]
+    pulse = Pulse(tmp_path, interval=1.0, clock=lambda: now[0])
+    seen = []
+    for step in range(40):
+        now[0] = step * 0.1
+        pulse.beat("generate" if step < 20 else "train")
+        seen.append(json.loads((tmp_path / "heartbeat").read_text()))
+    assert [(row["phase"], row["step"]) for row in seen[::10]] == [
+        ("generate", 0),
+        ("generate", 10),
+        ("train", 0),
+        ("train", 10),
+    ]
+    assert len({(row["phase"], row["step"]) for row in seen}) == 4
+    pulse.terminated = True
+    with pytest.raises(EndTraining) as end:
+        pulse.beat("train")
+    assert end.value.reason == "sigterm"
+
+
+def test_a_step_that_outlasts_sigterm_is_left_to_the_timer(
+    model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer's thread delivers the best weights and the summary, unless the main thread is at it already."""
+    recipe = small_recipe()
+    (tmp_path / "recipe.yaml").write_text(resolved_text(recipe))
+    options = argparse.Namespace(
+        recipe=tmp_path / "recipe.yaml",
+        out=tmp_path,
+        seed=0,
+        splits=["search"],
+        evaluate=None,
+        time_limit=None,
+        cache=model_cache,
+        allow_untrusted_code=False,
+        save_seconds=1000.0,
+    )
+    left: list[int] = []
+    monkeypatch.setattr(worker_module.os, "_exit", left.append)
+    worker = Worker(options, Pulse(tmp_path))
+    worker.recipe = recipe
+    with worker._open_task() as verifier:
+        examiner_ = worker._prepare(verifier)
+        assert worker.policy is not None
+        assert worker.splits is not None
+        worker.training = Training(
+            recipe,
+            policy=worker.policy,
+            examiner=examiner_,
+            splits=worker.splits,
+            seed=0,
+            out=tmp_path,
+            pulse=worker.pulse,
+            save_seconds=1000.0,
+        )
+        worker.training.run()
+    best = worker.training.best.weights
+    assert best is not None
+    with torch.no_grad():
+        for parameter in worker.policy.trainable().values():
+            parameter.add_(1.0)
+    with worker.finishing:
+        worker._leave_now()
+    assert left == []
+    assert not (tmp_path / "summary.json").exists()
+    worker._leave_now()
+    assert left == [0]
+    told = Summary(**json.loads((tmp_path / "summary.json").read_text()))
+    assert told.stopped
+    assert told.metrics == {}
+    delivered = load_policy(recipe, cache=model_cache, seed=0, beat=no_beat, checkpoint=tmp_path / "checkpoint")
+    assert all(torch.equal(best[name], weight) for name, weight in delivered.snapshot().items())
+
+
+def test_failures_by_class() -> None:
+    """What the worker can name it names; the rest is for triage, with the phase in which it happened."""
+    pulse = Pulse(None)
+    pulse.phase = "train"
+    wrapped = RuntimeError("unexpected pos 64 vs 0")
+    wrapped.__context__ = OSError(28, "No space left on device")
+    named = [
+        (NumericError("loss is nan"), "numeric"),
+        (Unsupported("flash cannot run here"), "backend"),
+        (OSError(28, "No space left on device", "state"), "resource"),
+        (wrapped, "resource"),
+        (Exception("I/O error: No space left on device (os error 28)"), "resource"),
+        (MemoryError(), "oom"),
+        (torch.OutOfMemoryError("HIP out of memory"), "oom"),
+        (RuntimeError("HIP error: invalid device function"), "unknown"),
+    ]
+    for error, crash_class in named:
+        failure = worker_module.failure_of(error, pulse)
+        assert (failure.crash_class, failure.phase) == (crash_class, "train")
+        assert failure.message
