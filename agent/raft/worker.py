@@ -4,8 +4,8 @@ It never raises to its caller: it ends with exit code 0 and a summary, or with a
 reason, `failure.json`. An unexpected exception leaves its traceback on standard error too; what it means (out of
 memory, a broken backend) is for the agent's triage to say.
 
-SIGTERM (or Ctrl-C) sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer, which
-writes the best weights so far and the summary itself.
+SIGTERM (or Ctrl-C) sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer,
+which writes the best weights so far and the summary itself.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ HEALTHY = [
     Run("healthy-short", {"budget": {"cycles": 8}}, seed=2),
     Run("healthy-long", {"budget": {"cycles": 60}}, seed=3),
     Run("four-epochs-long", {"learner.epochs_per_cycle": 4, "budget": {"cycles": 60}}),
-    Run("rate-x2-long", {"learner.learning_rate": 1e-3, "budget": {"cycles": 60}}),
+    Run("rate-x2-long", {"learner.learning_rate": 4e-4, "budget": {"cycles": 60}}),
 ]
 
 FAULTS = [
@@ -92,14 +92,14 @@ FAULTS = [
     ),
     Run(
         "rate-x50",
-        {"learner.learning_rate": 2.5e-2},
+        {"learner.learning_rate": 1e-2},
         ("learning_too_hot",),
         {"learner.learning_rate": DOWN},
         "learning rate x50",
     ),
     Run(
         "rate-x0.02",
-        {"learner.learning_rate": 1e-5},
+        {"learner.learning_rate": 4e-6},
         ("learning_too_slow",),
         {"learner.learning_rate": UP},
         "learning rate x0.02",
@@ -135,7 +135,7 @@ FAULTS = [
     ),
     Run(
         "few-prompts",
-        {"task.train_prompts": 16, "budget": {"cycles": 40}},
+        {"task.train_prompts": 16, "learner.learning_rate": 5e-4, "budget": {"cycles": 40}},
         ("few_training_prompts", "train_up_validation_flat", "mostly_solved"),
         {"task.train_prompts": UP},
         "16 training prompts",
@@ -163,7 +163,7 @@ FAULTS = [
     ),
     Run(
         "many-epochs",
-        {"learner.epochs_per_cycle": 16, "rollout.temperature": 0.7},
+        {"learner.epochs_per_cycle": 16, "learner.learning_rate": 5e-4, "rollout.temperature": 0.7},
         ("too_many_epochs", "entropy_collapse"),
         {"learner.epochs_per_cycle": DOWN},
         "16 epochs a cycle",
@@ -180,11 +180,11 @@ FRESH = [
         11,
     ),
     Run(
-        "fresh-rate-x20", {"learner.learning_rate": 1e-2}, (), {"learner.learning_rate": DOWN}, "learning rate x20", 12
+        "fresh-rate-x20", {"learner.learning_rate": 4e-3}, (), {"learner.learning_rate": DOWN}, "learning rate x20", 12
     ),
     Run(
         "fresh-rate-x0.05",
-        {"learner.learning_rate": 2.5e-5},
+        {"learner.learning_rate": 1e-5},
         (),
         {"learner.learning_rate": UP},
         "learning rate x0.05",

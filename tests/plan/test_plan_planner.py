@@ -165,12 +165,12 @@ def test_the_axis_is_changed_after_three_fruitless_tries() -> None:
 
 def test_a_success_narrows_the_step_and_both_directions_stay_open() -> None:
     first = named(plan(BOOK, recipe=tiny()), "lr-peak", "up")
-    assert first.values["learner.learning_rate"] == (5e-4, 1e-3)
+    assert first.values["learner.learning_rate"] == (2e-4, 4e-4)
     history = [attempt(first, "keep")]
     after = plan(BOOK, recipe=first.recipe, history=history, campaign="now")
     up, down = named(after, "lr-peak", "up"), named(after, "lr-peak", "down")
-    assert up.recipe.learner.learning_rate == pytest.approx(1e-3 * 2**0.5, rel=1e-4)
-    assert down.recipe.learner.learning_rate == pytest.approx(1e-3 / 2**0.5, rel=1e-4)
+    assert up.recipe.learner.learning_rate == pytest.approx(4e-4 * 2**0.5, rel=1e-4)
+    assert down.recipe.learner.learning_rate == pytest.approx(4e-4 / 2**0.5, rel=1e-4)
     assert any(line.startswith("narrowed after 1 success: x1.41 instead of x2") for line in up.why)
 
 

@@ -340,4 +340,4 @@ def test_strength_narrows_a_numeric_step() -> None:
     entry = hypothesis(variants=[{"name": "v", "scale": {"learner.learning_rate": 4.0}}])
     change = build_change(entry.variants[0], tiny(), facts={}, strength=0.5).change
     assert change is not None
-    assert change.values(tiny()) == {"learner.learning_rate": (5e-4, 1e-3)}
+    assert change.values(tiny()) == {"learner.learning_rate": (2e-4, 4e-4)}

@@ -277,7 +277,7 @@ def test_what_another_symptom_explains_counts_for_less() -> None:
     assert findings["learning_too_hot"].severity == 1.0
     ranking = plan(BOOK, recipe=tiny(), observation=wrecked)
     assert ranking.proposals[0].hypothesis == "lr-peak"
-    assert ranking.proposals[0].recipe.learner.learning_rate == pytest.approx(5e-5)
+    assert ranking.proposals[0].recipe.learner.learning_rate == pytest.approx(2e-5)
 
 
 def test_what_is_explained_explains_nothing_itself() -> None:
