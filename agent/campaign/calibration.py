@@ -73,7 +73,9 @@ def plan_first(session: Session, recipe: Recipe) -> NightPlan:
     except BudgetError:
         if recipe.budget.train_seconds is not None:
             raise
-        return _tight(cost)  # a guess refuses nothing: the first run will tell
+    # how long so many tokens or cycles take is a guess, which refuses nothing; starting and evaluating take time anyway
+    plan_night(budget, RunCost(cost.overhead_s, 0.0, 0.0), baseline_seeds=2, allow_fewer_seeds=True)
+    return _tight(cost)
 
 
 def baseline_seed(session: Session, index: int) -> int:
