@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.main import app, register
+from agent.cli.app import app
+from agent.cli.main import register
 from agent.ledger.table import HEADER
 from agent.plan.playbook import check_playbook, load_playbook
 from agent.recipe.files import load_recipe, recipe_from, resolved_text

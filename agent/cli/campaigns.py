@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agent.cli.main import app
+from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
 

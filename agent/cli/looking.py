@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from agent.cli.main import app
+from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
 from agent.errors import UsageError

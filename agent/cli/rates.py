@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agent.cli.main import app
+from agent.cli.app import app
 from agent.cli.shared import print_json
 from agent.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agent.cli.main import app
+from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.errors import AgentError, UsageError
 
