@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
 from agent.campaign.loop import Paused, run_campaign
@@ -328,3 +329,23 @@ def test_ctrl_c_during_the_holdout_leaves_it_for_the_resumption(night: Night) ->
     asked.clear()
     ending = night.resume()
     assert ending.holdout["baseline"] > ending.holdout["untrained"]
+
+
+def test_watches_are_reported_with_the_outcome_and_probes_are_run(night: Night) -> None:
+    """The gain stays under the probe, because the fake's checkpoint passes the same prompts however they are worded."""
+    night.playbook({**RATE_UP, "watch": ["cut", "wordings"]})
+    probe = {
+        "id": "wordings",
+        "read": "other words",
+        "probe": [{"name": "polite", "set": {"prompt.system": "Please."}}],
+    }
+    cut = {"id": "cut", "read": "cut completions", "signals": ["truncation_rate"]}
+    (night.workspace.hypotheses / "watches.yaml").write_text(yaml.safe_dump({"watches": [cut, probe]}))
+    night.start(max_experiments=1)
+    assert night.session is not None
+    probed = [run for run in night.session.state.runs if "probe-wordings-polite" in run]
+    assert len(probed) == 2  # the candidate's checkpoint and the incumbent's
+    note = night.git("log", "-1", "--notes=raft", "raft/night/exp/001-rate-up-up")
+    assert "watch cut: truncation_rate 0.01 -> 0.01" in note
+    assert "watch wordings: polite:" in note
+    assert "(!)" not in note
