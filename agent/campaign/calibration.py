@@ -101,7 +101,7 @@ def _baseline_run(session: Session, runner: Runner, *, index: int) -> Done:
         runner,
         experiment=0,
         key="baseline",
-        what=f"baseline, seed {index + 1} of {session.settings.baseline_seeds}",
+        what=f"baseline {index + 1} of {session.settings.baseline_seeds}",
         seed=baseline_seed(session, index),
         role="baseline",
         rung="calibrate",
