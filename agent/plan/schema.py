@@ -203,13 +203,15 @@ class Alarm(Entry):
     signal: str
     rises_by: Annotated[float, Field(gt=0)] | None = None
     falls_by: Annotated[float, Field(gt=0)] | None = None
+    falls_by_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of the incumbent's value; for signals that are no shares, such as tokens a second."""
     above: float | None = None
     below: float | None = None
 
     @model_validator(mode="after")
     def _one_test(self) -> Alarm:
         if len(self.model_fields_set - {"signal"}) != 1:
-            raise ValueError("needs exactly one of rises_by, falls_by, above, below")
+            raise ValueError("needs exactly one of rises_by, falls_by, falls_by_share, above, below")
         return self
 
 

@@ -79,6 +79,10 @@ def _alarm(alarm: Alarm, candidate: Mapping[str, float | None], incumbent: Mappi
         return f"{alarm.signal} {number(new)} < {number(alarm.below)}" if new < alarm.below else ""
     if old is None:
         return ""
+    if alarm.falls_by_share is not None:
+        share = (old - new) / old if old > 0 else 0.0
+        limit_words = f"(limit {alarm.falls_by_share:.0%})"
+        return f"{alarm.signal} fell by {share:.0%} {limit_words}" if share > alarm.falls_by_share else ""
     rise, limit = (new - old, alarm.rises_by) if alarm.rises_by is not None else (old - new, alarm.falls_by)
     if limit is None or rise <= limit:
         return ""

@@ -57,3 +57,15 @@ def test_a_gain_that_vanishes_under_a_probe_is_told() -> None:
     assert held.text.endswith("spread over wordings 0.05")
     gone = read_probes(watch, 0.10, [ProbeResult("a", 0.60, 0.51), ProbeResult("b", 0.50, 0.48)])
     assert gone.alarms == ["the gain of +0.10 is +0.02 under b"]
+
+
+def test_throughput_is_compared_by_share() -> None:
+    """Nine per cent fewer tokens a second are within the limit, eleven are not."""
+
+    def alarms(tokens_per_s: float) -> list[str]:
+        candidate, incumbent = {"tokens_per_s": tokens_per_s}, {"tokens_per_s": 10_000.0}
+        reading = report_watches(BOOK, ["tokens_per_second"], candidate=candidate, incumbent=incumbent)
+        return reading[0].alarms
+
+    assert alarms(9_100.0) == []
+    assert alarms(8_900.0) == ["tokens_per_s fell by 11% (limit 10%)"]
