@@ -13,7 +13,6 @@ from agent.campaign.evidence import Evidence, gather
 from agent.campaign.experiment import attempt, commit, title
 from agent.campaign.finish import Ending, finish, tidy_checkpoints
 from agent.campaign.record import baseline_judgement, judge, record
-from agent.campaign.repair import StopCampaign
 from agent.campaign.runs import CutShort, Runner
 from agent.campaign.session import Session
 from agent.campaign.settings import parse_target
@@ -44,8 +43,8 @@ def run_campaign(session: Session, runner: Runner) -> Ending:
     except CutShort as cut:
         pause_if_asked(session, cut.reason)
         reason = cut.reason
-    except StopCampaign as broken:
-        session.tell("campaign_paused", reason=str(broken))
+    except AgentError as broken:
+        session.tell("campaign_paused", reason=broken.message)
         raise
     if not session.state.experiments.get(0) or session.state.experiments[0].judged is None:
         session.tell("campaign_paused", reason=reason)

@@ -252,8 +252,14 @@ def _key_of(run: Run) -> str | None:
 
 
 def _counts(run: Run) -> bool:
-    """A run that ended by itself, well or badly; not one that the campaign or a power cut ended."""
-    return run.finished is not None and run.finished.ended_by not in ("stop", "lost")
+    """A run that ended by itself, well or badly; not one that the campaign or a power cut ended.
+
+    Nor one that failed for want of data, a model or disk: a person may have mended that since.
+    """
+    if run.finished is None or run.finished.ended_by in ("stop", "lost"):
+        return False
+    told = (run.finished.model_extra or {}).get("diagnosis") or {}
+    return told.get("crash_class") not in ("data", "resource")
 
 
 def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | None) -> str:

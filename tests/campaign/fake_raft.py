@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = load_recipe(options.recipe)
     beat(options.out, "load")
     (options.out / "starts").open("a").write("x")
+    if (options.out.parents[3] / "data-is-missing").exists():
+        failure = {"crash_class": "data", "message": "no such data", "exception": "DataError", "hint": "bring it"}
+        (options.out / "failure.json").write_text(json.dumps(failure))
+        return 3
     broken = None if options.evaluate else break_on_purpose(recipe, options.out)
     if broken is not None:
         return broken

@@ -14,7 +14,7 @@ from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothes
 
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
-from agent.errors import BudgetError, UsageError
+from agent.errors import BudgetError, DataError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
 
@@ -349,3 +349,15 @@ def test_watches_are_reported_with_the_outcome_and_probes_are_run(night: Night) 
     assert "watch cut: truncation_rate 0.01 -> 0.01" in note
     assert "watch wordings: polite:" in note
     assert "(!)" not in note
+
+
+def test_missing_data_stops_with_its_own_error_and_resumes_once_it_is_there(night: Night) -> None:
+    night.playbook(NOTHING)
+    missing = night.root / "data-is-missing"
+    missing.touch()
+    with pytest.raises(DataError, match="no such data"):
+        night.start(max_experiments=1)
+    assert night.session is not None
+    assert (night.session.state.status, night.session.state.stop_reason) == ("paused", "no such data")
+    missing.unlink()
+    assert night.resume().ideas == 1
