@@ -121,3 +121,12 @@ class Unsupported(AgentError):
 
 
 INTERRUPTED_EXIT_CODE = 130
+
+
+def error_named(name: str, message: str, *, where: str | None, hint: str | None) -> AgentError | None:
+    """The error of this tree that a trainer named in `failure.json`; None where the name is none of ours."""
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, AgentError):
+        error: AgentError = kind(message, where=where, hint=hint)
+        return error
+    return None

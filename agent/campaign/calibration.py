@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent import errors
 from agent.campaign.budget import (
     NightPlan,
     RunCost,
@@ -30,7 +29,7 @@ from agent.campaign.verdict import (
     smallest_detectable,
 )
 from agent.contract import UNTRAINED
-from agent.errors import AgentError, BudgetError, TrainingFailed
+from agent.errors import AgentError, BudgetError, TrainingFailed, error_named
 from agent.recipe.schema import Recipe
 
 CONFIRM_RUNS = 2
@@ -121,9 +120,10 @@ def _baseline_run(session: Session, runner: Runner, *, index: int) -> Done:
 def _failed(run: Done) -> AgentError:
     """The trainer's own error where it named one (no such model, a bad data row), else what triage found."""
     diagnosis, failure = run.diagnosis, run.record.failure
-    named = getattr(errors, failure.exception, None) if failure else None
-    if failure is not None and isinstance(named, type) and issubclass(named, AgentError):
-        return named(failure.message, where=failure.where, hint=failure.hint)
+    if failure is not None:
+        named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+        if named is not None:
+            return named
     what = f"{diagnosis.crash_class}: {diagnosis.reason}" if diagnosis else "it left no summary"
     return TrainingFailed(
         f"the baseline does not run, so there is nothing to improve ({what})",

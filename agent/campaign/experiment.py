@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.campaign.evidence import Evidence, arm_scores
-from agent.campaign.repair import MAX_ATTEMPTS, commit_pending_fixes, train_with_repairs
+from agent.campaign.repair import commit_pending_fixes, train_with_repairs
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.campaign.verdict import (
@@ -313,6 +313,3 @@ def _cheaper(search: Done, incumbent_runs: Sequence[Done]) -> str | None:
 def fixes_of(experiment: Experiment) -> str:
     """The fixes in words, for the table."""
     return "; ".join(fix.subject for _, fix in sorted(experiment.fixes.items()) if fix.subject)
-
-
-__all__ = ["MAX_ATTEMPTS", "Judgement", "attempt", "commit", "fixes_of", "title", "underpowered"]

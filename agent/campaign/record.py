@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from agent.campaign.evidence import arm_scores
-from agent.campaign.experiment import Judgement, fixes_of, title
+from agent.campaign.experiment import Judgement, fixes_of
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Comparison, Verdict, mean_score
@@ -110,13 +110,20 @@ def _common(session: Session, experiment: Experiment, runs: list[Done]) -> dict[
         "memory_gb": _largest(runs, "peak_memory_gb"),
         "elapsed_min": sum(event.elapsed_s or 0.0 for event in own) / 60 if own else None,
         "launcher": "local",
-        "command": f"raft-agent train {session.recipe_path}",
+        "command": _command(out.relative_to(session.workspace).as_posix(), runs[0]),
         "log_path": (out / "log.txt").relative_to(session.workspace).as_posix(),
         "campaign": session.settings.campaign,
         "seeds": len(runs),
         "tokens_per_s": _median(runs, "tokens_per_s"),
         "started_at": _moment(min(started)) if started else None,
     }
+
+
+def _command(out: str, run: Done) -> str | None:
+    """What trained the row's first run, as it can be run again from the workspace with another --out."""
+    if run.summary is None:
+        return None
+    return f"python -m agent.raft.worker --recipe {out}/recipe.yaml --out {out} --seed {run.summary.seed}"
 
 
 def _moment(unix_seconds: float) -> str:
@@ -146,6 +153,3 @@ def baseline_judgement(runs: list[Done], evaluation: Evaluation, gain: Compariso
         "keep", f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model", gain, "baseline"
     )
     return Judgement(verdict, runs[0], confirming=runs)
-
-
-__all__ = ["baseline_judgement", "judge", "record", "row_of", "title"]

@@ -11,7 +11,7 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json, recipe_path
-from agent.errors import AgentError, TrainingFailed, UsageError
+from agent.errors import TrainingFailed, UsageError, error_named
 
 if TYPE_CHECKING:
     from agent.contract import Split
@@ -186,15 +186,15 @@ def _progress_words(progress: Progress) -> str:
 
 
 def _print_result(result: RunResult, *, json_output: bool) -> None:
-    from agent import errors
     from agent.run.telemetry import read_run
     from agent.run.triage import evidence_of, triage
 
     if not result.ok or result.summary is None:
         failure = read_run(result.out).failure
-        named = getattr(errors, failure.exception, None) if failure else None
-        if failure is not None and isinstance(named, type) and issubclass(named, AgentError):
-            raise named(failure.message, where=failure.where, hint=failure.hint)
+        if failure is not None:
+            named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+            if named is not None:
+                raise named
         diagnosis = triage(evidence_of(result))
         raise TrainingFailed(
             f"{diagnosis.crash_class}: {diagnosis.reason}",
