@@ -33,6 +33,8 @@ RECIPE = "recipe.yaml"
 
 UNTRAINED = "untrained"
 STOP_GRACE_SECONDS = 20.0
+NO_STEP = "no_step"
+"""A training ended by this took no optimizer step in the first third of its budget and was ended for it."""
 
 Phase = Literal["start", "load", "compile", "generate", "verify", "train", "evaluate", "save"]
 Split = Literal["train", "select", "search", "confirm", "holdout"]
@@ -84,6 +86,8 @@ class CycleRow(Row):
     samples: int = 0
     kept: int = 0
     optimizer_steps: int = 0
+    skipped_steps: int = 0
+    """Optimizer steps not taken because float16 gradients overflowed."""
     all_solved_share: float | None = None
     """Prompts whose every sample passed."""
     all_failed_share: float | None = None
@@ -132,7 +136,8 @@ class EvalRow(Row):
     sample: int
     reward: float
     passed: bool
-    formatted: bool
+    formatted: bool | None = None
+    """An answer could be extracted; None where the verifier cannot tell."""
     near: bool = False
     tokens: int
     finish_reason: FinishReason
@@ -144,6 +149,8 @@ class Summary(Row):
 
     stopped: bool = False
     """SIGTERM ended the training early."""
+    ended_by: str | None = None
+    """`budget`, `time_limit`, `sigterm`, `evaluated` (nothing was trained), or `no_step`."""
     seed: int
     recipe_signature: str
     cycles: int = 0

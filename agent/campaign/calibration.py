@@ -60,6 +60,7 @@ def calibrate(session: Session, runner: Runner, evidence: Evidence) -> Calibrati
     runs += [_baseline_run(session, runner, index=index) for index in range(1, night.baseline_seeds)]
     for run in runs[1:]:
         evidence.add(run, experiment=0, arm="baseline")
+    _warn_if_untrained(session, runs)
     return _told(session, recipe, untrained, runs, night)
 
 
@@ -107,14 +108,18 @@ def _baseline_run(session: Session, runner: Runner, *, index: int) -> Done:
     )
     if not outcome.ok:
         raise _failed(outcome)
-    summary = outcome.summary
-    budget = session.recipe_of(0).budget
-    if summary and summary.optimizer_steps < budget.min_optimizer_steps:
-        session.observer.warn(
-            f"the baseline took {summary.optimizer_steps} optimizer steps, fewer than budget.min_optimizer_steps "
-            f"{budget.min_optimizer_steps}: the diagnosis will look for the reason"
-        )
     return outcome
+
+
+def _warn_if_untrained(session: Session, runs: Sequence[Done]) -> None:
+    """Once for all seeds: a baseline that hardly trains is a finding of its own."""
+    least = session.recipe_of(0).budget.min_optimizer_steps
+    steps = [run.summary.optimizer_steps for run in runs if run.summary]
+    if steps and min(steps) < least:
+        session.observer.warn(
+            f"the baseline took {' / '.join(map(str, steps))} optimizer steps, fewer than budget.min_optimizer_steps "
+            f"{least}: the diagnosis looks for the reason"
+        )
 
 
 def _failed(run: Done) -> AgentError:
@@ -188,12 +193,12 @@ def _told(session: Session, recipe: Recipe, untrained: Done, runs: Sequence[Done
         session.tell("calibrated", values=values)
     low, high = gain.interval
     spread = f"run noise sigma {100 * noise.sigma:.1f}pp" if noise else "run noise unknown"
-    shown = f"smallest gain a confirmation finds: about {100 * detectable:.1f}pp" if detectable else ""
+    shown = f"smallest gain a confirmation finds: about {100 * detectable:.1f}pp; " if detectable else ""
     session.observer.say(
         f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({evaluation.metric}, "
         f"{points(gain.delta)} [{points(low)}, {points(high)}]), {spread} over {len(runs)} seeds"
     )
-    session.observer.say(f"{shown}; about {night.ideas} ideas fit, {words(session.clock.left_s)} left")
+    session.observer.say(f"{shown}about {night.ideas} ideas fit, {words(session.clock.left_s)} left")
     session.observer.board(session.board())
     return Calibration(untrained, tuple(runs), noise, night, gain)
 

@@ -195,10 +195,15 @@ def announce(session: Session, proposal: Proposal) -> int:
 
 
 def explain(ranking: Ranking, *, most: int = 3) -> str:
-    """The reasoning in a few lines: what is wrong, what comes first and why."""
+    """The reasoning in a few lines: what is wrong, what comes first and which symptoms it answers.
+
+    `raft-agent plan` and the commit have it in full.
+    """
     lines = []
     for finding in ranking.findings[:4]:
-        lines.append(f"  symptom {finding.symptom} ({finding.severity:.2f}): {finding.evidence}")
+        cause = f", follows from {finding.explained_by}" if finding.explained_by else ""
+        lines.append(f"  symptom {finding.symptom} ({finding.severity:.2f}{cause}): {finding.evidence}")
     for place, proposal in enumerate(ranking.proposals[:most], start=1):
-        lines.append(f"  {place}. {proposal.subject}  [{proposal.score:.2f}: {'; '.join(proposal.why)}]")
+        reason = f"answers {', '.join(proposal.answers[:3])}" if proposal.answers else "no symptom asks for it"
+        lines.append(f"  {place}. {proposal.score:.2f} {proposal.subject}; {reason}")
     return "\n".join(lines)

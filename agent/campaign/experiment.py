@@ -24,6 +24,7 @@ from agent.campaign.verdict import (
     points,
 )
 from agent.campaign.watches import Report, broken_guards, watch
+from agent.contract import NO_STEP
 from agent.ledger.journal import Experiment
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
@@ -67,7 +68,8 @@ def attempt(session: Session, runner: Runner, evidence: Evidence, number: int) -
     recipe = session.recipe_of(number)
     weak = underpowered(recipe, search)
     if weak:
-        return Judgement(Verdict("discard", weak, None, "underpowered"), search)
+        watches = watch(session, evidence, number, search)
+        return Judgement(Verdict("discard", weak, None, "underpowered"), search, watches=watches)
     return _weigh(session, runner, evidence, number, search)
 
 
@@ -115,8 +117,10 @@ def underpowered(recipe: Recipe, run: Done) -> str | None:
     if summary is None:
         return None
     if summary.optimizer_steps < budget.min_optimizer_steps:
+        ended = f"; ended after {summary.cycles} cycles that gave it none" if summary.ended_by == NO_STEP else ""
         return (
-            f"underpowered: {summary.optimizer_steps} optimizer steps, the recipe asks for {budget.min_optimizer_steps}"
+            f"underpowered: {summary.optimizer_steps} optimizer steps, "
+            f"the recipe asks for {budget.min_optimizer_steps}{ended}"
         )
     if summary.kept < budget.min_kept_samples:
         return f"underpowered: {summary.kept} kept samples, the recipe asks for {budget.min_kept_samples}"

@@ -269,5 +269,5 @@ def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | N
     if summary is None:
         return result.reason
     measured = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
-    trained = f"{summary.cycles} cycles, {summary.optimizer_steps} steps, " if summary.optimizer_steps else ""
+    trained = f"{summary.cycles} cycles, {summary.optimizer_steps} steps, " if summary.cycles else ""
     return f"{trained}{measured or 'no metric'} in {result.elapsed_s:.0f}s"

@@ -13,6 +13,7 @@ from typing import Any
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.observer import Board, Observer
 from agent.campaign.settings import Settings
+from agent.contract import NO_STEP
 from agent.errors import RecipeError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
@@ -119,10 +120,12 @@ class Session:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
             train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
             return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
-        train = statistics.median(float(summary["train_s"]) for _, summary in trained)
         evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
-        total = statistics.median(event.elapsed_s or 0.0 for event, _ in trained)
-        return RunCost(max(0.0, total - train - evaluate), train, evaluate)
+        rest = statistics.median((event.elapsed_s or 0.0) - float(summary["train_s"]) for event, summary in trained)
+        whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") != NO_STEP]
+        # Trainings that were ended early for want of a step say what a run costs beside its training, no more.
+        train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
+        return RunCost(max(0.0, rest - evaluate), train, evaluate)
 
     def _guessed_seconds(self, recipe: Recipe) -> float:
         """Of a training whose budget is tokens or cycles. Only for a first plan; nothing is refused on a guess."""

@@ -148,7 +148,9 @@ def diagnose(
     playbook = load_playbook(workspace.hypotheses)
     recipe = load_recipe(out / "recipe.yaml")
     search = [row for row in record.evals if row.split == "search"]
-    observation = Observation(recipe=recipe, cycles=record.cycles, summary=record.summary, evals=search)
+    observation = Observation(
+        recipe=recipe, cycles=record.cycles, summary=record.summary, failure=record.failure, evals=search
+    )
     known = signals(observation)
     findings, readings = find(observation, playbook), read_bottleneck(observation, playbook)
     crash = _crash(out) if record.summary is None else None

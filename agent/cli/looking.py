@@ -136,7 +136,7 @@ def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
     console = console_for()
     console.print(f"campaign {rows[-1].get('campaign')}, {rows[-1].get('recipe')}, {rows[-1].get('metric_name')}")
     console.print(rows_table(rows, width=console.width))
-    console.print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the reasons")
+    console.print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the evidence")
 
 
 @app.command()

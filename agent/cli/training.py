@@ -45,11 +45,11 @@ def train(
     from agent.recipe.files import with_keys
 
     workspace = here()
-    chosen, label = _chosen(workspace, recipe, best=best)
+    chosen, label, won_at_s = _chosen(workspace, recipe, best=best)
     if budget is not None:
         seconds = parse_duration(budget)
-        if best:
-            _warn_about_transfer(chosen, seconds)
+        if won_at_s is not None:
+            _warn_about_transfer(won_at_s, seconds)
         cleared = {f"budget.{kind}": None for kind in ("cycles", "tokens")}
         chosen = with_keys(chosen, {**cleared, "budget.train_seconds": seconds})
     folder = out or _new_folder(workspace, label)
@@ -100,18 +100,19 @@ def evaluate(
     _print_result(result, json_output=json_output)
 
 
-def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Recipe, str]:
+def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Recipe, str, float | None]:
+    """(recipe, label of the run folder, for a winner the seconds of training at which it won)."""
     from agent.recipe.files import load_recipe
 
     if not best:
         path = recipe_path(workspace, recipe)
-        return load_recipe(workspace.root / path), Path(path).stem
+        return load_recipe(workspace.root / path), Path(path).stem, None
     if recipe is not None:
         raise UsageError("--best takes the recipe from the last campaign", hint="leave out the recipe, or --best")
     return _winner(workspace)
 
 
-def _winner(workspace: Workspace) -> tuple[Recipe, str]:
+def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare
     from agent.campaign.settings import Settings
@@ -127,14 +128,15 @@ def _winner(workspace: Workspace) -> tuple[Recipe, str]:
     incumbent = session.incumbent
     who = f"#{incumbent}" if incumbent else "the baseline, since nothing was kept"
     print(f"winner of campaign {name}: {who}", file=sys.stderr)
-    return session.with_shared_layer(session.recipe_of(incumbent)), f"best-{name}"
+    recipe = session.recipe_of(incumbent)
+    return session.with_shared_layer(recipe), f"best-{name}", session.cost(recipe).train_s
 
 
-def _warn_about_transfer(recipe: Recipe, seconds: float) -> None:
+def _warn_about_transfer(short: float, seconds: float) -> None:
+    """`short`: seconds of training in the campaign's runs."""
     from agent.campaign.budget import words
 
-    short = recipe.budget.train_seconds
-    if short and seconds > 2 * short:
+    if seconds > 2 * short:
         print(
             f"warning: this recipe won at {words(short)} of training; what wins a short run may not win one of "
             f"{words(seconds)}. A schedule by budget stretches with it, one by cycle does not. Compare it with the "
@@ -186,6 +188,7 @@ def _progress_words(progress: Progress) -> str:
 
 
 def _print_result(result: RunResult, *, json_output: bool) -> None:
+    from agent.contract import NO_STEP
     from agent.run.telemetry import read_run
     from agent.run.triage import evidence_of, triage
 
@@ -207,10 +210,12 @@ def _print_result(result: RunResult, *, json_output: bool) -> None:
         return
     for split, value in summary.metrics.items():
         print(f"{summary.metric} on {split}: {value:.1%}")
-    if summary.optimizer_steps:
+    if summary.cycles:
         print(
             f"{summary.cycles} cycles, {summary.optimizer_steps} steps, {summary.kept} samples kept in "
             f"{summary.train_s:.0f}s; delivered cycle {summary.delivered_cycle}"
         )
+    if summary.ended_by == NO_STEP:
+        print(f"ended early, for want of a sample to learn from: raft-agent diagnose {result.out.name} says why")
     if summary.checkpoint and summary.optimizer_steps:
         print(f"checkpoint: {result.out / summary.checkpoint}")

@@ -48,8 +48,10 @@ VALIDATED = 1.1
 SUBJECT_LENGTH = 100
 
 Outcome = Literal["keep", "discard", "crash"]
-OPEN_REASONS = ("underpowered", "tainted", "interrupted")
-"""Reasons under which an idea counts as not yet tried out."""
+UNDERPOWERED = "underpowered"
+OPEN_REASONS = (UNDERPOWERED, "tainted", "interrupted")
+"""Reasons under which an idea counts as not yet tried out, and says nothing about its axis. An underpowered try still
+speaks against further forms of the same hypothesis for now: it did not get the training going either."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Proposal:
     why: list[str]
     symptom: str | None
     """The symptom it answers best."""
+    answers: list[str]
+    """Every symptom that it answers, best first."""
     evidence: str
     claim: str
     watch: list[str]
@@ -266,7 +270,7 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
         return None, error.message
     if result.signature() in context.tried:
         return None, f"the same recipe again: {context.tried[result.signature()]}"
-    score, why, finding = _score(hypothesis, variant, moves, context)
+    score, why, answered = _score(hypothesis, variant, moves, context)
     return Proposal(
         hypothesis=hypothesis.id,
         axis=context.playbook.axis_of[hypothesis.id],
@@ -274,8 +278,9 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
         recipe=result,
         score=score,
         why=[*why, narrowed] if narrowed else why,
-        symptom=finding.symptom if finding else None,
-        evidence=finding.evidence if finding else "",
+        symptom=answered[0].symptom if answered else None,
+        answers=[finding.symptom for finding in answered],
+        evidence=answered[0].evidence if answered else "",
         claim=hypothesis.claim,
         watch=context.playbook.watches_of(hypothesis.id),
         subject=subject(context.playbook.axis_of[hypothesis.id], hypothesis, variant, moves),
@@ -316,8 +321,9 @@ def _comparator(hypothesis: Hypothesis, recipe: Recipe) -> Recipe | None:
 
 def _score(
     hypothesis: Hypothesis, variant: Variant, moves: Mapping[str, tuple[Any, Any]], context: _Context
-) -> tuple[float, list[str], Finding | None]:
-    need, why, finding = _need(hypothesis, variant, context)
+) -> tuple[float, list[str], list[Finding]]:
+    """(score, its factors in words, the symptoms answered, best first)."""
+    need, why, answered = _need(hypothesis, variant, context)
     factors = [
         _reading_factor(hypothesis, context),
         _machine_factor(hypothesis, context),
@@ -326,10 +332,10 @@ def _score(
         (VALIDATED, "the claim is validated elsewhere") if hypothesis.status == "validated" else (1.0, ""),
     ]
     why += [f"x{factor:.2f} {reason}" for factor, reason in factors if factor != 1]
-    return need * math.prod(factor for factor, _ in factors), why, finding
+    return need * math.prod(factor for factor, _ in factors), why, answered
 
 
-def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[float, list[str], Finding | None]:
+def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[float, list[str], list[Finding]]:
     """How much this is called for: by symptoms, by the queue, or by its prior alone."""
     fits = hypothesis.answers | variant.answers
     answered = [(finding, fits[finding.symptom]) for finding in context.findings if fits.get(finding.symptom)]
@@ -345,8 +351,8 @@ def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[
     need = max(1 - left, hypothesis.prior)
     if not why:
         why = [f"no symptom asks for it; worth {hypothesis.prior:.2f} by itself"]
-    best = max(answered, key=lambda pair: pair[0].severity * pair[1], default=None)
-    return need, [f"need {need:.2f}", *why], best[0] if best else None
+    best_first = sorted(answered, key=lambda pair: -pair[0].severity * pair[1])
+    return need, [f"need {need:.2f}", *why], [finding for finding, _ in best_first]
 
 
 def _reading_factor(hypothesis: Hypothesis, context: _Context) -> tuple[float, str]:
@@ -428,7 +434,7 @@ class _Record:
             for attempt, weight in zip(self.history, self.weights, strict=True)
             if attempt.hypothesis == hypothesis.id
             and attempt.outcome != "keep"
-            and not attempt.open
+            and (not attempt.open or attempt.reason.startswith(UNDERPOWERED))
             and not _opposite(attempt, variant)
         )
         if not failures:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from agent.contract import CycleRow, EvalRow, Summary
+from agent.contract import CycleRow, EvalRow, Failure, Summary
 from agent.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Observation:
     recipe: Recipe
     cycles: Sequence[CycleRow] = ()
     summary: Summary | None = None
+    failure: Failure | None = None
+    """The trainer's own word on why it ended without a summary."""
     evals: Sequence[EvalRow] = ()
     """Rows of one split (search)."""
     untrained_metric: float | None = None
@@ -446,6 +448,20 @@ def _nonfinite_share(observation: Observation) -> float | None:
     rows = [row for row in observation.trained if row.loss is not None or row.grad_norm is not None]
     bad = sum(any(value is not None and not abs(value) < LARGEST for value in (r.loss, r.grad_norm)) for r in rows)
     return bad / len(rows) if rows else None
+
+
+@_signal("numeric_failure", WHOLE, "1 where the trainer gave up because numbers were not finite.")
+def _numeric_failure(observation: Observation) -> float | None:
+    if observation.failure is None:
+        return 0.0 if observation.summary else None
+    return float(observation.failure.crash_class == "numeric")
+
+
+@_signal("skipped_step_share", WHOLE, "Optimizer steps that a float16 overflow cost / all steps.")
+def _skipped_step_share(observation: Observation) -> float | None:
+    skipped = sum(row.skipped_steps for row in observation.trained)
+    steps = skipped + sum(row.optimizer_steps for row in observation.trained)
+    return skipped / steps if steps else None
 
 
 @_signal("loss_ratio", "last over first third of cycles", "Mean loss as a multiple of what it was.")

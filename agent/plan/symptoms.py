@@ -5,6 +5,7 @@ Thresholds are data (`hypotheses/symptoms.yaml`); a condition on a signal that i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -95,14 +96,17 @@ def evaluate(condition: Condition, known: Mapping[str, float | None]) -> tuple[b
     if not holding or (condition.all and len(holding) < len(parts)):
         return False, None, []
     severities = [severity for _, severity, _ in holding if severity is not None]
-    telling = [
-        part for part in holding if part[1] is not None
-    ] or holding  # guards are no evidence where there is other
-    return (
-        True,
-        max(severities) if severities else None,
-        list(dict.fromkeys(text for part in telling for text in part[2])),
-    )
+    # guards are no evidence where there is other
+    telling = [part for part in holding if part[1] is not None] or holding
+    return True, max(severities) if severities else None, _once([text for part in telling for text in part[2]])
+
+
+def _once(clauses: list[str]) -> list[str]:
+    """One clause a signal: that its number lies beyond a second, nearer limit says nothing more."""
+    kept: dict[str, str] = {}
+    for text in clauses:
+        kept.setdefault(re.split(" [<>] ", text)[0], text)
+    return list(kept.values())
 
 
 def _clause(condition: Condition, value: float | None) -> tuple[bool, float | None, list[str]]:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from agent.contract import CycleRow, Seconds, Split
+from agent.contract import NO_STEP, CycleRow, Seconds, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
 from agent.raft.evaluate import Examiner
@@ -41,6 +41,9 @@ FORGET = 0.7
 """How much of an earlier, slower estimate of the evaluation's speed is believed the next time."""
 FINISH_SECONDS = 2.0
 """For the checkpoint and the summary of a small model."""
+FUTILE_SHARE, FUTILE_CYCLES = 1 / 3, 3
+"""Without an optimizer step in this share of the budget, and in so many cycles, the model is still the untrained one
+and samples as it did: if the first step were just about to come, two more would be expected until the end."""
 
 
 @dataclass
@@ -113,19 +116,19 @@ class Training:
     # The algorithm --------------------------------------------------------------------------------------------
 
     def run(self) -> str:
-        """Cycles until the budget is spent. Returns what ended it: `budget`, `time_limit` or `sigterm`."""
+        """Cycles until the budget is spent. Returns what ended it: `budget`, `no_step`, `time_limit` or `sigterm`."""
         try:
             self.pulse.check()
             self._resume()
             if not self.finished and self.spending.cycles == 0:
                 self._measure_untrained()
-            while not self.finished and self.spending.affords_cycle():
+            while not self.finished and self.spending.affords_cycle() and not self._is_futile():
                 self._leave_room()
                 self.cycle(self.spending.cycles + 1)
         except EndTraining as end:
             return end.reason
         self.finished = True
-        return "budget"
+        return NO_STEP if self._is_futile() else "budget"
 
     def cycle(self, cycle: int) -> None:
         """One round of RAFT."""
@@ -347,6 +350,11 @@ class Training:
     def _set_deadline(self) -> None:
         if self.limit_at is not None:
             self.pulse.deadline = self.limit_at - self.final_seconds()
+
+    def _is_futile(self) -> bool:
+        """The training has not begun to change the model and will hardly do so."""
+        spent = self.spending
+        return self.totals.optimizer_steps == 0 and spent.cycles >= FUTILE_CYCLES and spent.share() >= FUTILE_SHARE
 
     def _leave_room(self) -> None:
         """Begin no cycle that the time limit would cut."""

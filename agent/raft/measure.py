@@ -60,7 +60,7 @@ def batch_row(batch: Batch) -> dict[str, Any]:
         "all_failed_share": mean(not any(group) for group in passed),
         "zero_variance_share": mean(len(set(group)) == 1 for group in batch.rewards),
         "truncation_rate": mean(completion.finish == "length" for completion in completions),
-        "format_rate": mean(verdict.formatted for verdict in verdicts),
+        "format_rate": known_mean([verdict.formatted for verdict in verdicts]),
         "near_rate": mean(verdict.near for verdict in verdicts),
         "entropy": mean(value for completion in completions for value in completion.entropies),
         "unique_share": mean(unique_share(group) for group in batch.completions),
@@ -80,6 +80,12 @@ def mean(values: Iterable[float]) -> float | None:
     """Arithmetic mean, exactly rounded; None of nothing."""
     numbers = list(values)
     return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean where every value is known; a mean over those that happen to be known would mislead."""
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
 
 
 def deviation(values: Sequence[float]) -> float | None:

@@ -130,7 +130,7 @@ def _style_of(line: str) -> str:
 
 
 def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
-    """The results table for people: one line an idea, fits 80 columns."""
+    """The results table for people: an idea and below it the reason of its outcome; fits 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False, width=min(width, 120))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -144,7 +144,7 @@ def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
             Text(status, style=STYLES.get(status, "")),
             percent(row.get("metric_value")),
             _interval(row),
-            row.get("description", "") + (f" ({row['crash_class']})" if row.get("crash_class") else ""),
+            Text.assemble(row.get("description", ""), (f"\n{row.get('reason', '')}".rstrip(), "dim")),
         )
     return table
 

@@ -23,9 +23,9 @@ class FileVerifier(Closing):
     """A function of the user's: `function(response, row) -> float in [0, 1] or bool`.
 
     `row` is the row of the data set as a dict; `question` and `answer` are always in it. A score of 1 passes; a score
-    above 0 counts as formatted. A call that exceeds the time limit scores 0. Raises DataError where the function
-    raises, ends its process, or returns anything else than a number in [0, 1]: a score that nobody can vouch for
-    must not be trained on.
+    above 0 counts as formatted, and at 0 nobody can tell. A call that exceeds the time limit scores 0. Raises
+    DataError where the function raises, ends its process, or returns anything else than a number in [0, 1]: a score
+    that nobody can vouch for must not be trained on.
     """
 
     def __init__(self, path: Path, function: str, *, timeout: float):
@@ -45,7 +45,7 @@ class FileVerifier(Closing):
 
     def _verdict(self, reply: scorer.Reply, response: str, example: Example) -> Verdict:
         if reply.timed_out:
-            return Verdict(0.0, False, False, False, None, note=reply.ended)
+            return Verdict(0.0, False, None, False, None, note=reply.ended)
         on = f"on the response {response[:60]!r} to {example.id}"
         if reply.values is None:
             raise DataError(
@@ -61,7 +61,7 @@ class FileVerifier(Closing):
                 where=self._source,
             )
         passed = score >= PASS_MARK
-        return Verdict(1.0 if passed else score, passed, score > 0.0, False, None)
+        return Verdict(1.0 if passed else score, passed, True if score > 0.0 else None, False, None)
 
 
 class MathVerifier(Closing):

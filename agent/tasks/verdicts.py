@@ -20,8 +20,8 @@ class Verdict:
     score: float
     """In [0, 1]; 1 is right."""
     passed: bool
-    formatted: bool
-    """An answer could be extracted."""
+    formatted: bool | None
+    """An answer could be extracted; None where the verifier cannot tell."""
     near: bool
     """Did not pass, but contains the right answer."""
     answer: str | None

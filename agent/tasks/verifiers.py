@@ -9,7 +9,7 @@ What each kind takes for the answer, and when a response counts as `formatted`:
     math          what math-verify extracts               math-verify extracts something
     python_tests  the last complete ``` block that        it is Python that compiles
                   defines what is tested, else all of it
-    file          the user's function scores it           it scores above 0
+    file          the user's function scores it           it scores above 0; at 0 nobody can tell
 
 A response passes at score 1. `near`: it did not pass, but the right answer stands somewhere in it; for
 `python_tests`, that other code in the response passes; `file` never says so, because nobody can tell. Rows of

@@ -4,6 +4,7 @@
 
 Switches, to break on purpose: packing runs out of memory unless microbatch_tokens is at most 2048; the optimizer
 sgd dies of a NaN; top_k 7 names an unknown key; drop_solved hangs until it is stopped; top_k 3 kills itself.
+A reward threshold above 1 keeps no sample: the training stays where it began and ends early.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 from agent.recipe.files import load_recipe
+from agent.recipe.schema import Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,11 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     if broken is not None:
         return broken
     quality = 0.18 if options.evaluate == "untrained" else trained_quality(recipe, checkpoint_or_seed(options))
+    futile = recipe.selection.reward_threshold > 1 and not options.evaluate
     splits = [split for split in options.split if split != "none"]
     rows = [row for split in splits for row in evaluate(recipe, split, quality)]
     (options.out / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if not options.evaluate:
-        (options.out / "cycles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cycles(quality)))
+        history = cycles(quality, keeps=not futile)
+        (options.out / "cycles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
         (options.out / "checkpoint").mkdir(exist_ok=True)
         (options.out / "checkpoint" / "quality").write_text(str(quality))
     summary = {
@@ -55,11 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         "recipe_signature": recipe.signature(),
         "metric": recipe.evaluation.metric,
         "cycles": 0 if options.evaluate else 5,
-        "optimizer_steps": 0 if options.evaluate else 20,
-        "kept": 0 if options.evaluate else 500,
+        "optimizer_steps": 0 if options.evaluate or futile else 20,
+        "kept": 0 if options.evaluate or futile else 500,
+        "ended_by": "no_step" if futile else "budget",
         "metrics": {split: mean(row["passed"] for row in rows if row["split"] == split) for split in splits},
         "select_metric": quality,
-        "train_s": 0.0 if options.evaluate else 0.2,
+        "train_s": 0.0 if options.evaluate else 0.1 if futile else 0.2,
         "evaluate_s": 0.05,
         "elapsed_s": 0.3,
         "tokens_per_s": 1000.0,
@@ -75,17 +80,19 @@ def checkpoint_or_seed(options: argparse.Namespace) -> float | int:
     return int(options.seed)
 
 
-def trained_quality(recipe: object, seed_or_quality: float | int) -> float:
+def trained_quality(recipe: Recipe, seed_or_quality: float | int) -> float:
     if isinstance(seed_or_quality, float):
         return seed_or_quality
-    rate = recipe.learner.learning_rate  # type: ignore[attr-defined]
+    if recipe.selection.reward_threshold > 1:
+        return 0.18
+    rate = recipe.learner.learning_rate
     gain = min(0.30, 0.15 * math.log2(rate / 5e-4))
     return 0.40 + gain + random.Random(f"run {seed_or_quality}").gauss(0, 0.01)
 
 
-def evaluate(recipe: object, split: str, quality: float) -> list[dict[str, object]]:
+def evaluate(recipe: Recipe, split: str, quality: float) -> list[dict[str, object]]:
     """A prompt passes where its fixed difficulty is below the quality."""
-    count = getattr(recipe.evaluation, f"{split}_prompts")  # type: ignore[attr-defined]
+    count = getattr(recipe.evaluation, f"{split}_prompts")
     rows = []
     for number in range(count):
         passed = random.Random(f"{split} {number}").random() < quality
@@ -94,7 +101,7 @@ def evaluate(recipe: object, split: str, quality: float) -> list[dict[str, objec
     return rows
 
 
-def cycles(quality: float) -> list[dict[str, object]]:
+def cycles(quality: float, *, keeps: bool = True) -> list[dict[str, object]]:
     rows = []
     for cycle in range(6):
         way = cycle / 5
@@ -102,12 +109,12 @@ def cycles(quality: float) -> list[dict[str, object]]:
             {
                 "cycle": cycle,
                 "learning_rate": 5e-4 if cycle else None,
-                "loss": 1.0 - 0.1 * way if cycle else None,
-                "grad_norm": 0.5 if cycle else None,
+                "loss": 1.0 - 0.1 * way if cycle and keeps else None,
+                "grad_norm": 0.5 if cycle and keeps else None,
                 "pass_rate": 0.18 + (quality - 0.18) * way,
                 "samples": 512,
-                "kept": 100 if cycle else 0,
-                "optimizer_steps": 4 if cycle else 0,
+                "kept": 100 if cycle and keeps else 0,
+                "optimizer_steps": 4 if cycle and keeps else 0,
                 "all_solved_share": 0.05,
                 "all_failed_share": 0.3,
                 "zero_variance_share": 0.35,
@@ -124,8 +131,8 @@ def cycles(quality: float) -> list[dict[str, object]]:
     return rows
 
 
-def break_on_purpose(recipe: object, out: Path) -> int | None:
-    learner, rollout = recipe.learner, recipe.rollout  # type: ignore[attr-defined]
+def break_on_purpose(recipe: Recipe, out: Path) -> int | None:
+    learner, rollout = recipe.learner, recipe.rollout
     if learner.packing and learner.microbatch_tokens > 2048:
         print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
         print("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.08 GiB.", file=sys.stderr)
@@ -136,7 +143,7 @@ def break_on_purpose(recipe: object, out: Path) -> int | None:
         return 10
     if rollout.top_k == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    if recipe.selection.drop_solved:  # type: ignore[attr-defined]
+    if recipe.selection.drop_solved:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         while True:
             beat(out, "train")
@@ -151,7 +158,7 @@ def beat(out: Path, phase: str) -> None:
 
 
 def mean(values: object) -> float:
-    found = [float(value) for value in values]  # type: ignore[attr-defined]
+    found = [float(value) for value in values]
     return sum(found) / len(found)
 
 

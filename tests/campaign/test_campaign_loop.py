@@ -45,6 +45,37 @@ def test_a_real_gain_is_kept_and_a_placebo_is_not(night: Night) -> None:
     assert (night.root / str(ending.checkpoint)).is_dir()
 
 
+def test_a_baseline_that_learns_nothing_is_diagnosed_and_repaired(night: Night) -> None:
+    """With the shipped playbook: a threshold that no reward reaches."""
+    recipe = night.root / "recipes" / "test.yaml"
+    recipe.write_text(recipe.read_text() + "selection: {reward_threshold: 1.5}\n")
+    ending = night.start(max_experiments=1)
+    baseline, repair = rows(night)
+    assert float(baseline["delta"]) == 0
+    assert repair["status"] == "keep"
+    assert repair["symptom"] == "nothing_kept"
+    assert repair["change"] == "selection.reward_threshold 1.5 -> 1"
+    assert ending.kept == (1,)
+    assert [text for text in night.observer.warnings if "optimizer steps" in text] == [
+        "the baseline took 0 / 0 optimizer steps, fewer than budget.min_optimizer_steps 4: "
+        "the diagnosis looks for the reason"
+    ]
+
+
+def test_an_idea_that_cannot_train_is_underpowered_and_stays_open(night: Night) -> None:
+    night.playbook(hypothesis("impossible", 0.9, set={"selection.reward_threshold": 3}))
+    night.start(max_experiments=1)
+    assert night.session is not None
+    row = rows(night)[1]
+    assert row["status"] == "discard"
+    assert row["reason"] == (
+        "underpowered: 0 optimizer steps, the recipe asks for 4; ended after 5 cycles that gave it none"
+    )
+    assert row["metric_value"] == ""
+    # the short training says nothing about how long one takes
+    assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
+
+
 def test_git_tells_the_story(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     night.start(max_experiments=2)

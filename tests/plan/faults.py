@@ -11,6 +11,7 @@ ones make it again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -19,13 +20,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plan_fixtures import BOOK, ROOT, machine
 
-from agent.contract import CycleRow, EvalRow, Summary
+from agent.contract import CycleRow, EvalRow, Failure, Summary
 from agent.files import read_jsonl
 from agent.plan.planner import Proposal, plan, random_order
 from agent.plan.signals import Observation
@@ -51,6 +53,14 @@ class Run:
     """Key -> direction of a repair, or the values that are one. Empty: no fault of the trial."""
     planted: str = ""
     seed: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    """Files in the folder that the run is started from: data, a verifier."""
+    beside: int = 0
+    """Processes that keep the machine busy meanwhile."""
+    usual: str = ""
+    """The run whose throughput counts as usual for this recipe and machine."""
+    memory_gb: float = 16.0
+    """Memory of the machine that the run is judged on."""
 
     @property
     def recipe(self) -> Recipe:
@@ -260,6 +270,25 @@ FRESH = [
 that it has not seen. Run once the playbook stood (see the report in test_plan_trial.py)."""
 
 LENGTHS = {"low": 60, "high": 160}
+SPIKE = {"kind": "list", "by": "cycle", "values": [1.0] * 15 + [100.0] + [1.0] * 8}
+"""One cycle at 100 times the rate."""
+LEARN_ALL = {"selection.reward_threshold": 0.0}
+"""Failures are trained on too, so that a ruined model goes on training."""
+SLOW_VERIFIER = """
+import time
+
+def score(response, row):
+    time.sleep(0.005)  # a service that is asked
+    return response.strip() == row["answer"]
+"""
+LONG_AND_SHORT = "".join(
+    json.dumps({"question": "+".join(["1"] * (60 if n % 8 == 0 else 2)) + f"+{n}=", "answer": str(n + 2)}) + "\n"
+    for n in range(200)
+)
+"""One sum in eight is very long."""
+SMALL_SPLITS = {"evaluation.select_prompts": 16, "evaluation.search_prompts": 16, "evaluation.confirm_prompts": 16} | {
+    "evaluation.holdout_prompts": 16
+}
 SICK = [
     Run("tags-missing", {"task.verifier": {"kind": "delimited"}}, ("format_missing", "answer_near_but_not_in_format")),
     Run("limit-tight", {"rollout.max_new_tokens": 4}, ("long_completions",)),
@@ -305,6 +334,73 @@ SICK = [
         {"rollout.slots": 1, "rollout.prompts_per_cycle": 16, "budget": {"cycles": 6}},
         ("generation_bound",),
     ),
+    Run(
+        "slow-verifier",
+        {"task.verifier": {"kind": "file", "file": "slow.py:score"}, "budget": {"cycles": 4}},
+        ("verify_bound",),
+        files={"slow.py": SLOW_VERIFIER},
+    ),
+    Run(
+        "long-and-short",
+        {
+            "task.dataset": "jsonl:sums.jsonl",
+            "selection.reward_threshold": 0.0,
+            "rollout.max_total_sequence_length": 160,
+            "learner.microbatch_tokens": 65536,
+            "budget": {"cycles": 8},
+            **SMALL_SPLITS,
+        },
+        ("padding_waste",),
+        files={"sums.jsonl": LONG_AND_SHORT},
+    ),
+    Run("busy-machine", {"budget": {"cycles": 8}}, ("slow_throughput",), beside=4, usual="healthy"),
+    Run("small-machine", {}, ("memory_tight",), memory_gb=0.34),
+    Run(
+        "dropout-in-the-learner",
+        {"model.lora": {"rank": 16, "alpha": 64, "dropout": 0.6}, "learner.learning_rate": 3e-3},
+        ("logprob_mismatch",),
+    ),
+    Run(
+        "everything-kept-rate-1",
+        {**LEARN_ALL, "learner.learning_rate": 1.0, "learner.optimizer": "sgd", "learner.max_grad_norm": 1e6},
+        ("unstable_loss", "grad_spikes"),
+    ),
+    Run(
+        "rate-spike",
+        {
+            "learner.lr_schedule": SPIKE,
+            "learner.optimizer": "sgd",
+            "learner.learning_rate": 0.05,
+            "learner.max_grad_norm": 1e6,
+            "learner.epochs_per_cycle": 4,
+            "learner.microbatch_tokens": 512,
+        },
+        ("unstable_loss", "grad_spikes", "late_degradation"),
+    ),
+    Run(
+        "float16-jumps",
+        {
+            **LEARN_ALL,
+            "model.dtype": "float16",
+            "learner.learning_rate": 1.0,
+            "learner.optimizer": "sgd",
+            "learner.max_grad_norm": 1e6,
+        },
+        ("fp16_overflow",),
+    ),
+    Run(
+        "float16-ends",
+        {
+            **LEARN_ALL,
+            "model.dtype": "float16",
+            "selection.truncated_as_positive": True,
+            "learner.learning_rate": 1.0,
+            "learner.epochs_per_cycle": 8,
+            "learner.microbatch_tokens": 512,
+            "budget": {"cycles": 8},
+        },
+        ("non_finite", "fp16_overflow"),
+    ),
 ]
 RUNS = {run.name: run for run in [*HEALTHY, *FAULTS, *SICK, *FRESH]}
 
@@ -328,11 +424,25 @@ def execute(run: Run, out: Path, *, cache: Path, timeout_s: float = 240.0) -> No
         str(run.seed),
     ]
     command += ["--split", "search", "--cache", str(cache)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=timeout_s
-    )
+    for name, text in run.files.items():
+        (out.parent / name).write_text(text, encoding="utf-8")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with busy(run.beside):
+        done = subprocess.run(command, cwd=out.parent, env=env, capture_output=True, text=True, timeout=timeout_s)
     if done.returncode != 0 and not (out / "cycles.jsonl").exists():
         raise RuntimeError(f"{run.name}: the worker ended with {done.returncode}\n{done.stderr[-2000:]}")
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes that do nothing but count, for as long as the block runs."""
+    counting = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in counting:
+            process.kill()
+            process.wait()
 
 
 def observe(run: Run, out: Path) -> Observation:
@@ -348,9 +458,21 @@ def observe(run: Run, out: Path) -> Observation:
         cycles=[CycleRow.model_validate(row) for row in read_jsonl(out / "cycles.jsonl")],
         evals=[EvalRow.model_validate(row) for row in read_jsonl(out / "eval.jsonl")],
         summary=summary,
-        noise=0.025,
-        machine=machine(),
+        failure=Failure.model_validate_json((out / "failure.json").read_text())
+        if (out / "failure.json").exists()
+        else None,
+        **_surroundings(run),
     )
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What the campaign knows beside the run's own files."""
+    usual = json.loads((RECORDED / f"{run.usual}.jsonl").read_text().splitlines()[0])["summary"] if run.usual else {}
+    return {
+        "noise": 0.025,
+        "machine": machine(memory_gb=run.memory_gb),
+        "reference_tokens_per_s": usual.get("tokens_per_s"),
+    }
 
 
 def record(run: Run, out: Path, folder: Path = RECORDED) -> Path:
@@ -360,6 +482,7 @@ def record(run: Run, out: Path, folder: Path = RECORDED) -> Path:
     rows = {
         "run": run.name,
         "summary": summary.model_dump(mode="json", exclude={"provenance"}) if summary else None,
+        "failure": observation.failure.model_dump(mode="json") if observation.failure else None,
         "evals": _columns(observation.evals),
         "columns": list(COLUMNS),
     }
@@ -413,8 +536,8 @@ def replay(run: Run, folder: Path = RECORDED) -> Observation:
         cycles=rows,
         evals=_rows(head["evals"]),
         summary=Summary.model_validate(head["summary"]) if head["summary"] else None,
-        noise=0.025,
-        machine=machine(),
+        failure=Failure.model_validate(head["failure"]) if head.get("failure") else None,
+        **_surroundings(run),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from plan_fixtures import BOOK, machine, run, shipped, tiny
 
 from agent.errors import UsageError
-from agent.plan.planner import Attempt, Constraint, Proposal, Ranking, plan, random_order
+from agent.plan.planner import FAILED_AGAIN, Attempt, Constraint, Proposal, Ranking, plan, random_order
 from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
 
 
@@ -213,8 +213,22 @@ def test_an_underpowered_try_does_not_count_against_its_axis() -> None:
     first = named(plan(BOOK, recipe=tiny()), "lr-peak", "up")
     open_try = attempt(first, reason="underpowered: 2 optimizer steps")
     after = plan(BOOK, recipe=tiny(), history=[open_try], campaign="now")
-    for proposal in (named(after, "lr-peak", "far-up"), *after.proposals):
-        assert not any("failed before" in line or "tries kept" in line for line in proposal.why)
+    assert not any("tries kept" in line for proposal in after.proposals for line in proposal.why)
+    others = [proposal for proposal in after.proposals if proposal.hypothesis != "lr-peak"]
+    assert not any("failed before" in line for proposal in others for line in proposal.why)
+
+
+def test_after_an_underpowered_try_other_ideas_come_before_further_forms_of_it() -> None:
+    """It may still be right in another form; but two ideas that answer the same symptom as well go first."""
+    first = named(plan(BOOK, recipe=tiny()), "lr-peak", "up")
+    before = named(plan(BOOK, recipe=tiny(), tried=[first.recipe.signature()]), "lr-peak", "far-up")
+    history = [attempt(first, reason="underpowered: 0 optimizer steps")]
+    after = named(plan(BOOK, recipe=tiny(), history=history, campaign="now"), "lr-peak", "far-up")
+    assert after.score <= FAILED_AGAIN * before.score
+    assert any("lr-peak has failed before" in line for line in after.why)
+    tainted = [attempt(first, reason="tainted: 40% fewer tokens a second")]
+    again = named(plan(BOOK, recipe=tiny(), history=tainted, campaign="now"), "lr-peak", "far-up")
+    assert again.score == pytest.approx(before.score)
 
 
 def test_a_limit_learned_from_a_crash_is_respected() -> None:

@@ -15,19 +15,10 @@ from plan_fixtures import BOOK
 from agent.plan.symptoms import diagnose
 
 NEEDS_OTHER_MEANS = {
-    "padding_waste": "answers of the built-in model differ by one token, so hardly anything is padded",
-    "idle_waiting": "no side waits for another on one device in lockstep",
-    "stale_data": "samples in lockstep are never stale",
-    "logprob_mismatch": "sampler and learner are the same code in float32",
-    "verify_bound": "comparing two numbers takes no time",
-    "slow_throughput": "needs a calibrated reference",
-    "memory_tight": "0.3 GB of any machine's memory is little",
-    "non_finite": "our trainer stops with a numeric failure at the first loss that is no number; others go on",
-    "fp16_overflow": "float16 on a CPU either works or stops with a numeric failure",
-    "unstable_loss": "where the loss jumps on the built-in model something worse explains it",
-    "grad_spikes": "where gradients jump on the built-in model something worse explains it",
+    "idle_waiting": "in lockstep no side waits for another; needs the asynchronous engine",
+    "stale_data": "in lockstep samples are fresh before the first step of a cycle; needs the asynchronous engine",
 }
-"""Symptoms without a real run of their own; test_plan_symptoms.py has made-up rows for each of them."""
+"""Symptoms without a real run of their own; test_plan_symptoms.py has made-up rows for both."""
 
 
 @pytest.mark.parametrize("run", HEALTHY, ids=lambda run: run.name)

@@ -128,6 +128,22 @@ def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:
     assert all(torch.equal(weight, start[name]) for name, weight in training.policy.snapshot().items())
 
 
+@pytest.mark.parametrize(("cycles", "run"), [(12, 4), (6, 3), (2, 2)])
+def test_a_training_without_a_step_in_a_third_of_its_budget_is_ended(make: Any, cycles: int, run: int) -> None:
+    """Not before three cycles, and where the budget ends first, by the budget."""
+    training = make({"selection": {"reward_threshold": 2.0}, "budget": {"cycles": cycles}})
+    assert training.run() == ("no_step" if run < cycles else "budget")
+    assert training.spending.cycles == run
+
+
+def test_a_training_that_begins_late_goes_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make({"budget": {"cycles": 9}})
+    choose = Training.choose
+    monkeypatch.setattr(Training, "choose", lambda self, batch, cycle: choose(self, batch, cycle) if cycle > 2 else [])
+    assert training.run() == "budget"
+    assert training.spending.cycles == 9
+
+
 def test_prompts_that_are_too_long_are_dropped_and_counted(make: Any) -> None:
     """Prompts are `12+34=` (6 tokens) and `0`-padded ones of task `9+34=`; a limit of 6 leaves room for 5 only."""
     training = make(
