@@ -108,15 +108,22 @@ class BudgetClock:
 
 @dataclass(frozen=True)
 class RunCost:
-    """Predicted seconds of one run: overhead (start, load), training, final evaluation."""
+    """Predicted seconds of one run: overhead (start, load, the select split), training, final evaluation."""
 
     overhead_s: float
     train_s: float
     evaluate_s: float
+    alone_s: float | None = None
+    """A run that only evaluates a checkpoint, start and load included; None where none was measured yet."""
 
     @property
     def total_s(self) -> float:
         return self.overhead_s + self.train_s + self.evaluate_s
+
+    @property
+    def evaluation_s(self) -> float:
+        """A run without training."""
+        return self.overhead_s + self.evaluate_s if self.alone_s is None else self.alone_s
 
 
 CONFIRM_SEEDS = 2
@@ -152,7 +159,7 @@ def confirmation_seconds(cost: RunCost) -> float:
 
 def holdout_seconds(cost: RunCost) -> float:
     """Untrained, and two seeds each of baseline and winner."""
-    return (1 + 2 * CONFIRM_SEEDS) * (cost.overhead_s + cost.evaluate_s)
+    return (1 + 2 * CONFIRM_SEEDS) * cost.evaluation_s
 
 
 def plan_night(budget_s: float, cost: RunCost, *, baseline_seeds: int, allow_fewer_seeds: bool) -> NightPlan:
@@ -163,7 +170,7 @@ def plan_night(budget_s: float, cost: RunCost, *, baseline_seeds: int, allow_few
     fewest = min(2, baseline_seeds) if allow_fewer_seeds else baseline_seeds
     reserve = reserve_seconds(cost)
     for seeds in range(baseline_seeds, fewest - 1, -1):
-        calibration = seeds * cost.total_s + cost.overhead_s + cost.evaluate_s  # and the untrained model once
+        calibration = seeds * cost.total_s + cost.evaluation_s  # and the untrained model once
         ideas = int((budget_s - calibration - reserve) // cost.total_s)
         if ideas >= 1 and (seeds == fewest or seeds * cost.total_s <= 0.4 * budget_s):
             return NightPlan(seeds, calibration, cost.total_s, confirmation_seconds(cost), reserve, ideas)
@@ -173,7 +180,7 @@ def plan_night(budget_s: float, cost: RunCost, *, baseline_seeds: int, allow_few
 def _too_small(budget_s: float, cost: RunCost, *, seeds: int) -> BudgetError:
     runs = seeds + 1 + 2 * CONFIRM_SEEDS
     evaluations = 1 + 1 + 2 * CONFIRM_SEEDS
-    fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * (cost.overhead_s + cost.evaluate_s)
+    fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * cost.evaluation_s
     needed = fixed + runs * cost.train_s
     affordable = (budget_s - fixed) / runs
     if affordable >= 1:

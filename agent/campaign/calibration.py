@@ -165,7 +165,8 @@ def _too_small(recipe: Recipe, error: BudgetError, cost: RunCost, budget_s: floa
     unit = "tokens" if recipe.budget.tokens else "cycles"
     amount = recipe.budget.tokens or recipe.budget.cycles or 1
     runs, evaluations = 2 + 1 + 2 * CONFIRM_RUNS, 2 + 2 * CONFIRM_RUNS
-    affordable = (budget_s - (runs + evaluations) * (cost.overhead_s + cost.evaluate_s)) / runs
+    fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * cost.evaluation_s
+    affordable = (budget_s - fixed) / runs
     fitting = int(amount * affordable / cost.train_s) if affordable > 0 and cost.train_s > 0 else 0
     hint = f"set budget.{unit} to {fitting} in the recipe, or give it more time" if fitting > 0 else error.hint
     return BudgetError(error.message, hint=hint)

@@ -17,7 +17,6 @@ from agent.plan.planner import Attempt, Constraint, Proposal, Ranking, plan
 from agent.plan.schema import Playbook
 from agent.plan.symptoms import Observation
 from agent.recipe.files import edit_text
-from agent.recipe.schema import Recipe
 
 
 def rank(session: Session, evidence: Evidence | None) -> Ranking:
@@ -27,7 +26,7 @@ def rank(session: Session, evidence: Evidence | None) -> Ranking:
     return plan(
         session.playbook,
         recipe=recipe,
-        observation=observe(session, evidence, last, recipe=recipe) if last and evidence else None,
+        observation=observe(session, evidence, last, experiment=session.incumbent) if last and evidence else None,
         history=[*earlier_attempts(session), *attempts(session)],
         machine=session.machine,
         only=session.settings.only,
@@ -38,18 +37,18 @@ def rank(session: Session, evidence: Evidence | None) -> Ranking:
     )
 
 
-def observe(session: Session, evidence: Evidence, run: Done, *, recipe: Recipe) -> Observation:
-    """All that is known about a run, for the symptoms."""
+def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int) -> Observation:
+    """All that is known about a run of an experiment's recipe, for the symptoms."""
     calibration = session.state.calibration
     noise = evidence.noise
     return Observation(
-        recipe=recipe,
+        recipe=session.recipe_of(experiment),
         cycles=run.record.cycles,
         summary=run.record.summary,
         evals=evidence.search_rows(run),
         untrained_metric=calibration.get("untrained"),
         noise=noise.sigma if noise else None,
-        reference_tokens_per_s=calibration.get("tokens_per_s"),
+        reference_tokens_per_s=evidence.usual_tokens_per_s(experiment),
         machine=session.machine,
     )
 
@@ -129,14 +128,14 @@ def _float(text: str) -> float | None:
 
 
 def _tried_signatures(session: Session) -> list[str]:
-    """Recipes of all experiments of this campaign, judged or not, with the fixes they were given.
+    """Recipes of all experiments of this campaign, the baseline among them, with the fixes they were given.
 
     An underpowered or interrupted idea stays open, so its recipe is not among them.
     """
     return [
         experiment.recipe_signature
-        for number, experiment in session.state.experiments.items()
-        if number and experiment.recipe_signature and experiment.outcome in ("keep", "discard", "crash")
+        for experiment in session.state.experiments.values()
+        if experiment.recipe_signature and experiment.outcome in ("keep", "discard", "crash")
         and not (experiment.judged and experiment.judged.reason.startswith(("underpowered", "tainted")))
     ]  # fmt: skip
 

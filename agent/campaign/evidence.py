@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
@@ -67,6 +68,13 @@ class Evidence:
         """The run whose telemetry stands for the recipe."""
         runs = self.search_runs(experiment)
         return runs[-1] if runs else None
+
+    def usual_tokens_per_s(self, experiment: int) -> float | None:
+        """Median throughput of the repeated runs of a recipe. None for one that ran once: another recipe's would
+        not do, since a longer prompt or more training changes what a token costs."""
+        runs = [run for (number, _), some in list(self._runs.items()) if number == experiment for run in some]
+        known = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
+        return statistics.median(known) if len(known) > 1 else None
 
     @property
     def noise(self) -> RunNoise | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.campaign.budget import CONFIRM_SEEDS, holdout_seconds
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.repair import commit_pending_fixes, train_with_repairs
 from agent.campaign.runs import Done, Job, Runner
@@ -29,7 +30,6 @@ from agent.ledger.journal import Experiment
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 
-CONFIRM_SEEDS = 2
 MARGIN = 0.01
 """Non-inferiority margin of a simpler or cheaper recipe where min_effect names none, in units of the metric."""
 
@@ -159,8 +159,7 @@ def _no_time_to_confirm(session: Session, evidence: Evidence, number: int) -> st
     """A confirmation may use the reserve, but not the time of the holdout."""
     cost = session.cost(session.recipe_of(number))
     missing = 2 * CONFIRM_SEEDS - len(evidence.fresh_incumbent(session.incumbent)) - len(evidence.candidate(number))
-    holdout = (1 + 2 * CONFIRM_SEEDS) * (cost.overhead_s + cost.evaluate_s)
-    needed = max(0, missing) * cost.total_s + holdout
+    needed = max(0, missing) * cost.total_s + holdout_seconds(cost)
     if needed <= session.clock.left_s:
         return None
     return f"it would take {needed:.0f}s with the holdout, {max(0.0, session.clock.left_s):.0f}s are left"

@@ -12,7 +12,7 @@ from agent.campaign.calibration import Calibration, calibrate
 from agent.campaign.evidence import Evidence, gather
 from agent.campaign.experiment import attempt, commit, title
 from agent.campaign.finish import Ending, finish, tidy_checkpoints
-from agent.campaign.record import baseline_judgement, judge, record
+from agent.campaign.record import baseline_judgement, judge, record, restore_rows
 from agent.campaign.runs import CutShort, Runner
 from agent.campaign.session import Session
 from agent.campaign.settings import parse_target
@@ -79,10 +79,11 @@ def plan_baseline(session: Session) -> None:
 
 
 def settle(session: Session) -> None:
-    """Write down what an earlier session judged and did not record."""
+    """Write down what an earlier session judged and did not record, and what the table has lost since."""
     for number in list(session.state.judged_order):
         if session.state.experiments[number].recorded is None:
             record(session, number)
+    restore_rows(session)
 
 
 def record_baseline(session: Session, calibration: Calibration) -> None:

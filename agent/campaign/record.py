@@ -13,7 +13,7 @@ from agent.campaign.session import Session
 from agent.campaign.verdict import Comparison, Verdict, mean_score
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
-from agent.ledger.table import append_row
+from agent.ledger.table import append_row, read_rows, rebuild
 from agent.recipe.change import describe_moves
 from agent.recipe.schema import Evaluation
 
@@ -60,6 +60,17 @@ def record(session: Session, number: int) -> None:
     session.tell("experiment_recorded", experiment=number, commit=commits.record)
     session.observer.recorded(judged.row)
     session.observer.board(session.board())
+
+
+def restore_rows(session: Session) -> None:
+    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are."""
+    present = {(row["campaign"], row["index"]) for row in read_rows(session.table)}
+    experiments = [session.state.experiments[number] for number in session.state.judged_order]
+    rows = [one.judged.row for one in experiments if one.judged and one.recorded]
+    missing = [row for row in rows if (row["campaign"], str(row["index"])) not in present]
+    if missing:
+        rebuild(session.table, missing)
+        session.observer.warn(f"{session.table.name} lacked {len(missing)} rows of this campaign; they are back")
 
 
 def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> dict[str, Any]:

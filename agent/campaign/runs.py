@@ -135,7 +135,7 @@ class Runner:
         if asked:
             raise CutShort(asked)
         cost = session.cost(job.recipe)
-        predicted = cost.overhead_s + cost.evaluate_s if job.evaluate else cost.total_s
+        predicted = cost.evaluation_s if job.evaluate else cost.total_s
         run = job.key if attempt == 1 else f"{job.key}.{attempt}"
         words: dict[str, Any] = {
             "run": run,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ class Session:
     def cost(self, recipe: Recipe) -> RunCost:
         """Predicted seconds of a run of this recipe: medians of what was measured, else a first guess."""
         finished = [run.finished for run in self.state.runs.values() if run.finished]
-        trained = [(event, event.summary) for event in finished if event.summary and event.summary.get("train_s")]
+        told = [(event, event.summary) for event in finished if event.summary]
+        trained = [(event, summary) for event, summary in told if summary.get("train_s")]
         if not trained:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
             train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
@@ -125,7 +126,17 @@ class Session:
         whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") != NO_STEP]
         # Trainings that were ended early for want of a step say what a run costs beside its training, no more.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
-        return RunCost(max(0.0, rest - evaluate), train, evaluate)
+        alone = [(event.elapsed_s or 0.0, summary) for event, summary in told if summary.get("ended_by") == "evaluated"]
+        return RunCost(max(0.0, rest - evaluate), train, evaluate, self._evaluation_alone(recipe, alone))
+
+    def _evaluation_alone(self, recipe: Recipe, runs: Sequence[tuple[float, Mapping[str, Any]]]) -> float | None:
+        """Seconds of an evaluation of search or holdout, whichever is larger, from (elapsed, summary) of others."""
+        if not runs:
+            return None
+        evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in runs)
+        start = statistics.median(elapsed - float(summary.get("evaluate_s") or 0.0) for elapsed, summary in runs)
+        evaluation = recipe.evaluation
+        return start + evaluate * max(1.0, evaluation.holdout_prompts / evaluation.search_prompts)
 
     def _guessed_seconds(self, recipe: Recipe) -> float:
         """Of a training whose budget is tokens or cycles. Only for a first plan; nothing is refused on a guess."""

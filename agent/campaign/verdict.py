@@ -262,5 +262,5 @@ def judge_confirmed(
 
 
 def points(value: float) -> str:
-    """A difference of a rate in percentage points, signed: `+3.1pp`."""
-    return f"{100 * value:+.1f}pp"
+    """A difference of a rate in percentage points, signed: `+3.1pp`; nothing is `+0.0pp`."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}pp"

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agent.campaign.budget import holdout_seconds
 from agent.campaign.choose import observe
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.runs import Done, Job, Runner
@@ -59,7 +60,7 @@ def _report(reading: WatchReading) -> Report:
 
 
 def _signals(session: Session, evidence: Evidence, experiment: int, run: Done) -> dict[str, float | None]:
-    return signals(observe(session, evidence, run, recipe=session.recipe_of(experiment)))
+    return signals(observe(session, evidence, run, experiment=experiment))
 
 
 # --- probes ------------------------------------------------------------------------------------------------
@@ -102,10 +103,9 @@ def _recipe(session: Session, experiment: int) -> Recipe:
 
 
 def _affordable(session: Session, evaluations: int) -> bool:
-    """Beside a confirmation and the holdout, which come first."""
+    """Beside the holdout, which comes first."""
     cost = session.cost(session.recipe_of(session.incumbent))
-    each = cost.overhead_s + cost.evaluate_s
-    return session.clock.left_s > (evaluations + 6) * each
+    return session.clock.left_s > (evaluations + 1) * cost.evaluation_s + holdout_seconds(cost)
 
 
 def _metric(evidence: Evidence, run: Done) -> float:

@@ -184,7 +184,7 @@ def _story(workspace: Workspace, name: str, experiment: Experiment) -> list[str]
     planned, judged = experiment.planned, experiment.judged
     lines = [f"#{experiment.number} {planned.subject if planned else ''}"]
     if planned and planned.body:
-        lines += ["", *planned.body.splitlines()]
+        lines += ["", *planned.body.splitlines(), ""]
     for reason in (planned.model_extra or {}).get("why", []) if planned else []:
         lines.append(f"  ranked: {reason}")
     for _, fix in sorted(experiment.fixes.items()):

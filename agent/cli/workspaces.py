@@ -167,7 +167,8 @@ def finalize(
     workspace = here()
     chosen = campaign_name(workspace, name)
     final = Repository(workspace.root).open_campaign(chosen).finalize()
-    print(f"branch {final.branch}: {len(final.commits)} commits on {final.base[:12]}, {', '.join(final.files)}")
+    count = f"{len(final.commits)} commit{'s' if len(final.commits) != 1 else ''}"
+    print(f"branch {final.branch}: {count} on {final.base[:12]}, {', '.join(final.files)}")
     print(f"  look:  git log -p {final.base[:12]}..{final.branch}")
     print(f"  take:  git merge {final.branch}")
 

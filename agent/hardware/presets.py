@@ -1,7 +1,7 @@
 """Environment variables for the training process, by machine, each with its source.
 
 A preset says as much about what it leaves alone: half of the advice that circulates for Strix Halo is about old
-wheels, and does harm with new ones. `LEFT_ALONE` keeps those with the reason, for `raft-agent doctor`.
+wheels, and does harm with new ones. `LEFT_ALONE` keeps those with the reason.
 """
 
 from __future__ import annotations

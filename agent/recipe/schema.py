@@ -397,10 +397,44 @@ class Recipe(Section):
     def signature(self) -> str:
         """Hex digest of what the training is: two recipes with the same one are the same experiment.
 
-        Words for people and the seed are left out, defaults are filled in, so neither can make a repeat look new.
+        Words for people, the seed, and keys that nothing reads are left out, defaults are filled in, so none of them
+        can make a repeat look new.
         """
         content = self.model_dump(mode="json", exclude={"description", "seed"})
+        for key in self.unread_keys():
+            *path, last = key.split(".")
+            section = content
+            for name in path:
+                section = section[name]
+            del section[last]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def unread_keys(self) -> list[str]:
+        """Keys that nothing reads while the others stand as they do, and that are read again when those change."""
+        schedule = self.learner.lr_schedule
+        read = {"kind"} | SCHEDULE_READS[schedule.kind]
+        if schedule.kind != "constant":
+            read |= {"by", "floor"} | ({"horizon"} if schedule.by == "budget" else set())
+        unread = [f"learner.lr_schedule.{name}" for name in LrSchedule.model_fields if name not in read]
+        if self.prompt.examples == 0:
+            unread.append("prompt.example_answer")
+        if self.learner.algorithm == "raft":
+            unread.append("learner.clip_range")
+        if self.learner.optimizer != "adamw":
+            unread.append("learner.beta2")
+        return unread
+
+
+SCHEDULE_READS: dict[str, set[str]] = {
+    "constant": set(),
+    "exponential": {"decay"},
+    "step": {"decay", "step_every"},
+    "wsd": {"decay_share", "horizon"},
+    "linear": {"horizon"},
+    "cosine": {"horizon"},
+    "list": {"values"},
+}
+"""What each kind of schedule reads beside `by` and `floor`; see `agent.recipe.schedules`."""
 
 
 def leaf_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, bool]:

@@ -159,7 +159,8 @@ def percent(text: str | None) -> str:
 
 def _interval(row: dict[str, str]) -> str:
     try:
-        delta, low, high = (100 * float(row.get(key, "")) for key in ("delta", "ci_low", "ci_high"))
+        # + 0.0 turns -0.0 into 0.0
+        delta, low, high = (round(100 * float(row.get(key, "")), 1) + 0.0 for key in ("delta", "ci_low", "ci_high"))
     except ValueError:
         return ""
     return f"{delta:+.1f} [{low:+.1f},{high:+.1f}]"

@@ -395,7 +395,10 @@ def _backend(case: _Case) -> Response:
             None, f"the idea asks for what fails on this machine ({', '.join(asked)}); the incumbent does not"
         )
     if case.diagnosis.signature in NO_CODE:
-        missing = "a torch build with code for this GPU, and a driver that fits it (raft-agent doctor says which)"
+        missing = (
+            "a torch build with code for this GPU, and a driver that fits it "
+            "(`python -m torch.utils.collect_env` shows what there is)"
+        )
         return Response(None, case.diagnosis.reason, stops_campaign=True, missing=missing)
     steps = [step for step in _shared_steps(case) if not _already(case, *step[:2])]
     if not steps:

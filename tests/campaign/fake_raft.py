@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cycles": 0 if options.evaluate else 5,
         "optimizer_steps": 0 if options.evaluate or futile else 20,
         "kept": 0 if options.evaluate or futile else 500,
-        "ended_by": "no_step" if futile else "budget",
+        "ended_by": "evaluated" if options.evaluate else "no_step" if futile else "budget",
         "metrics": {split: mean(row["passed"] for row in rows if row["split"] == split) for split in splits},
         "select_metric": quality,
         "train_s": 0.0 if options.evaluate else 0.1 if futile else 0.2,

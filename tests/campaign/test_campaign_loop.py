@@ -76,6 +76,17 @@ def test_an_idea_that_cannot_train_is_underpowered_and_stays_open(night: Night) 
     assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
 
 
+def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:
+    night.playbook(NOTHING, RATE_UP)
+    night.start(max_experiments=2)
+    table = night.workspace.results
+    lines = table.read_text().splitlines(keepends=True)
+    edited = lines[2].replace("\tdiscard\t", "\tdiscard\tmy words: ", 1)
+    table.write_text(lines[0] + edited)
+    night.resume(extra_budget_s=1.0)
+    assert table.read_text() == lines[0] + edited + lines[1] + lines[3]
+
+
 def test_git_tells_the_story(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     night.start(max_experiments=2)

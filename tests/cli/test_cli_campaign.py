@@ -7,13 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command import AGENT, agent
 
-AGENT = [sys.executable, "-m", "agent.cli"]
 SHORT = """\
 extends: tiny-addition.yaml
 evaluation: {select_prompts: 64, search_prompts: 64, confirm_prompts: 64, holdout_prompts: 64}
@@ -26,10 +25,6 @@ def workspace(tmp_path: Path) -> Path:
     agent(tmp_path, "init", "ws")
     (tmp_path / "ws/recipes/short.yaml").write_text(SHORT)
     return tmp_path / "ws"
-
-
-def agent(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*AGENT, *arguments], cwd=folder, capture_output=True, text=True, check=check, timeout=900)
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from agent.errors import RecipeError
 from agent.recipe.files import REMOVE, edit_text, load_recipe, read_yaml, recipe_from, resolved_text, set_in, with_keys
-from agent.recipe.schema import LOCKED, Recipe, leaf_keys
+from agent.recipe.schedules import lr_factor
+from agent.recipe.schema import LOCKED, SCHEDULE_READS, LrSchedule, Recipe, leaf_keys
 
 SMALL = """\
 # the smallest recipe
@@ -257,3 +258,43 @@ def test_every_key_has_a_docstring_and_only_measurement_is_locked() -> None:
 def test_the_signature_ignores_words_and_seed_only() -> None:
     assert small(seed=5, description="x").signature() == small().signature()
     assert small(**{"execution.placebo": 1}).signature() != small().signature()
+
+
+BY_CYCLE = {"kind": "exponential", "by": "cycle", "horizon": 9}
+
+
+@pytest.mark.parametrize(
+    ("inert", "reader"),
+    [
+        ({"prompt.example_answer": "<{answer}>"}, {"prompt.examples": 2}),
+        ({"learner.clip_range": 0.3}, {"learner.algorithm": "raft++"}),
+        ({"learner.optimizer": "sgd", "learner.beta2": 0.9}, {"learner.optimizer": "adamw"}),
+        ({"learner.lr_schedule.decay": 0.7}, {"learner.lr_schedule.kind": "exponential"}),
+        ({"learner.lr_schedule.step_every": 3}, {"learner.lr_schedule.kind": "step"}),
+        (
+            {f"learner.lr_schedule.{name}": value for name, value in BY_CYCLE.items()},
+            {"learner.lr_schedule.by": "budget"},
+        ),
+    ],
+)
+def test_a_key_that_nothing_reads_makes_no_new_experiment(inert: dict[str, Any], reader: dict[str, Any]) -> None:
+    """Until another key is set that reads it."""
+    before = {name: inert[name] for name in list(inert)[:-1]}
+    assert small(**inert).signature() == small(**before).signature()
+    assert small(**{**inert, **reader}).signature() != small(**{**before, **reader}).signature()
+
+
+def test_schedules_read_what_the_signature_counts() -> None:
+    """Each key that a kind is said to read changes its factors, and no other key does."""
+    other = {"horizon": 5, "decay": 0.6, "step_every": 3, "decay_share": 0.5, "floor": 0.4, "values": [0.7, 0.9, 0.1]}
+    for kind, reads in SCHEDULE_READS.items():
+        start = LrSchedule(kind=kind, by="cycle", values=[1.0, 0.5] if kind == "list" else None)
+        for name, value in other.items():
+            if name == "values" and kind != "list":
+                continue  # refused by the schema
+            changed = start.model_copy(update={name: value})
+            differs = any(
+                lr_factor(start, cycle=cycle, spent=0) != lr_factor(changed, cycle=cycle, spent=0)
+                for cycle in range(1, 20)
+            )
+            assert differs == (name in reads or (name == "floor" and kind not in ("constant", "list"))), (kind, name)
