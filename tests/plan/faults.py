@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plan_fixtures import BOOK, ROOT, machine
+from plan_fixtures import BOOK, HEALTHY_RATE, ROOT, machine
 
 from agent.contract import CycleRow, EvalRow, Failure, Summary
 from agent.files import read_jsonl
@@ -38,6 +38,12 @@ from agent.recipe.schema import Recipe
 RECORDED = Path(__file__).parent / "recorded"
 CYCLES = 24
 COLUMNS = [name for name in CycleRow.model_fields if name not in ("cycle", "seconds", "elapsed_s", "budget_spent")]
+BASE = {
+    "learner.learning_rate": HEALTHY_RATE,
+    **{f"evaluation.{split}_prompts": 256 for split in ("search", "confirm", "holdout")},
+    "budget": {"cycles": CYCLES},
+}
+"""On top of `tiny-addition`: a rate at which training is healthy, and the sizes of the recordings."""
 UP, DOWN, ANY = "up", "down", "any"
 
 
@@ -64,9 +70,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return with_keys(
-            load_recipe(ROOT / "recipes/tiny-addition.yaml"), {"budget": {"cycles": CYCLES}, **self.changes}
-        )
+        return with_keys(load_recipe(ROOT / "recipes/tiny-addition.yaml"), {**BASE, **self.changes})
 
     def repaired_by(self, proposal: Proposal) -> bool:
         return any(key in proposal.values and _counts(proposal.values[key], way) for key, way in self.repairs.items())

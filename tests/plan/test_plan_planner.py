@@ -86,7 +86,7 @@ def test_without_telemetry_priors_decide() -> None:
 def test_a_noisy_signal_is_answered_by_an_action_not_a_change() -> None:
     ranking = plan(BOOK, recipe=tiny(), observation=replace(run(), noise=0.1))
     advice = {a.action: a for a in ranking.actions}
-    assert advice["more-held-out-prompts"].values["evaluation.search_prompts"] == (256, 512)
+    assert advice["more-held-out-prompts"].values["evaluation.search_prompts"] == (512, 1024)
     assert "run_noise 0.10 > 0.05" in advice["more-held-out-prompts"].why
 
 

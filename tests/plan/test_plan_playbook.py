@@ -65,7 +65,7 @@ STATES: list[dict[str, object]] = [
         "prompt__examples": 2,
         "prompt__stop": ["x"],
     },
-    {"prompt__response_prefix": "<answer>", "model__lora": {"rank": 8}, "model__dtype": "float16"},
+    {"prompt__response_prefix": "<answer>", "model__lora": {"rank": 8, "dropout": 0.1}, "model__dtype": "float16"},
     {"model__dtype": "float32", "learner__gradient_accumulation": 8, "learner__gradient_checkpointing": True},
     {
         "learner__packing": True,
