@@ -50,13 +50,24 @@ def scores_of(rows: Sequence[EvalRow], *, split: str, evaluation: Evaluation) ->
 
 def mean_score(scores: Scores) -> float:
     """Mean over prompts of the mean over samples."""
-    return float(np.mean([np.mean(values) for values in scores.values()]))
+    return float(np.mean([_mean(values) for values in scores.values()]))
 
 
 def completion_variance(scores: Scores) -> float:
     """Variance of a run's mean that comes from sampling completions alone; 0 where one sample hides it."""
-    variances = [np.var(values, ddof=1) / len(values) for values in scores.values() if len(values) > 1]
-    return float(np.sum(variances) / len(scores) ** 2) if variances else 0.0
+    variances = [_variance(values) / len(values) for values in scores.values() if len(values) > 1]
+    return math.fsum(variances) / len(scores) ** 2 if variances else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    """In plain Python, which for the handful of samples of a prompt is ten times as fast as numpy."""
+    return sum(values) / len(values)
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Sample variance (divided by n - 1)."""
+    center = _mean(values)
+    return sum((value - center) ** 2 for value in values) / (len(values) - 1)
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,8 @@ def compare(candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: Run
     shared = sorted(set.intersection(*(set(run) for run in [*candidate, *incumbent])))
     if len(shared) < 2:
         raise ValueError("the arms have no prompts in common: they were not measured on the same split")
-    ours = np.array([[np.mean(run[prompt]) for prompt in shared] for run in candidate])
-    theirs = np.array([[np.mean(run[prompt]) for prompt in shared] for run in incumbent])
+    ours = np.array([[_mean(run[prompt]) for prompt in shared] for run in candidate])
+    theirs = np.array([[_mean(run[prompt]) for prompt in shared] for run in incumbent])
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     pair_variance = _bootstrap_variance(differences)
     arms = 1 / len(candidate) + 1 / len(incumbent)
