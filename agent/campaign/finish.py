@@ -163,8 +163,17 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
     span = (
         f" ({points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}] over the baseline)" if gain else ""
     )
-    missed = " THE GAIN DID NOT REPRODUCE ON THE HOLDOUT" if gain and gain["low"] <= 0 else ""
-    return f"holdout (n={n}): {base} -> winner {holdout.get('winner', float('nan')):.1%}{span}{missed}"
+    said = _what_the_holdout_says(gain) if gain else ""
+    return f"holdout (n={n}): {base} -> winner {holdout.get('winner', float('nan')):.1%}{span}{said}"
+
+
+def _what_the_holdout_says(gain: dict[str, float]) -> str:
+    """One look at few prompts: it can contradict a confirmed gain, or agree without proving it again."""
+    if gain["delta"] <= 0:
+        return " THE GAIN DID NOT REPRODUCE ON THE HOLDOUT"
+    if gain["low"] <= 0:
+        return "; the holdout agrees with the confirmed gain, but alone it would not prove it"
+    return ""
 
 
 def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:

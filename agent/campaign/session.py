@@ -6,7 +6,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Journal
 from agent.plan.schema import Playbook
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
-from agent.recipe.schema import Recipe
+from agent.recipe.schema import Evaluation, Recipe
 
 FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
@@ -127,16 +127,8 @@ class Session:
         # Trainings that were ended early for want of a step say what a run costs beside its training, no more.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
         alone = [(event.elapsed_s or 0.0, summary) for event, summary in told if summary.get("ended_by") == "evaluated"]
-        return RunCost(max(0.0, rest - evaluate), train, evaluate, self._evaluation_alone(recipe, alone))
-
-    def _evaluation_alone(self, recipe: Recipe, runs: Sequence[tuple[float, Mapping[str, Any]]]) -> float | None:
-        """Seconds of an evaluation of search or holdout, whichever is larger, from (elapsed, summary) of others."""
-        if not runs:
-            return None
-        evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in runs)
-        start = statistics.median(elapsed - float(summary.get("evaluate_s") or 0.0) for elapsed, summary in runs)
-        evaluation = recipe.evaluation
-        return start + evaluate * max(1.0, evaluation.holdout_prompts / evaluation.search_prompts)
+        cost = RunCost(max(0.0, rest - evaluate), train, evaluate)
+        return replace(cost, alone_s=evaluation_alone(recipe.evaluation, alone, most_s=cost.overhead_s))
 
     def _guessed_seconds(self, recipe: Recipe) -> float:
         """Of a training whose budget is tokens or cycles. Only for a first plan; nothing is refused on a guess."""
@@ -168,6 +160,22 @@ class Session:
             best=metric,
             best_is=name,
         )
+
+
+def evaluation_alone(
+    evaluation: Evaluation, runs: Sequence[tuple[float, Mapping[str, Any]]], *, most_s: float
+) -> float | None:
+    """Seconds of a run that only evaluates search or holdout, whichever is larger, from (elapsed, summary) of others.
+
+    Its start counts with at most `most_s`, what a training takes beside training and evaluation: the first evaluation
+    of a campaign may have fetched or bootstrapped the model, which happens once. None without a run to go by.
+    """
+    if not runs:
+        return None
+    evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in runs)
+    start = statistics.median(elapsed - float(summary.get("evaluate_s") or 0.0) for elapsed, summary in runs)
+    larger = max(1.0, evaluation.holdout_prompts / evaluation.search_prompts)
+    return min(start, most_s) + evaluate * larger
 
 
 def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:

@@ -7,7 +7,9 @@ import datetime
 import pytest
 
 from agent.campaign.budget import BudgetClock, RunCost, parse_deadline, parse_duration, plan_night, words
+from agent.campaign.session import evaluation_alone
 from agent.errors import BudgetError, UsageError
+from agent.recipe.schema import Evaluation
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,15 @@ def test_a_budget_that_affords_no_idea_names_the_train_seconds_that_would() -> N
 
 def test_words() -> None:
     assert [words(s) for s in (45, 750, 25500, -3)] == ["45s", "12m 30s", "7h 05m", "0s"]
+
+
+def test_an_evaluation_alone_costs_what_others_took_and_a_larger_split_more() -> None:
+    evaluation = Evaluation(search_prompts=50, holdout_prompts=100)
+    runs = [(10.0, {"evaluate_s": 4.0}), (12.0, {"evaluate_s": 4.0}), (11.0, {"evaluate_s": 5.0})]
+    assert evaluation_alone(evaluation, runs, most_s=60.0) == 6.0 + 2 * 4.0
+    assert evaluation_alone(evaluation, [], most_s=60.0) is None
+
+
+def test_a_bootstrap_in_the_first_evaluation_is_not_held_against_later_ones() -> None:
+    """39 seconds with the model made on the way; a training takes 6 beside training and evaluation."""
+    assert evaluation_alone(Evaluation(), [(39.0, {"evaluate_s": 1.0})], most_s=6.0) == 7.0
