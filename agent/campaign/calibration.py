@@ -29,7 +29,7 @@ from agent.campaign.verdict import (
     smallest_detectable,
 )
 from agent.contract import UNTRAINED
-from agent.errors import AgentError, BudgetError, TrainingFailed, error_named
+from agent.errors import AgentError, BudgetError, TrainingFailed
 from agent.recipe.schema import Recipe
 
 CONFIRM_RUNS = 2
@@ -124,11 +124,9 @@ def _warn_if_untrained(session: Session, runs: Sequence[Done]) -> None:
 
 def _failed(run: Done) -> AgentError:
     """The trainer's own error where it named one (no such model, a bad data row), else what triage found."""
-    diagnosis, failure = run.diagnosis, run.record.failure
-    if failure is not None:
-        named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
-        if named is not None:
-            return named
+    if run.named_error is not None:
+        return run.named_error
+    diagnosis = run.diagnosis
     what = f"{diagnosis.crash_class}: {diagnosis.reason}" if diagnosis else "it left no summary"
     return TrainingFailed(
         f"the baseline does not run, so there is nothing to improve ({what})",

@@ -13,7 +13,7 @@ from typing import Any
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import Failure, Split
-from agent.errors import AgentError, RecipeError, TrainingFailed
+from agent.errors import AgentError, RecipeError, ResourceError, TrainingFailed
 from agent.recipe.files import edit_text, with_keys
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
@@ -126,7 +126,7 @@ def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
 def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) -> Remedy | None:
     """What to do about the crash, told to the observer; None where nothing sensible is left.
 
-    Raises StopCampaign where every later run would meet the same failure.
+    Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
     parent = session.recipe_of(session.incumbent if experiment else 0)
@@ -135,14 +135,21 @@ def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) 
     if limit is not None:
         _learn(session, experiment, limit)
     if response.stops_campaign:
-        failure = done.record.failure
-        raise StopCampaign(
-            f"{done.diagnosis.crash_class}: {done.diagnosis.reason}",
-            where=failure.where if failure else done.key,
-            hint=response.missing or (failure.hint if failure else None) or response.why,
-        )
+        raise _stopping(done, done.diagnosis, response)
     session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
     return response.remedy
+
+
+def _stopping(done: Done, diagnosis: Diagnosis, response: Response) -> AgentError:
+    """What ends the campaign: the trainer's own error, a resource that ran out, or a failed training."""
+    if done.named_error is not None:
+        return done.named_error
+    if diagnosis.crash_class == "resource":
+        hint = "make room (disk, shared memory, processes, open files); raft-agent resume then goes on"
+        return ResourceError(diagnosis.reason, where=done.key, hint=hint)
+    said = response.missing or response.why
+    hint = said if said != diagnosis.reason else f"raft-agent diagnose {done.key} shows its log"
+    return StopCampaign(f"{diagnosis.crash_class}: {diagnosis.reason}", where=done.key, hint=hint)
 
 
 def _response(session: Session, experiment: int, diagnosis: Diagnosis, parent: Recipe, tried: list[Remedy]) -> Response:

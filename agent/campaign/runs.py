@@ -14,6 +14,7 @@ from typing import Any
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
 from agent.contract import Split, Summary
+from agent.errors import AgentError, error_named
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Recipe
@@ -70,6 +71,14 @@ class Done:
     @property
     def ok(self) -> bool:
         return self.diagnosis is None and self.record.summary is not None
+
+    @property
+    def named_error(self) -> AgentError | None:
+        """The trainer's own error, where it named one: no such model, a bad data row."""
+        failure = self.record.failure
+        if failure is None:
+            return None
+        return error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
 
 
 class Runner:

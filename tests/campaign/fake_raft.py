@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         failure = {"crash_class": "data", "message": "no such data", "exception": "DataError", "hint": "bring it"}
         (options.out / "failure.json").write_text(json.dumps(failure))
         return 3
+    if (options.out.parents[3] / "disk-is-full").exists():
+        print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
+        print("OSError: [Errno 28] No space left on device", file=sys.stderr)
+        return 1
     broken = None if options.evaluate else break_on_purpose(recipe, options.out)
     if broken is not None:
         return broken

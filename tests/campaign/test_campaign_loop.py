@@ -14,7 +14,7 @@ from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothes
 
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
-from agent.errors import BudgetError, DataError, UsageError
+from agent.errors import BudgetError, DataError, ResourceError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
 
@@ -402,4 +402,17 @@ def test_missing_data_stops_with_its_own_error_and_resumes_once_it_is_there(nigh
     assert night.session is not None
     assert (night.session.state.status, night.session.state.stop_reason) == ("paused", "no such data")
     missing.unlink()
+    assert night.resume().ideas == 1
+
+
+def test_a_full_disk_pauses_the_campaign_and_it_goes_on_once_there_is_room(night: Night) -> None:
+    night.playbook(NOTHING)
+    full = night.root / "disk-is-full"
+    full.touch()
+    with pytest.raises(ResourceError, match="no space left") as caught:
+        night.start(max_experiments=1)
+    assert "raft-agent resume" in str(caught.value)
+    assert night.session is not None
+    assert night.session.state.status == "paused"
+    full.unlink()
     assert night.resume().ideas == 1
