@@ -13,7 +13,7 @@ from typing import Any
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import Failure, Split
-from agent.errors import AgentError, RecipeError, ResourceError, TrainingFailed
+from agent.errors import AgentError, RecipeError, TrainingFailed
 from agent.recipe.files import edit_text, with_keys
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
@@ -141,12 +141,9 @@ def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) 
 
 
 def _stopping(done: Done, diagnosis: Diagnosis, response: Response) -> AgentError:
-    """What ends the campaign: the trainer's own error, a resource that ran out, or a failed training."""
+    """What ends the campaign: an error that has a name, or a failed training."""
     if done.named_error is not None:
         return done.named_error
-    if diagnosis.crash_class == "resource":
-        hint = "make room (disk, shared memory, processes, open files); raft-agent resume then goes on"
-        return ResourceError(diagnosis.reason, where=done.key, hint=hint)
     said = response.missing or response.why
     hint = said if said != diagnosis.reason else f"raft-agent diagnose {done.key} shows its log"
     return StopCampaign(f"{diagnosis.crash_class}: {diagnosis.reason}", where=done.key, hint=hint)

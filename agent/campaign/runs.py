@@ -14,7 +14,7 @@ from typing import Any
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
 from agent.contract import Split, Summary
-from agent.errors import AgentError, error_named
+from agent.errors import AgentError, ResourceError, error_named
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Recipe
@@ -74,11 +74,15 @@ class Done:
 
     @property
     def named_error(self) -> AgentError | None:
-        """The trainer's own error, where it named one: no such model, a bad data row."""
-        failure = self.record.failure
-        if failure is None:
-            return None
-        return error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+        """The trainer's own error, where it named one (no such model, a bad data row), or a resource that ran out."""
+        failure, diagnosis = self.record.failure, self.diagnosis
+        named = None
+        if failure is not None:
+            named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+        if named is None and diagnosis is not None and diagnosis.crash_class == "resource":
+            hint = "make room (disk, shared memory, processes, open files); raft-agent resume then goes on"
+            named = ResourceError(diagnosis.reason, where=self.key, hint=hint)
+        return named
 
 
 class Runner:
