@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.campaign.budget import (
+    CONFIRM_SEEDS,
     NightPlan,
     RunCost,
     confirmation_seconds,
@@ -31,8 +32,6 @@ from agent.campaign.verdict import (
 from agent.contract import UNTRAINED
 from agent.errors import AgentError, BudgetError, TrainingFailed
 from agent.recipe.schema import Recipe
-
-CONFIRM_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _too_small(recipe: Recipe, error: BudgetError, cost: RunCost, budget_s: floa
     """The refusal in the unit of the recipe's own budget."""
     unit = "tokens" if recipe.budget.tokens else "cycles"
     amount = recipe.budget.tokens or recipe.budget.cycles or 1
-    runs, evaluations = 2 + 1 + 2 * CONFIRM_RUNS, 2 + 2 * CONFIRM_RUNS
+    runs, evaluations = 2 + 1 + 2 * CONFIRM_SEEDS, 2 + 2 * CONFIRM_SEEDS
     fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * cost.evaluation_s
     affordable = (budget_s - fixed) / runs
     fitting = int(amount * affordable / cost.train_s) if affordable > 0 and cost.train_s > 0 else 0
@@ -208,5 +207,5 @@ def detectable_gain(baseline: Sequence[dict[str, list[float]]], noise: RunNoise 
         return None
     itself = compare([baseline[0]], [baseline[1]], noise)
     # two runs an arm: the pair error falls with the runs that are averaged, and so does the run noise
-    error = ((itself.pair_error**2 + itself.run_error**2) / CONFIRM_RUNS) ** 0.5
+    error = ((itself.pair_error**2 + itself.run_error**2) / CONFIRM_SEEDS) ** 0.5
     return smallest_detectable(error, itself.df, alpha=alpha_of_confirmation(1))
