@@ -112,7 +112,12 @@ class CycleRow(Row):
     padding_share: float | None = None
     """Of the tokens that the learner's forward passes ran over."""
     logprob_gap: float | None = None
-    """Mean |sampler's - learner's log-probability| of kept tokens before the first step of the cycle, nats."""
+    """Mean |sampler's - learner's log-probability| of kept tokens at the first step of the cycle, nats.
+
+    Of samples that the current weights drew, so that it shows disagreement and not age; None where all are older.
+    """
+    logprob_drift: float | None = None
+    """The same over all trained tokens, each as it was trained: it grows with the steps since sampling."""
     trajectory_age: float | None = None
     """Mean age of trained samples, in learner updates."""
     select_metric: float | None = None

@@ -488,8 +488,18 @@ def _grad_over_limit(observation: Observation) -> float | None:
 
 
 _late("clip_share", "Steps whose gradient was scaled down (raft), or tokens whose ratio was clipped.")
-_late("logprob_gap", "Mean |sampler's - learner's log-probability| of kept tokens, nats.")
+_late("logprob_gap", "Mean |sampler's - learner's log-probability| of fresh samples' tokens, nats.")
 _late("trajectory_age", "Mean age of trained samples, in learner updates.")
+
+
+@_signal(
+    "staleness",
+    LATE,
+    "How much further from the sampler trained tokens are than fresh ones: mean |log ratio|, nats.",
+)
+def _staleness(observation: Observation) -> float | None:
+    drift, gap = _mean(observation.late, "logprob_drift"), _mean(observation.late, "logprob_gap")
+    return drift - (gap or 0.0) if drift is not None else None
 
 
 # --- what was measured -------------------------------------------------------------------------------------

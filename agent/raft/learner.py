@@ -90,6 +90,7 @@ class TrainReport:
     skipped_steps: int = 0
     grad_norm: float | None = None
     gap: float | None = None
+    drift_sum: float = 0.0
     age_sum: float = 0.0
     samples: int = 0
     padding: int = 0
@@ -113,6 +114,7 @@ class TrainReport:
             "skipped_steps": self.skipped_steps,
             "padding_share": self.padding / self.forward_tokens if self.forward_tokens else None,
             "logprob_gap": self.gap,
+            "logprob_drift": self.drift_sum / self.tokens if self.tokens else None,
             "trajectory_age": self.age_sum / self.samples if self.samples else None,
             "trained_tokens": self.tokens,
         }
@@ -204,6 +206,7 @@ class Trainer:
             report.forward_tokens += batch.size
             report.samples += batch.samples
             report.age_sum += report.steps * batch.samples
+        report.drift_sum += gap
         if report.gap is None:
             report.gap = gap / total
         report.tokens += total

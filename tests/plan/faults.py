@@ -365,6 +365,17 @@ SICK = [
         ("logprob_mismatch",),
     ),
     Run(
+        "many-steps-a-cycle",
+        {
+            "rollout.prompts_per_cycle": 128,
+            "learner.microbatch_tokens": 128,
+            "learner.epochs_per_cycle": 4,
+            "learner.learning_rate": 1.5e-3,
+            "budget": {"cycles": 6},
+        },
+        ("stale_data",),
+    ),
+    Run(
         "everything-kept-rate-1",
         {**LEARN_ALL, "learner.learning_rate": 1.0, "learner.optimizer": "sgd", "learner.max_grad_norm": 1e6},
         ("unstable_loss", "grad_spikes"),

@@ -84,6 +84,7 @@ def cycle(number: int, **fields: Any) -> CycleRow:
         "optimizer_steps": 1,
         "trained_tokens": 480,
         "logprob_gap": 1e-6,
+        "logprob_drift": 1e-6,
         "trajectory_age": 0.0,
         "seconds": {"generate": 0.15, "verify": 0.01, "train": 0.06, "evaluate": 0.03, "wait": 0.0},
     }

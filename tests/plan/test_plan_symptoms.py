@@ -232,7 +232,7 @@ SICK: dict[str, Observation] = {
     "training_bound": run(seconds={"generate": 0.1, "train": 0.9}),
     "verify_bound": run(seconds={"generate": 0.3, "train": 0.1, "verify": 0.5}),
     "idle_waiting": run(seconds={"generate": 0.3, "train": 0.1, "wait": 0.4}),
-    "stale_data": run(trajectory_age=4.0, logprob_gap=0.2),
+    "stale_data": run(trajectory_age=4.0, logprob_drift=0.4),
     "logprob_mismatch": run(logprob_gap=0.2),
     "memory_tight": replace(run(), machine=machine(memory_gb=1.05)),
     "memory_headroom": run(recipe=tiny(learner__gradient_accumulation=8)),
@@ -266,6 +266,13 @@ def test_the_symptom_is_found_where_it_is(symptom: str) -> None:
     finding = next(f for f in diagnose(SICK[symptom], BOOK) if f.symptom == symptom)
     assert finding.severity > 0.1
     assert finding.reading in BOOK.readings
+
+
+def test_disagreement_on_fresh_samples_is_a_fault_and_not_age_however_many_steps_a_cycle_has() -> None:
+    faulty = {f.symptom for f in diagnose(run(logprob_gap=0.2, logprob_drift=0.3, trajectory_age=4.0), BOOK)}
+    aged = {f.symptom for f in diagnose(run(logprob_gap=1e-6, logprob_drift=0.3, trajectory_age=4.0), BOOK)}
+    assert faulty == {"logprob_mismatch"}
+    assert aged == {"stale_data"}
 
 
 def test_what_another_symptom_explains_counts_for_less() -> None:

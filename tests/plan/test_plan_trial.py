@@ -14,11 +14,8 @@ from plan_fixtures import BOOK
 
 from agent.plan.symptoms import diagnose
 
-NEEDS_OTHER_MEANS = {
-    "idle_waiting": "in lockstep no side waits for another; needs the asynchronous engine",
-    "stale_data": "in lockstep samples are fresh before the first step of a cycle; needs the asynchronous engine",
-}
-"""Symptoms without a real run of their own; test_plan_symptoms.py has made-up rows for both."""
+NEEDS_OTHER_MEANS = {"idle_waiting": "in lockstep no side waits for another; needs the asynchronous engine"}
+"""Symptoms without a real run of their own; test_plan_symptoms.py has made-up rows for them."""
 
 
 @pytest.mark.parametrize("run", HEALTHY, ids=lambda run: run.name)

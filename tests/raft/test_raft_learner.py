@@ -273,6 +273,19 @@ def test_steps_follow_microbatches_accumulation_and_epochs(policy: Policy) -> No
     assert report.row()["trajectory_age"] == pytest.approx((4 * (0 + 2 + 4) + 2 * (1 + 3 + 5)) / 18)
 
 
+def test_drift_is_how_far_the_policy_has_moved_from_the_sampler(policy: Policy) -> None:
+    one = sample(policy, "12+34=", "46")
+    start = policy.snapshot()
+    Trainer(policy, learner()).train([one], learning_rate=constant, seed=0)
+    after_one_step = token_logprobs(policy, one.prompt, one.completion)
+    moved = math.fsum(abs(new - old) for new, old in zip(after_one_step, one.logprobs, strict=True)) / 3
+    policy.restore(start)
+    report = Trainer(policy, learner(epochs_per_cycle=2)).train([one], learning_rate=constant, seed=0)
+    assert moved > 0.01
+    assert report.row()["logprob_gap"] == pytest.approx(0.0, abs=1e-5)
+    assert report.row()["logprob_drift"] == pytest.approx((0 + moved) / 2, rel=1e-3)
+
+
 def test_gradient_checkpointing_changes_no_gradient(policy: Policy) -> None:
     samples = [sample(policy, "12+34=", "46")]
     start = policy.snapshot()
