@@ -65,7 +65,7 @@ def _own_recipe(folder: Path, data: Path | None, model: str | None) -> dict[str,
             f"  confirm_prompts: {min(128, held_out)}\n  holdout_prompts: {min(128, held_out)}\n"
         )
     extra["recipes/main.yaml"] = (
-        "# What a training is. `raft-agent check` validates it; every key is explained in the README.\n"
+        "# What a training is. `raft-agent check` validates it, `raft-agent check --keys all` explains every key.\n"
         f'model:\n  source: "{source}"\ntask:\n{task}{evaluation}'
         "learner:\n  learning_rate: 2.0e-5\nbudget:\n  train_seconds: 600\n"
     )
@@ -104,11 +104,19 @@ def _look_at(data: Path) -> tuple[int, dict[str, str]]:
 
 
 @app.command()
-def check(json_output: bool = typer.Option(False, "--json", help="Print the findings as JSON.")) -> None:
+def check(
+    keys: str | None = typer.Option(
+        None, "--keys", metavar="SECTION", help="Explain the recipe's keys instead: `learner`, `task.reward`, or `all`."
+    ),
+    json_output: bool = typer.Option(False, "--json", help="Print the findings as JSON."),
+) -> None:
     """Validate recipes and hypotheses.
 
     Every file, and each hypothesis applied to each recipe that it fits.
     """
+    if keys is not None:
+        _explain_keys(keys, json_output=json_output)
+        return
     from agent.campaign.open import machine_of
     from agent.ledger.git import Repository
     from agent.ledger.table import read_rows
@@ -145,6 +153,36 @@ def check(json_output: bool = typer.Option(False, "--json", help="Print the find
         _print_check(workspace, counts, problems)
     if problems:
         raise typer.Exit(3)
+
+
+def _explain_keys(section: str, *, json_output: bool) -> None:
+    """Default, accepted values and meaning of each key."""
+    import dataclasses
+    import difflib
+    import textwrap
+
+    from agent.recipe.keys import describe_keys
+
+    everything = describe_keys()
+    found = everything if section == "all" else describe_keys(section)
+    if not found:
+        names = sorted({key.name[:end] for key in everything for end in _ends_of_sections(key.name)})
+        near = difflib.get_close_matches(section, names, n=1)
+        sections = ", ".join(name for name in names if "." not in name)
+        raise UsageError(
+            f"a recipe has no {section}", hint=f"did you mean {near[0]}?" if near else f"its sections: {sections}"
+        )
+    if json_output:
+        print_json([dataclasses.asdict(key) for key in found])
+        return
+    for key in found:
+        print(f"{key.name}: {key.default}  ({key.accepts}{'; locked' if key.locked else ''})")
+        print(textwrap.fill(key.meaning, width=78, initial_indent="    ", subsequent_indent="    "))
+
+
+def _ends_of_sections(name: str) -> list[int]:
+    """Where each dotted path that leads to a key ends, its own included."""
+    return [place for place, letter in enumerate(name) if letter == "."] + [len(name)]
 
 
 def _print_check(workspace: Workspace, counts: dict[str, int], problems: list[str]) -> None:

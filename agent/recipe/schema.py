@@ -12,6 +12,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 LOCKED: dict[str, Any] = {"locked": True}
 
@@ -384,6 +385,7 @@ class Recipe(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation, json_schema_extra=LOCKED)
     budget: Budget = Field(json_schema_extra=LOCKED)
     seed: Whole = Field(0, ge=0, json_schema_extra=LOCKED)
+    """Everything random follows from it; a campaign derives the seeds of its runs from it."""
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Recipe:
@@ -437,19 +439,24 @@ SCHEDULE_READS: dict[str, set[str]] = {
 """What each kind of schedule reads beside `by` and `floor`; see `agent.recipe.schedules`."""
 
 
-def leaf_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, bool]:
-    """Every dotted key path of the schema, with whether it is locked. Optional sections are walked too."""
-    keys: dict[str, bool] = {}
-    for name, field in section.model_fields.items():
+def leaf_keys() -> dict[str, bool]:
+    """Every dotted key path of the schema, with whether it is locked."""
+    return {key: locked for key, (_, locked) in leaf_fields().items()}
+
+
+def leaf_fields(section: type[BaseModel] | None = None, prefix: str = "") -> dict[str, tuple[FieldInfo, bool]]:
+    """The field at every dotted key path, and whether it is locked. Optional sections are walked too."""
+    found: dict[str, tuple[FieldInfo, bool]] = {}
+    for name, field in (section or Recipe).model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         locked = bool(extra.get("locked", False))
         nested = section_of(field.annotation)
         if nested is None:
-            keys[prefix + name] = locked
+            found[prefix + name] = field, locked
             continue
-        for key, inner_locked in leaf_keys(nested, f"{prefix}{name}.").items():
-            keys[key] = locked or inner_locked
-    return keys
+        for key, (inner, inner_locked) in leaf_fields(nested, f"{prefix}{name}.").items():
+            found[key] = inner, locked or inner_locked
+    return found
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -203,3 +203,14 @@ def test_help_is_instant_and_names_the_exit_codes() -> None:
     done = subprocess.run([sys.executable, "-m", "agent.cli", "--help"], capture_output=True, text=True, check=True)
     for word in ("run", "resume", "130", "init"):
         assert word in done.stdout
+
+
+def test_check_explains_the_keys_of_a_section(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--keys", "learner.lr_schedule"]) == 0
+    said = capsys.readouterr().out
+    assert "learner.lr_schedule.decay: 0.85  (number; > 0, <= 1)\n    Factor per cycle" in said
+    assert "learner.learning_rate" not in said
+    assert max(map(len, said.splitlines())) <= 100
+    code, message = refused(capsys, "check", "--keys", "lerner")
+    assert code == 2
+    assert "did you mean learner?" in message
