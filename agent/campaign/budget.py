@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.errors import BudgetError, UsageError
+from agent.report.words import duration
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_SECONDS = 30 * 86400
@@ -58,16 +59,6 @@ def parse_deadline(text: str, now: datetime.datetime) -> datetime.datetime:
     if moment <= now:
         raise UsageError(f"--deadline {text!r} has passed", hint="write 07:30 for the next half past seven")
     return moment
-
-
-def words(seconds: float) -> str:
-    """`7h 05m`, `12m 30s`, `45s`."""
-    whole = max(0, round(seconds))
-    if whole >= 3600:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    if whole >= 60:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole}s"
 
 
 class BudgetClock:
@@ -142,9 +133,9 @@ class NightPlan:
 
     def words(self) -> str:
         return (
-            f"{self.baseline_seeds} baseline runs ({words(self.calibration_s)}), then about {self.ideas} ideas of "
-            f"{words(self.idea_s)} each, a confirmation costs {words(self.confirmation_s)}, "
-            f"{words(self.reserve_s)} held back for the last confirmation, the holdout and the report"
+            f"{self.baseline_seeds} baseline runs ({duration(self.calibration_s)}), then about {self.ideas} ideas of "
+            f"{duration(self.idea_s)} each, a confirmation costs {duration(self.confirmation_s)}, "
+            f"{duration(self.reserve_s)} held back for the last confirmation, the holdout and the report"
         )
 
 
@@ -184,11 +175,11 @@ def _too_small(budget_s: float, cost: RunCost, *, seeds: int) -> BudgetError:
     needed = fixed + runs * cost.train_s
     affordable = (budget_s - fixed) / runs
     if affordable >= 1:
-        hint = f"set budget.train_seconds to {int(affordable)} in the recipe, or give it {words(needed)}"
+        hint = f"set budget.train_seconds to {int(affordable)} in the recipe, or give it {duration(needed)}"
     else:
-        hint = f"give it at least {words(needed)}; starting and evaluating alone take {words(fixed)}"
+        hint = f"give it at least {duration(needed)}; starting and evaluating alone take {duration(fixed)}"
     return BudgetError(
-        f"{words(budget_s)} affords no idea: a baseline of {seeds} seeds, one idea, its confirmation and the holdout "
-        f"need about {words(needed)} at {words(cost.train_s)} of training a run",
+        f"{duration(budget_s)} affords no idea: a baseline of {seeds} seeds, one idea, its confirmation and the "
+        f"holdout need about {duration(needed)} at {duration(cost.train_s)} of training a run",
         hint=hint,
     )

@@ -13,7 +13,6 @@ from agent.campaign.budget import (
     confirmation_seconds,
     plan_night,
     reserve_seconds,
-    words,
 )
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.repair import train_with_repairs
@@ -25,13 +24,13 @@ from agent.campaign.verdict import (
     alpha_of_confirmation,
     compare,
     mean_score,
-    points,
     run_noise,
     smallest_detectable,
 )
 from agent.contract import UNTRAINED
 from agent.errors import AgentError, BudgetError, TrainingFailed
 from agent.recipe.schema import Recipe
+from agent.report.words import duration, points
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _told(session: Session, recipe: Recipe, untrained: Done, runs: Sequence[Done
         f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({evaluation.metric}, "
         f"{points(gain.delta)} [{points(low)}, {points(high)}]), {spread} over {len(runs)} seeds"
     )
-    session.observer.say(f"{shown}about {night.ideas} ideas fit, {words(session.clock.left_s)} left")
+    session.observer.say(f"{shown}about {night.ideas} ideas fit, {duration(session.clock.left_s)} left")
     session.observer.board(session.board())
     return Calibration(untrained, tuple(runs), noise, night, gain)
 

@@ -22,13 +22,13 @@ from agent.campaign.verdict import (
     judge_confirmed,
     judge_filtered,
     passes_filter,
-    points,
 )
 from agent.campaign.watches import Report, broken_guards, watch
 from agent.contract import NO_STEP
 from agent.ledger.journal import Experiment
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
+from agent.report.words import points
 
 MARGIN = 0.01
 """Non-inferiority margin of a simpler or cheaper recipe where min_effect names none, in units of the metric."""

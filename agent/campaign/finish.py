@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.campaign.budget import words
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.runs import CutShort, Done, Job, Runner
 from agent.campaign.session import Session, run_key
-from agent.campaign.verdict import Comparison, compare, mean_score, points
+from agent.campaign.verdict import Comparison, compare, mean_score
 from agent.contract import CHECKPOINT, UNTRAINED
+from agent.report.words import duration, points
 
 HOLDOUT_RUNS = 2
 """Checkpoints of the baseline, and of the winner, that are evaluated on the holdout."""
@@ -138,7 +138,7 @@ def _tell(
     counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
     lines = [
         headline,
-        f"stopped: {reason}; {words(session.clock.consumed_s)} used"
+        f"stopped: {reason}; {duration(session.clock.consumed_s)} used"
         + (f", {share:.0%} of it in training" if share is not None else ""),
         f"ideas {len(ideas)}: {counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed",
         *_kept_lines(session, kept),

@@ -7,7 +7,7 @@ first, runs happen once, commits and rows are idempotent.
 from __future__ import annotations
 
 from agent.campaign import choose
-from agent.campaign.budget import reserve_seconds, words
+from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
 from agent.campaign.evidence import Evidence, gather
 from agent.campaign.experiment import attempt, commit, title
@@ -17,6 +17,7 @@ from agent.campaign.runs import CutShort, Runner
 from agent.campaign.session import Session
 from agent.campaign.settings import parse_target
 from agent.errors import AgentError
+from agent.report.words import duration
 
 CRASHES_IN_A_ROW = 4
 """After this many crashed ideas in a row something is wrong with the machine, not with the ideas."""
@@ -34,6 +35,7 @@ def run_campaign(session: Session, runner: Runner) -> Ending:
     Raises Paused where a person stopped it, BudgetError, TrainingFailed, and AgentErrors that no idea can mend.
     """
     evidence = Evidence(session.recipe_of(0).evaluation)
+    session.observer.board(session.board())
     try:
         plan_baseline(session)
         gather(session, runner, evidence)
@@ -146,8 +148,8 @@ def why_stop(session: Session) -> str | None:
     reserve = reserve_seconds(cost)
     if not session.clock.affords(cost.total_s, reserve_s=reserve):
         return (
-            f"the next idea would need {words(cost.total_s)} and {words(reserve)} are held back, "
-            f"{words(session.clock.left_s)} are left"
+            f"the next idea would need {duration(cost.total_s)} and {duration(reserve)} are held back, "
+            f"{duration(session.clock.left_s)} are left"
         )
     return None
 
@@ -171,5 +173,5 @@ def report(session: Session, number: int) -> None:
         reason = why_stop(session)
     except CutShort as cut:
         reason = cut.reason
-    rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {words(session.clock.left_s)} left"
+    rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {duration(session.clock.left_s)} left"
     session.observer.say(f"  {rest}")

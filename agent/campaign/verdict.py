@@ -25,6 +25,7 @@ from scipy import stats
 
 from agent.contract import EvalRow
 from agent.recipe.schema import Evaluation
+from agent.report.words import points
 
 CAMPAIGN_ALPHA = 0.05
 FILTER_ALPHA = 0.2
@@ -270,8 +271,3 @@ def judge_confirmed(
         return Verdict("discard", f"regressed on confirmation: {span}", comparison, "regressed")
     short_of = f"lower bound {points(lower)} at level {alpha:.3f} is not above 0"
     return Verdict("discard", f"inconclusive: {span}; {short_of}", comparison, "inconclusive")
-
-
-def points(value: float) -> str:
-    """A difference of a rate in percentage points, signed: `+3.1pp`; nothing is `+0.0pp`."""
-    return f"{round(100 * value, 1) + 0.0:+.1f}pp"

@@ -16,6 +16,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
+from agent.report.words import duration
 
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
@@ -51,8 +52,6 @@ def run(
     The baseline with several seeds, then ideas from the playbook one by one, each committed, trained, judged and
     recorded; what holds is confirmed with fresh seeds on fresh prompts; the holdout once, at the end.
     """
-    import dataclasses
-
     from agent.campaign.budget import parse_deadline, parse_duration
     from agent.campaign.open import machine_of, start
     from agent.campaign.settings import Settings
@@ -81,7 +80,7 @@ def run(
         _dry_run(workspace, settings)
         return
     if detach:
-        _detach(workspace, dataclasses.replace(settings))
+        _detach(workspace, settings)
         return
 
     def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
@@ -166,12 +165,12 @@ def _campaign(
 
 
 def _opening_words(session: Session, observer: TerminalObserver) -> None:
-    from agent.campaign.budget import words
     from agent.campaign.calibration import plan_first
 
     recipe = session.recipe_of(0)
-    left = f"{words(session.clock.left_s)} left" if session.state.sessions > 1 else words(session.clock.left_s)
-    observer.say(f"campaign {session.settings.campaign}: {session.recipe_path}, {left}, on {session.machine.summary}")
+    left = duration(session.clock.left_s)
+    time = f"{left} left" if session.state.sessions > 1 else duration(session.settings.budget_s or session.clock.left_s)
+    observer.say(f"campaign {session.settings.campaign}: {session.recipe_path}, {time}, on {session.machine.summary}")
     if session.state.sessions <= 1 and session.settings.budget_s is not None:
         guess = "" if recipe.budget.train_seconds else " (a guess until the first run)"
         observer.say(f"plan{guess}: {plan_first(session, recipe).words()}")

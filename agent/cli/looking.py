@@ -10,6 +10,7 @@ from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
 from agent.errors import UsageError
+from agent.report.words import duration, percent
 
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
@@ -48,8 +49,6 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
 
 
 def _status(workspace: Workspace, name: str, state: CampaignState, *, running: bool) -> dict[str, Any]:
-    from agent.campaign.budget import words
-
     started = state.started
     numbers = state.calibration
     ideas = [one for number, one in state.experiments.items() if number > 0]
@@ -62,11 +61,11 @@ def _status(workspace: Workspace, name: str, state: CampaignState, *, running: b
         "campaign": name,
         "state": standing,
         "recipe": started.recipe_path if started else None,
-        "budget": f"{words(state.consumed_s)} used" + (f" of {words(budget)}" if budget else ""),
+        "budget": f"{duration(state.consumed_s)} used" + (f" of {duration(budget)}" if budget else ""),
         "consumed_s": state.consumed_s,
         "budget_s": budget,
-        "untrained": _rate(numbers.get("untrained")),
-        "baseline": _rate(numbers.get("baseline")),
+        "untrained": percent(numbers.get("untrained")) or None,
+        "baseline": percent(numbers.get("baseline")) or None,
         "best": _best(state),
         "ideas": f"{len(ideas)}: {outcomes['keep']} kept, {outcomes['discard']} discarded, {outcomes['crash']} crashed",
         "outcomes": outcomes,
@@ -85,10 +84,6 @@ def _status(workspace: Workspace, name: str, state: CampaignState, *, running: b
     return told
 
 
-def _rate(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f}%"
-
-
 def _best(state: CampaignState) -> str | None:
     known = state.incumbent
     if known is None or not state.calibration:
@@ -98,7 +93,7 @@ def _best(state: CampaignState) -> str | None:
     experiment = state.experiments[known.experiment]
     value = experiment.judged.row.get("metric_value") if experiment.judged else None
     subject = experiment.planned.subject if experiment.planned else ""
-    return f"{_rate(value) or ''} #{known.experiment} {subject}".strip()
+    return f"{percent(value)} #{known.experiment} {subject}".strip()
 
 
 def _now(workspace: Workspace, state: CampaignState, run: Run) -> str:
@@ -208,15 +203,13 @@ def _story(workspace: Workspace, name: str, experiment: Experiment) -> list[str]
 
 def closing_words(session: Session, ending: Ending) -> list[str]:
     """The end of `run`: untrained -> baseline -> winner, what was kept, the checkpoint, the diff, the next command."""
-    from agent.report.terminal import percent
-
     lines = ["", *ending.lines, ""]
     numbers = session.state.calibration
     path = [("untrained", numbers.get("untrained")), ("baseline", numbers.get("baseline"))]
     if ending.winner:
         judged = session.state.experiments[ending.winner].judged
         path.append((f"winner #{ending.winner}", judged.row.get("metric_value") if judged else None))
-    lines.append(" -> ".join(f"{name} {percent(str(value))}" for name, value in path if value is not None))
+    lines.append(" -> ".join(f"{name} {percent(value)}" for name, value in path if value is not None))
     if ending.checkpoint:
         lines.append(f"checkpoint: {ending.checkpoint}")
     if ending.kept and session.branches is not None:

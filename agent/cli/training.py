@@ -12,6 +12,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
+from agent.report.words import duration
 
 if TYPE_CHECKING:
     from agent.contract import Split
@@ -134,12 +135,10 @@ def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
 
 def _warn_about_transfer(short: float, seconds: float) -> None:
     """`short`: seconds of training in the campaign's runs."""
-    from agent.campaign.budget import words
-
     if seconds > 2 * short:
         print(
-            f"warning: this recipe won at {words(short)} of training; what wins a short run may not win one of "
-            f"{words(seconds)}. A schedule by budget stretches with it, one by cycle does not. Compare it with the "
+            f"warning: this recipe won at {duration(short)} of training; what wins a short run may not win one of "
+            f"{duration(seconds)}. A schedule by budget stretches with it, one by cycle does not. Compare it with the "
             "baseline at the same length before you rely on it.",
             file=sys.stderr,
         )

@@ -17,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from agent.report.words import duration, percent, points
+
 STYLES = {"keep": "bold green", "discard": "yellow", "crash": "bold red", "warning": "bold yellow"}
 
 
@@ -36,6 +38,7 @@ class TerminalObserver:
         self.clock = clock
         self._live: Live | None = None
         self._board: Any = None
+        self._board_at = clock()
         self._activity: Any = None
         self._pulse: Any = None
         self._began = clock()
@@ -61,7 +64,7 @@ class TerminalObserver:
         self.console.print(Text(f"{self._stamp()} warning: {text}", style=STYLES["warning"]))
 
     def board(self, board: Any) -> None:
-        self._board = board
+        self._board, self._board_at = board, self.clock()
 
     def started(self, activity: Any) -> None:
         self._activity, self._pulse, self._began = activity, None, self.clock()
@@ -88,7 +91,8 @@ class TerminalObserver:
         grid = Table.grid(padding=(0, 1))
         grid.add_column(no_wrap=True, overflow="ellipsis")
         if self._board is not None:
-            grid.add_row(Text(board_line(self._board), style="bold"))
+            left = self._board.left_s - (self.clock() - self._board_at)
+            grid.add_row(Text(board_line(self._board, left_s=left), style="bold"))
         if self._activity is not None:
             grid.add_row(Text(f"now   {self._activity.what}, {self._activity.run}", overflow="ellipsis"))
             grid.add_row(self._bar())
@@ -102,26 +106,18 @@ class TerminalObserver:
         if pulse is not None and pulse.note:
             words += f" {pulse.note}"
         elif pulse is not None and pulse.metric is not None:
-            words += f", select {pulse.metric:.1%}"
+            words += f", select {percent(pulse.metric)}"
         row = Table.grid(padding=(0, 1))
         row.add_row(ProgressBar(total=1.0, completed=share or 0.0, width=30, pulse=share is None), Text(words))
         return row
 
 
-def board_line(board: Any) -> str:
-    """One line: campaign, ideas, best so far, time left."""
-    parts = [board.campaign, f"{board.ideas} ideas, {board.kept} kept"]
+def board_line(board: Any, *, left_s: float) -> str:
+    """One line: time left, ideas, best so far, campaign (last, where a narrow terminal cuts)."""
+    parts = [f"{duration(left_s)} left", f"{board.ideas} ideas, {board.kept} kept"]
     if board.best is not None:
-        parts.append(f"best {board.best:.1%} ({board.best_is})")
-    parts.append(f"{_words(board.left_s)} left")
-    return " | ".join(parts)
-
-
-def _words(seconds: float) -> str:
-    whole = max(0, round(seconds)) if seconds != float("inf") else 0
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s"
+        parts.append(f"best {percent(board.best)} ({board.best_is})")
+    return " | ".join([*parts, board.campaign])
 
 
 def _style_of(line: str) -> str:
@@ -142,25 +138,24 @@ def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
         table.add_row(
             row.get("index", ""),
             Text(status, style=STYLES.get(status, "")),
-            percent(row.get("metric_value")),
+            percent(_number(row.get("metric_value"))),
             _interval(row),
             Text.assemble(row.get("description", ""), (f"\n{row.get('reason', '')}".rstrip(), "dim")),
         )
     return table
 
 
-def percent(text: str | None) -> str:
-    """A rate of the table as per cent; nothing for an empty cell."""
+def _number(cell: str | None) -> float | None:
+    """A cell of the table; None where it is empty."""
     try:
-        return f"{100 * float(text or ''):.1f}%"
+        return float(cell or "")
     except ValueError:
-        return ""
+        return None
 
 
 def _interval(row: dict[str, str]) -> str:
-    try:
-        # + 0.0 turns -0.0 into 0.0
-        delta, low, high = (round(100 * float(row.get(key, "")), 1) + 0.0 for key in ("delta", "ci_low", "ci_high"))
-    except ValueError:
+    known = [value for key in ("delta", "ci_low", "ci_high") if (value := _number(row.get(key))) is not None]
+    if len(known) < 3:
         return ""
-    return f"{delta:+.1f} [{low:+.1f},{high:+.1f}]"
+    delta, low, high = (points(value).removesuffix("pp") for value in known)
+    return f"{delta} [{low},{high}]"

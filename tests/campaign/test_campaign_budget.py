@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from agent.campaign.budget import BudgetClock, RunCost, parse_deadline, parse_duration, plan_night, words
+from agent.campaign.budget import BudgetClock, RunCost, parse_deadline, parse_duration, plan_night
 from agent.campaign.session import evaluation_alone
 from agent.errors import BudgetError, UsageError
 from agent.recipe.schema import Evaluation
@@ -102,10 +102,6 @@ def test_a_budget_that_affords_no_idea_names_the_train_seconds_that_would() -> N
     assert plan_night(300, RunCost(5, seconds, 5), baseline_seeds=3, allow_fewer_seeds=True).ideas >= 1
     with pytest.raises(BudgetError):
         plan_night(300, RunCost(5, seconds + 3, 5), baseline_seeds=2, allow_fewer_seeds=True)
-
-
-def test_words() -> None:
-    assert [words(s) for s in (45, 750, 25500, -3)] == ["45s", "12m 30s", "7h 05m", "0s"]
 
 
 def test_an_evaluation_alone_costs_what_others_took_and_a_larger_split_more() -> None:
