@@ -128,16 +128,12 @@ def _float(text: str) -> float | None:
 
 
 def _tried_signatures(session: Session) -> list[str]:
-    """Recipes of all experiments of this campaign, the baseline among them, with the fixes they were given.
-
-    An underpowered or interrupted idea stays open, so its recipe is not among them.
-    """
+    """Recipes of all judged experiments of this campaign, the baseline among them, with the fixes they were given."""
     return [
         experiment.recipe_signature
         for experiment in session.state.experiments.values()
         if experiment.recipe_signature and experiment.outcome in ("keep", "discard", "crash")
-        and not (experiment.judged and experiment.judged.reason.startswith(("underpowered", "tainted")))
-    ]  # fmt: skip
+    ]
 
 
 def _constraint(event: ConstraintLearned) -> Constraint:

@@ -122,13 +122,13 @@ class Training:
             self._resume()
             if not self.finished and self.spending.cycles == 0:
                 self._measure_untrained()
-            while not self.finished and self.spending.affords_cycle() and not self._is_futile():
+            while not self.finished and self._goes_on():
                 self._leave_room()
                 self.cycle(self.spending.cycles + 1)
         except EndTraining as end:
             return end.reason
         self.finished = True
-        return NO_STEP if self._is_futile() else "budget"
+        return NO_STEP if self.spending.affords_cycle() else "budget"
 
     def cycle(self, cycle: int) -> None:
         """One round of RAFT."""
@@ -350,6 +350,9 @@ class Training:
     def _set_deadline(self) -> None:
         if self.limit_at is not None:
             self.pulse.deadline = self.limit_at - self.final_seconds()
+
+    def _goes_on(self) -> bool:
+        return self.spending.affords_cycle() and not self._is_futile()
 
     def _is_futile(self) -> bool:
         """The training has not begun to change the model and will hardly do so."""

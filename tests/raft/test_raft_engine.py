@@ -128,7 +128,7 @@ def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:
     assert all(torch.equal(weight, start[name]) for name, weight in training.policy.snapshot().items())
 
 
-@pytest.mark.parametrize(("cycles", "run"), [(12, 4), (6, 3), (2, 2)])
+@pytest.mark.parametrize(("cycles", "run"), [(12, 4), (6, 3), (3, 3), (2, 2)])
 def test_a_training_without_a_step_in_a_third_of_its_budget_is_ended(make: Any, cycles: int, run: int) -> None:
     """Not before three cycles, and where the budget ends first, by the budget."""
     training = make({"selection": {"reward_threshold": 2.0}, "budget": {"cycles": cycles}})

@@ -208,8 +208,7 @@ def test_a_time_limit_leaves_room_for_the_evaluation(model_cache: Path, tmp_path
     assert not told.stopped
     assert set(told.metrics) == {"search"}
     assert told.cycles > 0
-    assert told.model_extra is not None
-    assert told.model_extra["ended_by"] == "time_limit"
+    assert told.ended_by == "time_limit"
 
 
 def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
