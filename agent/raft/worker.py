@@ -178,8 +178,11 @@ class Worker:
         from agent.raft.evaluate import Examiner
         from agent.raft.model import load_policy
         from agent.tasks.prompts import shots_for
+        from agent.tasks.verifiers import refuse_hopeless_data
 
         assert self.splits is not None
+        task = self.recipe.task
+        refuse_hopeless_data(verifier, task.verifier, self.splits.train, dataset=task.dataset)
         named = self.options.evaluate
         checkpoint = Path(named) if named not in (None, UNTRAINED) else None
         self.policy = load_policy(

@@ -151,7 +151,8 @@ class Prompt(Section):
     system: str | None = None
     """System message; without a chat template it is put before the question."""
     template: str = "{question}"
-    """The user turn; `{question}` is replaced."""
+    """The user turn; `{question}` is replaced, and `{tests}` where rows have tests (a code task has to name what it
+    wants to be called)."""
     answer_schema: str | None = None
     """Sentence that says how to give the answer; put after the template on a line of its own."""
     examples: Whole = Field(0, ge=0, le=32)

@@ -12,6 +12,7 @@ Nothing here decodes, truncates or pads.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,19 +63,21 @@ def uses_chat(prompt: Prompt, tokenizer: Any) -> bool:
     return has_template and prompt.chat != "never"
 
 
-def user_text(prompt: Prompt, question: str) -> str:
-    """The user turn: template with the question in it, then the answer schema on a line of its own."""
-    text = prompt.template.replace("{question}", question)
+def user_text(prompt: Prompt, example: Example) -> str:
+    """The user turn: template with the row's words in it, then the answer schema on a line of its own."""
+    words = {"{question}": example.question} | ({"{tests}": example.tests} if example.tests else {})
+    # In one pass, so that braces in a question stay what they are.
+    text = re.sub("|".join(map(re.escape, words)), lambda found: words[found.group()], prompt.template)
     return f"{text}\n{prompt.answer_schema}" if prompt.answer_schema else text
 
 
 def plain_text(prompt: Prompt, example: Example, shots: Sequence[Example] = ()) -> str:
     """The request without a chat template, `response_prefix` not included."""
-    asked = user_text(prompt, example.question)
+    asked = user_text(prompt, example)
     between = "\n\n" if "\n" in asked.strip() else "\n"
     parts = [f"{prompt.system}\n\n"] if prompt.system else []
     for shot in shots:
-        turn = user_text(prompt, shot.question)
+        turn = user_text(prompt, shot)
         parts.append(turn + _before_answer(turn) + _shot_answer(prompt, shot) + between)
     parts.append(asked)
     # A space at the end of a prompt is a token that the model rarely saw before an answer: it starts the answer.
@@ -99,9 +102,9 @@ def _chat_text(prompt: Prompt, example: Example, shots: Sequence[Example], token
 
     turns: list[dict[str, str]] = []
     for shot in shots:
-        turns.append({"role": "user", "content": user_text(prompt, shot.question)})
+        turns.append({"role": "user", "content": user_text(prompt, shot)})
         turns.append({"role": "assistant", "content": _shot_answer(prompt, shot)})
-    turns.append({"role": "user", "content": user_text(prompt, example.question)})
+    turns.append({"role": "user", "content": user_text(prompt, example)})
     if not prompt.system:
         return _apply(tokenizer, turns)
     try:

@@ -22,19 +22,22 @@ Text that a model wrote is executed by `python_tests`, and by the rules of a few
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from agent.errors import UsageError
+from agent.errors import DataError, UsageError
 from agent.recipe import schema
 from agent.tasks.code_verifier import CodeVerifier
+from agent.tasks.example import Example
 from agent.tasks.gym import RuleOfDataSet
 from agent.tasks.scored_verifiers import MathVerifier, file_verifier
 from agent.tasks.text_verifiers import delimited, exact, last_number
 from agent.tasks.verdicts import AnswerVerifier, Verdict
 
-__all__ = ["AnswerVerifier", "Verdict", "build_verifier"]
+__all__ = ["AnswerVerifier", "Verdict", "build_verifier", "refuse_hopeless_data"]
 
 TEXT_KINDS = {"exact": exact, "last_number": last_number, "delimited": delimited}
+ROWS_LOOKED_AT = 32
 
 
 def build_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_code: bool = False) -> AnswerVerifier:
@@ -59,3 +62,31 @@ def build_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_code:
         case "exact" | "last_number" | "delimited":
             rule = RuleOfDataSet(timeout=config.timeout_seconds, allow_untrusted_code=allow_untrusted_code)
             return TEXT_KINDS[config.kind](config, rule=rule)
+
+
+def refuse_hopeless_data(
+    verifier: AnswerVerifier, config: schema.Verifier, examples: Sequence[Example], *, dataset: str
+) -> None:
+    """DataError where the verifier rejects the data's own answers, so that no response could ever be rewarded.
+
+    Only the text kinds tell: what a `file` passes is its own affair, code rows have no answer, and what `math` reads
+    depends on how an answer is typeset.
+    """
+    if config.kind not in TEXT_KINDS:
+        return
+    before, after = (config.open, config.close) if config.kind == "delimited" else ("", "")
+    looked_at = [(f"{before}{example.answer}{after}", example) for example in examples[:ROWS_LOOKED_AT]]
+    verdicts = verifier.verify_many(looked_at)
+    if any(verdict.passed for verdict in verdicts):
+        return
+    raise DataError(
+        f"the {config.kind} verifier takes none of the first {len(verdicts)} rows' own answers for right: "
+        f"of {_shortened(examples[0].answer)!r} it reads {verdicts[0].answer!r}",
+        where=dataset,
+        hint="task.answer_after names the text that the answer follows (`####` in GSM8K); or take another "
+        "task.verifier.kind (`exact` compares texts).",
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:28]} ... {text[-28:]}"

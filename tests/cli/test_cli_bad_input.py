@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from agent.cli.main import register, run
 from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.lock import hold
 from agent.ledger.workspace import Workspace
+from agent.recipe.files import get_key, load_recipe
 
 register()
 
@@ -188,6 +191,73 @@ def test_init_with_data_of_ones_own(
     code, message = refused(capsys, "init", "other", "--data", str(data))
     assert code == 2
     assert "JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"question": "How many?", "answer": "He has 3 + 4.\n#### 7"},
+            {"task.answer_after": "####", "task.verifier.kind": "last_number", "evaluation.max_new_tokens": 64},
+        ),
+        (
+            {"question": "How much?", "answer": "$1,234.50"},
+            {"task.answer_after": None, "task.verifier.kind": "last_number"},
+        ),
+        (
+            {"input": "Who wrote Emma?", "output": "Jane Austen"},
+            {"task.fields": {"question": "input", "answer": "output"}, "task.verifier.kind": "exact"},
+        ),
+        (
+            {"question": "Why?", "answer": "Because " + "it is so " * 100},
+            {
+                "rollout.max_new_tokens": 512,
+                "evaluation.max_new_tokens": 512,
+                "rollout.max_total_sequence_length": 1024,
+            },
+        ),
+        (
+            {"text": "Reverse it.", "code": "def rev(s): ...", "test_list": ["assert rev('ab') == 'ba'"]},
+            {
+                "task.fields": {"question": "text", "tests": "test_list"},
+                "task.verifier.kind": "python_tests",
+                "prompt.template": "{question}\nThe code has to pass these tests:\n{tests}",
+                "evaluation.max_new_tokens": 256,
+            },
+        ),
+    ],
+    ids=["gsm8k", "numbers", "words", "long-answers", "code"],
+)
+def test_init_makes_a_recipe_that_fits_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "my rows.jsonl"
+    data.write_text((json.dumps(row) + "\n") * 50)
+    assert run(["init", "ws", "--data", str(data), "--model", "builtin:tiny"]) == 0
+    recipe = load_recipe(tmp_path / "ws/recipes/main.yaml")
+    assert {key: get_key(recipe, key) for key in expected} == expected
+    assert recipe.task.dataset == "jsonl:data/my rows.jsonl"
+    assert (tmp_path / "ws/data/my rows.jsonl").read_bytes() == data.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no rows"),
+        ('{"question": "a", "answer": "b"}\n[1]\n', "line 2 is no JSON object"),
+        ('{"question": "a", "reply": "b"}\n', "no field for the answer among question, reply"),
+    ],
+)
+def test_init_refuses_rows_it_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.jsonl").write_text(text)
+    code, message = refused(capsys, "init", "ws", "--data", "my.jsonl")
+    assert code == 2
+    assert said in message
+    assert not Path("ws").exists()
 
 
 def test_the_learning_rate_calculator(capsys: pytest.CaptureFixture[str]) -> None:

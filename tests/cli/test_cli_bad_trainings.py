@@ -40,13 +40,27 @@ def workspace(tmp_path: Path) -> Path:
             "line 101",
         ),
         (
+            'task: {dataset: "jsonl:gsm.jsonl", verifier: {kind: last_number}}',
+            {"gsm.jsonl": ROWS.replace('"answer": "', '"answer": "so it is #### ')},
+            3,
+            "task.answer_after",
+        ),
+        (
             'task: {dataset: "jsonl:rows.jsonl", verifier: {kind: file, file: "check.py:score"}}',
             {"rows.jsonl": ROWS, "check.py": "import no_such_module\n\ndef score(response, row):\n    return 1\n"},
             3,
             "no_such_module",
         ),
     ],
-    ids=["hub", "missing-gguf", "no-gguf", "missing-data", "row-without-field", "verifier-does-not-import"],
+    ids=[
+        "hub",
+        "missing-gguf",
+        "no-gguf",
+        "missing-data",
+        "row-without-field",
+        "answers-rejected",
+        "verifier-does-not-import",
+    ],
 )
 def test_what_cannot_be_trained(workspace: Path, lines: str, files: dict[str, str], code: int, words: str) -> None:
     for name, text in files.items():

@@ -24,6 +24,7 @@ CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 SUM = Example("12+34", "12+34=", "46")
 OTHER = Example("11+11", "11+11=", "22")
 PRODUCT = Example("7*8", "What is 7 * 8?", "56")
+CODE = Example("1", "Reverse {tests}.", "", tests="assert rev('ab') == 'ba'")
 SHOT = Example("2*3", "What is 2 * 3?", "6")
 
 
@@ -77,6 +78,8 @@ def test_a_sum_for_the_character_model_is_its_question_and_nothing_else() -> Non
         ({"answer_schema": "Write <answer>N</answer>."}, PRODUCT, [], "What is 7 * 8?\nWrite <answer>N</answer>.\n"),
         ({"response_prefix": "<answer>"}, PRODUCT, [], "What is 7 * 8?\n<answer>"),
         ({"template": "{question} or {answer}?"}, SUM, [], "12+34= or {answer}?\n"),
+        ({"template": "{question}\nPass:\n{tests}"}, CODE, [], "Reverse {tests}.\nPass:\nassert rev('ab') == 'ba'\n"),
+        ({"template": "{question} {tests}"}, SUM, [], "12+34= {tests}\n"),
         (
             {"examples": 1, "example_answer": "<answer>{answer}</answer>", "response_prefix": "<answer>"},
             PRODUCT,

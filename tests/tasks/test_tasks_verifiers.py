@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import RecipeError, UsageError
+from agent.errors import DataError, RecipeError, UsageError
 from agent.recipe.schema import Verifier
 from agent.tasks.example import Example
-from agent.tasks.verifiers import Verdict, build_verifier
+from agent.tasks.verifiers import Verdict, build_verifier, refuse_hopeless_data
 
 
 def check(kind: str, response: str, answer: str, **settings: Any) -> Verdict:
@@ -140,3 +140,37 @@ def test_an_empty_delimiter_is_refused(key: str) -> None:
 def test_code_needs_the_flag_by_name() -> None:
     with pytest.raises(UsageError, match="--allow-untrusted-code"):
         build_verifier(Verifier(kind="python_tests"), base=Path(), allow_untrusted_code=False)
+
+
+def hopeless(config: dict[str, Any], *answers: str) -> str | None:
+    """What is said against the data, or None."""
+    settings = Verifier.model_validate(config)
+    rows = [Example(str(n), "question", answer) for n, answer in enumerate(answers)]
+    with build_verifier(settings, base=Path()) as verifier:
+        try:
+            refuse_hopeless_data(verifier, settings, rows, dataset="jsonl:my.jsonl")
+        except DataError as error:
+            return str(error)
+    return None
+
+
+def test_data_whose_own_answers_never_pass_is_refused() -> None:
+    said = hopeless({"kind": "last_number"}, "3 + 4 is 7.\n#### 7", "so 8\n#### 8")
+    assert said is not None
+    assert "none of the first 2 rows' own answers" in said
+    assert "reads '7'" in said
+    assert "task.answer_after" in said
+    assert hopeless({"kind": "last_number"}, "yes", "no") is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "answers"),
+    [
+        ({"kind": "last_number"}, ["7", "a word"]),
+        ({"kind": "exact"}, ["a word"]),
+        ({"kind": "delimited", "open": "[", "close": "]"}, ["7"]),
+        ({"kind": "delimited", "open": "{}", "close": "{}"}, ["7"]),
+    ],
+)
+def test_data_of_which_one_answer_passes_is_not(config: dict[str, Any], answers: list[str]) -> None:
+    assert hopeless(config, *answers) is None

