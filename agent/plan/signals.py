@@ -138,8 +138,11 @@ def _difference(left: float | None, right: float | None) -> float | None:
 
 
 def _seconds_share(observation: Observation, part: str) -> float | None:
-    """Share of one part in generate + verify + train + wait (evaluation is not of the training's making)."""
-    rows = observation.trained
+    """Share of one part in generate + verify + train + wait (evaluation is not of the training's making).
+
+    Cycle 0 counts: the samples that cycle 1 trains on may have been drawn there.
+    """
+    rows = observation.cycles
     parts = {name: sum(getattr(row.seconds, name) for row in rows) for name in ("generate", "verify", "train", "wait")}
     total = sum(parts.values())
     return parts[part] / total if total > 0 else None
@@ -569,7 +572,7 @@ _late("padding_share", "Padding among the tokens of the learner's forward passes
 
 @_signal("evaluate_share", WHOLE, "Seconds on the `select` split / all seconds of the cycles.")
 def _evaluate_share(observation: Observation) -> float | None:
-    spent = [row.seconds for row in observation.trained]
+    spent = [row.seconds for row in observation.cycles]
     total = sum(s.generate + s.verify + s.train + s.wait + s.evaluate for s in spent)
     return sum(s.evaluate for s in spent) / total if total > 0 else None
 

@@ -339,6 +339,16 @@ SICK = [
         ("generation_bound",),
     ),
     Run(
+        "a-sample-a-microbatch",
+        {
+            "learner.epochs_per_cycle": 4,
+            "learner.microbatch_tokens": 16,
+            "learner.gradient_accumulation": 16,
+            "budget": {"cycles": 8},
+        },
+        ("training_bound", "memory_headroom"),
+    ),
+    Run(
         "slow-verifier",
         {"task.verifier": {"kind": "file", "file": "slow.py:score"}, "budget": {"cycles": 4}},
         ("verify_bound",),
