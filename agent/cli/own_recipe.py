@@ -62,7 +62,7 @@ def own_recipe(data: Path | None, model: str | None) -> dict[str, str | bytes]:
 def read_rows(data: Path) -> Rows:
     """UsageError, naming the line, for a file whose rows are no JSON objects or have no question and answer."""
     try:
-        lines = data.read_text(encoding="utf-8-sig").splitlines()
+        lines = data.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"--data {data}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
@@ -118,10 +118,9 @@ def _task(rows: Rows, name: str) -> str:
 def _is_number(text: str) -> bool:
     """Roughly what `agent.tasks.numbers` reads; a training refuses data whose own answers its verifier rejects."""
     try:
-        float(text.strip().removesuffix(".").lstrip("$€£").replace(",", ""))
+        return math.isfinite(float(text.strip().removesuffix(".").lstrip("$€£").replace(",", "")))
     except ValueError:
         return False
-    return True
 
 
 def _lengths_and_splits(rows: Rows) -> str:

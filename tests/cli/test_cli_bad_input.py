@@ -205,7 +205,7 @@ def test_init_with_data_of_ones_own(
             {"task.answer_after": None, "task.verifier.kind": "last_number"},
         ),
         (
-            {"input": "Who wrote Emma?", "output": "Jane Austen"},
+            {"input": "Who wrote\u2028Emma?", "output": "Jane Austen"},
             {"task.fields": {"question": "input", "answer": "output"}, "task.verifier.kind": "exact"},
         ),
         (
@@ -233,7 +233,7 @@ def test_init_makes_a_recipe_that_fits_the_rows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my rows.jsonl"
-    data.write_text((json.dumps(row) + "\n") * 50)
+    data.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 50)
     assert run(["init", "ws", "--data", str(data), "--model", "builtin:tiny"]) == 0
     recipe = load_recipe(tmp_path / "ws/recipes/main.yaml")
     assert {key: get_key(recipe, key) for key in expected} == expected
