@@ -23,9 +23,9 @@ class Clock:
 
 
 def text_of(renderable: object, *, width: int = 80) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(renderable)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # the StringIO above
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=False).print(renderable)
+    lines = stream.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
     return [line.rstrip() for line in lines]
 
