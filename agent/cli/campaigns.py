@@ -168,9 +168,10 @@ def _opening_words(session: Session, observer: TerminalObserver) -> None:
     from agent.campaign.calibration import plan_first
 
     recipe = session.recipe_of(0)
-    left = duration(session.clock.left_s)
-    time = f"{left} left" if session.state.sessions > 1 else duration(session.settings.budget_s or session.clock.left_s)
-    observer.say(f"campaign {session.settings.campaign}: {session.recipe_path}, {time}, on {session.machine.summary}")
+    settings = session.settings
+    asked_for = settings.budget_s if settings.deadline is None and session.state.sessions <= 1 else None
+    time = duration(asked_for) if asked_for else f"{duration(session.clock.left_s)} left"
+    observer.say(f"campaign {settings.campaign}: {session.recipe_path}, {time}, on {session.machine.summary}")
     if session.state.sessions <= 1 and session.settings.budget_s is not None:
         guess = "" if recipe.budget.train_seconds else " (a guess until the first run)"
         observer.say(f"plan{guess}: {plan_first(session, recipe).words()}")
