@@ -6,6 +6,8 @@ first, runs happen once, commits and rows are idempotent.
 
 from __future__ import annotations
 
+import contextlib
+
 from agent.campaign import choose
 from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
@@ -34,6 +36,11 @@ def run_campaign(session: Session, runner: Runner) -> Ending:
 
     Raises Paused where a person stopped it, BudgetError, TrainingFailed, and AgentErrors that no idea can mend.
     """
+    with contextlib.closing(runner):
+        return _from_baseline_to_holdout(session, runner)
+
+
+def _from_baseline_to_holdout(session: Session, runner: Runner) -> Ending:
     evidence = Evidence(session.recipe_of(0).evaluation)
     session.observer.board(session.board())
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.campaign.budget import BudgetClock
 from agent.campaign.calibration import plan_first
+from agent.campaign.capacity import refuse_too_large
 from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
@@ -62,6 +63,7 @@ def start(
     check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
+    refuse_too_large(recipe, machine, cache=model_cache, base=workspace.root, where=settings.recipe_path)
     if settings.target:
         parse_target(settings.target, metric=recipe.evaluation.metric)
     if settings.only:

@@ -1,7 +1,8 @@
 """Execute a run exactly once. A run that the journal knows as finished is read from disk, so that a campaign
 which was killed anywhere can simply go through its steps again.
 
-Does not judge; a failed training comes back with its diagnosis.
+Does not judge; a failed training comes back with its diagnosis. While one run trains, the process of the next one is
+started ahead; whoever has a Runner closes it, so that none is left.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from agent.ledger.journal import Run
 from agent.recipe.schema import Recipe
 from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
 from agent.run.processes import ProcessIdentity, end_process_group
+from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import Diagnosis, evidence_of, triage
 
@@ -86,9 +88,14 @@ class Done:
 
 
 class Runner:
-    def __init__(self, session: Session, *, launcher: Launch = launch):
+    def __init__(self, session: Session, *, launcher: Launch = launch, standby: Standby | None = None):
         self.session = session
         self._launch = launcher
+        self._standby = standby or Standby()
+
+    def close(self) -> None:
+        """No further run will come: end the process that waits for one."""
+        self._standby.close()
 
     def run(self, job: Job) -> Done:
         """Execute the job, or read it back. Raises CutShort; AgentErrors that are not the training's fault."""
@@ -168,6 +175,7 @@ class Runner:
             on_progress=self._progress(),
             stop=self._why_stop,
             machine=session.machine,
+            standby=self._standby,
         )
         return self._ended(job, run, result)
 

@@ -214,11 +214,13 @@ def _dry_run(workspace: Workspace, settings: Settings) -> None:
     """The night as it would be spent, and the ideas in the order they would come without any telemetry."""
     from agent.campaign import choose
     from agent.campaign.calibration import plan_first
+    from agent.campaign.capacity import refuse_too_large
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare
 
     session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
     recipe = session.recipe_of(0)
+    refuse_too_large(recipe, session.machine, cache=session.cache, base=workspace.root, where=settings.recipe_path)
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:
         print(f"plan (times are guesses until the first run): {plan_first(session, recipe).words()}")

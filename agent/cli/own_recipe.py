@@ -111,7 +111,7 @@ def _task(rows: Rows, name: str) -> str:
     kind, schema = "exact", "Reply with the answer only."
     if all(map(_is_number, answers)):
         kind, schema = "last_number", "End with the number that answers the question."
-    other = "# exact, last_number, delimited, math, file: raft-agent check --keys task.verifier"
+    other = "# exact, delimited, regex, math, python:FILE.py:FUNCTION: raft-agent check --keys task.verifier"
     return f"{task}  verifier: {{kind: {kind}}}  {other}\nprompt:\n  answer_schema: {schema}\n"
 
 

@@ -9,11 +9,13 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.own_recipe import own_recipe
-from agent.cli.shared import here, print_json
+from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
+    from agent.campaign.capacity import MemoryCheck
     from agent.ledger.workspace import Workspace
+    from agent.recipe.schema import Recipe
 
 
 @app.command()
@@ -42,6 +44,7 @@ def init(
 
 @app.command()
 def check(
+    recipe: str | None = typer.Argument(None, help="One recipe, with the memory that it needs. Default: all files."),
     keys: str | None = typer.Option(
         None, "--keys", metavar="SECTION", help="Explain the recipe's keys instead: `learner`, `task.reward`, or `all`."
     ),
@@ -49,22 +52,49 @@ def check(
 ) -> None:
     """Validate recipes and hypotheses.
 
-    Every file, and each hypothesis applied to each recipe that it fits.
+    Every file, and each hypothesis applied to each recipe that it fits. With a recipe: that one, and whether this
+    machine has the memory for it, before anything is loaded.
     """
     if keys is not None:
         _explain_keys(keys, json_output=json_output)
         return
+    from agent.campaign.capacity import too_large
+    from agent.campaign.open import machine_of
+    from agent.cli.memory_words import memory_json, print_memory
+
+    workspace = here()
+    chosen = [workspace.root / recipe_path(workspace, recipe)] if recipe else sorted(workspace.recipes.glob("*.yaml"))
+    recipes, counts, problems = _validated(workspace, chosen)
+    memory = _memory_of(workspace, recipes)
+    if json_output:
+        named = {name: memory_json(checked) for name, checked in memory.items()}
+        print_json({**counts, "problems": problems, **({"memory": named} if recipe else {})})
+    else:
+        _print_check(workspace, counts, problems)
+        if recipe:
+            for checked in memory.values():
+                print_memory(checked, machine_of(workspace))
+        else:
+            _print_too_large(memory)
+    if problems:
+        raise typer.Exit(3)
+    if recipe:
+        for name, checked in memory.items():
+            if checked.fits is False:
+                raise too_large(checked, where=name)
+
+
+def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recipe], dict[str, int], list[str]]:
+    """(valid recipes by name, what was counted, every problem of recipes, playbook, git and results table)."""
     from agent.campaign.open import machine_of
     from agent.ledger.git import Repository
     from agent.ledger.table import read_rows
     from agent.plan.playbook import check_playbook, load_playbook
     from agent.recipe.files import load_recipe
-    from agent.recipe.schema import Recipe
 
-    workspace = here()
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
-    for path in sorted(workspace.recipes.glob("*.yaml")):
+    for path in paths:
         try:
             recipes[workspace.relative(path)] = load_recipe(path)
         except AgentError as error:
@@ -84,12 +114,22 @@ def check(
             look()
         except AgentError as error:
             problems.append(str(error))
-    if json_output:
-        print_json({**counts, "problems": problems})
-    else:
-        _print_check(workspace, counts, problems)
-    if problems:
-        raise typer.Exit(3)
+    return recipes, counts, problems
+
+
+def _memory_of(workspace: Workspace, recipes: dict[str, Recipe]) -> dict[str, MemoryCheck]:
+    from agent.campaign.capacity import check_memory
+    from agent.campaign.open import machine_of
+
+    machine, cache = machine_of(workspace), model_cache()
+    return {name: check_memory(one, machine, cache=cache, base=workspace.root) for name, one in recipes.items()}
+
+
+def _print_too_large(memory: dict[str, MemoryCheck]) -> None:
+    """Recipes for a larger machine are no problem of the files."""
+    names = [Path(name).stem for name, checked in memory.items() if checked.fits is False]
+    if names:
+        print(f"too large for this machine, raft-agent check RECIPE says by how much: {', '.join(names)}")
 
 
 def _explain_keys(section: str, *, json_output: bool) -> None:

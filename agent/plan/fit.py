@@ -18,7 +18,7 @@ from agent.recipe.schema import Recipe
 if TYPE_CHECKING:
     from agent.hardware.probe import Machine
 
-DELIMITED = "delimited"
+DELIMITED = ("delimited", "reasoning_gym")
 
 
 def lacking(
@@ -38,7 +38,7 @@ def lacking(
         reason = reason or _recipe_lacks(requires, recipe)
         if reason:
             return reason
-    if "{verifier." in repr(variant.set) and recipe.task.verifier.kind != DELIMITED:
+    if "{verifier." in repr(variant.set) and recipe.task.verifier.kind not in DELIMITED:
         return f"needs a verifier with delimiters, this one is {recipe.task.verifier.kind}"
     return None
 

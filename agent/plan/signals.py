@@ -296,13 +296,17 @@ def _kept_of_passed(observation: Observation) -> float | None:
     return sum(row.kept for row in rows) / passed if passed >= 1 else None
 
 
-@_signal("unreachable_threshold", RECIPE, "selection.reward_threshold - the highest reward the shaping can give.")
+@_signal("unreachable_threshold", RECIPE, "Lowest reward threshold - the highest reward the shaping can give.")
 def _unreachable_threshold(observation: Observation) -> float | None:
     reward = observation.recipe.task.reward
     highest = reward.scale + max(reward.format_bonus, 0.0)
     if reward.clip is not None:
         highest = min(highest, reward.clip[1])
-    return observation.recipe.selection.reward_threshold - highest
+    selection = observation.recipe.selection
+    ends = [selection.reward_threshold]
+    if selection.threshold_schedule is not None:
+        ends.append(selection.threshold_schedule.end)
+    return min(ends) - highest
 
 
 @_signal("optimizer_steps", WHOLE, "Optimizer steps of the whole training.")
@@ -528,7 +532,7 @@ def _stop_conflicts(observation: Observation) -> float | None:
 def _conflicts(stop: str, recipe: Recipe) -> bool:
     """Stop strings made of characters that a numeric answer may contain, or that end before the closing delimiter."""
     verifier = recipe.task.verifier
-    if verifier.kind == "delimited":
+    if verifier.kind in ("delimited", "reasoning_gym"):
         return verifier.close not in stop
     return verifier.kind in ("exact", "last_number", "math") and bool(set(stop) & set("0123456789-."))
 

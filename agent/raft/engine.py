@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -23,17 +23,20 @@ from agent.contract import NO_STEP, CycleRow, Seconds, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
 from agent.raft.evaluate import Examiner
-from agent.raft.learner import Trainer, TrainingSample, TrainReport
+from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, batch_row, peak_memory_gb
+from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy
 from agent.raft.pulse import EndTraining, Pulse
-from agent.raft.rollout import Completion, Request, Sampling, fits, plan_waves, run_wave
+from agent.raft.rollout import Completion, OnFinished, Request, Row, fits, generate
+from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of
 from agent.raft.selection import Chosen, select
-from agent.recipe.schedules import learning_rate, temperature
+from agent.raft.verification import Verification
+from agent.recipe.schedules import learning_rate, temperature, threshold
 from agent.recipe.schema import Recipe
 from agent.tasks.rewards import shape
-from agent.tasks.tasks import PromptSource, Splits
+from agent.tasks.tasks import Example, PromptSource, Splits
 
 EVALUATION_MARGIN = 1.25
 """Final evaluations take this much longer than the small `select` ones predict, at most."""
@@ -97,7 +100,7 @@ class Training:
         self.clock = clock
         self.started = clock()
         self.trainer = Trainer(policy, recipe.learner, compile_step=recipe.backend.compile)
-        self.source = PromptSource(splits.train, mix=recipe.task.mix, seed=seed)
+        self.source = PromptSource(splits.train, mix=recipe.task.mix, curriculum=recipe.task.curriculum, seed=seed)
         self.spending = Spending(recipe.budget)
         self.best = Best()
         self.totals = Totals()
@@ -167,12 +170,11 @@ class Training:
             for place in places
         ]
         began = self.clock()
-        batch.completions = self._generate(requests, sampling, cycle)
-        batch.generate_seconds = self.clock() - began
-        began = self.clock()
-        batch.verdicts = self.examiner.verdicts(
-            batch.examples, batch.completions, on_step=lambda: self.pulse.beat("verify")
-        )
+        with Verification(self.examiner, batch.examples) as verification:
+            batch.completions = self._generate(requests, sampling, cycle, on_finished=verification.add)
+            batch.generate_seconds = self.clock() - began
+            began = self.clock()
+            batch.verdicts = verification.verdicts(batch.completions, on_step=lambda: self.pulse.beat("verify"))
         batch.rewards = [
             [
                 shape(
@@ -186,14 +188,25 @@ class Training:
             for group in zip(batch.verdicts, batch.completions, strict=True)
         ]
         batch.verify_seconds = self.clock() - began
+        self._note_pass_rates(examples, batch)
         return batch
+
+    def _note_pass_rates(self, examples: list[Example], batch: Batch) -> None:
+        """Tell the source of prompts how each went; a prompt without room for an answer has been tried in vain."""
+        passed = {
+            example.id: (sum(verdict.passed for verdict in group), len(group))
+            for example, group in zip(batch.examples, batch.verdicts, strict=True)
+        }
+        for example in examples:
+            self.source.record(example.id, *passed.get(example.id, (0, 0)))
 
     def choose(self, batch: Batch, cycle: int) -> list[Chosen]:
         """The samples to train on; none where they are fewer than `min_samples`."""
         selection = self.recipe.selection
+        reward_threshold = threshold(selection.reward_threshold, selection.threshold_schedule, self.spending.share())
         chosen = select(
             batch.graded(),
-            selection,
+            selection.model_copy(update={"reward_threshold": reward_threshold}),
             seed=seed_of("select", self.seed, cycle),
             with_negatives=self.recipe.learner.algorithm == "reinforce_rej",
         )
@@ -233,23 +246,29 @@ class Training:
             slots=rollout.slots,
             stop=tuple(prompt.stop),
             response_prefix=prompt.response_prefix,
-            engine=rollout.engine,
+            engine=self.policy.engine_for(rollout.engine),
         )
 
-    def _generate(self, requests: list[Request], sampling: Sampling, cycle: int) -> list[list[Completion]]:
-        """Completions by request; waves that an interrupted process finished are taken from its file."""
-        kept = self.store.begin(self._fingerprint(cycle))
-        results: list[list[Completion | None]] = [[None] * request.samples for request in requests]
-        for number, wave in enumerate(plan_waves(requests, sampling.slots)):
-            completions = kept.get(number)
-            if completions is None:
-                completions = run_wave(
-                    self.policy, requests, wave, sampling, on_step=lambda: self.pulse.beat("generate")
-                )
-                self.store.keep(number, completions)
-            for row, completion in zip(wave, completions, strict=True):
-                results[row.request][row.sample] = completion
-        return cast(list[list[Completion]], results)
+    def _generate(
+        self, requests: list[Request], sampling: Sampling, cycle: int, *, on_finished: OnFinished
+    ) -> list[list[Completion]]:
+        """Completions by request; samples that an interrupted process finished are taken from its file."""
+        known = self.store.begin(self._fingerprint(cycle))
+        for row, completion in known.items():
+            on_finished(row, completion)
+
+        def finished(row: Row, completion: Completion) -> None:
+            self.store.keep(row, completion)
+            on_finished(row, completion)
+
+        return generate(
+            self.policy,
+            requests,
+            sampling,
+            on_step=lambda: self.pulse.beat("generate"),
+            on_finished=finished,
+            known=known,
+        )
 
     def _fingerprint(self, cycle: int) -> str:
         """Names everything that decides the samples of a cycle, the weights included."""

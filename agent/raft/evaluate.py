@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from agent.contract import EvalRow, Split
+from agent.raft.answers import AnswerCache
 from agent.raft.measure import mean
 from agent.raft.model import Policy
-from agent.raft.rollout import Completion, Request, Sampling, fits, generate
+from agent.raft.rollout import Completion, OnFinished, Request, Row, fits, generate
+from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of
+from agent.raft.verification import Verification
 from agent.recipe.schema import Recipe
 from agent.tasks.prompts import render
 from agent.tasks.rewards import shape
 from agent.tasks.tasks import Example
-from agent.tasks.verifiers import Verdict
-
-VERIFY_AT_ONCE = 64
-"""Responses between two signs of life."""
+from agent.tasks.verifiers import AnswerVerifier, Verdict
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Examiner:
 
     recipe: Recipe
     policy: Policy
-    verifier: Any
+    verifier: AnswerVerifier
     shots: Sequence[Example]
+    answers: AnswerCache | None = None
+    """Completions of earlier evaluations; None draws all anew."""
 
     def prompt_of(self, example: Example) -> list[int]:
         return render(self.recipe.prompt, example, shots=self.shots, tokenizer=self.policy.tokenizer)
@@ -54,56 +56,74 @@ class Examiner:
             tokens = tokens[:-1]
         return self.recipe.prompt.response_prefix + self.policy.decode(tokens)
 
-    def verdicts(
+    def measure(
         self,
         examples: Sequence[Example],
-        completions: Sequence[Sequence[Completion]],
         *,
+        split: Split,
+        samples: int,
         on_step: Callable[[], None],
-    ) -> list[list[Verdict]]:
-        """By prompt and sample. `on_step` is called now and then: verifying code can take minutes."""
-        pairs = [
-            (self.response_of(completion), example)
-            for example, group in zip(examples, completions, strict=True)
-            for completion in group
-        ]
-        found: list[Verdict] = []
-        for start in range(0, len(pairs), VERIFY_AT_ONCE):
-            on_step()
-            found += self.verifier.verify_many(pairs[start : start + VERIFY_AT_ONCE])
-        flat = iter(found)
-        return [[next(flat) for _ in group] for group in completions]
-
-    def measure(
-        self, examples: Sequence[Example], *, split: Split, samples: int, on_step: Callable[[], None]
+        on_prompt: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> Measured:
-        """The split's rows and metric under `evaluation`."""
-        evaluation = self.recipe.evaluation
-        sampling = Sampling(
+        """The split's rows and metric under `evaluation`.
+
+        `on_prompt` is given the rows of each prompt as soon as all its samples are judged, in another thread.
+        """
+        requests = [
+            Request(self.prompt_of(example), samples, seed_of("evaluate", split, example.id)) for example in examples
+        ]
+        rows: dict[Row, EvalRow] = {}
+
+        def judged(row: Row, completion: Completion, verdict: Verdict) -> None:
+            rows[row] = self._row(split, examples[row.request], row.sample, completion, verdict)
+            group = [rows.get(Row(row.request, sample)) for sample in range(samples)]
+            if None not in group:
+                on_prompt(cast(list[EvalRow], group))
+
+        with Verification(self, examples, on_verdict=judged) as verification:
+            completions = self._answers(requests, on_finished=verification.add, on_step=on_step)
+            verification.verdicts(completions, on_step=on_step)
+        ordered = [rows[Row(place, sample)] for place in range(len(examples)) for sample in range(samples)]
+        return Measured(ordered, metric_of(ordered, self.recipe.evaluation.metric), sum(row.tokens for row in ordered))
+
+    def _answers(
+        self, requests: Sequence[Request], *, on_finished: OnFinished, on_step: Callable[[], None]
+    ) -> list[list[Completion]]:
+        """Completions by prompt and sample, from the cache where these weights have been asked the same before."""
+        sampling = self._sampling()
+        places = [place for place, request in enumerate(requests) if fits(request.prompt, sampling)]
+        fitting = [requests[place] for place in places]
+        key = self.answers.key(self.policy, fitting, sampling) if self.answers else ""
+        answered = self.answers.get(key) if self.answers else None
+        known = answered is not None
+        if answered is None:
+
+            def finished(row: Row, completion: Completion) -> None:
+                on_finished(Row(places[row.request], row.sample), completion)
+
+            answered = generate(self.policy, fitting, sampling, on_step=on_step, on_finished=finished)
+            if self.answers:
+                self.answers.put(key, answered)
+        unanswered = Completion([], [], [], "length")
+        by_place = dict(zip(places, answered, strict=True))
+        groups = [by_place.get(place, [unanswered] * request.samples) for place, request in enumerate(requests)]
+        for place, group in enumerate(groups):
+            for sample, completion in enumerate(group):
+                if known or place not in by_place:
+                    on_finished(Row(place, sample), completion)
+        return groups
+
+    def _sampling(self) -> Sampling:
+        evaluation, prompt = self.recipe.evaluation, self.recipe.prompt
+        return Sampling(
             temperature=evaluation.temperature,
             max_new_tokens=evaluation.max_new_tokens,
             max_total=self.policy.max_length,
             slots=self.recipe.rollout.slots,
-            stop=tuple(self.recipe.prompt.stop),
-            response_prefix=self.recipe.prompt.response_prefix,
+            stop=tuple(prompt.stop),
+            response_prefix=prompt.response_prefix,
+            engine=self.policy.engine_for(self.recipe.rollout.engine),
         )
-        requests = [
-            Request(self.prompt_of(example), samples, seed_of("evaluate", split, example.id)) for example in examples
-        ]
-        places = [place for place, request in enumerate(requests) if fits(request.prompt, sampling)]
-        answered = generate(self.policy, [requests[place] for place in places], sampling, on_step=on_step)
-        unanswered = Completion([], [], [], "length")
-        completions = [[unanswered] * samples for _ in examples]
-        for place, group in zip(places, answered, strict=True):
-            completions[place] = group
-        verdicts = self.verdicts(examples, completions, on_step=on_step)
-        rows = [
-            self._row(split, example, sample, completion, verdict)
-            for example, group, judged in zip(examples, completions, verdicts, strict=True)
-            for sample, (completion, verdict) in enumerate(zip(group, judged, strict=True))
-        ]
-        tokens = sum(row.tokens for row in rows)
-        return Measured(rows, metric_of(rows, evaluation.metric), tokens)
 
     def _row(self, split: Split, example: Example, sample: int, completion: Completion, verdict: Verdict) -> EvalRow:
         reward = shape(

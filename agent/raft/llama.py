@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.raft.attention import Layout
+
 
 @dataclass(frozen=True)
 class LlamaShape:
@@ -59,24 +61,6 @@ class LlamaShape:
         }
 
 
-class KeyValueCache:
-    """Keys and values by layer, (rows, heads, length, head_dim), with the row operations of `DynamicCache`."""
-
-    def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        if layer == len(self.layers):
-            self.layers.append((keys, values))
-        else:
-            old_keys, old_values = self.layers[layer]
-            self.layers[layer] = (torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2))
-        return self.layers[layer]
-
-    def batch_select_indices(self, rows: Tensor) -> None:
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-
-
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -100,30 +84,26 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, size, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout | None) -> Tensor:
         rows, length, size = x.shape
         split = (rows, length, self.heads, self.head_dim)
         q = rotate(self.q_proj(x).view(split).transpose(1, 2), rotary)
         k = rotate(self.k_proj(x).view(split).transpose(1, 2), rotary)
         v = self.v_proj(x).view(split).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        out = self._attend(q, k, v, mask)
-        joined: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, length, size))
+        if layout is None:
+            out = self._attend(q, k, v).transpose(1, 2)
+        else:
+            out = layout.attend(self.layer, q, k, v, scale=self.head_dim**-0.5, window=None, softcap=None)
+        joined: Tensor = self.o_proj(out.reshape(rows, length, size))
         return joined
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Mask: (rows, 1, queries, keys), True where a query may look; None is causal."""
-        causal = mask is None and q.shape[2] > 1
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal."""
         if not self.eager:
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
-        if causal:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~causal, torch.finfo(scores.dtype).min)
         return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
@@ -147,10 +127,8 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, layout)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -163,6 +141,33 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Layer(shape, i) for i in range(shape.num_hidden_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.checkpointing = False
+        frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, raft_layout: Layout | None = None
+    ) -> SimpleNamespace:
+        """`last_hidden_state` (rows, length, hidden)."""
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        rotary = self._rotary(position_ids)
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                from torch.utils.checkpoint import checkpoint
+
+                x = checkpoint(layer, x, rotary, raft_layout, use_reentrant=False)
+            else:
+                x = layer(x, rotary, raft_layout)
+        return SimpleNamespace(last_hidden_state=self.norm(x))
+
+    def _rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (rows, 1, length, head_dim)."""
+        frequencies: Tensor = self.get_buffer("frequencies")
+        angles = position_ids[:, None, :, None].float() * frequencies
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()
 
 
 class TinyLlama(nn.Module):
@@ -173,9 +178,6 @@ class TinyLlama(nn.Module):
         self.shape = shape
         self.config = SimpleNamespace(**shape.config())
         self.model = Trunk(shape)
-        self.checkpointing = False
-        frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
-        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def initialize(self, generator: torch.Generator, *, std: float) -> None:
         """Normal weights with this standard deviation, norms at one."""
@@ -183,73 +185,32 @@ class TinyLlama(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def set_attention(self, name: str) -> None:
+    def set_attn_implementation(self, name: str) -> None:
+        """`eager`, or anything else for sdpa; a layout that is given to `forward` goes before either."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.eager = name == "eager"
 
     def gradient_checkpointing_enable(self) -> None:
-        self.checkpointing = True
+        self.model.checkpointing = True
+
+    def get_decoder(self) -> Trunk:
+        return self.model
+
+    def get_output_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
-        use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
+        raft_layout: Layout | None = None,
     ) -> SimpleNamespace:
-        """Logits (rows, kept, vocabulary).
-
-        `attention_mask` (rows, keys) is 1 for real tokens. Without mask and cache, positions that do not rise by
-        one begin a new sample in the same row, which then does not see the one before (packing).
-        `logits_to_keep` is the number of last positions, or the positions themselves; 0 keeps all.
-        """
-        cache = past_key_values if use_cache else None
-        past = cache.layers[0][0].shape[2] if cache is not None and cache.layers else 0
-        if position_ids is None:
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
-        mask = self._mask(attention_mask, position_ids, input_ids.shape, past)
-        rotary = self._rotary(position_ids)
-        x = self.model.embed_tokens(input_ids)
-        for layer in self.model.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                from torch.utils.checkpoint import checkpoint
-
-                x = checkpoint(layer, x, rotary, mask, None, use_reentrant=False)
-            else:
-                x = layer(x, rotary, mask, cache)
-        x = self.model.norm(x)
-        if isinstance(logits_to_keep, Tensor):
-            x = x[:, logits_to_keep]
-        elif logits_to_keep:
-            x = x[:, -logits_to_keep:]
-        return SimpleNamespace(logits=functional.linear(x, self.model.embed_tokens.weight), past_key_values=cache)
-
-    def _mask(self, attention_mask: Tensor | None, position_ids: Tensor, size: torch.Size, past: int) -> Tensor | None:
-        """(rows, 1, queries, keys), True where a query may look; None where plain causal order is all."""
-        length = size[1]
-        if attention_mask is None:
-            steps = position_ids.diff(dim=-1)
-            if past or bool((steps == 1).all()):
-                return None
-            segment = functional.pad((steps != 1).cumsum(-1), (1, 0))
-            causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
-            return ((segment[:, :, None] == segment[:, None, :]) & causal)[:, None]
-        real = attention_mask.bool()
-        if length == 1:
-            return real[:, None, None, :]
-        keys = torch.arange(past + length, device=real.device)
-        causal = keys[None, :] <= keys[past:, None]
-        return (real[:, None, :] & causal)[:, None]
-
-    def _rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (rows, 1, length, head_dim)."""
-        frequencies: Tensor = self.get_buffer("frequencies")
-        angles = position_ids[:, None, :, None].float() * frequencies
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()
+        """Logits (rows, kept, vocabulary); `logits_to_keep`: the number of last positions (0: all), or positions."""
+        x = self.model(input_ids, position_ids, raft_layout).last_hidden_state
+        x = x[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)]
+        return SimpleNamespace(logits=functional.linear(x, self.model.embed_tokens.weight))
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -10,25 +10,45 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agent.errors import RecipeError, Unavailable, Unsupported
+from agent.hardware.sensors import GIB, memory
 from agent.raft import sources, tiny
-from agent.raft.llama import KeyValueCache
+from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
+from agent.raft.probe import cpu_bf16
 from agent.raft.support import needs_transformers
-from agent.recipe.schema import Backend, Lora, Model, Recipe
+from agent.recipe.memory import MachineFacts, arithmetic
+from agent.recipe.schema import Backend, Lora, Recipe
+from agent.recipe.shapes import shape_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INSPECTED_TOKENS = 12
+"""Length of the two short samples with which a model is tried out when it is loaded."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Differences of logits, in their own standard deviations, that arithmetic alone explains."""
 ADAPTER_CONFIG = "adapter_config.json"
 Beat = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The language-model head apart from the model, so that only the positions that count go through it."""
+
+    trunk: Any
+    """The model without its head: called like it, gives `last_hidden_state`."""
+    weight: Tensor
+    """(V, hidden)"""
+    bias: Tensor | None
 
 
 @dataclass
@@ -43,8 +63,36 @@ class Policy:
     compute: torch.dtype
     """Arithmetic of forward and backward."""
     attention: str
+    """Name for transformers' `attn_implementation`, where no layout is used."""
     native: bool
     """Runs on `agent.raft.llama` instead of transformers."""
+    layout_why_not: str | None = None
+    """Why packed rows with a layout (`agent.raft.attention`) cannot be used; None where they can."""
+    cache_bytes: int = 0
+    """Of the keys and values of one token, all layers."""
+    head: Head | None = None
+    """None where the model does more after its trunk than one matrix product."""
+
+    @property
+    def inner(self) -> Any:
+        """The causal LM itself, with adapters in its layers where there are any."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def engine_for(self, wanted: str) -> Literal["slots", "hf"]:
+        """The engine that the recipe's `rollout.engine` means on this model. Raises Unsupported."""
+        if wanted == "hf" or (wanted == "auto" and self.layout_why_not is not None):
+            return "hf"
+        if self.layout_why_not is not None:
+            raise Unsupported(
+                f"rollout.engine: slots cannot run this model: {self.layout_why_not}",
+                hint="Set rollout.engine to hf or auto.",
+            )
+        return "slots"
+
+    @property
+    def eager(self) -> bool:
+        """Whether layouts compute attention scores explicitly."""
+        return self.attention == "eager"
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -71,8 +119,7 @@ class Policy:
     @cached_property
     def arguments(self) -> frozenset[str]:
         """Names that the model's forward takes."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return frozenset(inspect.signature(inner.forward).parameters)
+        return frozenset(inspect.signature(self.inner.forward).parameters)
 
     def accepted(self, **arguments: Any) -> dict[str, Any]:
         """The arguments that this model's forward knows."""
@@ -83,26 +130,49 @@ class Policy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
 
-    def step(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
-        """Logits after the last token (B, V) and the cache grown by `ids` (B, L). `mask` (B, past + L) or None."""
-        if cache is None and self.native:
-            cache = KeyValueCache()
-        out = self.model(
-            **self.accepted(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        )
-        if not hasattr(out.past_key_values, "batch_select_indices"):
-            raise Unsupported(
-                f"{type(self.model).__name__} has no cache whose rows rollout.engine: native could select",
-                hint="Set rollout.engine to `transformers`, or choose a decoder-only attention model.",
-            )
-        return out.logits[:, -1], out.past_key_values
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, the arithmetic of the recipe."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            # One autocast context for all steps: it casts the float32 weights once and keeps the copies.
+            with torch.no_grad(), self.autocast():
+                yield
+        finally:
+            self.model.train(training)
+            self.attend_by(self.attention)
+
+    def attend_by(self, implementation: str) -> None:
+        """Have the model's attention computed by this implementation from now on; a layout needs its own."""
+        if not self.native and self.inner.config._attn_implementation != implementation:
+            self.inner.set_attn_implementation(implementation)
+
+    def laid_out(self, ids: Tensor, positions: Tensor, layout: Layout) -> dict[str, Any]:
+        """The arguments of a forward pass over a packed row (1, N); attention is by layouts from now on."""
+        self.attend_by(IMPLEMENTATION)
+        extra = {} if self.native else {"use_cache": False}
+        return {"input_ids": ids, "position_ids": positions, ARGUMENT: layout, **extra}
+
+    def forward(
+        self, ids: Sequence[int], positions: Sequence[int], layout: Layout, keep: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits (len(keep), V) at some places of a packed row, or (N, V) at all."""
+        row, places_in_sample = (torch.tensor([values], device=self.device) for values in (ids, positions))
+        arguments = self.laid_out(row, places_in_sample, layout)
+        if keep is None:
+            logits: Tensor = self.inner(**arguments).logits[0]
+            return logits
+        places = torch.tensor(keep, device=self.device)
+        if "logits_to_keep" in self.arguments:
+            logits = self.inner(**arguments, logits_to_keep=places).logits[0]
+            return logits
+        logits = self.inner(**arguments).logits[0, places]
+        return logits
+
+    def free_memory(self) -> float:
+        """Bytes that can still be taken on the model's device."""
+        return free_memory(self.device)
 
     def decode(self, tokens: list[int]) -> str:
         """Text of a completion; end-of-turn and other special tokens are not text."""
@@ -135,14 +205,24 @@ class Policy:
         self.tokenizer.save_pretrained(str(folder))
 
 
-def load_policy(recipe: Recipe, *, cache: Path, seed: int, beat: Beat, checkpoint: Path | None = None) -> Policy:
+def load_policy(
+    recipe: Recipe,
+    *,
+    cache: Path,
+    seed: int,
+    beat: Beat,
+    checkpoint: Path | None = None,
+    checkpointing: bool = False,
+) -> Policy:
     """The recipe's model, ready to sample and train. `checkpoint` takes its weights from a run's folder instead.
 
-    `seed` initializes adapters. Raises Unavailable, Unsupported or RecipeError, each naming the key at fault.
+    `seed` initializes adapters; `checkpointing` recomputes activations in the backward pass. Raises Unavailable,
+    Unsupported or RecipeError, each naming the key at fault.
     """
     device, why = choose_device()
-    compute = choose_compute(recipe.model, device)
-    attention = resolve_attention(recipe.backend, device)
+    shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
+    compute = DTYPES[arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)]
+    wanted = resolve_attention(recipe.backend, device)
     adapter = checkpoint if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists() else None
     if checkpoint is not None and adapter is None:
         source = sources.Source(_checkpoint_folder(checkpoint))
@@ -150,18 +230,20 @@ def load_policy(recipe: Recipe, *, cache: Path, seed: int, beat: Beat, checkpoin
         source = sources.fetch(recipe.model, cache=cache, beat=beat)
     native = recipe.model.source == sources.TINY and adapter is None and not needs_transformers(recipe)
     if native:
+        attention = wanted or "sdpa"
         model: Any = tiny.load_model(Path(source.name), attention=attention)
         tokenizer: Any = tiny.CharTokenizer.load(Path(source.name))
     else:
         frozen = recipe.model.lora is not None or adapter is not None
-        model, tokenizer = _from_transformers(source, compute if frozen else torch.float32, attention)
+        model, tokenizer = _from_transformers(source, compute if frozen else torch.float32, wanted)
+        attention = model.config._attn_implementation
     if adapter is not None:
         model = _load_adapter(model, adapter)
     elif recipe.model.lora is not None and checkpoint is None:
         model = _add_adapter(model, recipe.model.lora, seed=seed)
-    if recipe.learner.gradient_checkpointing:
+    if checkpointing:
         _enable_checkpointing(model)
-    return Policy(
+    policy = Policy(
         model=model.to(device),
         tokenizer=tokenizer,
         device=device,
@@ -170,6 +252,87 @@ def load_policy(recipe: Recipe, *, cache: Path, seed: int, beat: Beat, checkpoin
         attention=attention,
         native=native,
     )
+    inspect_policy(policy)
+    return policy
+
+
+@torch.no_grad()
+def inspect_policy(policy: Policy) -> None:
+    """Find out, by trying, whether layouts work on this model and whether its head is one matrix product.
+
+    Two samples with a common beginning are run one by one through the model as it is, then as one packed row.
+    """
+    with policy.sampling():
+        samples = _two_samples(policy)
+        plain = [policy.inner(torch.tensor([ids], device=policy.device)).logits[0] for ids in samples]
+        policy.layout_why_not = _try_layout(policy, samples, torch.cat(plain))
+        policy.head = _try_head(policy, samples[0], plain[0])
+
+
+def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str | None:
+    """Why layouts do not work on this model; None where they do, and then `cache_bytes` is known too."""
+    name = type(policy.inner).__name__
+    tree, layout = _as_tree(samples, policy)
+    try:
+        logits = policy.forward(tree.ids(), tree.positions(), layout)
+    except (Unsupported, TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+        return f"{name}: {str(error).splitlines()[0]}"
+    finally:
+        policy.attend_by(policy.attention)
+    if not layout.seen_bytes:
+        return f"{name} does not let its attention be replaced"
+    if not _alike(logits[tree.path(1) + tree.path(2)], plain):
+        return f"{name} gives other logits on a packed row"
+    policy.cache_bytes = layout.seen_bytes // tree.size
+    return None
+
+
+def _try_head(policy: Policy, sample: list[int], plain: Tensor) -> Head | None:
+    head = _head_of(policy.inner)
+    if head is None:
+        return None
+    hidden = head.trunk(input_ids=torch.tensor([sample], device=policy.device)).last_hidden_state[0]
+    return head if _alike(functional.linear(hidden, head.weight, head.bias), plain) else None
+
+
+def _two_samples(policy: Policy) -> list[list[int]]:
+    size = int(policy.inner.get_output_embeddings().weight.shape[0])
+    ids = [(7 * i * i + 3 * i + 1) % size for i in range(2 * INSPECTED_TOKENS)]
+    half = INSPECTED_TOKENS // 2
+    return [ids[:INSPECTED_TOKENS], ids[:half] + ids[INSPECTED_TOKENS : INSPECTED_TOKENS + half + 3]]
+
+
+def _as_tree(samples: list[list[int]], policy: Policy) -> tuple[SegmentTree, _Weighing]:
+    half = INSPECTED_TOKENS // 2
+    tree = SegmentTree()
+    root = tree.add(samples[0][:half])
+    for ids in samples:
+        tree.add(ids[half:], root)
+    register()
+    return tree, _Weighing(tree, device=policy.device, eager=policy.eager)
+
+
+class _Weighing(PackedLayout):
+    """Adds up the bytes of the keys and values that it is given."""
+
+    seen_bytes = 0
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        self.seen_bytes += k.nbytes + v.nbytes
+        return super().attend(layer, q, k, v, **how)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    difference = float((one.float() - other.float()).abs().max())
+    return difference <= TOLERANCE[one.dtype] * max(float(other.float().std()), 1e-3)
+
+
+def _head_of(model: Any) -> Head | None:
+    trunk = model.get_decoder() if hasattr(model, "get_decoder") else None
+    module = model.get_output_embeddings()
+    if trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
+        return None
+    return Head(trunk, module.weight, getattr(module, "bias", None))
 
 
 def _checkpoint_folder(checkpoint: Path) -> str:
@@ -189,19 +352,31 @@ def choose_device() -> tuple[torch.device, str]:
     return torch.device("cpu"), f"no accelerator that torch {torch.__version__} can use"
 
 
-def choose_compute(model: Model, device: torch.device) -> torch.dtype:
-    """Arithmetic of forward and backward; `auto` is float32 on a CPU, bfloat16 on a GPU that has it."""
-    if model.dtype != "auto":
-        return DTYPES[model.dtype]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+def facts_of(device: torch.device) -> MachineFacts:
+    """What arithmetic and memory depend on."""
+    if device.type != "cuda":
+        return MachineFacts("cpu", bf16=cpu_bf16())
+    integrated = bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
+    kind: Literal["cuda", "rocm"] = "rocm" if torch.version.hip else "cuda"
+    return MachineFacts(kind, bf16=torch.cuda.is_bf16_supported(), unified=integrated)
 
 
-def resolve_attention(backend: Backend, device: torch.device) -> str:
-    """Name for transformers' `attn_implementation`. Raises Unsupported where it cannot run here."""
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return memory().available * GIB
+
+
+def resolve_attention(backend: Backend, device: torch.device) -> str | None:
+    """Name for transformers' `attn_implementation`; None leaves it to the model: sdpa, or eager where it has none.
+
+    Raises Unsupported where it cannot run here.
+    """
     match backend.attention:
-        case "auto" | "sdpa":
+        case "auto":
+            return None
+        case "sdpa":
             return "sdpa"
         case "eager":
             return "eager"
@@ -222,16 +397,24 @@ def resolve_attention(backend: Backend, device: torch.device) -> str:
             return "flex_attention"
 
 
-def _from_transformers(source: sources.Source, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+def _from_transformers(source: sources.Source, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with sources.reading(source):
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.name, revision=source.revision, dtype=dtype, attn_implementation=attention
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.name, revision=source.revision, dtype=dtype, attn_implementation=attention
+            )
+        except (ValueError, ImportError) as error:
+            if attention is None or "attention" not in str(error):
+                raise
+            raise Unsupported(
+                f"backend.attention: this model does not run with {attention}: {str(error).split('.')[0]}",
+                hint="Set backend.attention to auto or eager.",
+            ) from error
     _without_dropout(model)
     return model, tokenizer
 

@@ -1,51 +1,38 @@
-"""Sampling completions: prompts in, token ids out, with what the trainer must know about each token.
+"""The rollout engine: prompts in, completions out, as token ids with the sampler's own log-probabilities.
 
-The native engine prefills each prompt once, repeats its key-value cache for the samples of that prompt, and takes
-finished rows out of the batch. `transformers` is `generate()`, for comparison.
+A prompt is computed once, and a beginning that prompts share once for all of them. Its samples share its keys and
+values. A finished sample leaves its slot at once: a waiting one takes it, or the last row moves into it, so that no
+step computes anything for a sample that is done.
 
-Tokens are drawn by inverse CDF from one uniform number per sample and step, whose stream belongs to the prompt:
-what a prompt is answered does not depend on which prompts share its batch (floating-point noise aside), and two
-runs that evaluate the same prompt use the same luck. On a CPU this is also 20 times as fast as
-`torch.multinomial` over 49,152 tokens.
-
-It does not: refill slots while a batch is running, share prefixes between prompts, or decode text, except the
-tail that a stop string is looked for in.
+It does not: decide which prompts are asked, judge answers, or decode text, except the tail that a stop string is
+looked for in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agent.contract import FinishReason
 from agent.errors import NumericError
+from agent.raft.cache import Arrangement, DecodeLayout, SlotCache, prompt_layout
+from agent.raft.sampling import Sampling, pick, sample_seeds, uniforms
 
 if TYPE_CHECKING:
     from agent.raft.model import Policy
 
-UNIFORM_BLOCK = 32
-IDLE_SHARE = 0.125
-"""A batch is compacted when this share of its rows is finished: each compaction copies the cache once."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn. `temperature` 0 is greedy, `top_p` 1 and `top_k` 0 are off."""
-
-    temperature: float
-    max_new_tokens: int
-    max_total: int | None = None
-    """Prompt plus completion, tokens; None is the model's own limit."""
-    top_p: float = 1.0
-    top_k: int = 0
-    slots: int = 128
-    stop: tuple[str, ...] = ()
-    response_prefix: str = ""
-    engine: Literal["native", "transformers"] = "native"
+CACHE_SHARE = 0.5
+"""Of the free memory, for keys and values; the rest is for logits, activations, and for others on the machine."""
+PREFILL_TOKENS = 4096
+"""Most prompt tokens in one forward pass of the prefill."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be answered `samples` times; `seed` is its stream of uniform numbers."""
+    """A prompt to be answered `samples` times; `seed` names its random numbers."""
 
     prompt: list[int]
     samples: int
@@ -78,8 +65,9 @@ class Row:
     sample: int
 
 
-Wave = list[Row]
 OnStep = Callable[[], None]
+OnFinished = Callable[[Row, Completion], None]
+Engine = Callable[["Policy", Sequence[Request], Sequence[Row], Sampling, OnStep, OnFinished], None]
 
 
 def fits(prompt: Sequence[int], sampling: Sampling) -> bool:
@@ -87,178 +75,294 @@ def fits(prompt: Sequence[int], sampling: Sampling) -> bool:
     return sampling.max_total is None or len(prompt) < sampling.max_total
 
 
-def plan_waves(requests: Sequence[Request], slots: int) -> list[Wave]:
-    """Rows in batches of at most `slots`, prompts of similar length together, samples of a prompt side by side."""
+def rows_of(requests: Sequence[Request]) -> list[Row]:
+    """All samples, prompts of similar length together, samples of a prompt side by side."""
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))
-    rows = [Row(i, sample) for i in order for sample in range(requests[i].samples)]
-    return [rows[start : start + slots] for start in range(0, len(rows), slots)]
+    return [Row(i, sample) for i in order for sample in range(requests[i].samples)]
 
 
 def generate(
-    policy: Policy, requests: Sequence[Request], sampling: Sampling, *, on_step: OnStep = lambda: None
+    policy: Policy,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    on_step: OnStep = lambda: None,
+    on_finished: OnFinished = lambda row, completion: None,
+    known: Mapping[Row, Completion] | None = None,
 ) -> list[list[Completion]]:
-    """Completions by request and sample. Raises NumericError where the model's logits are not finite."""
-    results: list[list[Completion | None]] = [[None] * request.samples for request in requests]
-    for wave in plan_waves(requests, sampling.slots):
-        for row, completion in zip(wave, run_wave(policy, requests, wave, sampling, on_step=on_step), strict=True):
-            results[row.request][row.sample] = completion
-    return [[completion for completion in group if completion is not None] for group in results]
+    """Completions by request and sample. `known` ones are taken as they are, and not reported as finished.
+
+    `on_finished` is called for each sample as soon as it ends. Out of memory, samples that have ended are kept and the
+    others begin again with half as many rows. Raises NumericError where the model's logits are not finite.
+    """
+    results = dict(known or {})
+
+    def finished(row: Row, completion: Completion) -> None:
+        results[row] = completion
+        on_finished(row, completion)
+
+    everything = rows_of(requests)
+    while wanted := [row for row in everything if row not in results]:
+        try:
+            with policy.sampling():
+                _engine(sampling)(policy, requests, wanted, sampling, on_step, finished)
+        except (RuntimeError, MemoryError) as error:
+            slots = min(sampling.slots, len(wanted)) // 2
+            if not is_out_of_memory(error) or not slots:
+                raise
+            print(f"out of memory while sampling: going on with {slots} rows at a time", file=sys.stderr, flush=True)
+            sampling = replace(sampling, slots=slots)
+    return [[results[Row(i, s)] for s in range(request.samples)] for i, request in enumerate(requests)]
 
 
-def run_wave(
-    policy: Policy, requests: Sequence[Request], wave: Wave, sampling: Sampling, *, on_step: OnStep
-) -> list[Completion]:
-    """The completions of one batch, in its order."""
-    if sampling.engine == "transformers":
-        return _generate_by_transformers(policy, requests, wave, sampling, on_step=on_step)
-    training = policy.model.training
-    policy.model.eval()
-    try:
-        # One autocast context for all steps: it casts the float32 weights once and keeps the copies.
-        with torch.no_grad(), policy.autocast():
-            return _decode(policy, requests, wave, sampling, on_step)
-    finally:
-        policy.model.train(training)
+def _engine(sampling: Sampling) -> Engine:
+    if sampling.engine == "hf":
+        from agent.raft.generate_hf import generate_by_transformers
+
+        return generate_by_transformers
+    return generate_in_slots
 
 
-def _decode(
-    policy: Policy, requests: Sequence[Request], wave: Wave, sampling: Sampling, on_step: OnStep
-) -> list[Completion]:
-    """The decode loop. Shapes: B rows now in the batch, T cached positions."""
-    device = policy.device
-    limits = [_limit(policy, requests[row.request].prompt, sampling) for row in wave]
-    uniforms = _Uniforms(requests, wave)
-    stops = StopCheck(policy, sampling)
-    logits, cache, mask, position = _prefill(policy, requests, wave)
-    rows = [Completion([], [], [], "length") for _ in wave]
-    live = list(range(len(wave)))
-    active = [True] * len(live)
-    step = 0
-    while True:
-        uniform = uniforms.at(step, live).to(device)
-        token, logprob, entropy = pick(logits, sampling, uniform)  # (B,) each
-        picked, logprobs, entropies = token.tolist(), logprob.tolist(), entropy.tolist()
-        if not all(_finite(value) for value in logprobs):
-            raise NumericError(
-                f"the model's logits are not finite at decode step {step + 1}",
-                hint="The weights have diverged: lower learner.learning_rate or learner.max_grad_norm.",
-            )
-        for place, row in enumerate(live):
-            if not active[place]:
-                continue
-            so_far = rows[row]
-            so_far.tokens.append(picked[place])
-            so_far.logprobs.append(logprobs[place])
-            so_far.entropies.append(entropies[place])
-            if stops.ends(so_far.tokens):
-                rows[row], active[place] = replace(so_far, finish="stop"), False
-            elif len(so_far.tokens) >= limits[row]:
-                active[place] = False
-        on_step()
-        step += 1
-        if not any(active):
-            break
-        if active.count(False) >= IDLE_SHARE * len(active):
-            kept = [place for place, is_active in enumerate(active) if is_active]
-            index = torch.tensor(kept, device=device)
-            cache.batch_select_indices(index)
-            token, position = token[index], position[index]
-            mask = None if mask is None else mask[index]
-            live, active = [live[place] for place in kept], [True] * len(kept)
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        logits, cache = policy.step(token[:, None], position[:, None], mask, cache)
-        position = position + 1
-    return rows
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the accelerator, or of the host where the allocation itself is refused."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _limit(policy: Policy, prompt: Sequence[int], sampling: Sampling) -> int:
+def slots_that_fit(policy: Policy, *, prompt_tokens: int, sampling: Sampling) -> int:
+    """Rows whose keys and values, at their longest and with a prompt each, take no more than CACHE_SHARE of what is
+    free; at least one."""
+    row = policy.cache_bytes * (sampling.max_new_tokens + prompt_tokens)
+    return max(1, int(CACHE_SHARE * policy.free_memory() / row)) if row else sampling.slots
+
+
+def completion_limit(policy: Policy, prompt: Sequence[int], sampling: Sampling) -> int:
     """Most tokens that a completion of this prompt may have."""
     room = [limit - len(prompt) for limit in (sampling.max_total, policy.max_length) if limit is not None]
     return max(1, min(sampling.max_new_tokens, *room))
 
 
-def _prefill(policy: Policy, requests: Sequence[Request], wave: Wave) -> tuple[Tensor, Any, Tensor | None, Tensor]:
-    """Each prompt once, left-padded, then repeated for its rows.
-
-    Returns the logits after the prompt (B, V), the cache, the mask (B, T) or None where nothing is padded, and the
-    position of the next token (B,).
-    """
-    wanted = sorted({row.request for row in wave}, key=lambda i: (len(requests[i].prompt), i))
-    prompts = [requests[i].prompt for i in wanted]
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), policy.pad_id)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for place, prompt in enumerate(prompts):
-        ids[place, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[place, longest - len(prompt) :] = 1
-    padded = bool((mask == 0).any())
-    ids, mask = ids.to(policy.device), mask.to(policy.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits, cache = policy.step(ids, positions, mask if padded else None, None)
-    where = {request: place for place, request in enumerate(wanted)}
-    repeat = torch.tensor([where[row.request] for row in wave], device=policy.device)
-    cache.batch_select_indices(repeat)
-    return logits[repeat], cache, mask[repeat] if padded else None, positions[repeat, -1] + 1
+# The engine --------------------------------------------------------------------------------------------------
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One token a row: its id, its log-probability and the entropy at temperature 1, each (B,).
-
-    `logits` is (B, V); `uniform` (B,) in [0, 1) decides.
-    """
-    logp = torch.log_softmax(logits.float(), -1)
-    p = logp.exp()
-    # Where a logit is -inf, 0 * -inf would be nan. (torch.special.entr would take the logarithm a second time.)
-    entropy = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
-    if sampling.temperature == 0:
-        token = logits.argmax(-1)
-    else:
-        if sampling.temperature != 1:
-            p = torch.softmax(logits.float() / sampling.temperature, -1)
-        token = _draw(_truncated(p, sampling.top_p, sampling.top_k), uniform)
-    return token, logp.gather(1, token[:, None])[:, 0], entropy
+def generate_in_slots(
+    policy: Policy,
+    requests: Sequence[Request],
+    rows: Sequence[Row],
+    sampling: Sampling,
+    on_step: OnStep,
+    on_finished: OnFinished,
+) -> None:
+    slots = _Slots(policy, requests, rows, sampling, on_step, on_finished)
+    slots.admit()
+    while slots.live:
+        slots.step()
+        slots.admit()
 
 
-def _draw(p: Tensor, uniform: Tensor) -> Tensor:
-    """Index by inverse CDF; `p` (B, V) need not sum to one. Never one of probability zero."""
-    cdf = p.cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1:]
-    target = torch.minimum(uniform.double()[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    # The clamp is for logits that are not finite, which the caller reports.
-    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=p.shape[-1] - 1)
+@dataclass
+class _Prompt:
+    """A prompt whose keys and values are in the cache: where, and how many of its samples have not ended."""
+
+    place: int
+    logits: Tensor
+    """(V,) after its last token."""
+    open_samples: int
 
 
-def _truncated(p: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Probabilities with all but the k likeliest and the smallest set of mass `top_p` set to zero."""
-    if top_p >= 1 and not 0 < top_k < p.shape[-1]:
-        return p
-    ordered, index = torch.sort(p, dim=-1, descending=True, stable=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if 0 < top_k < p.shape[-1]:
-        keep[:, top_k:] = False
-    if top_p < 1:
-        keep &= ordered.cumsum(-1) - ordered < top_p
-    return torch.zeros_like(p).scatter_(-1, index, ordered * keep)
+@dataclass
+class _Live:
+    """A sample that is being drawn."""
+
+    row: Row
+    prompt: _Prompt
+    prompt_length: int
+    seed: np.uint64
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+    def completion(self, finish: FinishReason) -> Completion:
+        return Completion(self.tokens, self.logprobs, self.entropies, finish)
 
 
-class _Uniforms:
-    """Uniform numbers by row and step. A request's stream is the same however its samples are batched."""
+class _Slots:
+    """The rows in flight, `live[i]` in slot i, and those that wait."""
 
-    def __init__(self, requests: Sequence[Request], wave: Wave):
-        self._samples = {row.request: requests[row.request].samples for row in wave}
-        self._generators = {request: torch.Generator().manual_seed(requests[request].seed) for request in self._samples}
-        self._wave = wave
-        self._block = torch.empty(0)
+    def __init__(
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        rows: Sequence[Row],
+        sampling: Sampling,
+        on_step: OnStep,
+        on_finished: OnFinished,
+    ):
+        self.policy, self.requests, self.sampling = policy, requests, sampling
+        self.on_step, self.on_finished = on_step, on_finished
+        self.waiting = deque(rows)
+        self.live: list[_Live] = []
+        self.prompts: dict[int, _Prompt] = {}
+        self.stops = StopCheck(policy, sampling)
+        self.steps = 0
+        self.seeds = {
+            number: sample_seeds(requests[number].seed, range(requests[number].samples))
+            for number in {row.request for row in rows}
+        }
+        self.samples = dict.fromkeys(self.seeds, 0)
+        for row in rows:
+            self.samples[row.request] += 1
+        longest = max(len(requests[number].prompt) for number in self.seeds)
+        self.slots = min(sampling.slots, len(rows), slots_that_fit(policy, prompt_tokens=longest, sampling=sampling))
+        places = self._places_needed()
+        self.free_places = list(range(places - 1, -1, -1))
+        self.cache = SlotCache(
+            slots=self.slots,
+            places=places,
+            prompt_tokens=longest,
+            new_tokens=sampling.max_new_tokens,
+            device=policy.device,
+        )
+        self.arrangement: Arrangement | None = None
 
-    def at(self, step: int, rows: Sequence[int]) -> Tensor:
-        if step % UNIFORM_BLOCK == 0:
-            blocks = {
-                request: torch.rand(UNIFORM_BLOCK, samples, generator=self._generators[request])
-                for request, samples in self._samples.items()
-            }
-            self._block = torch.stack([blocks[row.request][:, row.sample] for row in self._wave], 1)
-        return self._block[step % UNIFORM_BLOCK][torch.tensor(rows)]
+    def _places_needed(self) -> int:
+        """Prompts that may be in the cache at the same time: those that fill the slots, and as many to come next."""
+        ordered = [self.samples[row.request] for row in dict.fromkeys(self._first_rows())]
+        filled, places = 0, 0
+        for samples in ordered:
+            filled, places = filled + samples, places + 1
+            if filled >= 2 * self.slots:
+                break
+        # A slot may be the last of its prompt, so there can be as many prompts as slots beside those to come.
+        return min(len(ordered), max(places, self.slots + 1))
+
+    def _first_rows(self) -> Iterator[Row]:
+        seen: set[int] = set()
+        for row in self.waiting:
+            if row.request not in seen:
+                seen.add(row.request)
+                yield row
+
+    # Filling slots --------------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Fill the free slots with waiting samples. Each starts with the token that its prompt's logits give."""
+        while self.waiting and len(self.live) < self.slots:
+            if self.waiting[0].request not in self.prompts:
+                self._prefill()
+            count = self.slots - len(self.live)
+            starting: list[_Live] = []
+            while self.waiting and len(starting) < count and self.waiting[0].request in self.prompts:
+                starting.append(self._start(self.waiting.popleft()))
+            logits = torch.stack([live.prompt.logits for live in starting])
+            self._draw(starting, logits)
+            self.arrangement = None
+
+    def _start(self, row: Row) -> _Live:
+        request = self.requests[row.request]
+        return _Live(
+            row=row,
+            prompt=self.prompts[row.request],
+            prompt_length=len(request.prompt),
+            seed=self.seeds[row.request][row.sample],
+            limit=completion_limit(self.policy, request.prompt, self.sampling),
+        )
+
+    def _prefill(self) -> None:
+        """Compute the next prompts: as many as have a place in the cache and fit into one forward pass."""
+        numbers: list[int] = []
+        tokens = 0
+        for row in self._first_rows():
+            if row.request in self.prompts:
+                continue
+            tokens += len(self.requests[row.request].prompt)
+            if numbers and (tokens > PREFILL_TOKENS or len(numbers) == len(self.free_places)):
+                break
+            numbers.append(row.request)
+        places = [self.free_places.pop() for _ in numbers]
+        prompts = [self.requests[number].prompt for number in numbers]
+        layout, tree, ends = prompt_layout(self.cache, prompts, places, eager=self.policy.eager)
+        logits = self.policy.forward(tree.ids(), tree.positions(), layout, keep=ends)
+        for number, place, after in zip(numbers, places, logits, strict=True):
+            self.prompts[number] = _Prompt(place, after, self.samples[number])
+        self.on_step()
+
+    # One token for every row ----------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        live = self.live
+        lengths = [len(row.tokens) - 1 for row in live]  # in the cache; the last token goes in now
+        longest = max(lengths)
+        self.cache.reserve(longest + 1)
+        if self.arrangement is None:
+            self.arrangement = Arrangement(
+                [row.prompt.place for row in live],
+                [row.prompt_length for row in live],
+                device=self.policy.device,
+            )
+        layout = DecodeLayout(
+            self.cache,
+            self.arrangement,
+            torch.tensor(lengths, device=self.policy.device),
+            longest=longest,
+            even=min(lengths) == longest,
+        )
+        logits = self.policy.forward(
+            [row.tokens[-1] for row in live],
+            [row.prompt_length + length for row, length in zip(live, lengths, strict=True)],
+            layout,
+        )
+        self.live = []
+        self._draw(live, logits)
+        self._close_gaps(live, longest + 1)
+        self.on_step()
+
+    def _draw(self, rows: list[_Live], logits: Tensor) -> None:
+        """One more token for each row; those that go on are appended to `live`, the others are reported."""
+        self.steps += 1
+        uniform = uniforms(_stacked(rows), [len(row.tokens) for row in rows])
+        token, logprob, entropy = pick(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
+        for row, t, p, h in zip(rows, token.tolist(), logprob.tolist(), entropy.tolist(), strict=True):
+            if not math.isfinite(p):
+                raise NumericError(
+                    f"the model's logits are not finite at decode step {self.steps}",
+                    hint="The weights have diverged: lower learner.learning_rate or learner.max_grad_norm.",
+                )
+            row.tokens.append(t)
+            row.logprobs.append(p)
+            row.entropies.append(h)
+            if self.stops.ends(row.tokens):
+                self._finish(row, "stop")
+            elif len(row.tokens) >= row.limit:
+                self._finish(row, "length")
+            else:
+                self.live.append(row)
+
+    def _finish(self, row: _Live, reason: FinishReason) -> None:
+        row.prompt.open_samples -= 1
+        if row.prompt.open_samples == 0:
+            self.free_places.append(row.prompt.place)
+            del self.prompts[row.row.request]
+        self.on_finished(row.row, row.completion(reason))
+
+    def _close_gaps(self, before: list[_Live], tokens: int) -> None:
+        """`before` was in slots 0, 1, ...; move rows from the end into the slots of those that have left."""
+        if len(self.live) == len(before):
+            return
+        staying = set(map(id, self.live))
+        order = [row if id(row) in staying else None for row in before]
+        count = len(self.live)
+        gaps = [slot for slot, row in enumerate(order[:count]) if row is None]
+        movers = [slot for slot in range(count, len(order)) if order[slot] is not None]
+        self.cache.move(movers, gaps, tokens)
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap] = order[mover]
+        self.live = [row for row in order[:count] if row is not None]
+        self.arrangement = None
+
+
+def _stacked(rows: Sequence[_Live]) -> np.ndarray:
+    return np.array([row.seed for row in rows], dtype=np.uint64)
 
 
 class StopCheck:
@@ -283,64 +387,11 @@ class StopCheck:
         return any(text.find(stop, max(0, len(prefix) - len(stop) + 1)) >= 0 for stop in self._stop)
 
 
-def _finite(value: float) -> bool:
-    return value == value and value not in (float("inf"), float("-inf"))
-
-
-def _generate_by_transformers(
-    policy: Policy, requests: Sequence[Request], wave: Wave, sampling: Sampling, *, on_step: OnStep
-) -> list[Completion]:
-    """`generate()` with the rows of each prompt as one call's `num_return_sequences`.
-
-    It keeps a row in the batch until the longest is done and prefills each sample of a prompt anew.
-    """
-    from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-
-    class Beat(StoppingCriteria):
-        def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-            on_step()
-            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    completions: dict[Row, Completion] = {}
-    for request in sorted({row.request for row in wave}):
-        rows = [row for row in wave if row.request == request]
-        asked = requests[request]
-        torch.manual_seed(asked.seed + rows[0].sample)
-        config = GenerationConfig(
-            do_sample=sampling.temperature > 0,
-            temperature=sampling.temperature or None,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            num_return_sequences=len(rows),
-            max_new_tokens=_limit(policy, asked.prompt, sampling),
-            eos_token_id=sorted(policy.stop_ids) or None,
-            pad_token_id=policy.pad_id,
-            stop_strings=list(sampling.stop) or None,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        ids = torch.tensor([asked.prompt], device=policy.device)
-        with torch.no_grad(), policy.autocast():
-            out = policy.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                tokenizer=policy.tokenizer,
-                stopping_criteria=StoppingCriteriaList([Beat()]),
-            )
-        logp = torch.log_softmax(torch.stack(out.logits, 1).float(), -1)  # (rows, steps, V)
-        new = out.sequences[:, len(asked.prompt) :]
-        chosen = logp.gather(2, new[:, :, None])[:, :, 0].tolist()
-        entropies = torch.special.entr(logp.exp()).sum(-1).tolist()
-        stops = StopCheck(policy, sampling)
-        for row, tokens, logprobs, entropy in zip(rows, new.tolist(), chosen, entropies, strict=True):
-            completions[row] = _cut(tokens, logprobs, entropy, stops)
-    return [completions[row] for row in wave]
-
-
-def _cut(tokens: list[int], logprobs: list[float], entropies: list[float], stops: StopCheck) -> Completion:
-    """A padded row of `generate()` up to and including what ended it."""
+def cut(completion: Completion, stops: StopCheck) -> Completion:
+    """A padded completion up to and including what ended it."""
+    tokens = completion.tokens
     for length in range(1, len(tokens) + 1):
         if stops.ends(tokens[:length]):
-            return Completion(tokens[:length], logprobs[:length], entropies[:length], "stop")
-    return Completion(tokens, logprobs, entropies, "length")
+            logprobs, entropies = completion.logprobs[:length], completion.entropies[:length]
+            return Completion(tokens[:length], logprobs, entropies, "stop")
+    return replace(completion, finish="length")

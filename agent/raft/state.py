@@ -20,7 +20,7 @@ import torch
 
 from agent.contract import CYCLES, EVAL, CycleRow, EvalRow
 from agent.files import append_line, fsync_folder, read_jsonl, write_atomic
-from agent.raft.rollout import Completion
+from agent.raft.rollout import Completion, Row
 
 SAVE_COST_SHARE = 0.05
 """At most about this share of the time goes into saving states."""
@@ -70,7 +70,7 @@ class StateFolder:
 
 
 class SampleStore:
-    """Completions of the running cycle, by wave, so that a killed generation does not begin anew."""
+    """Completions of the running cycle, so that a killed generation does not begin anew."""
 
     def __init__(self, folder: Path, *, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = folder / "samples.jsonl"
@@ -79,21 +79,21 @@ class SampleStore:
         self._waiting: list[str] = []
         self._saved_at = clock()
 
-    def begin(self, fingerprint: str) -> dict[int, list[Completion]]:
-        """Waves of this fingerprint that were kept. Anything else is thrown away."""
+    def begin(self, fingerprint: str) -> dict[Row, Completion]:
+        """What was kept under this fingerprint. Anything else is thrown away."""
         self._saved_at = self._clock()
         lines = list(read_jsonl(self._path))
         if lines and lines[0].get("fingerprint") == fingerprint:
             self._waiting = []
-            return {line["wave"]: [_completion(c) for c in line["completions"]] for line in lines[1:]}
+            return {Row(line["request"], line["sample"]): Completion(*line["completion"]) for line in lines[1:]}
         self._path.unlink(missing_ok=True)
         self._waiting = [json.dumps({"fingerprint": fingerprint})]
         return {}
 
-    def keep(self, wave: int, completions: Sequence[Completion]) -> None:
-        """Remember a finished wave; it is written once `save_seconds` have passed since the last writing."""
-        fields = [[c.tokens, c.logprobs, c.entropies, c.finish] for c in completions]
-        self._waiting.append(json.dumps({"wave": wave, "completions": fields}))
+    def keep(self, row: Row, completion: Completion) -> None:
+        """Remember a finished sample; it is written once `save_seconds` have passed since the last writing."""
+        fields = [completion.tokens, completion.logprobs, completion.entropies, completion.finish]
+        self._waiting.append(json.dumps({"request": row.request, "sample": row.sample, "completion": fields}))
         if self._clock() - self._saved_at >= self._save_seconds:
             self._write()
 
@@ -102,11 +102,6 @@ class SampleStore:
             append_line(self._path, line, sync=False)
         self._waiting = []
         self._saved_at = self._clock()
-
-
-def _completion(fields: Sequence[Any]) -> Completion:
-    tokens, logprobs, entropies, finish = fields
-    return Completion(tokens, logprobs, entropies, finish)
 
 
 def keep_cycles(out: Path, last: int) -> list[CycleRow]:
@@ -119,6 +114,12 @@ def keep_cycles(out: Path, last: int) -> list[CycleRow]:
 
 def append_cycle(out: Path, row: CycleRow) -> None:
     append_line(out / CYCLES, row.model_dump_json(), sync=False)
+
+
+def append_eval(out: Path, rows: Sequence[EvalRow]) -> None:
+    """Add rows to `eval.jsonl` as they come, for whoever watches; `write_eval` puts all into order at the end."""
+    for row in rows:
+        append_line(out / EVAL, row.model_dump_json(), sync=False)
 
 
 def write_eval(out: Path, rows: Sequence[EvalRow]) -> None:

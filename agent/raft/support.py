@@ -36,7 +36,7 @@ def refuse_unsupported(recipe: Recipe) -> None:
 
 def needs_transformers(recipe: Recipe) -> bool:
     """What takes the built-in model from our own implementation to transformers': adapters and `generate()`."""
-    return recipe.model.lora is not None or recipe.rollout.engine == "transformers"
+    return recipe.model.lora is not None or recipe.rollout.engine == "hf"
 
 
 def is_hub_id(source: str) -> bool:

@@ -128,6 +128,7 @@ class Worker:
         self.splits: Splits | None = None
         self.load_seconds: float | None = None
         self.environment: dict[str, str] = {}
+        self.checkpointing: tuple[bool, str] = (False, "not settled")
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -164,7 +165,12 @@ class Worker:
         base = Path.cwd()
         self.splits = load_splits(self.recipe.task, self.recipe.evaluation, base=base)
         allowed = self.options.allow_untrusted_code
-        return build_verifier(self.recipe.task.verifier, base=base, allow_untrusted_code=allowed)
+        return build_verifier(
+            self.recipe.task.verifier,
+            base=base,
+            allow_untrusted_code=allowed,
+            count_assertions=self.recipe.task.reward.graduated.partial > 0,
+        )
 
     def _default_cache(self) -> Path:
         from agent.raft.sources import default_cache
@@ -175,6 +181,7 @@ class Worker:
         """Load the model and write the plan."""
         began = time.monotonic()
         self.pulse.beat("load")
+        from agent.raft.answers import AnswerCache
         from agent.raft.evaluate import Examiner
         from agent.raft.model import load_policy
         from agent.tasks.prompts import shots_for
@@ -186,25 +193,54 @@ class Worker:
         named = self.options.evaluate
         checkpoint = Path(named) if named not in (None, UNTRAINED) else None
         self.policy = load_policy(
-            self.recipe, cache=self.cache, seed=self.options.seed, beat=self.pulse.beat, checkpoint=checkpoint
+            self.recipe,
+            cache=self.cache,
+            seed=self.options.seed,
+            beat=self.pulse.beat,
+            checkpoint=checkpoint,
+            checkpointing=self._checkpointing(),
         )
         shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
-        examiner = Examiner(self.recipe, self.policy, verifier, shots)
+        answers = AnswerCache(self.cache / "answers")
+        examiner = Examiner(self.recipe, self.policy, verifier, shots, answers)
         self.load_seconds = time.monotonic() - began
         write_atomic(self.options.out / PLAN, self._plan().model_dump_json(indent=1) + "\n")
         self._check_prompts(examiner)
         return examiner
 
+    def _checkpointing(self) -> bool:
+        """Whether activations are recomputed: as the recipe says, or, under `auto`, where memory asks for it."""
+        from agent.raft.model import choose_device, facts_of, free_memory
+        from agent.recipe.memory import GIB, needs_checkpointing
+        from agent.recipe.shapes import shape_of
+
+        wanted = self.recipe.learner.gradient_checkpointing
+        if wanted != "auto":
+            self.checkpointing = wanted, "the recipe says so"
+            return wanted
+        device, _ = choose_device()
+        found = shape_of(self.recipe.model, cache=self.cache, base=Path.cwd())
+        if found.shape is None:
+            self.checkpointing = False, found.why
+        else:
+            self.checkpointing = needs_checkpointing(
+                self.recipe, found.shape, facts_of(device), available_gb=free_memory(device) / GIB
+            )
+        return self.checkpointing[0]
+
     def _plan(self) -> RunPlan:
+        from agent.raft.microbatch import choose_shape
+
         assert self.policy is not None
         assert self.splits is not None
         recipe, policy = self.recipe, self.policy
         parameters, trainable = policy.parameter_counts()
+        shape, shape_why = choose_shape(policy, recipe.learner, compile_step=recipe.backend.compile)
         return RunPlan(
             device=str(policy.device),
             dtype=str(policy.compute).removeprefix("torch."),
             attention=policy.attention,
-            engine=recipe.rollout.engine,
+            engine=policy.engine_for(recipe.rollout.engine),
             compile=recipe.backend.compile,
             trainer=recipe.backend.trainer,
             environment=self.environment,
@@ -217,8 +253,10 @@ class Worker:
                 "slots": recipe.rollout.slots,
                 "microbatch_tokens": recipe.learner.microbatch_tokens,
                 "gradient_accumulation": recipe.learner.gradient_accumulation,
-                "packing": recipe.learner.packing,
-                "gradient_checkpointing": recipe.learner.gradient_checkpointing,
+                "microbatches": shape,
+                "microbatches_why": shape_why,
+                "gradient_checkpointing": self.checkpointing[0],
+                "gradient_checkpointing_why": self.checkpointing[1],
                 "min_optimizer_steps": recipe.budget.min_optimizer_steps,
                 "min_kept_samples": recipe.budget.min_kept_samples,
                 "min_effect": recipe.evaluation.min_effect,
@@ -308,7 +346,7 @@ class Worker:
 
     def _evaluate(self, examiner: Examiner) -> dict[str, float]:
         """Metric by split; the rows go to `eval.jsonl`."""
-        from agent.raft.state import write_eval
+        from agent.raft.state import append_eval, write_eval
 
         assert self.splits is not None
         metrics: dict[str, float] = {}
@@ -322,6 +360,7 @@ class Worker:
                 split=name,
                 samples=self.recipe.evaluation.samples_per_prompt,
                 on_step=lambda: self.pulse.beat("evaluate"),
+                on_prompt=lambda rows: append_eval(self.options.out, rows),
             )
             metrics[name] = measured.metric
             rows += measured.rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from agent.recipe.schema import LrSchedule, Recipe, TemperatureSchedule
+from agent.recipe.schema import LrSchedule, Recipe, TemperatureSchedule, ThresholdSchedule
 
 
 def lr_factor(schedule: LrSchedule, *, cycle: int, spent: float) -> float:
@@ -67,3 +67,13 @@ def temperature(start: float, schedule: TemperatureSchedule | None, spent: float
     if schedule.kind == "linear":
         return start + (schedule.end - start) * share
     return float(start * (schedule.end / start) ** share)
+
+
+def threshold(start: float, schedule: ThresholdSchedule | None, spent: float) -> float:
+    """Reward threshold after share `spent` of the budget: `start` at 0, the schedule's end at 1, linear between."""
+    if schedule is None:
+        return start
+    share = min(max(spent, 0.0), 1.0)
+    between = start * (1.0 - share) + schedule.end * share
+    # Never past an end by rounding: rewards of exactly the threshold are the rule.
+    return min(max(between, min(start, schedule.end)), max(start, schedule.end))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 LOCKED: dict[str, Any] = {"locked": True}
 
@@ -52,35 +54,109 @@ class Model(Section):
     revision: str | None = None
     """Commit or tag of a hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of forward and backward. `auto`: float32 on a CPU, bfloat16 on a GPU that has it. Trained weights
-    and optimizer moments stay float32 in every case (a bfloat16 weight swallows updates below about 2^-9 of it)."""
+    """Arithmetic of forward and backward. `auto`: bfloat16 where the device computes it natively (on a CPU for models
+    from 20 million parameters on), else float32. Trained weights and optimizer moments stay float32 in every case (a
+    bfloat16 weight swallows updates below about 2^-9 of it)."""
     lora: Lora | None = None
     """Adapters; null trains all weights."""
 
 
-class Verifier(Section):
-    """Extracts the answer from a response and scores it; nothing else in the program does."""
+VERIFIER_KINDS: dict[str, frozenset[str]] = {
+    "exact": frozenset({"tolerance", "relative_tolerance"}),
+    "last_number": frozenset({"tolerance", "relative_tolerance"}),
+    "delimited": frozenset({"open", "close", "tolerance", "relative_tolerance"}),
+    "regex": frozenset({"pattern", "tolerance", "relative_tolerance"}),
+    "math": frozenset(),
+    "reasoning_gym": frozenset({"open", "close"}),
+    "python_tests": frozenset(),
+}
+"""The named kinds of verifier, and which of the section's keys each reads besides `timeout_seconds`."""
+PYTHON_FUNCTION = re.compile(r"python:(?P<file>.+\.py):(?P<function>[A-Za-z_][A-Za-z0-9_]*)")
+"""A verifier of the user's own: `python:FILE.py:FUNCTION`."""
 
-    kind: Literal["exact", "last_number", "delimited", "math", "python_tests", "file"] = "exact"
+
+def _verifier_kind(value: Any) -> Any:
+    if isinstance(value, str) and (value in VERIFIER_KINDS or PYTHON_FUNCTION.fullmatch(value)):
+        return value
+    named = ", ".join(f"'{kind}'" for kind in VERIFIER_KINDS)
+    expected = f"{named} or 'python:FILE.py:FUNCTION'"
+    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+
+
+class Verifier(Section):
+    """Extracts the answer from a response and scores it; nothing else in the program does.
+
+    Whatever the kind, it is given the response (`prompt.response_prefix` and the decoded completion, a stop string
+    included, the end-of-turn token not) and the row, and gives a score from 0 (wrong) to 1 (right: the response
+    passes), with whether an answer was found at all. What each kind reads and returns is listed in
+    `agent.tasks.verifiers`. A function of the user's own has the signature
+
+        def FUNCTION(response: str, row: dict) -> float | bool
+
+    where `row` is the row of the data set, with `question` and `answer` always in it, and the result is a bool or a
+    number from 0 to 1. It runs in a process of its own, in the folder that the training was started from.
+    """
+
+    kind: Annotated[str, BeforeValidator(_verifier_kind)] = "exact"
     """exact: the stripped response equals the answer. last_number: the last number in it. delimited: what stands
-    between `open` and `close`. math: the `math-verify` package. python_tests: the row's tests run on the code.
-    file: a function of the user's."""
+    between `open` and `close`. regex: what the group of `pattern` holds in its last match. math: the `math-verify`
+    package. reasoning_gym: what stands between the delimiters, scored with partial credit by the rule of the row's
+    data set. python_tests: the row's tests run on the code. python:FILE.py:FUNCTION: a function of your own, called
+    as FUNCTION(response: str, row: dict) -> float in [0, 1] or bool; the path starts at the workspace."""
     open: str = "<answer>"
-    """Opening delimiter for `delimited`."""
+    """Opening delimiter for `delimited` and `reasoning_gym`."""
     close: str = "</answer>"
-    """Closing delimiter for `delimited`."""
+    """Closing delimiter for `delimited` and `reasoning_gym`."""
+    pattern: str | None = None
+    """For `regex`: a Python regular expression with one group, which holds the answer. Its last match counts."""
     tolerance: Number = Field(0.0, ge=0)
     """Largest absolute difference that still counts as equal, for numeric answers."""
-    file: str | None = None
-    """For `file`: `path.py:function`, called as function(response: str, row: dict) -> float in [0, 1] or bool."""
+    relative_tolerance: Number = Field(0.0, ge=0, lt=1)
+    """Largest difference that still counts as equal, as a share of the right answer; the wider of the two holds."""
     timeout_seconds: Number = Field(5.0, gt=0, le=600)
-    """Wall-clock limit of one `python_tests` or `file` verification, seconds."""
+    """Wall-clock limit of one verification that runs in a process of its own (all but comparisons of text), seconds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_section(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"must be a section; write verifier: {{kind: {value!r}}}")
+        return value
 
     @model_validator(mode="after")
-    def _file_goes_with_kind(self) -> Verifier:
-        if (self.kind == "file") != (self.file is not None):
-            raise ValueError("verifier.file is needed for kind: file, and only there")
+    def _keys_go_with_kind(self) -> Verifier:
+        """A setting that the kind does not read would look as if it decided something."""
+        reads = VERIFIER_KINDS.get(self.kind, frozenset())
+        for name, field in type(self).model_fields.items():
+            if name in ("kind", "timeout_seconds", *reads) or getattr(self, name) == field.default:
+                continue
+            readers = ", ".join(kind for kind, keys in VERIFIER_KINDS.items() if name in keys)
+            raise ValueError(f"verifier.{name} is needed for kind: {readers}, and not read by {self.kind}")
         return self
+
+    @model_validator(mode="after")
+    def _pattern_has_one_group(self) -> Verifier:
+        if self.kind != "regex":
+            return self
+        if self.pattern is None:
+            raise ValueError("verifier.pattern is needed for kind: regex")
+        try:
+            groups = re.compile(self.pattern).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"verifier.pattern must be a regular expression; {self.pattern!r} is not: {error}"
+            ) from None
+        if groups != 1:
+            raise ValueError(
+                f"verifier.pattern must have exactly one group, the answer; {self.pattern!r} has {groups} "
+                "(write (?:...) for a group that is not it)"
+            )
+        return self
+
+    def own_function(self) -> tuple[str, str] | None:
+        """File and name of the user's function, or None for a named kind."""
+        found = PYTHON_FUNCTION.fullmatch(self.kind)
+        return (found["file"], found["function"]) if found else None
 
 
 class Graduated(Section):
@@ -90,10 +166,15 @@ class Graduated(Section):
     """In the answer format, but wrong."""
     near: Number = Field(0.0, ge=0, le=1)
     """Contains the right answer, though not where the verifier looks for it."""
+    partial: Number = Field(0.0, ge=0, le=1)
+    """Times the share of its assertions that hold, for code that does not pass all of its tests."""
 
 
 class Reward(Section):
-    """Shaping: reward = clip(scale * (verifier score, or a graduated level) + format bonus - length penalty)."""
+    """Shaping: reward = clip(scale * (verifier score, or a graduated level) + format bonus - length penalty).
+
+    The highest level that a response reaches counts; a verifier's own score between 0 and 1 is one of them.
+    """
 
     scale: Number = Field(1.0, gt=0, le=1000)
     """Multiplies the verifier's score."""
@@ -113,6 +194,20 @@ class Reward(Section):
         return self
 
 
+class Curriculum(Section):
+    """Draws training prompts by their measured pass rate: often near the target, seldom where nothing is to learn.
+
+    A prompt weighs 1 at the target and falls in straight lines to 0 at pass rates 0 and 1; one that was never tried
+    counts as at the target. `task.mix` multiplies that weight.
+    """
+
+    target: Number = Field(0.5, gt=0, lt=1)
+    """Pass rate of the prompts that are drawn most often."""
+    floor: Number = Field(0.2, gt=0, le=1)
+    """Share of each cycle's prompts that are drawn as without a curriculum, so that every prompt comes round and is
+    measured again."""
+
+
 class Task(Section):
     dataset: str = Field(min_length=1, json_schema_extra=LOCKED)
     """`builtin:addition`, `builtin:arithmetic`, `reasoning_gym:<name>`, `jsonl:<path>` (from the workspace)."""
@@ -128,6 +223,8 @@ class Task(Section):
     """Use only this many training prompts; null uses all that are left after the held-out splits."""
     mix: dict[str, Number] = Field(default_factory=dict)
     """Sampling weight of training rows by tag (difficulty level, operation, source); tags not named weigh 1."""
+    curriculum: Curriculum | None = None
+    """Prefers prompts by their measured pass rate; null draws in plain epochs."""
     verifier: Verifier = Field(default_factory=Verifier, json_schema_extra=LOCKED)
     """How answers are checked."""
     reward: Reward = Reward()
@@ -199,15 +296,25 @@ class Rollout(Section):
     """A completion is cut here; a cut sample is no positive unless selection.truncated_as_positive says so."""
     max_total_sequence_length: Whole = Field(1024, ge=8, le=1048576)
     """Prompt plus completion, tokens. A longer prompt is dropped with a count; a completion is cut to fit."""
-    slots: Whole = Field(128, ge=1, le=65536)
-    """Rows generated at the same time."""
-    engine: Literal["native", "transformers"] = "native"
-    """native: our decode loop (shared prefill, finished rows leave). transformers: `generate()`, for comparison."""
+    slots: Whole = Field(256, ge=1, le=65536)
+    """Most rows generated at the same time; fewer where their keys and values would not fit into free memory."""
+    engine: Literal["auto", "slots", "hf"] = "auto"
+    """slots: our decode loop (prompts prefilled once, finished rows replaced at once). hf: transformers' `generate()`.
+    auto: slots wherever the model's attention can be told which tokens belong together, else hf."""
+
+
+class ThresholdSchedule(Section):
+    """Reward threshold across the training: from `selection.reward_threshold` in a straight line to `end`."""
+
+    end: Number = Field(ge=-1000, le=1000)
+    """Threshold at the end of the budget."""
 
 
 class Selection(Section):
     reward_threshold: Number = Field(1.0, ge=-1000, le=1000)
     """A sample is a candidate if its reward is at least this."""
+    threshold_schedule: ThresholdSchedule | None = None
+    """Changes the threshold across cycles; null keeps it."""
     keep_top_percent: Number = Field(100.0, gt=0, le=100)
     """Of each prompt's candidates, the best this many percent (at least one). Ties are broken at random, seeded."""
     max_per_prompt: Whole = Field(4, ge=1, le=1024)
@@ -265,8 +372,9 @@ class Learner(Section):
     """Most tokens, padding included, in one forward and backward."""
     gradient_accumulation: Whole = Field(1, ge=1, le=4096)
     """Microbatches in one optimizer step."""
-    packing: Flag = False
-    """Put several samples in one row, separated by a block-diagonal mask."""
+    packing: Flag = True
+    """Put several samples in one row, prompts that they share once; attention keeps them apart. Where a model's
+    attention cannot, and with false: rows of similar length, padded."""
     optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
     """The optimizer, which lives across cycles."""
     beta2: Number = Field(0.999, gt=0, lt=1)
@@ -277,8 +385,9 @@ class Learner(Section):
     """Gradients are scaled down to this norm."""
     clip_range: Number = Field(0.2, gt=0, le=1)
     """Importance-ratio clip of raft++ and reinforce_rej."""
-    gradient_checkpointing: Flag = False
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gradient_checkpointing: Flag | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more compute. auto: only where the
+    training would not fit into memory without it."""
 
 
 class Placement(Section):

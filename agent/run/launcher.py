@@ -2,7 +2,8 @@
 
 It does not import the trainer, judge its numbers, or retry. A training that fails is a `RunResult`, never an
 exception; what is raised is not the training's fault (a folder that cannot be written, a full disk, no such
-program). Whatever way `launch` is left, Ctrl-C included, no process of the training is left behind.
+program). Whatever way `launch` is left, Ctrl-C included, no process of the training is left behind. A process that
+was started ahead (`agent.run.standby`) makes a run begin sooner, and nothing else about it different.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import IO, Literal
 
 import psutil
 
@@ -41,12 +41,11 @@ from agent.files import write_atomic
 from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment as preset_environment
-from agent.hardware.probe import Machine, package_path, probe_machine
+from agent.hardware.probe import Machine, probe_machine
 from agent.hardware.sensors import GIB, disk_free, graphics, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.schema import Recipe
 from agent.run.processes import (
-    MARK,
     Ending,
     ProcessIdentity,
     descendants,
@@ -56,10 +55,11 @@ from agent.run.processes import (
     new_mark,
     resident_bytes,
 )
+from agent.run.standby import Ahead, Standby
+from agent.run.start import TRAINER, Start
 from agent.run.telemetry import ATTEMPT, read_heartbeat, read_summary
 from agent.run.watchdog import Watchdog
 
-TRAINER: tuple[str, ...] = (sys.executable, "-m", "agent.raft.worker")
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
 
@@ -67,7 +67,6 @@ POLL_S = 0.2
 MEMORY_EVERY_S = 1.0
 """The process table is walked this often; the heartbeat and free memory are read at every poll."""
 LOW_MEMORY_POLLS = 3
-LOW_NICENESS = 10
 
 EndedBy = Literal["itself", "time_limit", "hang", "stop", "memory"]
 
@@ -145,6 +144,7 @@ def launch(
     watchdog: Watchdog | None = None,
     machine: Machine | None = None,
     command: Sequence[str] = TRAINER,
+    standby: Standby | None = None,
     grace_s: float = STOP_GRACE_SECONDS,
     memory_floor_gb: float | None = None,
     min_free_disk_gb: float = 0.5,
@@ -156,19 +156,22 @@ def launch(
     """Run the training of `request` to its end.
 
     `stop` is asked at every poll and gives the reason to stop, or None. `command` is the trainer's command line,
-    to which the arguments of `agent.contract` are added. `memory_floor_gb`: below this much free memory the
-    training is ended before the kernel ends something else; None is 1% of the memory, at least 0.5.
+    to which the arguments of `agent.contract` are added. `standby` gives a process that was started ahead, where it
+    has one that fits, and starts the next one once this training is under way; the caller closes it. It is ignored
+    where it stands by for another `command`. `memory_floor_gb`: below this much free memory the training is ended
+    before the kernel ends something else; None is 1% of the memory, at least 0.5.
 
     Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
     (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).
     """
     variables, why = _variables(request, machine)
     _prepare(request, min_free_disk_gb=min_free_disk_gb)
-    before = FreeMemory.now()
+    if standby is not None and standby.trainer != tuple(command):
+        standby = None
+    before = _free_memory(standby)
     counts = _kernel_counts()
     booted = seconds_since_boot()
-    arguments = [*command, *contract_arguments(request)]
-    trainer = _Trainer(request, arguments, variables, why, grace_s=grace_s, clock=clock, sleep=sleep)
+    trainer = _Trainer(request, command, variables, why, standby=standby, grace_s=grace_s, clock=clock, sleep=sleep)
     with trainer:
         on_started(trainer.identity)
         ended_by, reason = _watch(
@@ -195,7 +198,9 @@ def launch(
         host_oom_kills=max(0, _kernel_counts()[1] - counts[1]),
         kernel="" if trainer.exit_code == 0 else kernel_log(since=booted).text,
         environment=variables,
-        idle_wait_s=wait_for_idle(before, most_s=idle_wait_s, clock=clock, sleep=sleep),
+        idle_wait_s=wait_for_idle(
+            before, most_s=idle_wait_s, clock=clock, sleep=sleep, read=lambda: _free_memory(standby)
+        ),
     )
 
 
@@ -237,24 +242,6 @@ def _variables(request: RunRequest, machine: Machine | None) -> tuple[dict[str, 
     if named == "auto":
         preset = {name: value for name, value in preset.items() if name not in os.environ}
     return {**preset, **request.recipe.backend.env, **request.env}, why
-
-
-def _own_variables(mark: str, command: Sequence[str]) -> dict[str, str]:
-    """What we need for ourselves: the mark, logs without buffering, a stack on a fatal signal, our own package.
-
-    `python -m` puts the current folder first on the module path, so a folder `agent` in the workspace (this
-    project's own repository is one) would stand in for ours: PYTHONSAFEPATH keeps it off. Another trainer may
-    need its folder there, so it is set for ours only.
-    """
-    variables = {
-        MARK: mark,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "PYTHONPATH": package_path(os.environ.get("PYTHONPATH")),
-    }
-    if tuple(command[1:3]) == TRAINER[1:]:
-        variables["PYTHONSAFEPATH"] = "1"
-    return variables
 
 
 def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
@@ -337,22 +324,27 @@ class _Trainer:
     def __init__(
         self,
         request: RunRequest,
-        arguments: Sequence[str],
+        command: Sequence[str],
         variables: Mapping[str, str],
         why: str,
         *,
+        standby: Standby | None,
         grace_s: float,
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
         self.request = request
         self.clock, self.sleep, self.grace_s = clock, sleep, grace_s
+        self.start = Start.of(
+            command, workspace=request.workspace, variables=variables, low_priority=request.low_priority
+        )
+        self.standby = standby
         self.began = clock()
         self.peak_bytes = 0
         self.resident_bytes: int | None = None
         self.exit_code: int | None = None
         self.signal: int | None = None
-        self._arguments, self._variables, self._why = list(arguments), dict(variables), why
+        self._variables, self._why = dict(variables), why
         self._known: dict[tuple[int, float], ProcessIdentity] = {}
         self._sampled: float | None = None
         self._old_summary = _stamp(request.out / SUMMARY)
@@ -385,33 +377,45 @@ class _Trainer:
             self._reap()
 
     def _start(self) -> None:
-        program = self._arguments[0]
+        program = self.start.command[0]
         if shutil.which(program) is None:
             raise Unavailable(
                 f"the trainer's program {program!r} is not there", hint="check the command of the trainer"
             )
-        leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
-        leash.append(str(LOW_NICENESS if self.request.low_priority else 0))
-        environment = {**os.environ, **_own_variables(self._mark, self._arguments), **self._variables}
+        ahead = self.standby.take(self.start) if self.standby is not None else None
         try:
             with (self.request.out / LOG).open("ab") as log:
+                if self.standby is not None:
+                    log.write(self.standby.last_words())
                 log.write(self._heading())
                 log.flush()
-                self._process = subprocess.Popen(
-                    [*leash, *self._arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.request.workspace,
-                    env=environment,
-                    start_new_session=True,
-                )
-            self._identity = identify(self._process.pid, mark=self._mark)
-            _write_identity(self.request.out, self._identity)
+                if ahead is None or not self._hand_over(ahead, log):
+                    self._start_afresh(log)
         except OSError as error:
             raise _resource_error(error, where=self.request.out) from error
-        if self.request.low_priority:
-            _lower_io_priority(self._process.pid)
+
+    def _start_afresh(self, log: IO[bytes]) -> None:
+        self._mark = new_mark()
+        self.began = self.clock()
+        arguments = contract_arguments(self.request)
+        self._process = self.start.process(
+            [*self.start.command, *arguments], mark=self._mark, stdin=subprocess.DEVNULL, output=log
+        )
+        self._identity = identify(self._process.pid, mark=self._mark)
+        _write_identity(self.request.out, self._identity)
+
+    def _hand_over(self, ahead: Ahead, log: IO[bytes]) -> bool:
+        """From here on the process is this run's, like one that was started for it. False where it has just died."""
+        self._mark, self._process, self._identity = ahead.identity.mark, ahead.process, ahead.identity
+        _write_identity(self.request.out, ahead.identity)
+        log.write(ahead.printed())
+        log.flush()
+        self.began = self.clock()
+        if ahead.hand_over(contract_arguments(self.request), log=self.request.out.absolute() / LOG):
+            return True
+        ahead.end()
+        self._process, self._identity = None, None
+        return False
 
     def _heading(self) -> bytes:
         """Separates this start from earlier ones; triage reads from the last heading on."""
@@ -480,16 +484,6 @@ def _write_identity(out: Path, identity: ProcessIdentity) -> None:
     write_atomic(out / PROCESS, json.dumps(identity.__dict__) + "\n")
 
 
-def _lower_io_priority(pid: int) -> None:
-    """Disk access only when nobody else wants it, where the system knows such a class (ioprio_set(2))."""
-    idle = getattr(psutil, "IOPRIO_CLASS_IDLE", None)
-    if idle is not None and hasattr(psutil.Process, "ionice"):
-        try:
-            psutil.Process(pid).ionice(idle)
-        except psutil.Error:
-            pass  # it has ended already, or the system does not allow it: a courtesy, not a condition
-
-
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
@@ -528,6 +522,15 @@ def _watch(
         if hung is not None:
             return "hang", f"{hung}; {_activity(trainer)}"
         free = memory().available
+        if trainer.standby is not None:
+            trainer.standby.tend(
+                trainer.start,
+                recipe=request.out.absolute() / RECIPE,
+                phase=heartbeat.phase if heartbeat else None,
+                free_gb=free,
+                floor_gb=floor_gb,
+                resident_gb=(trainer.resident_bytes or 0) / GIB,
+            )
         low_polls = low_polls + 1 if free < floor_gb else 0
         if low_polls >= LOW_MEMORY_POLLS:
             held = f", the training holds {trainer.resident_bytes / GIB:.2f}" if trainer.resident_bytes else ""
@@ -598,6 +601,12 @@ class FreeMemory:
     @classmethod
     def now(cls) -> FreeMemory:
         return cls(memory().available, sum(card.used or 0.0 for card in graphics()))
+
+
+def _free_memory(standby: Standby | None) -> FreeMemory:
+    """Without what the process that waits for the next run holds: it may have come or gone since the last reading."""
+    free = FreeMemory.now()
+    return replace(free, available=free.available + standby.private_gb) if standby is not None else free
 
 
 def wait_for_idle(

@@ -289,7 +289,7 @@ SIZES: dict[str, tuple[str, ...]] = {
 }
 """Numbers that take more memory the larger they are, and the phase in which."""
 COSTS: dict[str, tuple[Any, ...]] = {
-    "learner.gradient_checkpointing": (True, False),
+    "learner.gradient_checkpointing": (True, "auto", False),
     "model.dtype": ("float16", "bfloat16", "auto", "float32"),
     "learner.optimizer": ("sgd", "adafactor", "adamw"),
     "backend.attention": ("flash", "sdpa", "flex", "auto", "eager"),
@@ -328,7 +328,7 @@ def _halved(case: _Case, limit: Limit) -> Remedy | None:
         why = f"microbatch {tokens} -> {tokens // 2} tokens, accumulation {steps} -> {2 * steps} (the same step)"
         values = {"learner.microbatch_tokens": tokens // 2, "learner.gradient_accumulation": 2 * steps}
         return Remedy("shrink", values, {}, why, limit=limit)
-    if not recipe.learner.gradient_checkpointing and "learner.gradient_checkpointing" not in case.moved:
+    if recipe.learner.gradient_checkpointing is not True and "learner.gradient_checkpointing" not in case.moved:
         why = "the microbatch is as small as one completion: recompute activations instead of keeping them"
         return Remedy("shrink", {"learner.gradient_checkpointing": True}, {}, why, limit=limit)
     return None

@@ -1,77 +1,158 @@
-"""`python_tests`: take the code out of a response and run the row's tests on it in the sandbox."""
+"""`python_tests`: take the code out of a response and run the row's tests on it in the sandbox.
+
+Two forms of rows. Where the question describes a function in words (MBPP), the code is the last complete ``` block
+that defines what is tested, else the last block, else the whole response. Where the question, or the row's `prompt`,
+is itself the beginning of the function `entry_point` (HumanEval: signature and docstring), a response may also be the
+body that continues it, bare up to the first line at the left margin, or in a block; and a whole function finds the
+imports and functions before its beginning.
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import textwrap
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from agent.errors import DataError
 from agent.recipe import schema
 from agent.tasks import sandbox
 from agent.tasks.example import Example
-from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict, collect
+from agent.tasks.verdicts import Closed, Closing, OnEach, Pair, Verdict, collect, spread
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _OPEN_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n((?:(?!```).)*)\Z", re.DOTALL | re.MULTILINE)
 _FIRST_CODE_LINE = re.compile(r"^(?:def |class |import |from \w|@\w|async def )", re.MULTILINE)
+BODY_INDENT = "    "
 _DEFINED = re.compile(r"^(?:async\s+)?(?:def|class)\s+(\w+)|^(\w+)\s*=", re.MULTILINE)
 
 
 class CodeVerifier(Closing):
-    """Runs the tests of each response; several at a time, the same code on the same tests once a batch."""
+    """Runs the tests of each response; several at a time, the same code on the same tests once a batch.
 
-    def __init__(self, config: schema.Verifier, *, workers: int | None = None):
+    Given a response and a row with `tests` (and `entry_point` where these are HumanEval's `check(candidate)`).
+    Returns score 1 where all tests pass, else 0; `formatted` where the code compiles; `near` where other code in the
+    response passes; with `count_assertions` the `share` of assertions that hold where not all do. Code over the time
+    limit is wrong.
+    """
+
+    def __init__(self, config: schema.Verifier, *, workers: int | None = None, count_assertions: bool = False):
         self._limits = sandbox.Limits(wall_seconds=config.timeout_seconds)
+        self._count = count_assertions
+        self._stop = sandbox.Stop()
         self._workers = workers or min(4, os.cpu_count() or 1)
 
     def verify(self, response: str, example: Example) -> Verdict:
         tests = example.tests or ""
         calls = calls_of(tests, entry_point=example.row.get("entry_point"), where=example.id)
-        code = extract_code(response, tests)
-        outcome = self._run(code, tests, calls)
+        begun = begun_function(example)
+        used = names_used(tests) | ({begun.name} if begun else set())
+        code = begun.completed(response) if begun else extract_code(response, used)
+        outcome = self._run(code, tests, calls, count=self._count)
         passed = outcome.status == "passed"
-        near = not passed and self._other_code_passes(response, code, tests, calls)
+        others = [(begun.before if begun else "") + text for text in code_elsewhere(response, used)]
+        near = not passed and self._one_passes(others, code, tests, calls)
         formatted = outcome.status != "syntax"
-        return Verdict(float(passed), passed, formatted, near, code or None, note=_note(outcome))
+        return Verdict(float(passed), passed, formatted, near, code or None, note=_note(outcome), share=outcome.share)
 
     def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
         distinct = {(response, example.id): (response, example) for response, example in pairs}
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox") as pool:
-            verdicts = collect(pool.map(lambda pair: self.verify(*pair), distinct.values()), on_each)
+        found = spread(lambda pair: self.verify(*pair), distinct.values(), workers=self._workers, name="sandbox")
+        with contextlib.closing(found):
+            verdicts = collect(found, on_each)
         by_key = dict(zip(distinct, verdicts, strict=True))
         return [by_key[response, example.id] for response, example in pairs]
 
-    def _run(self, code: str, tests: str, calls: Sequence[str], *, trim: bool = False) -> sandbox.Outcome:
+    def close(self) -> None:
+        self._stop.request()
+
+    def _run(
+        self, code: str, tests: str, calls: Sequence[str], *, trim: bool = False, count: bool = False
+    ) -> sandbox.Outcome:
         if not code.strip():
             return sandbox.Outcome("syntax", "no code")
-        return sandbox.run_tests(code, tests, calls=calls, trim=trim, limits=self._limits)
+        if self._stop.requested:
+            raise Closed
+        outcome = sandbox.run_tests(
+            code, tests, calls=calls, trim=trim, count=count, limits=self._limits, stop=self._stop
+        )
+        if self._stop.requested:
+            raise Closed
+        return outcome
 
-    def _other_code_passes(self, response: str, tried: str, tests: str, calls: Sequence[str]) -> bool:
+    def _one_passes(self, texts: Sequence[str], tried: str, tests: str, calls: Sequence[str]) -> bool:
         """Whether code elsewhere in the response is right: in another block, in one that was cut, or amid prose."""
-        candidates = [text for text in code_elsewhere(response, tests) if text.strip() != tried.strip()]
+        candidates = [text for text in texts if text.strip() != tried.strip()]
         return any(self._run(code, tests, calls, trim=True).status == "passed" for code in candidates[:2])
 
 
-def extract_code(response: str, tests: str) -> str:
-    """The last complete ``` block that defines a name the tests use, else the last one, else the whole response."""
+@dataclass(frozen=True)
+class BegunFunction:
+    """A question that is the beginning of a function: its signature and docstring, and what stands before them."""
+
+    name: str
+    text: str
+    before: str
+    """Imports and other functions before the signature."""
+
+    def completed(self, response: str) -> str:
+        """The whole code that the response makes of it; empty where it adds nothing."""
+        blocks = _blocks(response)
+        whole = next((block for block in reversed(blocks) if self.name in _defined(block)), None)
+        if whole is not None:
+            return self.before + whole
+        if blocks and not _continues(response):
+            return f"{self.text.rstrip()}\n{textwrap.indent(blocks[-1], BODY_INDENT)}"
+        if self.name in _defined(response):
+            return self.before + response
+        body = _up_to_the_margin(response)
+        # `agent.tasks.prompts` ends a request with a new line where the question does not end in one of these.
+        between = "" if self.text.endswith(("\n", " ", "\t", ":", "=")) else "\n"
+        return self.text + between + body if body.strip() else ""
+
+
+def begun_function(example: Example) -> BegunFunction | None:
+    """The function that the row's question, or its `prompt`, begins; None where they only speak of it."""
+    name = example.row.get("entry_point")
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    for text in (example.question, example.row.get("prompt")):
+        found = re.search(rf"^(?:async[ \t]+)?def[ \t]+{name}[ \t]*\(", str(text), re.MULTILINE)
+        if found:
+            return BegunFunction(name, str(text), str(text)[: found.start()])
+    return None
+
+
+def _continues(response: str) -> bool:
+    """Whether a response begins with an indented line of code, as the body of a function does."""
+    line = next((line for line in response.splitlines() if line.strip()), "")
+    return line[:1].isspace() and not line.lstrip().startswith("```")
+
+
+def _up_to_the_margin(response: str) -> str:
+    """The lines before the first one, after the first, that stands at the left margin: there a function has ended."""
+    lines = response.splitlines(keepends=True)
+    at_margin = (number for number, line in enumerate(lines) if number and line.strip() and not line[0].isspace())
+    return "".join(lines[: next(at_margin, len(lines))])
+
+
+def extract_code(response: str, used: set[str]) -> str:
+    """The last complete ``` block that defines one of the names `used`, else the last one, else the whole response."""
     blocks = _blocks(response)
     if not blocks:
         return response
-    used = names_used(tests)
     return next((block for block in reversed(blocks) if used & _defined(block)), blocks[-1])
 
 
-def code_elsewhere(response: str, tests: str) -> list[str]:
-    """Other texts in the response that define a name the tests use: blocks, a block without its end, bare code."""
+def code_elsewhere(response: str, used: set[str]) -> list[str]:
+    """Other texts in the response that define one of the names `used`: blocks, one without its end, bare code."""
     texts = [*reversed(_blocks(response)), *map(textwrap.dedent, _OPEN_BLOCK.findall(response))]
     first_line = _FIRST_CODE_LINE.search(response)
     if first_line:
         texts.append(response[first_line.start() :])
-    used = names_used(tests)
     return [text for text in dict.fromkeys(texts) if used & _defined(text)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import threading
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from agent.errors import RecipeError, Unavailable, UsageError
 from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.nearest import nearest
+from agent.tasks.verdicts import PASS_MARK, Closed
 
 PREFIX = "reasoning_gym:"
 DEFAULTS = {"size": 2000, "seed": 0}
@@ -58,34 +60,55 @@ class RuleOfDataSet:
         self._timeout = timeout
         self._allow_untrusted_code = allow_untrusted_code
         self._scorers: dict[str, scorer.Scorers] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     def accepts(self, answer: str, example: Example) -> bool:
-        """Full score by the rule. False for a row that is not of reasoning_gym, or when time is up.
+        """Full score by the rule. False for a row that is not of a `reasoning_gym:` data set, or when time is up.
 
         Raises UsageError where the rule evaluates the answer as Python and that was not allowed.
         """
-        name = example.row.get("reasoning_gym")
-        if name is None:
+        if "reasoning_gym" not in example.row:
             return False
-        reply = self._scorers_of(name, example.row["parameters"]).score(
-            {"response": answer, "index": example.row["index"]}
-        )
-        return reply.values is not None and reply.values["value"] >= 1.0
+        reply = self.reply(answer, example)
+        return reply is not None and reply.values is not None and bool(reply.values["value"] >= PASS_MARK)
+
+    def reply(self, answer: str, example: Example) -> scorer.Reply | None:
+        """What the rule says: `value` in [0, 1]. None for a row that names no data set.
+
+        A row of another source names its data set as the package's own entries do, in `metadata.source_dataset`, and
+        carries in `metadata` what the rule wants to know. Raises UsageError as `accepts` does.
+        """
+        row = example.row
+        if "reasoning_gym" in row:
+            scorers = self._scorers_of(row["reasoning_gym"], row["parameters"])
+            return scorers.score({"response": answer, "index": row["index"]})
+        metadata = row.get("metadata")
+        name = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
+        if not isinstance(name, str) or name not in _package().factory.DATASETS:
+            return None
+        entry = {"question": example.question, "answer": example.answer, "metadata": metadata}
+        return self._scorers_of(name, {}).score({"response": answer, "entry": entry})
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         for scorers in self._scorers.values():
             scorers.close()
 
     def _scorers_of(self, name: str, parameters: Mapping[str, Any]) -> scorer.Scorers:
         key = json.dumps([name, parameters], sort_keys=True, default=str)
-        if key not in self._scorers:
-            if not self._allow_untrusted_code and executes_answers(name):
-                raise UsageError(
-                    f"reasoning_gym's rule for {name} evaluates the model's answer as Python, with your rights",
-                    hint="Say --allow-untrusted-code if that is what you want, or choose another data set.",
-                )
-            self._scorers[key] = scorer.gym_scorers(name, parameters, timeout=self._timeout)
-        return self._scorers[key]
+        with self._lock:
+            if self._closed:
+                raise Closed
+            if key not in self._scorers:
+                if not self._allow_untrusted_code and executes_answers(name):
+                    raise UsageError(
+                        f"reasoning_gym's rule for {name} evaluates the model's answer as Python, with your rights",
+                        hint="Say --allow-untrusted-code if that is what you want, or choose another data set.",
+                    )
+                self._scorers[key] = scorer.gym_scorers(name, parameters, timeout=self._timeout)
+            return self._scorers[key]
 
 
 def executes_answers(name: str) -> bool:

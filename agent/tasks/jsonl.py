@@ -92,6 +92,7 @@ def _example(number: int, row: Mapping[str, Any], task: Task, fields: Mapping[st
     where = f"{path}, line {number}"
     text = {role: _text(row, role, name, where=where) for role, name in fields.items()}
     if "tests" in text:
+        text["tests"] = _setup_of_tests(row) + text["tests"]
         calls_of(text["tests"], entry_point=row.get("entry_point"), where=f"{where}, field {fields['tests']!r}")
     answer = text.get("answer", "")
     if task.answer_after is not None and "answer" in text:
@@ -125,6 +126,15 @@ def _text(row: Mapping[str, Any], role: str, name: str, *, where: str) -> str:
     if not value.strip():
         raise DataError(f"field {name!r} is empty, and it holds the {role}", where=where)
     return value
+
+
+def _setup_of_tests(row: Mapping[str, Any]) -> str:
+    """What MBPP's own files want to run before the tests: `test_setup_code`, and `test_imports` in its checked half."""
+    setup, imports = row.get("test_setup_code"), row.get("test_imports")
+    lines = [setup] if isinstance(setup, str) and setup.strip() else []
+    if isinstance(imports, list):
+        lines += [line for line in imports if isinstance(line, str)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _after(answer: str, mark: str, *, where: str) -> str:

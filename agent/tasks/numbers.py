@@ -33,15 +33,16 @@ def as_number(text: str) -> Decimal | None:
     return _decimal(*match.groups()) if match else None
 
 
-def same_number(left: Decimal, right: Decimal, *, tolerance: float = 0.0) -> bool:
-    """|left - right| <= tolerance; exact for tolerance 0."""
-    if tolerance == 0:
+def same_number(left: Decimal, right: Decimal, *, tolerance: float = 0.0, relative: float = 0.0) -> bool:
+    """|left - right| <= max(tolerance, relative * |right|), where `right` is the right answer; 0 and 0 is exact."""
+    if tolerance == 0 and relative == 0:
         return left == right
     with localcontext() as context:
         context.prec = 60
         # A difference too large to hold becomes infinite instead of raising.
         context.clear_traps()
-        return bool(abs(left - right) <= Decimal(str(tolerance)))
+        room = max(Decimal(str(tolerance)), Decimal(str(relative)) * abs(right))
+        return bool(abs(left - right) <= room)
 
 
 def _decimal(sign: str, digits: str, exponent: str) -> Decimal | None:

@@ -27,4 +27,4 @@ def _level(reward: Reward, verdict: Verdict) -> float:
         return verdict.score
     near = reward.graduated.near if verdict.near else 0.0
     formatted = reward.graduated.formatted if verdict.formatted else 0.0
-    return max(verdict.score, near, formatted)
+    return max(verdict.score, near, formatted, reward.graduated.partial * verdict.share)

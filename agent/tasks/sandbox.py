@@ -38,7 +38,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,36 @@ class Outcome:
     detail: str = ""
     """Exception line, signal or limit."""
     output: str = ""
+    share: float = 0.0
+    """Share of the tests' assertions that hold, where it was asked for and the code ran but did not pass."""
+
+
+class Stop:
+    """Ends the sandboxes that run with it, from another thread, and every one that is started with it later."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def request(self) -> None:
+        with self._lock:
+            self.requested = True
+            for supervisor in self._running:
+                supervisor.terminate()
+
+    @contextlib.contextmanager
+    def reaches(self, supervisor: subprocess.Popen[bytes]) -> Iterator[None]:
+        """While this is open, a request ends the supervisor, which ends what it supervises first."""
+        with self._lock:
+            self._running.add(supervisor)
+            if self.requested:
+                supervisor.terminate()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(supervisor)
 
 
 def run_tests(
@@ -83,12 +114,15 @@ def run_tests(
     *,
     calls: Sequence[str] = (),
     trim: bool = False,
+    count: bool = False,
     limits: Limits | None = None,
     namespace: bool = True,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Execute `code`, then `tests` in the same namespace, then each expression of `calls` (`test_solution()`).
 
     With `trim`, lines at the end are left out until what remains compiles (code followed by prose, or cut).
+    With `count`, tests that fail are run once more within the same limits, on past assertions that do not hold.
     `namespace=False` does without a PID namespace even where one could be had. Blocks until the whole process tree
     is gone. Raises Unsupported on systems other than Linux, ResourceError where no process can be started.
     """
@@ -100,13 +134,14 @@ def run_tests(
         "tests": tests,
         "calls": list(calls),
         "trim": trim,
+        "count": count,
         "namespace": namespace,
         "word": secrets.token_hex(16),
         **asdict(limits),
     }
     folder = _new_folder()
     try:
-        return _supervise(job, folder=folder, wall_seconds=limits.wall_seconds)
+        return _supervise(job, folder=folder, wall_seconds=limits.wall_seconds, stop=stop or Stop())
     finally:
         _remove(folder)
 
@@ -122,17 +157,19 @@ def _new_folder() -> Path:
         ) from None
 
 
-def _supervise(job: dict[str, object], *, folder: Path, wall_seconds: float) -> Outcome:
+def _supervise(job: dict[str, object], *, folder: Path, wall_seconds: float, stop: Stop) -> Outcome:
     supervisor = _start(folder)
+    words, limit = json.dumps(job).encode(), wall_seconds + _SUPERVISOR_GRACE_SECONDS
     try:
-        reply, _ = supervisor.communicate(json.dumps(job).encode(), timeout=wall_seconds + _SUPERVISOR_GRACE_SECONDS)
+        with stop.reaches(supervisor):
+            reply, _ = supervisor.communicate(words, timeout=limit)
     except subprocess.TimeoutExpired:
         return Outcome("timeout", f"the supervisor did not answer within {wall_seconds:g} s and its grace")
     finally:
         _end(supervisor)
     try:
         values = json.loads(reply)
-        return Outcome(values["status"], values["detail"], values["output"])
+        return Outcome(values["status"], values["detail"], values["output"], float(values["share"]))
     except (ValueError, KeyError, TypeError):
         return Outcome("ended", f"the supervisor was killed (exit code {supervisor.returncode})")
 

@@ -6,6 +6,7 @@ Started by path in a fresh Python, with the job as JSON on its input; prints one
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import json
@@ -71,6 +72,9 @@ def _own_process_namespace(libc: Any) -> None:
 def _watch(job: dict[str, Any], *, worker: int, parent: int, said: int, printed: int, started: float) -> dict[str, Any]:
     """Read until the worker has ended or a limit is met, then leave nothing running."""
     verdict, output = b"", b""
+    stopped: list[int] = []
+    # Not before the fork: the worker keeps the usual answer to this signal.
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     limit: tuple[str, str] | None = None
     ended: int | None = None
     poll = select.poll()
@@ -90,25 +94,31 @@ def _watch(job: dict[str, Any], *, worker: int, parent: int, said: int, printed:
         if not open_pipes:
             time.sleep(POLL_SECONDS)
         ended = _reap(worker)
-        limit = _limit_met(job, started=started, parent=parent)
+        limit = ("ended", "stopped") if stopped else _limit_met(job, started=started, parent=parent)
     if ended is None:
         # Not waited for yet, so the number is still the worker's. With a PID namespace, all in it end now.
         os.kill(worker, signal.SIGKILL)
     _end_descendants()
     verdict, output = _drain(said, verdict), _drain(printed, output)
     text = output[: job["output_bytes"]].decode(errors="replace")
-    status, detail = _status(job, verdict=verdict, ended=ended, limit=limit)
-    return {"status": status, "detail": detail, "output": text}
+    first, _, second = verdict.partition(b"\n")
+    status, detail = _status(_said(job, first), ended=ended, limit=limit)
+    return {"status": status, "detail": detail, "output": text, "share": _said(job, second).get("share", 0.0)}
 
 
-def _status(
-    job: dict[str, Any], *, verdict: bytes, ended: int | None, limit: tuple[str, str] | None
-) -> tuple[str, str]:
-    """What the worker said, if it said it with the secret word; else the limit, or how it ended."""
+def _said(job: dict[str, Any], line: bytes) -> dict[str, Any]:
+    """What the worker said, if it said it with the secret word."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        said = json.loads(verdict)
+        said = json.loads(line)
         if said["word"] == job["word"]:
-            return said["status"], said["detail"]
+            return dict(said)
+    return {}
+
+
+def _status(said: dict[str, Any], *, ended: int | None, limit: tuple[str, str] | None) -> tuple[str, str]:
+    """The worker's own words, else the limit, or how it ended."""
+    if "status" in said:
+        return said["status"], said["detail"]
     if limit is not None:
         return limit
     code = os.waitstatus_to_exitcode(ended or 0)
@@ -224,10 +234,16 @@ def _work(job: dict[str, Any], *, say: int, printing: int, libc: Any) -> None:
         status, detail = _execute(job)
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
-        word = {"word": job["word"], "status": status, "detail": detail}
-        os.write(say, json.dumps(word).encode())
+        # The verdict first: what is counted after it may run into the limit.
+        _say(say, {"word": job["word"], "status": status, "detail": detail})
+        if job["count"] and status in ("failed", "error"):
+            _say(say, {"word": job["word"], "share": _share_of_assertions(job)})
     finally:
         os._exit(0)
+
+
+def _say(descriptor: int, words: dict[str, Any]) -> None:
+    os.write(descriptor, json.dumps(words).encode() + b"\n")
 
 
 def _only_pipes(*, say: int, printing: int) -> int:
@@ -287,6 +303,44 @@ def _execute(job: dict[str, Any]) -> tuple[str, str]:
         failed = step == "tests" and isinstance(error, AssertionError)
         return "failed" if failed else "error", _exception_line(error, step)
     return "passed", ""
+
+
+def _share_of_assertions(job: dict[str, Any]) -> float:
+    """Share of the tests' assertions that hold each time they are met. Those that are never met do not hold."""
+    counting = _Counting()
+    tests = ast.fix_missing_locations(counting.visit(ast.parse(job["tests"])))
+    if counting.count == 0:
+        return 0.0
+    held: set[int] = set()
+    missed: set[int] = set()
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    with contextlib.suppress(BaseException):
+        exec(_compiled(job["code"], trim=job["trim"]), module.__dict__)
+        module.__dict__.update({_Counting.HELD: held.add, _Counting.MISSED: missed.add})
+        exec(compile(tests, "<tests>", "exec"), module.__dict__)
+    for text in job["calls"]:
+        with contextlib.suppress(BaseException):
+            exec(compile(text, "<tests>", "exec"), module.__dict__)
+    return len(held - missed) / counting.count
+
+
+class _Counting(ast.NodeTransformer):
+    """Has every assertion note whether it holds, and go on where it does not."""
+
+    HELD, MISSED = "_assertion_held", "_assertion_missed"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def visit_Assert(self, node: ast.Assert) -> ast.Try:
+        number = self.count
+        self.count += 1
+        missed = ast.ExceptHandler(None, None, [self._note(self.MISSED, number)])
+        return ast.Try(body=[node], handlers=[missed], orelse=[self._note(self.HELD, number)], finalbody=[])
+
+    def _note(self, name: str, number: int) -> ast.Expr:
+        return ast.Expr(ast.Call(ast.Name(name, ast.Load()), [ast.Constant(number)], []))
 
 
 def _compiled(text: str, *, trim: bool) -> types.CodeType:

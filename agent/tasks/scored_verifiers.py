@@ -1,125 +1,233 @@
-"""`file` and `math`: a function in a child process scores the whole response (see `agent.tasks.scorer`)."""
+"""`regex`, `math`, `reasoning_gym` and `python:FILE.py:FUNCTION`: a child process looks at the response.
+
+See `agent.tasks.scorer` for the process, and `agent.tasks.faults` for what happens when a verification fails.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.errors import DataError, RecipeError, Unavailable
+from agent.errors import DataError, Unavailable
 from agent.recipe import schema
 from agent.tasks import scorer
 from agent.tasks.example import Example
-from agent.tasks.text_verifiers import contains_answer
-from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict
+from agent.tasks.faults import Faults
+from agent.tasks.gym import RuleOfDataSet
+from agent.tasks.text_verifiers import between, contains_answer, refuse_empty_delimiters, same_answer
+from agent.tasks.verdicts import PASS_MARK, Closing, OnEach, Pair, Verdict, collect, spread
 
-PASS_MARK = 1.0 - 1e-9
-"""A score that counts as right: 1, rounding aside."""
+Request = Mapping[str, Any]
 
 
-class FileVerifier(Closing):
-    """A function of the user's: `function(response, row) -> float in [0, 1] or bool`.
+class ScoredVerifier(Closing, ABC):
+    """What the verifiers of this file share: a request for each pair, a reply from a child, a verdict on it."""
 
-    `row` is the row of the data set as a dict; `question` and `answer` are always in it. A score of 1 passes; a score
-    above 0 counts as formatted, and at 0 nobody can tell. A call that exceeds the time limit scores 0. Raises
-    DataError where the function raises, ends its process, or returns anything else than a number in [0, 1]: a score
-    that nobody can vouch for must not be trained on.
-    """
-
-    def __init__(self, path: Path, function: str, *, timeout: float):
-        self._source = f"{path.name}:{function}"
-        self._scorers = scorer.file_scorers(path, function, timeout=timeout)
+    _scorers: scorer.Scorers
+    _faults: Faults
 
     def verify(self, response: str, example: Example) -> Verdict:
         return self.verify_many([(response, example)])[0]
 
     def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
-        requests = [{"response": response, "row": _row(example)} for response, example in pairs]
-        replies = self._scorers.score_many(requests, on_each=on_each)
-        return [self._verdict(reply, *pair) for reply, pair in zip(replies, pairs, strict=True)]
+        requests = [self._request(*pair) for pair in pairs]
+        with contextlib.closing(self._scorers.replies(requests)) as replies:
+            judged = (
+                self._faults.checked(self._verdict(reply, *pair), *pair)
+                for reply, pair in zip(replies, pairs, strict=True)
+            )
+            return collect(judged, on_each)
 
     def close(self) -> None:
         self._scorers.close()
 
+    @abstractmethod
+    def _request(self, response: str, example: Example) -> Request:
+        """What the child is asked."""
+
+    @abstractmethod
     def _verdict(self, reply: scorer.Reply, response: str, example: Example) -> Verdict:
-        if reply.timed_out:
-            return Verdict(0.0, False, None, False, None, note=reply.ended)
-        on = f"on the response {response[:60]!r} to {example.id}"
+        """What its reply means."""
+
+
+class FunctionVerifier(ScoredVerifier):
+    """A function of the user's: `function(response: str, row: dict) -> float in [0, 1] or bool`.
+
+    `row` is the row of the data set; `question` and `answer` are always in it. A score of 1 passes; a score above 0
+    counts as formatted, and at 0 nobody can tell. A call that raises, exceeds the time limit, ends its process or
+    returns NaN or None is a fault: it scores 0, and DataError where such are many (see `agent.tasks.faults`). Raises
+    DataError at once for a result that is no number, or not in [0, 1]: such a function means something else by a
+    score, and no reading of it could be vouched for.
+    """
+
+    def __init__(self, path: Path, function: str, *, timeout: float):
+        self._source = f"{path.name}:{function}"
+        self._scorers = scorer.function_scorers(path, function, timeout=timeout)
+        self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
+
+    def _request(self, response: str, example: Example) -> Request:
+        return {"response": response, "row": {**example.row, "question": example.question, "answer": example.answer}}
+
+    def _verdict(self, reply: scorer.Reply, response: str, example: Example) -> Verdict:
         if reply.values is None:
-            raise DataError(
-                f"the verifier failed {on}: {reply.error or f'its process ended by {reply.ended}'}",
-                where=reply.at or self._source,
-                hint="Make the function return 0.0 for a response that it cannot read.",
-            )
-        score = reply.values.get("value", math.nan)
+            return _fault(_why(reply))
+        score = reply.values.get("value", math.inf)
+        if score is None or math.isnan(score):
+            return _fault("it returned None" if score is None else "it returned NaN")
         if not 0.0 <= score <= 1.0:
             returned = reply.values.get("returned", repr(score))
             raise DataError(
-                f"the verifier returned {returned} {on}; a score is a bool or a number from 0 to 1",
+                f"the verifier returned {returned} on the response {response[:60]!r} to {example.id}; "
+                "a score is a bool or a number from 0 to 1",
                 where=self._source,
             )
         passed = score >= PASS_MARK
         return Verdict(1.0 if passed else score, passed, True if score > 0.0 else None, False, None)
 
 
-class MathVerifier(Closing):
-    """The `math-verify` package: extracts LaTeX or a plain expression and compares by value.
+class RegexVerifier(ScoredVerifier):
+    """The group of the pattern's last match is the answer, compared as a number where both are, else as text.
 
-    An expression that takes longer than the time limit is wrong. Raises DataError for a right answer that math-verify
-    cannot read.
+    Given a response and a row with an answer. Returns score 1 or 0; `formatted` where the pattern matches with
+    something in its group. A pattern that takes longer than the time limit is a fault (see `agent.tasks.faults`).
     """
 
-    def __init__(self, *, timeout: float):
+    def __init__(self, config: schema.Verifier, *, rule: RuleOfDataSet):
+        self._config = config
+        self._rule = rule
+        self._scorers = scorer.pattern_scorers(config.pattern or "", timeout=config.timeout_seconds)
+        self._faults = Faults(
+            "task.verifier.pattern",
+            hint="Nested repetitions such as (a+)+ take for ever on a near miss: write the pattern without them.",
+        )
+
+    def close(self) -> None:
+        super().close()
+        self._rule.close()
+
+    def _request(self, response: str, example: Example) -> Request:
+        return {"response": response}
+
+    def _verdict(self, reply: scorer.Reply, response: str, example: Example) -> Verdict:
+        if reply.values is None:
+            return _fault(_why(reply), near=contains_answer(response, example.answer, self._config))
+        answer = (reply.values["answer"] or "").strip() or None
+        passed = answer is not None and (
+            same_answer(answer, example.answer, self._config) or self._rule.accepts(answer, example)
+        )
+        near = not passed and contains_answer(response, example.answer, self._config)
+        return Verdict(float(passed), passed, answer is not None, near, answer)
+
+
+class MathVerifier(ScoredVerifier):
+    """The `math-verify` package: extracts LaTeX or a plain expression and compares by value.
+
+    Given a response and a row with an answer. Returns score 1 or 0; `formatted` where math-verify extracts something.
+    An expression that takes longer than the time limit is wrong. A right answer that math-verify cannot read is a
+    fault (see `agent.tasks.faults`).
+    """
+
+    def __init__(self, config: schema.Verifier):
         if importlib.util.find_spec("math_verify") is None:
             raise Unavailable(
                 "the package math-verify is not installed, which task.verifier.kind: math needs",
                 hint="pip install 'raft-agent[math]', or choose another verifier kind.",
             )
-        self._scorers = scorer.math_scorers(timeout=timeout)
+        self._config = config
+        self._scorers = scorer.math_scorers(timeout=config.timeout_seconds)
+        self._faults = Faults("math-verify", hint="Mend these rows, or choose another task.verifier.kind.")
 
-    def verify(self, response: str, example: Example) -> Verdict:
-        return self.verify_many([(response, example)])[0]
-
-    def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
-        requests = [{"response": response, "right": example.answer} for response, example in pairs]
-        replies = self._scorers.score_many(requests, on_each=on_each)
-        return [self._verdict(reply, *pair) for reply, pair in zip(replies, pairs, strict=True)]
-
-    def close(self) -> None:
-        self._scorers.close()
+    def _request(self, response: str, example: Example) -> Request:
+        return {"response": response, "right": example.answer}
 
     def _verdict(self, reply: scorer.Reply, response: str, example: Example) -> Verdict:
-        near = contains_answer(response, example.answer, 0.0)
+        near = contains_answer(response, example.answer, self._config)
         if reply.values is None:
-            return Verdict(0.0, False, False, near, None, note=reply.error or reply.ended)
+            # Too long or too large is what was written; an exception is of the package.
+            return Verdict(0.0, False, False, near, None, note=_why(reply), fault=reply.error is not None)
         if not reply.values["understood"]:
-            raise DataError(
-                f"math-verify cannot read the right answer {example.answer!r} of {example.id}",
-                hint="Mend the row, or choose another verifier kind.",
-            )
+            return _fault(f"math-verify cannot read the right answer {example.answer!r}")
         answer = reply.values["answer"]
         passed = reply.values["value"] >= PASS_MARK
         return Verdict(float(passed), passed, answer is not None, near and not passed, answer)
 
 
-def file_verifier(config: schema.Verifier, *, base: Path) -> FileVerifier:
-    """The verifier of `verifier.file`, `path.py:function`, relative to `base`.
+class GymVerifier(Closing):
+    """What stands between the delimiters, scored by the rule of the row's reasoning_gym data set.
 
-    Raises RecipeError where the words are not of that form, DataError where the file is missing or does not import.
+    Given a response and a row of `reasoning_gym:<name>`, or of another source that has in `metadata` what the
+    package's entries have there, `source_dataset` among it. Returns the rule's score, partial credit included; 1
+    passes. `formatted` where there is a pair of delimiters with something in it. An answer on which the rule raises or
+    exceeds the time limit is wrong. A row that names no data set, and a score that is not in [0, 1], are faults (see
+    `agent.tasks.faults`).
     """
-    written = config.file or ""
-    name, colon, function = written.rpartition(":")
-    if not colon or not name or not function.isidentifier():
-        raise RecipeError(f"task.verifier.file must read path.py:function, got {written!r}", key="task.verifier.file")
-    path = base / name
+
+    def __init__(self, config: schema.Verifier, *, rule: RuleOfDataSet):
+        refuse_empty_delimiters(config)
+        self._config = config
+        self._rule = rule
+        self._workers = min(4, os.cpu_count() or 1)
+        self._faults = Faults("reasoning_gym's rule", hint="Look at the row, or choose another task.verifier.kind.")
+
+    def verify(self, response: str, example: Example) -> Verdict:
+        return self._faults.checked(self._verdict(response, example), response, example)
+
+    def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
+        # A child for each worker takes seconds to import the package: not for a handful.
+        workers = self._workers if len(pairs) >= 2 * self._workers else 1
+        verdicts = spread(lambda pair: self._verdict(*pair), pairs, workers=workers, name="rule")
+        with contextlib.closing(verdicts):
+            counted = (self._faults.checked(verdict, *pair) for verdict, pair in zip(verdicts, pairs, strict=True))
+            return collect(counted, on_each)
+
+    def close(self) -> None:
+        self._rule.close()
+
+    def _verdict(self, response: str, example: Example) -> Verdict:
+        answer = between(response, self._config)
+        near = contains_answer(response, example.answer, self._config)
+        if answer is None:
+            return Verdict(0.0, False, False, near, None)
+        reply = self._rule.reply(answer, example)
+        if reply is None:
+            return _fault("the row names no data set of reasoning_gym in metadata.source_dataset", near=near)
+        if reply.values is None:
+            return Verdict(0.0, False, True, near, answer, note=_why(reply))
+        score = reply.values["value"]
+        if not 0.0 <= score <= 1.0:
+            return _fault(f"the rule says {score!r}", near=near)
+        passed = score >= PASS_MARK
+        return Verdict(1.0 if passed else score, passed, True, near and not passed, answer)
+
+
+def function_verifier(config: schema.Verifier, *, base: Path) -> FunctionVerifier:
+    """The verifier `python:FILE.py:FUNCTION`, its file relative to `base`.
+
+    Raises DataError where the file is missing or does not import.
+    """
+    named = config.own_function()
+    assert named is not None
+    path = base / named[0]
     if not path.is_file():
         raise DataError(
-            f"there is no verifier file {path}", hint="Mend task.verifier.file; it starts at the workspace."
+            f"there is no verifier file {path}",
+            hint="task.verifier.kind is python:FILE.py:FUNCTION, and the path starts at the workspace.",
         )
-    return FileVerifier(path, function, timeout=config.timeout_seconds)
+    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds)
 
 
-def _row(example: Example) -> Mapping[str, Any]:
-    return {**example.row, "question": example.question, "answer": example.answer}
+def _why(reply: scorer.Reply) -> str:
+    """`time limit of 5 s`, `KeyError: 'x' (check.py:12)`, `its process ended by signal 11`."""
+    if reply.error is not None:
+        return f"{reply.error} ({reply.at})" if reply.at else reply.error
+    return str(reply.ended) if reply.timed_out else f"its process ended by {reply.ended}"
+
+
+def _fault(why: str, *, near: bool = False) -> Verdict:
+    return Verdict(0.0, False, None, near, None, note=why, fault=True)

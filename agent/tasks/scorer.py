@@ -2,8 +2,9 @@
 
 Why a child, always: a verifier file is the user's, so it is trusted, but it may loop, exit, crash in C, import a
 library that fights with the trainer's, or need to be cut off in the middle of a C call, as `sympy` does on
-`9**9**9**9`. A thread or a signal handler stops none of these; killing a process does. Measured on two busy cores:
-0.13 ms a call; once, 0.1 s to start, 0.5 s for math-verify.
+`9**9**9**9` and a regular expression that backtracks for ever. A thread or a signal handler stops none of these, and
+a C call that holds the interpreter would stop generation too; killing a process does stop it. Measured on two busy
+cores: 0.13 ms a call; once, 0.1 s to start, 0.5 s for math-verify.
 
 Covered: a call that exceeds its time limit is killed with its process group, and the next call gets a fresh child;
 a child whose parent was killed ends at end of input, or by its own alarm. Not covered: what the function does to
@@ -20,15 +21,15 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import DataError
-from agent.tasks.verdicts import collect
+from agent.errors import DataError, ResourceError
+from agent.tasks.verdicts import Closed, spread
 
 START_SECONDS = 120.0
 """A user's file may import something large."""
@@ -58,18 +59,15 @@ class Scorer:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
+        self._life = threading.Lock()
+        """Held while the child is killed and collected: its number must not be used once it is another's."""
 
     def start(self) -> Reply:
         """Start the child if there is none. A reply with `error` where what it loads fails to load."""
         if self._process is not None:
             return Reply(values={})
         self._pending = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._process = _started_child()
         reply = self._exchange(self._setup | {"timeout": START_SECONDS}, timeout=START_SECONDS)
         if reply.values is None:
             self.close()
@@ -81,15 +79,22 @@ class Scorer:
             return started
         return self._exchange({**request, "timeout": self._timeout}, timeout=self._timeout)
 
+    def interrupt(self) -> None:
+        """Kill the child and what it started, from any thread. A call in progress returns, as from a dead child."""
+        with self._life:
+            if self._process is not None:
+                # Not yet waited for, so the number is still its own and cannot be another process's.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
     def close(self) -> None:
-        """Kill the child and what it started."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        # Not yet waited for, so the number is still its own and cannot be another process's.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        """Kill the child and what it started, and collect it. For the thread that uses this scorer."""
+        self.interrupt()
+        with self._life:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -154,11 +159,27 @@ class Scorer:
         return Reply(ended=f"{what} {state.si_status}")
 
 
+def _started_child() -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", str(_CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ResourceError(
+            f"no process could be started to check answers in: {error.strerror}",
+            hint="Close other programs, or raise the limits on processes and open files (ulimit -u, ulimit -n).",
+        ) from None
+
+
 class Scorers:
     """Several children for one function, so that a batch uses the machine's cores."""
 
     def __init__(self, setup: Mapping[str, Any], *, timeout: float, workers: int | None = None):
         self._workers = workers or min(4, os.cpu_count() or 1)
+        self._closed = False
         self._all = [Scorer(setup, timeout=timeout) for _ in range(self._workers)]
         self._free: queue.LifoQueue[Scorer] = queue.LifoQueue()
         for scorer in reversed(self._all):
@@ -172,30 +193,45 @@ class Scorers:
         # Last in, first out: a single caller stays with the child that is already running.
         scorer = self._free.get()
         try:
-            return scorer.score(request)
+            if self._closed:
+                raise Closed
+            reply = scorer.score(request)
+            if self._closed:
+                raise Closed
+            return reply
         finally:
+            if self._closed:
+                scorer.close()
             self._free.put(scorer)
 
-    def score_many(
-        self, requests: Sequence[Mapping[str, Any]], *, on_each: Callable[[], None] | None = None
-    ) -> list[Reply]:
-        """Replies in the order of `requests`."""
+    def replies(self, requests: Sequence[Mapping[str, Any]]) -> Generator[Reply]:
+        """Replies in the order of `requests`, as they come; close the iterator to drop the rest."""
         if len(requests) < 2 * self._workers:
-            return collect(map(self.score, requests), on_each)
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="scorer") as pool:
-            return collect(pool.map(self.score, requests), on_each)
+            yield from map(self.score, requests)
+        else:
+            yield from spread(self.score, requests, workers=self._workers, name="scorer")
 
     def close(self) -> None:
+        """End the children for good. Calls in progress in other threads raise Closed, and so do later ones."""
+        self._closed = True
         for scorer in self._all:
+            scorer.interrupt()
+        # Those in use are collected by the threads that use them.
+        idle = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._free.get_nowait())
+        for scorer in idle:
             scorer.close()
+            self._free.put(scorer)
 
 
-def file_scorers(path: Path, function: str, *, timeout: float) -> Scorers:
+def function_scorers(path: Path, function: str, *, timeout: float) -> Scorers:
     """Children that call `function(response, row)` of the user's file.
 
     Raises DataError where the file fails to import, with the user's exception line.
     """
-    scorers = Scorers({"kind": "file", "path": str(path.resolve()), "function": function}, timeout=timeout)
+    scorers = Scorers({"kind": "python", "path": str(path.resolve()), "function": function}, timeout=timeout)
     reply = scorers.start()
     if reply.values is None:
         scorers.close()
@@ -203,9 +239,14 @@ def file_scorers(path: Path, function: str, *, timeout: float) -> Scorers:
         raise DataError(
             f"the verifier file cannot be imported: {what}",
             where=reply.at or str(path),
-            hint="Mend the file, or point task.verifier.file at another one (path.py:function).",
+            hint="Mend the file, or name another one: task.verifier.kind is python:FILE.py:FUNCTION.",
         )
     return scorers
+
+
+def pattern_scorers(pattern: str, *, timeout: float) -> Scorers:
+    """Children that look for the last match of a regular expression."""
+    return Scorers({"kind": "regex", "pattern": pattern}, timeout=timeout)
 
 
 def math_scorers(*, timeout: float) -> Scorers:

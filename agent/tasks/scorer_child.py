@@ -1,8 +1,9 @@
 """The child side of `agent.tasks.scorer`: answers one JSON line with one JSON line, until its input ends.
 
 Started by path, so that it needs nothing of this package. The first line says what to score with: a function in a
-user's file, `math-verify`, or the rule of a reasoning_gym data set. Every request carries its own time limit, after
-which the alarm ends this process even where the parent is gone and where the code is deaf to signals' handlers.
+user's file, `math-verify`, a regular expression, or the rule of a reasoning_gym data set. Every request carries its
+own time limit, after which the alarm ends this process even where the parent is gone and where the code is deaf to
+signals' handlers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -79,8 +81,10 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 def _scorer_of(setup: dict[str, Any]) -> Score:
     match setup["kind"]:
-        case "file":
-            return _file_scorer(Path(setup["path"]), setup["function"])
+        case "python":
+            return _function_scorer(Path(setup["path"]), setup["function"])
+        case "regex":
+            return _pattern_scorer(setup["pattern"])
         case "math":
             _limit_memory()
             return _math_scorer()
@@ -97,7 +101,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _file_scorer(path: Path, name: str) -> Score:
+def _function_scorer(path: Path, name: str) -> Score:
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -112,9 +116,21 @@ def _file_scorer(path: Path, name: str) -> Score:
         if hasattr(value, "item"):
             # A numpy or torch scalar.
             value = value.item()
+        if value is None:
+            return {"value": None}
         if isinstance(value, bool | int | float):
             return {"value": float(value)}
         return {"returned": repr(value)[:200]}
+
+    return score
+
+
+def _pattern_scorer(text: str) -> Score:
+    pattern = re.compile(text)
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        found = [match[1] for match in pattern.finditer(request["response"]) if match[1] is not None]
+        return {"answer": found[-1] if found else None}
 
     return score
 
@@ -141,7 +157,8 @@ def _gym_scorer(name: str, parameters: dict[str, Any]) -> Score:
     data_set = reasoning_gym.create_dataset(name, **parameters)
 
     def score(request: dict[str, Any]) -> dict[str, Any]:
-        return {"value": float(data_set.score_answer(request["response"], data_set[request["index"]]))}
+        entry = request["entry"] if "entry" in request else data_set[request["index"]]
+        return {"value": float(data_set.score_answer(request["response"], entry))}
 
     return score
 

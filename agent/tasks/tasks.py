@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DataError, RecipeError
-from agent.recipe.schema import Evaluation, Task
+from agent.recipe.schema import Curriculum, Evaluation, Task
 from agent.tasks import arithmetic, gym, jsonl
+from agent.tasks.curriculum import PassRates
 from agent.tasks.example import Example
 from agent.tasks.nearest import nearest
 
@@ -117,9 +119,20 @@ class PromptSource:
     Rows of equal weight form one stream. A stream hands out each of its rows once, in a shuffled order, before it
     begins anew; how often a stream is asked follows its share of the total weight exactly, not by chance. Without a
     mix there is one stream, and so plain epochs. No prompt comes twice in one draw while there is another.
+
+    With a curriculum, the share `floor` of every draw (at least one prompt) comes from these streams, so that each
+    row still comes round, without a mix in every 2 N / (floor * count) draws; the others are drawn at random by
+    interest (see `agent.tasks.curriculum`) times weight, and where nothing else is of interest, by weight alone.
     """
 
-    def __init__(self, train: Sequence[Example], *, mix: Mapping[str, float] | None = None, seed: int = 0):
+    def __init__(
+        self,
+        train: Sequence[Example],
+        *,
+        mix: Mapping[str, float] | None = None,
+        curriculum: Curriculum | None = None,
+        seed: int = 0,
+    ):
         """Raises DataError without rows, RecipeError for a tag in `mix` that no training row has."""
         if not train:
             raise DataError("there are no training prompts to draw from", hint="Raise task.train_prompts.")
@@ -136,11 +149,48 @@ class PromptSource:
             _Stream(rows, share=one * len(rows) / total, name=f"{seed}/{place}")
             for place, (one, rows) in enumerate(zip(distinct, members, strict=True))
         ]
+        self._weights = weights
+        self._curriculum = curriculum
+        self._rates = PassRates(target=curriculum.target, seed=seed) if curriculum else None
+        self._ids = {row.id for row in self._train}
 
     def draw(self, count: int) -> list[Example]:
         """The next `count` prompts. Some repeat only where `count` exceeds the rows of positive weight."""
-        drawn: list[int] = []
         in_this_round: set[int] = set()
+        if self._curriculum is None or self._rates is None:
+            drawn = self._come_round(count, in_this_round)
+        else:
+            steady = min(count, max(1, math.ceil(self._curriculum.floor * count - 1e-9)))
+            drawn = self._come_round(steady, in_this_round)
+            drawn += self._of_interest(self._rates, count - steady, in_this_round)
+            drawn += self._come_round(count - len(drawn), in_this_round)
+        return [self._train[index] for index in drawn]
+
+    def record(self, example_id: str, passed: int, samples: int) -> None:
+        """Note that `passed` of `samples` completions of a training prompt passed; 0 of 0 where it does not fit.
+
+        Without a curriculum this changes nothing. Raises ValueError for numbers that cannot be, or an unknown id.
+        """
+        if example_id not in self._ids:
+            raise ValueError(f"{example_id} is no training prompt")
+        if self._rates is not None:
+            self._rates.record(example_id, passed, samples)
+
+    def _of_interest(self, rates: PassRates, count: int, in_this_round: set[int]) -> list[int]:
+        """Rows by interest and weight, then by weight; none that this draw has already, fewer where there are none."""
+        interests = [rates.interest(row.id) for row in self._train]
+        chosen: list[int] = []
+        for weights in ([w * i for w, i in zip(self._weights, interests, strict=True)], self._weights):
+            if len(chosen) == count:
+                break
+            open_rows = [(index, weight) for index, weight in enumerate(weights) if index not in in_this_round]
+            chosen += rates.choose(open_rows, count - len(chosen))
+            in_this_round.update(chosen)
+        return chosen
+
+    def _come_round(self, count: int, in_this_round: set[int]) -> list[int]:
+        """The next rows of the streams. `in_this_round` is what the draw has already, and is kept up to date."""
+        drawn: list[int] = []
         for _ in range(count):
             open_streams = [stream for stream in self._streams if not stream.exhausted(in_this_round)]
             if not open_streams:
@@ -149,21 +199,24 @@ class PromptSource:
             index = self._next_stream(open_streams).take(avoid=in_this_round)
             in_this_round.add(index)
             drawn.append(index)
-        return [self._train[index] for index in drawn]
+        return drawn
 
     def state(self) -> dict[str, Any]:
         """Where the source stands, as JSON values."""
-        return {"rows": self._fingerprint(), "streams": [stream.state() for stream in self._streams]}
+        state = {"rows": self._fingerprint(), "streams": [stream.state() for stream in self._streams]}
+        return state if self._rates is None else {**state, "curriculum": self._rates.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. Raises DataError if it was made with other rows, another mix or another seed."""
+        """Go on from `state`. DataError if it was made with other rows, another mix, curriculum or seed."""
         if state["rows"] != self._fingerprint():
             raise DataError(
-                "the saved position belongs to other training rows, another task.mix or another seed",
+                "the saved position belongs to other training rows, another task.mix, task.curriculum or seed",
                 hint="Start this training in a new folder.",
             )
         for stream, saved in zip(self._streams, state["streams"], strict=True):
             stream.restore(saved)
+        if self._rates is not None:
+            self._rates.restore(state["curriculum"])
 
     def _next_stream(self, streams: Sequence[_Stream]) -> _Stream:
         """The one that lags furthest behind its share."""
@@ -174,9 +227,11 @@ class PromptSource:
         return chosen
 
     def _fingerprint(self) -> str:
-        rows = [
+        rows: list[Any] = [
             [stream.name, stream.share, [self._train[index].id for index in stream.rows]] for stream in self._streams
         ]
+        if self._curriculum is not None:
+            rows.append(self._curriculum.model_dump())
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

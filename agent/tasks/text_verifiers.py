@@ -15,10 +15,16 @@ from agent.tasks.numbers import as_number, numbers_in, same_number
 from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict, collect
 
 Extract = Callable[[str, Example, schema.Verifier], str | None]
-Same = Callable[[str, str, float], bool]
+Same = Callable[[str, str, schema.Verifier], bool]
 
 
 class TextVerifier(Closing):
+    """One way to find the answer in a response, and one to compare it with the row's.
+
+    Given a response and a row with an answer. Returns score 1 where what was found is the answer, else 0; `formatted`
+    where something was found; `near` where the right answer stands elsewhere in the response.
+    """
+
     def __init__(self, config: schema.Verifier, extract: Extract, same: Same, *, rule: RuleOfDataSet):
         self._config = config
         self._extract = extract
@@ -28,7 +34,7 @@ class TextVerifier(Closing):
     def verify(self, response: str, example: Example) -> Verdict:
         answer = self._extract(response, example, self._config)
         passed = answer is not None and self._is_right(answer, example)
-        near = not passed and contains_answer(response, example.answer, self._config.tolerance)
+        near = not passed and contains_answer(response, example.answer, self._config)
         return Verdict(float(passed), passed, answer is not None, near, answer)
 
     def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
@@ -38,7 +44,7 @@ class TextVerifier(Closing):
         self._rule.close()
 
     def _is_right(self, answer: str, example: Example) -> bool:
-        if self._same(answer, example.answer, self._config.tolerance):
+        if self._same(answer, example.answer, self._config):
             return True
         return self._rule.accepts(answer, example)
 
@@ -55,6 +61,11 @@ def last_number(config: schema.Verifier, *, rule: RuleOfDataSet) -> TextVerifier
 
 def delimited(config: schema.Verifier, *, rule: RuleOfDataSet) -> TextVerifier:
     """What the last complete pair of delimiters encloses is the answer, as a number or as text."""
+    refuse_empty_delimiters(config)
+    return TextVerifier(config, lambda response, _, config: between(response, config), same_answer, rule=rule)
+
+
+def refuse_empty_delimiters(config: schema.Verifier) -> None:
     for key in ("open", "close"):
         if not getattr(config, key).strip():
             raise RecipeError(
@@ -62,7 +73,6 @@ def delimited(config: schema.Verifier, *, rule: RuleOfDataSet) -> TextVerifier:
                 key=f"task.verifier.{key}",
                 hint="Give both delimiters, for example <answer> and </answer>.",
             )
-    return TextVerifier(config, _between, same_answer, rule=rule)
 
 
 # Extraction -------------------------------------------------------------------------------------------------
@@ -80,7 +90,8 @@ def _last_number(response: str, _: Example, __: schema.Verifier) -> str | None:
     return found[-1][0] if found else None
 
 
-def _between(response: str, _: Example, config: schema.Verifier) -> str | None:
+def between(response: str, config: schema.Verifier) -> str | None:
+    """What the last complete pair of delimiters encloses, stripped; None without a pair, or with nothing in it."""
     if config.open == config.close:
         parts = response.split(config.open)
         pairs = (len(parts) - 1) // 2
@@ -95,26 +106,29 @@ def _between(response: str, _: Example, config: schema.Verifier) -> str | None:
 # Comparison -------------------------------------------------------------------------------------------------
 
 
-def _same_text(answer: str, right: str, tolerance: float) -> bool:
-    return answer == right.strip() or (tolerance > 0 and same_answer(answer, right, tolerance))
+def _same_text(answer: str, right: str, config: schema.Verifier) -> bool:
+    tolerant = config.tolerance > 0 or config.relative_tolerance > 0
+    return answer == right.strip() or (tolerant and same_answer(answer, right, config))
 
 
-def same_answer(answer: str, right: str, tolerance: float) -> bool:
-    """Equal as numbers where both are numbers, else as stripped text."""
+def same_answer(answer: str, right: str, config: schema.Verifier) -> bool:
+    """Equal as numbers, within the tolerances, where both are numbers, else as stripped text."""
     value, right_value = as_number(answer), as_number(right)
     if value is None or right_value is None:
         return answer.strip() == right.strip()
-    return same_number(value, right_value, tolerance=tolerance)
+    return same_number(value, right_value, tolerance=config.tolerance, relative=config.relative_tolerance)
 
 
-def contains_answer(response: str, right: str, tolerance: float) -> bool:
+def contains_answer(response: str, right: str, config: schema.Verifier) -> bool:
     """Whether the right answer stands anywhere in the response: as a number, or as whole words."""
     right = right.strip()
     if not right:
         return False
     value = as_number(right)
     if value is not None:
-        return any(same_number(found, value, tolerance=tolerance) for _, found in numbers_in(response))
+        absolute, relative = config.tolerance, config.relative_tolerance
+        found = (number for _, number in numbers_in(response))
+        return any(same_number(number, value, tolerance=absolute, relative=relative) for number in found)
     # In lower case, the letter of a multiple choice is a word of its own: `a`.
     flags = re.IGNORECASE if len(right) > 2 else re.NOFLAG
     return re.search(rf"(?<!\w){re.escape(right)}(?!\w)", response, flags) is not None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from agent.tasks.example import Example
 
 Pair = tuple[str, Example]
+S = TypeVar("S")
 T = TypeVar("T")
 OnEach = Callable[[], None]
+PASS_MARK = 1.0 - 1e-9
+"""A score that counts as right: 1, rounding aside."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,19 @@ class Verdict:
     """What was extracted, for people."""
     note: str | None = None
     """Why it failed, where the verifier knows more than `wrong`: a time limit, an exception line."""
+    share: float = 0.0
+    """For code that did not pass: share of the tests' assertions that hold, where the verifier was asked to count."""
+    fault: bool = False
+    """Not the response but the verification failed (see `agent.tasks.faults`); the score is 0 and `note` says why."""
 
 
 class AnswerVerifier(Protocol):
-    """Checks responses. A response is `prompt.response_prefix` + the decoded completion, stop string included."""
+    """Checks responses. A response is `prompt.response_prefix` + the decoded completion, stop string included.
+
+    May be used from any thread, and from several at a time: what has to be limited in time runs in processes of its
+    own, which are started afresh (never forked from this one, which holds the threads of torch), and nothing in this
+    process relies on signals. `close` may be called while another thread verifies: that one then raises.
+    """
 
     def verify(self, response: str, example: Example) -> Verdict: ...
 
@@ -48,6 +61,10 @@ class AnswerVerifier(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+class Closed(Exception):
+    """Verification went on in a thread after another one had closed the verifier."""
 
 
 class Closing:
@@ -71,3 +88,15 @@ def collect(results: Iterable[T], on_each: OnEach | None) -> list[T]:
         if on_each is not None:
             on_each()
     return collected
+
+
+def spread(function: Callable[[S], T], items: Iterable[S], *, workers: int, name: str) -> Generator[T]:
+    """Results in the order of `items`, worked out `workers` at a time in threads called `name`.
+
+    Where the caller stops early (close the iterator), what has not begun is dropped.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -46,7 +46,7 @@ def workspace(tmp_path: Path) -> Path:
             "task.answer_after",
         ),
         (
-            'task: {dataset: "jsonl:rows.jsonl", verifier: {kind: file, file: "check.py:score"}}',
+            'task: {dataset: "jsonl:rows.jsonl", verifier: {kind: "python:check.py:score"}}',
             {"rows.jsonl": ROWS, "check.py": "import no_such_module\n\ndef score(response, row):\n    return 1\n"},
             3,
             "no_such_module",

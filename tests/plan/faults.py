@@ -350,7 +350,7 @@ SICK = [
     ),
     Run(
         "slow-verifier",
-        {"task.verifier": {"kind": "file", "file": "slow.py:score"}, "budget": {"cycles": 4}},
+        {"task.verifier": {"kind": "python:slow.py:score"}, "budget": {"cycles": 4}},
         ("verify_bound",),
         files={"slow.py": SLOW_VERIFIER},
     ),

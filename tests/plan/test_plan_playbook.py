@@ -39,9 +39,7 @@ def test_every_variant_fits_some_recipe_once_machine_and_recipe_have_what_it_req
         *(shipped("smollm2-strict", **keys) for keys in STATES),
         *(shipped("smollm2-arithmetic", **keys) for keys in STATES),
         shipped("smollm2-arithmetic", task__verifier__kind="exact"),
-        shipped(
-            "smollm2-arithmetic", task__verifier={"kind": "file", "file": "v.py:f"}, selection__reward_threshold=0.5
-        ),
+        shipped("smollm2-arithmetic", task__verifier={"kind": "python:v.py:f"}, selection__reward_threshold=0.5),
     ]
     everything = machine(8, packages=("flash_attn", "megatron", "nemo_automodel"))
     facts = {"weakest_tag": "a", "strongest_tag": "b"}
@@ -71,7 +69,7 @@ STATES: list[dict[str, object]] = [
         "learner__packing": True,
         "backend__compile": True,
         "backend__attention": "eager",
-        "rollout__engine": "transformers",
+        "rollout__engine": "hf",
     },
     {
         "learner__algorithm": "raft++",
@@ -89,6 +87,7 @@ STATES: list[dict[str, object]] = [
         "task__train_prompts": 50,
     },
     {"task__reward__clip": [0.0, 2.0], "task__reward__length_penalty": 0.1, "task__reward__format_bonus": 0.3},
+    {"selection__threshold_schedule": {"end": 1.0}, "task__curriculum": {"target": 0.3}},
     {"task__mix": {"a": 2.0}, "rollout__temperature": 0.5, "rollout__temperature_schedule": {"end": 0.5}},
     {
         "rollout__top_p": 0.9,

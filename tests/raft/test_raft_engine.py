@@ -23,11 +23,12 @@ from agent.raft import worker as worker_module
 from agent.raft.budget import Spending
 from agent.raft.engine import SelectMeasure, Training
 from agent.raft.evaluate import Examiner, metric_of
-from agent.raft.learner import Trainer, TrainingSample, TrainReport
+from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch
+from agent.raft.microbatch import TrainingSample
 from agent.raft.model import load_policy
 from agent.raft.pulse import EndTraining, Pulse
-from agent.raft.rollout import Completion
+from agent.raft.rollout import Completion, Row
 from agent.raft.worker import Worker
 from agent.recipe.files import resolved_text
 from agent.recipe.schema import Budget, Recipe
@@ -208,11 +209,11 @@ def test_kept_samples_belong_to_their_fingerprint(tmp_path: Path) -> None:
     completion = Completion([1, 2, 0], [-0.1, -0.123456789012345, -3.0], [0.5, 0.25, 1e-9], "stop")
     store = files.SampleStore(tmp_path, save_seconds=0.0)
     assert store.begin("a") == {}
-    store.keep(0, [completion])
-    store.keep(1, [completion, completion])
+    store.keep(Row(0, 1), completion)
+    store.keep(Row(2, 0), completion)
     with (tmp_path / "samples.jsonl").open("a") as file:
-        file.write('{"wave": 2, "comple')  # torn by a kill
-    assert files.SampleStore(tmp_path, save_seconds=0.0).begin("a") == {0: [completion], 1: [completion] * 2}
+        file.write('{"request": 2, "comple')  # torn by a kill
+    assert files.SampleStore(tmp_path, save_seconds=0.0).begin("a") == dict.fromkeys([Row(0, 1), Row(2, 0)], completion)
     assert files.SampleStore(tmp_path, save_seconds=0.0).begin("b") == {}
     assert not (tmp_path / "samples.jsonl").exists()
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from agent.errors import NumericError
-from agent.raft.learner import Trainer, TrainingSample, collate, objective, plan_microbatches
+from agent.raft.learner import Trainer
+from agent.raft.loss import Targets, loss_of_hidden, loss_of_logits, objective
+from agent.raft.microbatch import TrainingSample, choose_shape, collate, plan_microbatches
 from agent.raft.model import Policy
 from agent.raft.optimizers import AdamW, build_optimizer
 from agent.recipe.schema import Learner
-
-CPU = torch.device("cpu")
 
 
 def sample(policy: Policy, question: str, answer: str, *, sign: int = 1) -> TrainingSample:
@@ -53,17 +53,20 @@ def test_loss_is_that_of_completion_tokens_only(policy: Policy) -> None:
 
 def test_padding_share_counts_what_the_forward_pass_ran_over(policy: Policy) -> None:
     samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132"), sample(policy, "1+1=", "2")]
-    report = Trainer(policy, learner()).train(samples, learning_rate=constant, seed=0)
+    report = Trainer(policy, learner(packing=False)).train(samples, learning_rate=constant, seed=0)
     assert report.row()["padding_share"] == pytest.approx(1 - (9 + 10 + 6) / 30)
+    packed = Trainer(policy, learner()).train(samples, learning_rate=constant, seed=0)
+    assert packed.row()["padding_share"] == 0
 
 
 def test_the_gradient_does_not_depend_on_microbatches_or_packing(policy: Policy) -> None:
-    samples = [sample(policy, f"{a}+{b}=", str(a + b)) for a, b in [(12, 34), (77, 55), (10, 10), (99, 1), (5, 6)]]
+    sums = [(12, 34, 46), (12, 34, 36), (77, 55, 132), (10, 10, 20), (99, 1, 100), (77, 55, 1), (5, 6, 11)]
+    samples = [sample(policy, f"{a}+{b}=", str(answer)) for a, b, answer in sums]
     start = policy.snapshot()
     losses, weights = [], []
     for over in (
-        {"microbatch_tokens": 4096},
-        {"microbatch_tokens": 20, "gradient_accumulation": 100},
+        {"microbatch_tokens": 4096, "packing": False},
+        {"microbatch_tokens": 20, "packing": False, "gradient_accumulation": 100},
         {"microbatch_tokens": 4096, "packing": True},
         {"microbatch_tokens": 24, "packing": True, "gradient_accumulation": 100},
     ):
@@ -83,24 +86,36 @@ def test_the_gradient_does_not_depend_on_microbatches_or_packing(policy: Policy)
 
 def test_a_sample_in_a_packed_row_does_not_see_the_one_before_it(policy: Policy) -> None:
     first, second = sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")
-    packed = collate([first, second], packing=True, pad_id=0, device=CPU)
-    assert packed.positions.tolist() == [[*range(9), *range(10)]]
+    packed = collate([first, second], shape="tree", policy=policy)
+    assert packed.positions.tolist() == [[*range(6), *range(6), 6, 7, 6, 7, 8]]
+    assert packed.layout is not None
     with torch.no_grad():
-        logits = policy.model(packed.ids, position_ids=packed.positions).logits[0, 9:]
-        alone = policy.model(torch.tensor([second.prompt + second.completion])).logits[0]
+        arguments = policy.laid_out(packed.ids, packed.positions, packed.layout)
+        logits = policy.model(**arguments).logits[0, packed.predicting][3:]
+        alone = policy.model(torch.tensor([second.prompt + second.completion])).logits[0, 5:-1]
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_what_samples_share_is_computed_once(policy: Policy) -> None:
+    """Four samples of two prompts that share ten tokens: 10 + 2 * 4 + the completions without their last tokens."""
+    samples = [sample(policy, f"1+2+3+4+5+{q}=", a) for q in ("12", "99") for a in ("27", "114")]
+    batch = collate(samples, shape="tree", policy=policy)
+    assert batch.forward_tokens == 10 + 2 * 3 + 2 * (2 + 3)
+    assert batch.real_tokens == 4 * 13 + 2 * (3 + 4)
+    report = Trainer(policy, learner(optimizer="sgd")).train(samples, learning_rate=lambda _: 0.0, seed=0)
+    assert report.loss_sum == pytest.approx(-math.fsum(p for s in samples for p in s.logprobs), abs=1e-4)
 
 
 def test_targets_are_the_sampled_ids_and_the_stop_token_is_one_of_them(policy: Policy) -> None:
     """Here the pad token is the stop token, the case in which masking pads forgets to teach stopping."""
     assert policy.pad_id == policy.tokenizer.eos_token_id
     one, two = sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")
-    batch = collate([one, two], packing=False, pad_id=policy.pad_id, device=CPU)
-    assert batch.target.tolist() == one.completion + two.completion
-    assert batch.target.tolist().count(policy.pad_id) == 2
-    predicting = [(int(r), int(batch.head_positions[c])) for r, c in zip(batch.row, batch.column, strict=True)]
-    followed_by = [int(batch.ids[row, column + 1]) for row, column in predicting]
-    assert followed_by == batch.target.tolist()
+    batch = collate([one, two], shape="padded", policy=policy)
+    assert batch.targets.token.tolist() == one.completion + two.completion
+    assert batch.targets.token.tolist().count(policy.pad_id) == 2
+    assert batch.ids.flatten()[batch.predicting + 1].tolist() == batch.targets.token.tolist()
+    tree = collate([one, two], shape="tree", policy=policy)
+    assert tree.targets.token.tolist() == batch.targets.token.tolist()
 
 
 def test_stopping_is_learned_where_pad_equals_eos(policy: Policy) -> None:
@@ -124,20 +139,62 @@ def test_raftpp_and_reinforce_rej_on_a_hand_example() -> None:
     logprob = sampled + ratio.log()
     sign = torch.tensor([1.0, 1, 1, -1, -1, -1])
     for algorithm in ("raft++", "reinforce_rej"):
-        result = objective(logprob, sampled, sign, learner(algorithm=algorithm, clip_range=0.2))
-        assert result.objective.tolist() == pytest.approx([-1.2, -0.5, -1.1, 1.5, 0.8, 1.1])
-        assert result.clipped.tolist() == [True, False, False, False, True, False]
-    plain = objective(logprob, sampled, sign.abs(), learner(algorithm="raft"))
-    assert plain.objective.tolist() == pytest.approx((-logprob).tolist())
+        value, clipped = objective(logprob, targets(sampled, sign), learner(algorithm=algorithm, clip_range=0.2))
+        assert value.tolist() == pytest.approx([-1.2, -0.5, -1.1, 1.5, 0.8, 1.1])
+        assert clipped.tolist() == [True, False, False, False, True, False]
+    plain, _ = objective(logprob, targets(sampled, sign.abs()), learner(algorithm="raft"))
+    assert plain.tolist() == pytest.approx((-logprob).tolist())
 
 
 def test_a_clipped_token_has_no_gradient() -> None:
     logprob = torch.tensor([-1.0, -3.0], requires_grad=True)
-    result = objective(logprob, torch.tensor([-2.0, -2.9]), torch.ones(2), learner(algorithm="raft++"))
-    result.objective.sum().backward()
+    value, _ = objective(logprob, targets(torch.tensor([-2.0, -2.9]), torch.ones(2)), learner(algorithm="raft++"))
+    value.sum().backward()
     assert logprob.grad is not None
     assert logprob.grad[0] == 0
     assert float(logprob.grad[1]) == pytest.approx(-math.exp(-0.1), rel=1e-6)
+
+
+def targets(sampled: torch.Tensor, sign: torch.Tensor) -> Targets:
+    return Targets(torch.zeros(len(sign), dtype=torch.long), sampled, sign)
+
+
+@pytest.mark.parametrize("algorithm", ["raft", "raft++", "reinforce_rej"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_head_has_the_loss_and_gradients_of_plain_autograd(algorithm: str, bias: bool) -> None:
+    """600 tokens, so three chunks, with ratios on both sides of the clip."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    token = torch.randint(50, (600,), generator=generator)
+    leaves = [draw(600, 16), draw(50, 16), draw(50)]
+    sampled = torch.log_softmax(leaves[0] @ leaves[1].t(), -1).gather(1, token[:, None])[:, 0] + 0.3 * draw(600)
+    wanted = Targets(token, sampled, draw(600).sign())
+    results = []
+    for chunked in (False, True):
+        hidden, weight, offset = (leaf.clone().requires_grad_() for leaf in leaves)
+        used = offset if bias else None
+        if chunked:
+            result = loss_of_hidden(hidden, weight, used, wanted, learner(algorithm=algorithm))
+        else:
+            logits = torch.nn.functional.linear(hidden, weight, used)
+            result = loss_of_logits(logits, wanted, learner(algorithm=algorithm))
+        (result.objective / 7).backward()
+        gradients = [leaf.grad for leaf in (hidden, weight, *([offset] if bias else []))]
+        results.append((result.objective.detach(), result.logprob, result.clipped, *gradients))
+    assert algorithm == "raft" or 0 < results[0][2].float().mean() < 1
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_the_shape_of_microbatches_follows_the_model_and_says_why(policy: Policy) -> None:
+    assert choose_shape(policy, learner(), compile_step=False)[0] == "tree"
+    assert choose_shape(policy, learner(packing=False), compile_step=False) == ("padded", "learner.packing is false")
+    assert choose_shape(policy, learner(), compile_step=True)[0] == "padded"
+    policy.layout_why_not = "a reason"
+    assert choose_shape(policy, learner(), compile_step=False) == ("padded", "a reason")
 
 
 def test_the_first_raftpp_step_has_the_gradient_of_raft(policy: Policy) -> None:
@@ -252,11 +309,11 @@ def test_gradients_are_clipped_and_the_share_of_clipped_steps_is_told(policy: Po
 def test_microbatches_obey_the_token_limit_padding_included(policy: Policy) -> None:
     samples = [TrainingSample([1] * p, [2] * c, [0.0] * c) for p in (3, 9, 20) for c in (1, 4, 7)]
     for limit in (16, 27, 40, 100):
-        groups = plan_microbatches(samples, learner(microbatch_tokens=limit))
+        groups = plan_microbatches(samples, limit, shape="padded", seed=0)
         assert sorted(map(id, (s for g in groups for s in g))) == sorted(map(id, samples))
         for group in groups:
             assert len(group) == 1 or max(map(len, group)) * len(group) <= limit
-        packed = plan_microbatches(samples, learner(microbatch_tokens=limit, packing=True))
+        packed = plan_microbatches(samples, limit, shape="tree", seed=0)
         assert all(len(group) == 1 or sum(map(len, group)) <= limit for group in packed)
         assert len(packed) <= len(groups)
 

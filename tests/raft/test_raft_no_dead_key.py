@@ -67,15 +67,28 @@ JSONL = {
     }
 }
 FILE = {
-    "task": {"verifier": {"kind": "file", "file": "verifier.py:is_even", "timeout_seconds": 5}},
+    "task": {"verifier": {"kind": "python:verifier.py:is_even", "timeout_seconds": 5}},
     "rollout": {"prompts_per_cycle": 2, "samples_per_prompt": 2},
     "evaluation": {"select_prompts": 1, "search_prompts": 2, "samples_per_prompt": 1},
     "budget": {"cycles": 1},
 }
+CODE = {
+    "task": {
+        "dataset": "jsonl:code.jsonl",
+        "parameters": {},
+        "fields": {"question": "q", "tests": "tests"},
+        "verifier": {"kind": "python_tests"},
+    },
+    "rollout": {"prompts_per_cycle": 2, "samples_per_prompt": 4},
+    "evaluation": {"select_prompts": 1, "search_prompts": 2, "samples_per_prompt": 1},
+    "budget": {"cycles": 1},
+}
+"""Digits are Python that compiles."""
 EVERYTHING_KEPT = {"selection": {"reward_threshold": -1.0, "max_per_prompt": 8}}
 ALL_SOLVED = {"task": {"verifier": {"tolerance": 100000}}}
 THREE = {"budget": {"cycles": 3}}
 MANY_STEPS = {**EVERYTHING_KEPT, "learner": {"microbatch_tokens": 64}}
+CURRICULUM = {**THREE, "task": {"train_prompts": 40, "curriculum": {"target": 0.5, "floor": 0.2}}}
 LORA: dict[str, Any] = {"model": {"lora": {}}}
 
 
@@ -101,12 +114,17 @@ ENTRIES: dict[str, Entry] = {
     "task.split_seed": Entry(7),
     "task.train_prompts": Entry(30),
     "task.mix": Entry({"carry0": 50.0}),
+    "task.curriculum.target": Entry(0.95, CURRICULUM),
+    "task.curriculum.floor": Entry(0.9, CURRICULUM),
     "task.verifier.kind": Entry("last_number", {"prompt": {"response_prefix": "7, "}}),
     "task.verifier.open": Entry("2", DELIMITED),
     "task.verifier.close": Entry("3", DELIMITED),
     "task.verifier.tolerance": Entry(20.0),
-    "task.verifier.file": Entry("verifier.py:is_odd", FILE),
-    "task.verifier.timeout_seconds": Entry(0.1, merged(FILE, {"task": {"verifier": {"file": "verifier.py:slow"}}})),
+    "task.verifier.pattern": Entry("([0-9])", {"task": {"verifier": {"kind": "regex", "pattern": "([0-9]+)"}}}),
+    "task.verifier.relative_tolerance": Entry(0.3),
+    "task.verifier.timeout_seconds": Entry(
+        0.1, merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:slow"}}})
+    ),
     "task.reward.scale": Entry(2.0),
     "task.reward.clip": Entry([0.0, 0.5]),
     "task.reward.format_bonus": Entry(0.5),
@@ -119,6 +137,7 @@ ENTRIES: dict[str, Entry] = {
             "rollout": {"prompts_per_cycle": 256},
         },
     ),
+    "task.reward.graduated.partial": Entry(1.0, CODE),
     "prompt.chat": Entry("always", refused=True),
     "prompt.system": Entry("Add."),
     "prompt.template": Entry("0{question}"),
@@ -139,8 +158,9 @@ ENTRIES: dict[str, Entry] = {
     "rollout.max_new_tokens": Entry(2),
     "rollout.max_total_sequence_length": Entry(8),
     "rollout.slots": Entry(32),
-    "rollout.engine": Entry("transformers", {"rollout": {"prompts_per_cycle": 4}}),
+    "rollout.engine": Entry("hf", {"rollout": {"prompts_per_cycle": 4}}),
     "selection.reward_threshold": Entry(-1.0),
+    "selection.threshold_schedule.end": Entry(5.0, {**THREE, "selection": {"threshold_schedule": {"end": 0.3}}}),
     "selection.keep_top_percent": Entry(20.0, EVERYTHING_KEPT),
     "selection.max_per_prompt": Entry(2, EVERYTHING_KEPT),
     "selection.dedup": Entry(False, merged(EVERYTHING_KEPT, {"rollout": {"temperature": 0.2}})),
@@ -211,11 +231,9 @@ import time
 def is_even(response, row):
     return response[-1:] in "02468"
 
-def is_odd(response, row):
-    return response[-1:] in "13579"
-
 def slow(response, row):
-    time.sleep(0.3)
+    # A function that fails on the data's own answers is refused.
+    time.sleep(0.0 if response == row["answer"] else 0.3)
     return True
 """
 
@@ -227,6 +245,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "verifier.py").write_text(VERIFIER)
     rows = [{"q": f"{a}+{a + 7}=", "other": f"{a}+1=", "a": f"about {a} #### {2 * a}"} for a in range(10, 90)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = [{"q": f"{a}+{a + 7}=", "tests": "assert True\nassert False"} for a in range(10, 90)]
+    (folder / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in code))
     model = TinyLlama(tiny.SHAPE)
     model.initialize(torch.Generator().manual_seed(5), std=0.1)
     (folder / "random-model").mkdir()
@@ -270,7 +290,7 @@ def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_pla
         evaluate="untrained" if only_plan else None,
         time_limit=None,
         cache=cache,
-        allow_untrusted_code=False,
+        allow_untrusted_code=True,
         save_seconds=1000.0,
     )
     os.chdir(workspace)

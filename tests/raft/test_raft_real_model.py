@@ -13,6 +13,7 @@ import pytest
 from agent.errors import Unavailable
 from agent.files import read_jsonl
 from agent.raft import sources
+from agent.raft.probe import cpu_bf16
 from agent.recipe.schema import Model
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
@@ -23,7 +24,7 @@ task:
   dataset: builtin:arithmetic
   parameters: {operations: [add], low: 1, high: 9}
   verifier: {kind: last_number}
-rollout: {prompts_per_cycle: 4, samples_per_prompt: 4, max_new_tokens: 24, max_total_sequence_length: 128}
+rollout: {prompts_per_cycle: 8, samples_per_prompt: 8, max_new_tokens: 32, max_total_sequence_length: 128}
 learner: {learning_rate: 2.0e-5}
 evaluation: {select_prompts: 4, search_prompts: 4, confirm_prompts: 4, holdout_prompts: 4, max_new_tokens: 24}
 budget: {cycles: 1}
@@ -49,7 +50,11 @@ def test_a_cycle_of_smollm2(tmp_path: Path) -> None:
     assert 0.2 < untrained["entropy"] < 4
     assert trained["kept"] > 0
     assert 0.1 < trained["loss"] < 4
-    assert trained["logprob_gap"] < 1e-3
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["dtype"] == ("bfloat16" if cpu_bf16() else "float32")
+    # In bfloat16 a sum depends on the shape of its matrices in the third digit.
+    assert trained["logprob_gap"] < (0.1 if plan["dtype"] == "bfloat16" else 1e-3)
+    assert plan["engine"] == "slots"
+    assert plan["settings"]["microbatches"] == "tree"
     assert plan["parameters"] == 134_515_008
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").stat().st_size > 5e8

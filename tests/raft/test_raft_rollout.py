@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 
 from agent.errors import NumericError
 from agent.raft.model import Policy
-from agent.raft.rollout import Request, Sampling, StopCheck, fits, generate, pick, plan_waves
+from agent.raft.rollout import (
+    Completion,
+    Request,
+    Row,
+    StopCheck,
+    fits,
+    generate,
+    rows_of,
+    slots_that_fit,
+)
+from agent.raft.sampling import Sampling, pick, sample_seeds, uniforms
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=6, max_total=32, slots=64)
 
@@ -176,15 +187,14 @@ def test_stop_strings_and_the_response_prefix(policy: Policy, prefix: str, text:
     assert check.ends(policy.tokenizer.encode(text)) is ends
 
 
-def test_waves_hold_every_sample_once_and_never_more_than_the_slots() -> None:
+def test_rows_hold_every_sample_once_and_prompts_of_similar_length_together() -> None:
     asked = [Request([1] * length, samples, 0) for length, samples in [(5, 3), (2, 4), (9, 1), (2, 2)]]
-    for slots in (1, 4, 7, 100):
-        waves = plan_waves(asked, slots)
-        assert all(len(wave) <= slots for wave in waves)
-        rows = [(row.request, row.sample) for wave in waves for row in wave]
-        assert sorted(rows) == [(i, s) for i, request in enumerate(asked) for s in range(request.samples)]
-        lengths = [len(asked[request].prompt) for request, _ in rows]
-        assert lengths == sorted(lengths)
+    rows = rows_of(asked)
+    assert sorted((row.request, row.sample) for row in rows) == [
+        (i, s) for i, request in enumerate(asked) for s in range(request.samples)
+    ]
+    lengths = [len(asked[row.request].prompt) for row in rows]
+    assert lengths == sorted(lengths)
 
 
 def test_every_decode_step_is_a_sign_of_life(policy: Policy) -> None:
@@ -192,3 +202,120 @@ def test_every_decode_step_is_a_sign_of_life(policy: Policy) -> None:
     asked = requests(policy, "12+34=")
     longest = max(len(c.tokens) for c in generate(policy, asked, SAMPLING, on_step=lambda: steps.append(1))[0])
     assert len(steps) == longest
+
+
+def test_slots_are_refilled_and_each_sample_is_reported_once(policy: Policy) -> None:
+    asked = requests(policy, *[f"{a}+{a}=" for a in range(10, 22)], samples=5)
+    seen: list[Row] = []
+    reported: dict[Row, Completion] = {}
+
+    def finished(row: Row, completion: Completion) -> None:
+        seen.append(row)
+        reported[row] = completion
+
+    groups = generate(policy, asked, replace(SAMPLING, slots=7), on_finished=finished)
+    assert len(seen) == len(set(seen)) == 60
+    assert all(groups[row.request][row.sample] == completion for row, completion in reported.items())
+    whole = generate(policy, asked, replace(SAMPLING, slots=200))
+    assert [[c.tokens for c in group] for group in groups] == [[c.tokens for c in group] for group in whole]
+
+
+def test_known_samples_are_taken_as_they_are_and_the_others_do_not_change(policy: Policy) -> None:
+    asked = requests(policy, "12+34=", "9+9=", samples=4)
+    all_new = generate(policy, asked, SAMPLING)
+    made_up = Completion([3], [-1.0], [0.5], "stop")
+    reported: list[Row] = []
+    groups = generate(
+        policy,
+        asked,
+        SAMPLING,
+        known={Row(0, 1): made_up, Row(1, 3): made_up},
+        on_finished=lambda row, _: reported.append(row),
+    )
+    assert groups[0][1] == groups[1][3] == made_up
+    assert {Row(0, 1), Row(1, 3)}.isdisjoint(reported)
+    assert [c.tokens for c in groups[0]][2:] == [c.tokens for c in all_new[0]][2:]
+    assert len(reported) == 6
+
+
+def test_out_of_memory_goes_on_with_half_as_many_rows(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine holds three rows of a decode step. What was drawn before is kept, nothing changes."""
+    asked = requests(policy, "12+34=", "9+9=", "5+5=", samples=4)
+    expected = [[c.tokens for c in group] for group in generate(policy, asked, SAMPLING)]
+    forward, refused = policy.forward, []
+
+    def small_machine(ids: Any, positions: Any, layout: Any, keep: Any = None) -> Any:
+        if keep is None and len(ids) > 3:
+            refused.append(len(ids))
+            raise torch.OutOfMemoryError("HIP out of memory. Tried to allocate 1.08 GiB.")
+        return forward(ids, positions, layout, keep)
+
+    monkeypatch.setattr(policy, "forward", small_machine)
+    assert [[c.tokens for c in group] for group in generate(policy, asked, SAMPLING)] == expected
+    assert refused
+
+    def no_room(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    assert "out of memory while sampling: going on with 3 rows at a time" in capsys.readouterr().err
+    monkeypatch.setattr(policy, "forward", no_room)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        generate(policy, asked, SAMPLING)
+
+
+def test_rows_in_flight_are_bounded_by_free_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values of one token: 2 layers of 64 float32 numbers each for keys and values, 1,024 bytes."""
+    assert policy.cache_bytes == 2 * 2 * 64 * 4
+    monkeypatch.setattr(policy, "free_memory", lambda: 2 * 10 * 1024.0 * (6 + 6))
+    asked = requests(policy, "12+34=", samples=30)
+    assert slots_that_fit(policy, prompt_tokens=6, sampling=SAMPLING) == 10
+    most: list[int] = []
+    forward = policy.forward
+
+    def counting(ids: Any, positions: Any, layout: Any, keep: Any = None) -> Any:
+        most.append(len(ids))
+        return forward(ids, positions, layout, keep)
+
+    monkeypatch.setattr(policy, "forward", counting)
+    generate(policy, asked, SAMPLING)
+    assert max(most) == 10
+
+
+@given(st.integers(0, 2**63 - 1), st.lists(st.integers(0, 10_000), min_size=1, max_size=20, unique=True))
+def test_random_numbers_belong_to_sample_and_position(seed: int, positions: list[int]) -> None:
+    seeds = sample_seeds(seed, range(5))
+    whole = [uniforms(seeds, [position] * 5).tolist() for position in positions]
+    assert all(0 <= value < 1 for row in whole for value in row)
+    assert len({value for row in whole for value in row}) == 5 * len(positions)
+    alone = uniforms(sample_seeds(seed, [3]), [positions[0]]).tolist()
+    assert alone == [whole[0][3]]
+
+
+def test_random_numbers_are_uniform_and_independent() -> None:
+    """100,000 of consecutive seeds, samples and positions: mean, variance and correlations within four errors."""
+    table = np.stack([uniforms(sample_seeds(seed, range(10)), [p] * 10) for seed in range(100) for p in range(100)])
+    assert abs(table.mean() - 0.5) < 4 / math.sqrt(12 * table.size)
+    assert abs(table.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / table.size)
+    by_seed = table.reshape(100, 100, 10)
+    for one, other in (
+        (by_seed[:-1], by_seed[1:]),
+        (by_seed[:, :-1], by_seed[:, 1:]),
+        (by_seed[:, :, :-1], by_seed[:, :, 1:]),
+    ):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / math.sqrt(one.size)
+
+
+@given(
+    st.integers(1, 700), st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.6, 2.0]), st.floats(0, 1, exclude_max=True)
+)
+@settings(deadline=None, max_examples=60)
+def test_drawing_in_two_steps_is_the_inverse_of_the_whole_distribution(
+    size: int, seed: int, temperature: float, uniform: float
+) -> None:
+    logits = 4 * torch.randn(1, size, generator=torch.Generator().manual_seed(seed))
+    token, _, _ = pick(logits, replace(SAMPLING, temperature=temperature), torch.tensor([uniform]))
+    cdf = torch.softmax(logits[0].double() / temperature, -1).cumsum(-1)
+    low = float(cdf[int(token) - 1]) if int(token) else 0.0
+    assert low - 1e-6 <= uniform * float(cdf[-1]) <= float(cdf[int(token)]) + 1e-6

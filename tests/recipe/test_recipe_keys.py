@@ -34,6 +34,7 @@ def test_a_section_is_what_stands_at_and_below_a_path() -> None:
     assert [key.name for key in describe_keys("task.reward.graduated")] == [
         "task.reward.graduated.formatted",
         "task.reward.graduated.near",
+        "task.reward.graduated.partial",
     ]
     assert [key.name for key in describe_keys("seed")] == ["seed"]
     assert describe_keys("learn") == []

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.recipe.files import recipe_from
-from agent.recipe.schedules import learning_rate, lr_factor, temperature, warmup_factor
-from agent.recipe.schema import LrSchedule, TemperatureSchedule
+from agent.recipe.schedules import learning_rate, lr_factor, temperature, threshold, warmup_factor
+from agent.recipe.schema import LrSchedule, TemperatureSchedule, ThresholdSchedule
 
 
 def by_cycle(kind: str, **keys: object) -> list[float]:
@@ -85,3 +85,20 @@ def test_temperature_moves_to_its_end() -> None:
     assert temperature(1.0, None, 0.7) == 1.0
     assert temperature(1.0, TemperatureSchedule(kind="linear", end=0.5), 0.5) == pytest.approx(0.75)
     assert temperature(1.0, TemperatureSchedule(kind="exponential", end=0.25), 0.5) == pytest.approx(0.5)
+
+
+def test_the_threshold_moves_in_a_straight_line() -> None:
+    rising = ThresholdSchedule(end=1.0)
+    assert [threshold(0.5, rising, spent) for spent in (0.0, 0.5, 1.0)] == [0.5, 0.75, 1.0]
+    # Before the start and past the end it stays.
+    assert [threshold(0.5, rising, spent) for spent in (-0.1, 1.7)] == [0.5, 1.0]
+    assert threshold(0.5, ThresholdSchedule(end=-1.5), 0.25) == 0.0
+    assert threshold(0.7, None, 0.3) == 0.7
+
+
+@given(st.floats(-1000, 1000), st.floats(-1000, 1000), st.floats(0, 1))
+def test_the_threshold_stays_between_its_ends(start: float, end: float, spent: float) -> None:
+    """Not past them by rounding either: a reward of exactly 1 must reach a threshold of 1."""
+    schedule = ThresholdSchedule(end=end)
+    assert min(start, end) <= threshold(start, schedule, spent) <= max(start, end)
+    assert (threshold(start, schedule, 0.0), threshold(start, schedule, 1.0)) == (start, end)

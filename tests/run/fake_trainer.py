@@ -1,4 +1,5 @@
-"""A trainer that keeps the process contract and trains nothing; the variable FAKE says what it does.
+"""A trainer that keeps the process contract and trains nothing; the variable FAKE, or a file `fake` in the current
+folder, says what it does.
 
 It takes the arguments of agent.contract, writes the same files in the same order, and obeys SIGTERM, unless
 it is told to be one of the trainers that do not.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,7 +31,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--allow-untrusted-code", action="store_true")
     arguments = parser.parse_args()
-    return FAKES[os.environ.get("FAKE", "good")](arguments)
+    told = Path("fake")
+    return FAKES[os.environ.get("FAKE") or (told.read_text() if told.exists() else "good")](arguments)
 
 
 def beat(out: Path, phase: str, step: int, **more: object) -> None:
@@ -37,6 +40,22 @@ def beat(out: Path, phase: str, step: int, **more: object) -> None:
     temporary = out / ".heartbeat.tmp"
     temporary.write_text(json.dumps(row))
     temporary.replace(out / "heartbeat")
+
+
+def as_the_system_sees_it() -> dict[str, object]:
+    """What could differ between a process that was started for its run and one that was handed it."""
+    autogroup = Path("/proc/self/autogroup")
+    return {
+        "policy": os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None,
+        "group nice": autogroup.read_text().split()[-1] if autogroup.exists() else None,
+        "leads its session": os.getsid(0) == os.getpid() == os.getpgid(0),
+        "standard input": os.read(0, 10).decode(),
+        "terminated by": str(signal.getsignal(signal.SIGTERM)),
+        "threads": len(list(Path("/proc/self/task").glob("*"))),
+        "open files": len(list(Path("/proc/self/fd").glob("*"))),
+        "core limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
+        "variables": sorted(name for name in os.environ if name != "RAFT_AGENT_RUN"),
+    }
 
 
 def line(path: Path, **row: object) -> None:
@@ -62,6 +81,8 @@ def finish(arguments: argparse.Namespace, *, cycles: int, stopped: bool) -> int:
         "arguments": vars(arguments) | {"recipe": str(arguments.recipe), "out": str(arguments.out), "cache": None},
         "variables": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "FROM_RECIPE", "FROM_REQUEST")},
         "niceness": os.nice(0),
+        "pid": os.getpid(),
+        "process": as_the_system_sees_it(),
         "folder": str(Path.cwd()),
     }
     temporary = arguments.out / ".summary.tmp"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.errors import RecipeError, Unavailable, UsageError
+from agent.errors import DataError, RecipeError, Unavailable, UsageError
 from agent.recipe.schema import Evaluation, Task, Verifier
+from agent.tasks.example import Example
 from agent.tasks.gym import executes_answers, gym_rows
 from agent.tasks.tasks import load_splits
-from agent.tasks.verifiers import build_verifier
+from agent.tasks.verifiers import build_verifier, refuse_hopeless_data
 
 needs_gym = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None,
@@ -80,3 +82,41 @@ def test_a_rule_that_evaluates_answers_needs_the_flag() -> None:
 def test_rules_that_evaluate_answers_are_known() -> None:
     assert all(map(executes_answers, ["countdown", "n_queens", "simple_integration", "spiral_matrix"]))
     assert not any(map(executes_answers, ["chain_sum", "basic_arithmetic", "gcd", "maze"]))
+
+
+@needs_gym
+def test_the_rule_of_a_row_gives_partial_credit(in_thread: Callable[[Callable[[], Any]], Any]) -> None:
+    row = gym_rows("chain_sum", {"size": 1})[0]
+    texts = (f"<answer>{row.answer}</answer>", f"<answer>it is {row.answer}</answer>", row.answer, "<answer></answer>")
+    with build_verifier(Verifier(kind="reasoning_gym"), base=Path()) as verifier:
+        right, padded, bare, empty = in_thread(lambda: verifier.verify_many([(text, row) for text in texts]))
+    assert (right.score, right.passed, right.formatted) == (1.0, True, True)
+    # The package's usual rule: length of the answer / length of the text around it.
+    share = len(row.answer) / len(f"it is {row.answer}")
+    assert (padded.score, padded.passed, padded.formatted, padded.near) == (pytest.approx(share), False, True, True)
+    assert (bare.score, bare.formatted, bare.near) == (0.0, False, True)
+    assert (empty.score, empty.formatted) == (0.0, False)
+
+
+@needs_gym
+def test_rows_of_another_source_name_their_data_set() -> None:
+    numbers = {"source_dataset": "countdown", "numbers": [6, 61, 94, 4], "target": 309}
+    row = Example("line:1", "Calculate 309.", "94*4 - 61 - 6", row={"metadata": numbers})
+    config = Verifier(kind="reasoning_gym")
+    with build_verifier(config, base=Path(), allow_untrusted_code=True) as verifier:
+        refuse_hopeless_data(verifier, config, [row], dataset="jsonl:my.jsonl")
+        assert verifier.verify("<answer>4*94 - 6 - 61</answer>", row).passed
+        assert 0 < verifier.verify("<answer>4*94 - 6 + 61</answer>", row).score < 1
+    with build_verifier(config, base=Path()) as verifier, pytest.raises(UsageError, match="--allow-untrusted-code"):
+        verifier.verify("<answer>1</answer>", row)
+
+
+@needs_gym
+@pytest.mark.parametrize("row", [{}, {"metadata": "x"}, {"metadata": {"source_dataset": "no_such"}}])
+def test_rows_that_name_no_data_set_are_refused_before_the_training(row: dict[str, Any]) -> None:
+    config = Verifier(kind="reasoning_gym")
+    with build_verifier(config, base=Path()) as verifier:
+        verdict = verifier.verify("<answer>1</answer>", Example("line:1", "q", "1", row=row))
+        assert (verdict.score, verdict.fault) == (0.0, True)
+        with pytest.raises(DataError, match=r"metadata\.source_dataset"):
+            refuse_hopeless_data(verifier, config, [Example("line:1", "q", "1", row=row)], dataset="jsonl:my.jsonl")

@@ -60,6 +60,14 @@ def test_comparison_is_exact_and_tolerance_is_inclusive() -> None:
     assert same_number(Decimal("0.1") + Decimal("0.2"), Decimal("0.3"))
     assert same_number(Decimal("1.1"), Decimal("1.0"), tolerance=0.1)
     assert not same_number(Decimal("1.11"), Decimal("1.0"), tolerance=0.1)
+    # Relative to the right one, which is the second: 5% of 200 is 10, and of 190 it is 9.5.
+    assert same_number(Decimal("190"), Decimal("200"), relative=0.05)
+    assert not same_number(Decimal("200"), Decimal("190"), relative=0.05)
+    assert same_number(Decimal("-95"), Decimal("-100"), relative=0.05)
+    # The wider of the two holds.
+    assert same_number(Decimal("0.01"), Decimal("0"), tolerance=0.01, relative=0.5)
+    assert same_number(Decimal("150"), Decimal("100"), tolerance=0.01, relative=0.5)
+    assert not same_number(Decimal("0.01"), Decimal("0"), relative=0.5)
 
 
 def test_absurd_exponents_neither_hang_nor_raise() -> None:

@@ -16,6 +16,7 @@ NEAR = Verdict(0.0, False, False, True, None)
 BOTH = Verdict(0.0, False, True, True, "6")
 NOTHING = Verdict(0.0, False, False, False, None)
 PARTIAL = Verdict(0.4, False, True, False, None)
+HALF_TESTED = Verdict(0.0, False, True, False, "def f(): ...", share=0.5)
 LEVELS = Graduated(formatted=0.25, near=0.5)
 
 
@@ -39,6 +40,12 @@ def reward_of(verdict: Verdict, tokens: int = 16, **settings: Any) -> float:
         (BOTH, {"graduated": LEVELS}, 0.5),
         (PARTIAL, {"graduated": LEVELS}, 0.4),
         (NOTHING, {"graduated": LEVELS}, 0.0),
+        # Code: 0.8 * 0.5 of its tests; it may be worth less than being in the format.
+        (HALF_TESTED, {}, 0.0),
+        (HALF_TESTED, {"graduated": {"partial": 0.8}}, 0.4),
+        (HALF_TESTED, {"graduated": {"partial": 0.4, "formatted": 0.3}}, 0.3),
+        (HALF_TESTED, {"graduated": {"partial": 0.8}, "scale": 2.0, "format_bonus": 0.1}, 0.9),
+        (PASS, {"graduated": {"partial": 0.8}}, 1.0),
         # scale * level + bonus: 2 * 0.25 + 0.1 = 0.6; the bonus is not scaled and goes to passes too.
         (FORMATTED, {"graduated": LEVELS, "scale": 2.0, "format_bonus": 0.1}, 0.6),
         (PASS, {"format_bonus": 0.1}, 1.1),

@@ -1,23 +1,27 @@
-"""`file` verifiers and `math`: scoring in child processes, and what happens when the function misbehaves."""
+"""`python:FILE.py:FUNCTION`, `math` and `regex`: scoring in child processes, and what happens when it goes wrong."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from agent.errors import DataError, RecipeError, Unavailable
+from agent.errors import DataError, Unavailable
 from agent.recipe.schema import Verifier
 from agent.tasks import scorer
 from agent.tasks.example import Example
-from agent.tasks.verifiers import AnswerVerifier, Verdict, build_verifier
+from agent.tasks.faults import TOLERATED
+from agent.tasks.verifiers import AnswerVerifier, Verdict, build_verifier, refuse_hopeless_data
 
 ROW = Example("line:7", "What is 7 * 8?", "56", row={"level": "easy", "answer": "so #### 56"})
 
@@ -61,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checker(folder: Path) -> Iterator[AnswerVerifier]:
-    config = Verifier(kind="file", file="scores.py:score", timeout_seconds=0.7)
+    config = Verifier(kind="python:scores.py:score", timeout_seconds=0.7)
     with build_verifier(config, base=folder) as verifier:
         yield verifier
 
@@ -80,7 +84,7 @@ def test_scores(checker: AnswerVerifier, returned: str, score: float, passed: bo
     assert (verdict.score, verdict.passed, verdict.formatted) == (score, passed, True if score > 0 else None)
 
 
-@pytest.mark.parametrize("returned", ["float('nan')", "float('inf')", "1.5", "-0.1", "None", "'1'", "[1]"])
+@pytest.mark.parametrize("returned", ["float('inf')", "1.5", "-0.1", "'1'", "[1]", "{}"])
 def test_anything_else_than_a_score_is_an_error(checker: AnswerVerifier, returned: str) -> None:
     with pytest.raises(DataError, match="a bool or a number from 0 to 1") as caught:
         checker.verify(f"return {returned}", ROW)
@@ -88,19 +92,75 @@ def test_anything_else_than_a_score_is_an_error(checker: AnswerVerifier, returne
     assert "line:7" in str(caught.value)
 
 
-def test_an_exception_is_an_error_with_the_users_line(checker: AnswerVerifier) -> None:
+RAISES_AT = SCORES.splitlines().index('        raise KeyError("no such thing")') + 1
+
+
+@pytest.mark.parametrize(
+    ("response", "note"),
+    [
+        ("raise", rf"KeyError: 'no such thing' \(.*scores\.py:{RAISES_AT}\)"),
+        ("exit", r"SystemExit: 3 \(.*scores\.py:\d+\)"),
+        ("die", "its process ended by exit code 4"),
+        ("return float('nan')", "it returned NaN"),
+        ("return None", "it returned None"),
+    ],
+)
+def test_a_fault_scores_zero_with_its_reason_and_the_next_call_works(
+    checker: AnswerVerifier, response: str, note: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    verdict = checker.verify(response, ROW)
+    assert (verdict.score, verdict.passed, verdict.formatted, verdict.fault) == (0.0, False, None, True)
+    assert re.fullmatch(note, verdict.note or "")
+    assert checker.verify("56", ROW).passed
+    checker.verify(response, ROW)
+    # The log has the first one, and not a line for each.
+    assert [re.search(note, record.getMessage()) is not None for record in caplog.records] == [True]
+    assert "scores.py:score" in caplog.text
+    assert "line:7" in caplog.text
+
+
+def test_many_faults_are_an_error_that_names_function_row_and_reason(checker: AnswerVerifier) -> None:
+    checker.verify_many([("raise", ROW)] * TOLERATED)
     with pytest.raises(DataError) as caught:
         checker.verify("raise", ROW)
-    assert "KeyError: 'no such thing'" in str(caught.value)
-    line = SCORES.splitlines().index('        raise KeyError("no such thing")') + 1
-    assert f"scores.py:{line}" in str(caught.value)
+    for words in (
+        "scores.py:score",
+        "'raise' to line:7",
+        "KeyError: 'no such thing'",
+        f"scores.py:{RAISES_AT}",
+        "9 of 9",
+    ):
+        assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("response", "words"), [("exit", "SystemExit: 3"), ("die", "exit code 4")])
-def test_leaving_is_an_error_and_the_next_call_works(checker: AnswerVerifier, response: str, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        checker.verify(response, ROW)
-    assert checker.verify("56", ROW).passed
+def test_few_faults_among_many_responses_are_borne(checker: AnswerVerifier) -> None:
+    # One in 25 is below the tolerated share of one in 20; one in 10 is not.
+    rare, frequent = ["raise", *["56"] * 24], ["raise", *["56"] * 9]
+    verdicts = checker.verify_many([(response, ROW) for response in rare * 20])
+    assert sum(verdict.fault for verdict in verdicts) == 20
+    assert sum(verdict.passed for verdict in verdicts) == 20 * 24
+    with pytest.raises(DataError, match="failed on"):
+        checker.verify_many([(response, ROW) for response in frequent * 40])
+
+
+def test_a_batch_that_only_hangs_is_ended_early(folder: Path) -> None:
+    config = Verifier(kind="python:scores.py:score", timeout_seconds=0.2)
+    started = time.monotonic()
+    with build_verifier(config, base=folder) as verifier, pytest.raises(DataError, match=r"time limit of 0\.2 s"):
+        verifier.verify_many([("hang", ROW)] * 200)
+    # Not 200 * 0.2 / 4 = 10 s.
+    assert time.monotonic() - started < 6.0
+
+
+def test_a_function_that_fails_on_the_data_itself_is_refused_before_the_training(folder: Path) -> None:
+    rows = [Example(f"line:{number}", "q", "raise") for number in range(10)]
+    config = Verifier(kind="python:scores.py:score")
+    with build_verifier(config, base=folder) as verifier:
+        with pytest.raises(DataError) as caught:
+            refuse_hopeless_data(verifier, config, rows, dataset="jsonl:my.jsonl")
+        refuse_hopeless_data(verifier, config, [*rows[:3], ROW], dataset="jsonl:my.jsonl")
+    for words in ("jsonl:my.jsonl", "python:scores.py:score", "line:0", "KeyError: 'no such thing'"):
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("response", ["hang", "loop in C"])
@@ -109,11 +169,12 @@ def test_a_call_over_the_time_limit_scores_zero_and_is_ended(checker: AnswerVeri
     verdict = checker.verify(response, ROW)
     assert time.monotonic() - started < 4.0
     assert (verdict.score, verdict.passed, verdict.note) == (0.0, False, "time limit of 0.7 s")
+    assert verdict.fault
     assert checker.verify("56", ROW).passed
 
 
 def test_the_child_stays_between_calls_and_ends_with_close(folder: Path) -> None:
-    config = Verifier(kind="file", file="scores.py:score")
+    config = Verifier(kind="python:scores.py:score")
     with build_verifier(config, base=folder) as verifier:
         first, second = (verifier.verify("pid", ROW).score for _ in range(2))
         assert first == second
@@ -128,7 +189,7 @@ def test_standard_input_is_not_the_channel(checker: AnswerVerifier) -> None:
 
 
 def test_an_interrupted_call_leaves_no_answer_for_the_next(folder: Path) -> None:
-    config = Verifier(kind="file", file="scores.py:score")
+    config = Verifier(kind="python:scores.py:score")
 
     def interrupt(*_: object) -> None:
         raise InterruptedError
@@ -162,11 +223,11 @@ def test_a_batch_is_spread_over_children_in_order(folder: Path) -> None:
         "import time\n\ndef score(response, row):\n    time.sleep(0.5)\n    return response == 'a'\n"
     )
     scorers = scorer.Scorers(
-        {"kind": "file", "path": str(folder / "slow.py"), "function": "score"}, timeout=5.0, workers=4
+        {"kind": "python", "path": str(folder / "slow.py"), "function": "score"}, timeout=5.0, workers=4
     )
     try:
         started = time.monotonic()
-        replies = scorers.score_many([{"response": letter, "row": {}} for letter in "abaabbab"])
+        replies = list(scorers.replies([{"response": letter, "row": {}} for letter in "abaabbab"]))
         elapsed = time.monotonic() - started
     finally:
         scorers.close()
@@ -192,18 +253,22 @@ def test_a_batch_is_spread_over_children_in_order(folder: Path) -> None:
 def test_a_file_that_does_not_import(tmp_path: Path, content: str, words: list[str]) -> None:
     (tmp_path / "bad.py").write_text(content)
     with pytest.raises(DataError, match="cannot be imported") as caught:
-        build_verifier(Verifier(kind="file", file="bad.py:score"), base=tmp_path)
+        build_verifier(Verifier(kind="python:bad.py:score"), base=tmp_path)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_files_that_are_named_wrongly(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no verifier file"):
-        build_verifier(Verifier(kind="file", file="nowhere.py:score"), base=tmp_path)
-    for name in ("scores.py", "scores.py:", ":score", "scores.py:not a name"):
-        with pytest.raises(RecipeError) as caught:
-            build_verifier(Verifier(kind="file", file=name), base=tmp_path)
-        assert caught.value.key == "task.verifier.file"
+        build_verifier(Verifier(kind="python:nowhere.py:score"), base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["python:", "python:scores.py", "python:scores.py:", "python::score", "python:a.py:b c"]
+)
+def test_functions_that_are_named_wrongly(kind: str) -> None:
+    with pytest.raises(ValidationError, match=r"python:FILE\.py:FUNCTION"):
+        Verifier(kind=kind)
 
 
 def test_a_child_whose_parent_is_gone_ends_by_itself(folder: Path) -> None:
@@ -212,7 +277,7 @@ def test_a_child_whose_parent_is_gone_ends_by_itself(folder: Path) -> None:
     )
     program = (
         "import os, pathlib, threading\nfrom agent.tasks import scorer\n"
-        "s = scorer.file_scorers(pathlib.Path('sleepy.py'), 'score', timeout=0.2)\n"
+        "s = scorer.function_scorers(pathlib.Path('sleepy.py'), 'score', timeout=0.2)\n"
         "threading.Timer(0.1, os._exit, [0]).start()\ns.score({'response': '', 'row': {}})\n"
     )
     repository = Path(__file__).resolve().parents[2]
@@ -262,20 +327,89 @@ def test_math(
 
 
 @needs_math_verify
-def test_math_that_takes_for_ever_is_wrong_and_the_next_is_checked() -> None:
+def test_math_that_takes_for_ever_is_wrong_and_the_next_is_checked(
+    in_thread: Callable[[Callable[[], Any]], Any],
+) -> None:
+    """In a thread, where math-verify's own limit, an alarm, would not work."""
     row = Example("row", "q", "5")
     with build_verifier(Verifier(kind="math", timeout_seconds=3.0), base=Path()) as verifier:
-        verdicts = verifier.verify_many([("$9^{9^{9^{9}}}$", row), ("$5$", row)])
+        verdicts = in_thread(lambda: verifier.verify_many([("$9^{9^{9^{9}}}$", row), ("$5$", row)]))
     assert [(verdict.passed, verdict.note) for verdict in verdicts] == [(False, "time limit of 3 s"), (True, None)]
 
 
 @needs_math_verify
 def test_a_right_answer_that_is_no_mathematics(mathematician: AnswerVerifier) -> None:
-    with pytest.raises(DataError, match="cannot read the right answer"):
-        mathematician.verify("5", Example("line:3", "q", ""))
+    verdict = mathematician.verify("5", Example("line:3", "q", ""))
+    assert (verdict.score, verdict.fault) == (0.0, True)
+    assert "cannot read the right answer ''" in (verdict.note or "")
 
 
 def test_math_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match=r"raft-agent\[math\]"):
         build_verifier(Verifier(kind="math"), base=Path())
+
+
+# Regular expressions ----------------------------------------------------------------------------------------
+
+
+def read_by(pattern: str, response: str, answer: str = "56", **settings: object) -> Verdict:
+    config = Verifier.model_validate({"kind": "regex", "pattern": pattern, "timeout_seconds": 0.5, **settings})
+    with build_verifier(config, base=Path()) as verifier:
+        return verifier.verify(response, Example("row", "q", answer))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "response", "answer", "passed", "extracted"),
+    [
+        (r"ANSWER: *(.*)", "ANSWER: 7\nno, ANSWER: 56.0", "56", True, "56.0"),
+        (r"ANSWER: *(.*)", "ANSWER: 56\nno, ANSWER: 7", "56", False, "7"),
+        (r"(?i)answer: *(.*)", "Answer: Paris ", "Paris", True, "Paris"),
+        (r"ANSWER: *(.*)", "ANSWER: paris", "Paris", False, "paris"),
+        (r"\\boxed\{(?P<it>[^}]*)\}", r"so \boxed{1,056}", "1056", True, "1,056"),
+        # An alternative without the group is no answer, and neither is an empty one.
+        (r"none|= (\d+)", "= 56 or none", "56", True, "56"),
+        (r"<(.*?)>", "<>", "56", False, None),
+        (r"= (\d+)", "fifty-six", "56", False, None),
+    ],
+)
+def test_regex(pattern: str, response: str, answer: str, passed: bool, extracted: str | None) -> None:
+    verdict = read_by(pattern, response, answer)
+    assert (verdict.passed, verdict.formatted, verdict.answer) == (passed, extracted is not None, extracted)
+
+
+def test_regex_with_tolerance_and_near() -> None:
+    assert read_by("= (.*)", "= 3.13", "3.14", tolerance=0.01).passed
+    assert not read_by("= (.*)", "= 3.12", "3.14", tolerance=0.01).passed
+    verdict = read_by("= (.*)", "56, so = 7")
+    assert (verdict.passed, verdict.near) == (False, True)
+
+
+def test_a_pattern_that_backtracks_for_ever_meets_the_limit_and_the_next_response_is_checked() -> None:
+    started = time.monotonic()
+    config = Verifier(kind="regex", pattern="((?:a+)+)b", timeout_seconds=0.5)
+    row = Example("row", "q", "aa")
+    with build_verifier(config, base=Path()) as verifier:
+        verdicts = verifier.verify_many([("a" * 60, row), ("aab", row)])
+    assert time.monotonic() - started < 5.0
+    assert [(verdict.passed, verdict.fault, verdict.note) for verdict in verdicts] == [
+        (False, True, "time limit of 0.5 s"),
+        (True, False, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "regex"}, "verifier.pattern is needed"),
+        ({"kind": "regex", "pattern": "(a"}, "must be a regular expression"),
+        ({"kind": "regex", "pattern": "a"}, "has 0"),
+        ({"kind": "regex", "pattern": "(a)(b)"}, "has 2"),
+        ({"kind": "exact", "pattern": "(a)"}, "not read by exact"),
+        ({"kind": "math", "tolerance": 0.1}, "not read by math"),
+        ({"kind": "python:a.py:f", "open": "["}, "not read by python:a.py:f"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Verifier.model_validate(settings)

@@ -161,6 +161,29 @@ def test_numbers_in_a_row_are_read_as_json_writes_them(tmp_path: Path) -> None:
     assert [(row.question, row.answer) for row in rows] == [("12", "0.5"), ("b", "-3")]
 
 
+def test_rows_of_code_in_the_forms_of_mbpp_and_human_eval(tmp_path: Path) -> None:
+    mbpp = {
+        "text": "Round up.",
+        "code": "def up(x): return math.ceil(x)",
+        "test_setup_code": "import math",
+        "test_imports": ["import json", "import re"],
+        "test_list": ["assert up(1.5) == math.ceil(1.5)", "assert up(2) == 2"],
+    }
+    human_eval = {"task_id": "HumanEval/0", "prompt": "def up(x):", "entry_point": "up"}
+    human_eval["test"] = "def check(candidate):\n    assert candidate(1.5) == 2\n"
+    (first,) = load_rows(
+        code_task({"question": "text", "tests": "test_list"}), base=write_rows(tmp_path / "a", [mbpp]).parent
+    )
+    assert first.tests == "import math\nimport json\nimport re\n" + "\n".join(mbpp["test_list"])
+    fields = {"question": "prompt", "tests": "test", "id": "task_id"}
+    (second,) = load_rows(code_task(fields), base=write_rows(tmp_path / "a", [human_eval]).parent)
+    assert (second.id, second.question, second.tests) == ("HumanEval/0", "def up(x):", human_eval["test"])
+
+
+def code_task(fields: dict[str, str]) -> Task:
+    return Task(dataset="jsonl:a", fields=fields, verifier=Verifier(kind="python_tests"))
+
+
 GOOD = '{"question": "q", "answer": "1"}\n'
 
 

@@ -83,6 +83,13 @@ def test_tolerance_is_inclusive_and_for_numbers_only() -> None:
     assert not check("delimited", "<answer>Pari</answer>", "Paris", tolerance=1.0).passed
 
 
+def test_relative_tolerance() -> None:
+    assert check("last_number", "about 98", "100", relative_tolerance=0.02).passed
+    assert not check("last_number", "about 97", "100", relative_tolerance=0.02).passed
+    assert check("exact", "98", "100", relative_tolerance=0.02).passed
+    assert check("delimited", "98, so <answer>7</answer>", "100", relative_tolerance=0.02).near
+
+
 @pytest.mark.parametrize(
     ("response", "answer", "expected", "extracted"),
     [
@@ -174,3 +181,38 @@ def test_data_whose_own_answers_never_pass_is_refused() -> None:
 )
 def test_data_of_which_one_answer_passes_is_not(config: dict[str, Any], answers: list[str]) -> None:
     assert hopeless(config, *answers) is None
+
+
+def test_rows_whose_own_answers_fail_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    assert hopeless({"kind": "last_number"}, "7", "a word", "8", "none") is None
+    assert "rejects the own answers of 2 of the first 4 rows, 1 ('a word') among them" in caplog.text
+    assert hopeless({"kind": "last_number"}, "7", "8") is None
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("response", ["", " \n", "\x00", "\ud800", "a" * 20_000])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"kind": "exact"},
+        {"kind": "last_number"},
+        {"kind": "delimited"},
+        {"kind": "regex", "pattern": "= (.*)"},
+        {"kind": "python_tests"},
+        {"kind": "python:same.py:same"},
+    ],
+    ids=lambda config: config["kind"],
+)
+def test_odd_responses_are_wrong_and_nothing_worse(config: dict[str, Any], response: str, tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text("def same(response, row):\n    return response == row['answer']\n")
+    row = Example("row", "question", "56", tests="assert add(1, 2) == 3")
+    with build_verifier(Verifier.model_validate(config), base=tmp_path, allow_untrusted_code=True) as verifier:
+        verdict = verifier.verify(response, row)
+    assert (verdict.score, verdict.passed, verdict.near, verdict.fault) == (0.0, False, False, False)
+
+
+@pytest.mark.parametrize("response", ["", " ", "<answer></answer>"])
+@pytest.mark.parametrize("kind", ["exact", "last_number", "delimited"])
+def test_an_empty_right_answer_is_never_found(kind: str, response: str) -> None:
+    assert not check(kind, response, "").passed
+    assert not check(kind, response, "").near

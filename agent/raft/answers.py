@@ -1,0 +1,78 @@
+"""Completions of evaluations that were drawn before, kept in the user's cache.
+
+The untrained model begins every run, and the incumbent is asked the same held-out questions again and again: the same
+weights, prompts and random numbers give the same completions. Only those are kept, not what a verifier said of them,
+which is asked anew each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from agent.files import read_jsonl, write_atomic
+from agent.raft.model import Policy
+from agent.raft.rollout import Completion, Request
+from agent.raft.sampling import Sampling
+
+MOST_KEPT = 200
+"""Files; the oldest go first. One of 512 prompts of 40 tokens has about 100 kB."""
+VERSION = 1
+"""Raised when the engine begins to draw other tokens from the same random numbers."""
+
+
+class AnswerCache:
+    """A folder of earlier completions by everything that decides them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def key(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> str:
+        asked = [[request.prompt, request.samples, request.seed] for request in requests]
+        settings = {name: value for name, value in asdict(sampling).items() if name != "slots"}
+        how = [policy.attention, str(policy.compute), str(policy.device), torch.__version__, VERSION]
+        digest = hashlib.sha256(json.dumps([asked, settings, how]).encode())
+        digest.update(weights_digest(policy))
+        return digest.hexdigest()[:32]
+
+    def get(self, key: str) -> list[list[Completion]] | None:
+        """Completions by request and sample, without log-probabilities; None where they are not known."""
+        groups: list[list[Completion]] = []
+        try:
+            for line in read_jsonl(self.folder / f"{key}.jsonl"):
+                groups.append([Completion(tokens, [], [], finish) for tokens, finish in line["completions"]])
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+        return groups or None
+
+    def put(self, key: str, groups: Sequence[Sequence[Completion]]) -> None:
+        """A full disk or a read-only folder costs the next run some seconds, nothing else."""
+        lines = [json.dumps({"completions": [[c.tokens, c.finish] for c in group]}) + "\n" for group in groups]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / f"{key}.jsonl", "".join(lines))
+            self._forget()
+        except OSError:
+            return
+
+    def _forget(self) -> None:
+        files = sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+        for path in files[:-MOST_KEPT]:
+            path.unlink(missing_ok=True)
+
+
+def weights_digest(policy: Policy) -> bytes:
+    """Names the weights by their bytes."""
+    digest = hashlib.blake2b(digest_size=32)
+    seen: set[int] = set()
+    for name, parameter in policy.model.named_parameters():
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            digest.update(name.encode())
+            digest.update(parameter.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().data)
+    return digest.digest()

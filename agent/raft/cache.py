@@ -1,0 +1,213 @@
+"""Keys and values of the rows in flight: those of a prompt once for all of its samples, those of a completion apart.
+
+A row of the decode step attends to its prompt together with the other samples of that prompt (one matrix product for
+all of them) and to its own completion. Rows fill the slots from the first on without gaps, so that a step never
+computes anything for an empty one.
+
+It does not: decide which rows there are (`agent.raft.rollout`), evict, or quantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent.raft.attention import PackedLayout, SegmentTree, capped, tree_of
+
+FIRST_TOKENS = 32
+"""Room for completion tokens at the start; it doubles when a completion needs more."""
+
+
+@dataclass
+class _Layer:
+    """Tensors of one attention layer. Rows: (slots, kv_heads, tokens, D); prompts: (places, kv_heads, tokens, D)."""
+
+    keys: Tensor
+    values: Tensor
+    prompt_keys: Tensor
+    prompt_values: Tensor
+
+
+class SlotCache:
+    """`slots` rows and `places` prompts of at most `prompt_tokens` tokens; grows with the longest completion."""
+
+    def __init__(self, *, slots: int, places: int, prompt_tokens: int, new_tokens: int, device: torch.device):
+        self.slots, self.places = slots, places
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = new_tokens
+        self.room = min(FIRST_TOKENS, new_tokens)
+        self.device = device
+        self.layers: dict[int, _Layer] = {}
+
+    def layer(self, number: int, k: Tensor) -> _Layer:
+        """The tensors of a layer, made after the shape and type of its first keys (1, kv_heads, N, D)."""
+        if number not in self.layers:
+            heads, size = k.shape[1], k.shape[3]
+            own, shared = (self.slots, heads, self.room, size), (self.places, heads, self.prompt_tokens, size)
+            # Zeros and not whatever is in memory: masked places are multiplied by zero, and zero times NaN is NaN.
+            self.layers[number] = _Layer(*(k.new_zeros(shape) for shape in (own, own, shared, shared)))
+        return self.layers[number]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for completions of so many tokens."""
+        if tokens <= self.room:
+            return
+        self.room = min(max(tokens, 2 * self.room), self.new_tokens)
+        for layer in self.layers.values():
+            layer.keys, layer.values = self._wider(layer.keys), self._wider(layer.values)
+
+    def _wider(self, old: Tensor) -> Tensor:
+        new = old.new_zeros(*old.shape[:2], self.room, old.shape[3])
+        new[:, :, : old.shape[2]] = old
+        return new
+
+    def move(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
+        """Copy the first `tokens` of some rows into other slots."""
+        if not sources:
+            return
+        source, target = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+        for layer in self.layers.values():
+            for x in (layer.keys, layer.values):
+                x[target, :, :tokens] = x[source, :, :tokens]
+
+
+class PromptLayout(PackedLayout):
+    """Attention of the prefill: that of a packed tree, and the keys and values of each prompt go into its place."""
+
+    def __init__(self, cache: SlotCache, tree: SegmentTree, ends: Sequence[int], places: Sequence[int], *, eager: bool):
+        super().__init__(tree, device=cache.device, eager=eager)
+        self._cache = cache
+        self._stored = [
+            (place, torch.tensor(tree.path(end), device=cache.device)) for end, place in zip(ends, places, strict=True)
+        ]
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        store = self._cache.layer(layer, k)
+        for place, path in self._stored:
+            store.prompt_keys[place, :, : len(path)] = k[0].index_select(1, path)
+            store.prompt_values[place, :, : len(path)] = v[0].index_select(1, path)
+        return super().attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
+
+
+def prompt_layout(
+    cache: SlotCache, prompts: Sequence[Sequence[int]], places: Sequence[int], *, eager: bool
+) -> tuple[PromptLayout, SegmentTree, list[int]]:
+    """Layout and tree of a prefill, and where in its row each prompt ends."""
+    tree, ends = tree_of(prompts)
+    layout = PromptLayout(cache, tree, ends, places, eager=eager)
+    return layout, tree, [tree.segments[end].end - 1 for end in ends]
+
+
+class DecodeLayout:
+    """Attention of one decode step: R rows with one new token each.
+
+    `place` (R,) is each row's prompt, `prompt_length` (R,) its tokens, `length` (R,) the completion tokens that are
+    already in the cache; the new token becomes number `length`. The arrangement of rows by prompt is kept by the
+    caller between steps (`Arrangement`).
+    """
+
+    def __init__(self, cache: SlotCache, arrangement: Arrangement, length: Tensor, *, longest: int, even: bool):
+        self._cache = cache
+        self._rows = arrangement
+        self._length = length
+        self._own = longest + 1
+        """Completion tokens to look at."""
+        self._even = even
+        """All rows have the same length, so that nothing of a completion has to be hidden."""
+        self._hidden: dict[int | None, Tensor | None] = {}
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        store, rows, own = self._cache.layer(layer, k), self._rows, self._own
+        count, kv_heads, size = rows.count, k.shape[1], k.shape[3]
+        self._write(store, k, v)
+        q = (q[0].transpose(0, 1) * scale).view(count, kv_heads, -1, size)  # (R, kv_heads, per_head, D)
+        shared = rows.gather(q) @ store.prompt_keys[: rows.places, :, : rows.longest].transpose(2, 3)
+        scores = torch.cat(
+            [rows.scatter(shared), q @ store.keys[:count, :, :own].transpose(2, 3)], -1
+        )  # (R, kv_heads, per_head, prompt + own)
+        scores = capped(scores, softcap).float()
+        hidden = self._hide(window)
+        if hidden is not None:
+            scores = scores.masked_fill_(hidden, torch.finfo(torch.float32).min)
+        shares = scores.softmax(-1).to(v.dtype)
+        of_prompt, of_own = shares.split([rows.longest, own], -1)
+        out: Tensor = of_own @ store.values[:count, :, :own]
+        out += rows.scatter(rows.gather(of_prompt) @ store.prompt_values[: rows.places, :, : rows.longest])
+        return out.reshape(1, count, -1, size)
+
+    def _write(self, store: _Layer, k: Tensor, v: Tensor) -> None:
+        """Put the new keys and values (1, kv_heads, R, D) behind those of their rows."""
+        count = self._rows.count
+        new_k, new_v = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        if self._even:
+            store.keys[:count, :, self._own - 1] = new_k
+            store.values[:count, :, self._own - 1] = new_v
+        else:
+            store.keys[self._rows.index, :, self._length] = new_k
+            store.values[self._rows.index, :, self._length] = new_v
+
+    def _hide(self, window: int | None) -> Tensor | None:
+        """(R, 1, 1, prompt + own), True where a row may not look; None where it may look everywhere."""
+        if window not in self._hidden:
+            self._hidden[window] = self._compute_hidden(window)
+        return self._hidden[window]
+
+    def _compute_hidden(self, window: int | None) -> Tensor | None:
+        rows = self._rows
+        if window is None and self._even and rows.same_prompt_length:
+            return None
+        device = self._length.device
+        prompt = torch.arange(rows.longest, device=device)[None]
+        own = torch.arange(self._own, device=device)[None]
+        length = rows.prompt_length[:, None]
+        hidden = torch.cat([prompt >= length, own > self._length[:, None]], 1)
+        if window is not None:
+            position = torch.cat([prompt.expand(rows.count, -1), length + own], 1)
+            hidden |= (length + self._length[:, None]) - position >= window
+        return hidden[:, None, None, :]
+
+
+class Arrangement:
+    """Which rows belong to which prompt, as the two index tables between row order and prompt order."""
+
+    def __init__(self, place: Sequence[int], prompt_length: Sequence[int], *, device: torch.device):
+        """`place` and `prompt_length` by row."""
+        self.count = len(place)
+        self.places = max(place) + 1
+        self.longest = max(prompt_length)
+        self.same_prompt_length = min(prompt_length) == self.longest
+        self.prompt_length = torch.tensor(prompt_length, device=device)
+        self.index = torch.arange(self.count, device=device)
+        members: list[list[int]] = [[] for _ in range(self.places)]
+        for row, at in enumerate(place):
+            members[at].append(row)
+        self._most = max(map(len, members))
+        back = [0] * self.count
+        table = []
+        for at, rows in enumerate(members):
+            for i, row in enumerate(rows):
+                back[row] = at * self._most + i
+            table += rows + [0] * (self._most - len(rows))
+        self._in_order = table == list(range(self.count))
+        """Row order is prompt order, so that nothing has to be moved."""
+        self._table = torch.tensor(table, device=device)
+        self._back = torch.tensor(back, device=device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(places, kv_heads, rows_of_a_prompt * per_head, D) from (R, kv_heads, per_head, D)."""
+        by_prompt = x if self._in_order else x.index_select(0, self._table)
+        by_prompt = by_prompt.reshape(self.places, self._most, *x.shape[1:]).transpose(1, 2)
+        return by_prompt.reshape(self.places, x.shape[1], self._most * x.shape[2], x.shape[3])
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """The way back: (R, kv_heads, per_head, D) from (places, kv_heads, rows_of_a_prompt * per_head, D)."""
+        split = x.view(self.places, x.shape[1], self._most, -1, x.shape[3])
+        by_prompt: Tensor = split.transpose(1, 2).flatten(0, 1)
+        return by_prompt if self._in_order else by_prompt.index_select(0, self._back)

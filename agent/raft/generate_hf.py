@@ -1,0 +1,110 @@
+"""Completions through `generate()` of transformers, for comparison and for models that no layout fits.
+
+It prefills each sample of a prompt anew, keeps a row in the batch until the longest is done, and draws its random
+numbers from torch's global generator, seeded by the batch: its samples are not those of the other engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from agent.raft.rollout import Completion, OnFinished, OnStep, Request, Row, StopCheck, completion_limit, cut
+from agent.raft.sampling import Sampling
+from agent.raft.seeds import seed_of
+
+if TYPE_CHECKING:
+    from agent.raft.model import Policy
+
+
+def generate_by_transformers(
+    policy: Policy,
+    requests: Sequence[Request],
+    rows: Sequence[Row],
+    sampling: Sampling,
+    on_step: OnStep,
+    on_finished: OnFinished,
+) -> None:
+    """Batches of at most `slots` rows, in the order given."""
+    for start in range(0, len(rows), sampling.slots):
+        batch = rows[start : start + sampling.slots]
+        for row, completion in zip(batch, _generate_batch(policy, requests, batch, sampling, on_step), strict=True):
+            on_finished(row, completion)
+
+
+def _generate_batch(
+    policy: Policy, requests: Sequence[Request], batch: Sequence[Row], sampling: Sampling, on_step: OnStep
+) -> list[Completion]:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    torch.manual_seed(seed_of("generate", *[(requests[row.request].seed, row.sample) for row in batch]))
+    prompts = [requests[row.request].prompt for row in batch]
+    limits = [completion_limit(policy, prompt, sampling) for prompt in prompts]
+    config = GenerationConfig(
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or None,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=max(limits),
+        eos_token_id=sorted(policy.stop_ids) or None,
+        pad_token_id=policy.pad_id,
+        stop_strings=list(sampling.stop) or None,
+    )
+    ids, mask = left_padded(prompts, policy.pad_id, policy.device)
+    facts = _Facts(on_step)
+    out = policy.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=config,
+        tokenizer=policy.tokenizer,
+        logits_processor=LogitsProcessorList([facts]),
+    )
+    new = out[:, ids.shape[1] :]
+    logprobs, entropies = facts.of(new)
+    stops = StopCheck(policy, sampling)
+    return [
+        cut(Completion(t[:limit], p[:limit], h[:limit], "length"), stops)
+        for t, p, h, limit in zip(new.tolist(), logprobs.tolist(), entropies.tolist(), limits, strict=True)
+    ]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (rows, longest)."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+class _Facts:
+    """Called by `generate` with the raw logits of each step, before temperature: keeps what a completion records.
+
+    Of a step's log-probabilities only those of the chosen tokens are needed, which the next call brings: one step's
+    are held, not all.
+    """
+
+    def __init__(self, on_step: OnStep):
+        self._on_step = on_step
+        self._last: Tensor | None = None
+        self._logprobs: list[Tensor] = []
+        self._entropies: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._on_step()
+        self._take(input_ids[:, -1])
+        self._last = torch.log_softmax(scores.float(), -1)
+        self._entropies.append(torch.special.entr(self._last.exp()).sum(-1))
+        return scores
+
+    def _take(self, token: Tensor) -> None:
+        if self._last is not None:
+            self._logprobs.append(self._last.gather(1, token[:, None])[:, 0])
+
+    def of(self, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of all new tokens, each (rows, steps)."""
+        self._take(new[:, -1])
+        self._last = None
+        return torch.stack(self._logprobs, 1), torch.stack(self._entropies, 1)

@@ -1,0 +1,156 @@
+"""The objective of a token, and the head's part of it without ever holding all logits.
+
+With A = +1 for a kept sample and -1 for a failure (reinforce_rej), and r = exp(logp - logp of the sampler), both at
+temperature 1:
+
+    raft            -logp
+    raft++          -min(r A, clip(r, 1 - c, 1 + c) A), the PPO term on positives (arXiv 2504.11343)
+    reinforce_rej   the same, on positives and negatives of prompts that have both
+
+The head's logits are computed for some hundred tokens at a time, and with them at once what their gradient brings to
+hidden states and weights: three matrix products and a few megabytes, where plain autograd keeps (tokens, vocabulary)
+several times. The idea is Liger's fused linear cross-entropy (arXiv 2410.10989, section 3.2), here for any objective of
+a token's log-probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agent.recipe.schema import Learner
+
+CHUNK = 256
+"""Tokens whose logits exist at the same time."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the loss needs to know of each completion token, (N,) each."""
+
+    token: Tensor
+    sampled_logprob: Tensor
+    sign: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    def part(self, start: int, end: int) -> Targets:
+        return Targets(self.token[start:end], self.sampled_logprob[start:end], self.sign[start:end])
+
+
+@dataclass
+class TokenLoss:
+    """Results of one microbatch: the sum of the objective, and by token (N,), without gradient."""
+
+    objective: Tensor
+    logprob: Tensor
+    clipped: Tensor = field(repr=False)
+
+
+def objective(logprob: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor]:
+    """The loss of each token and whether its gradient is stopped by the clip, (N,) each."""
+    sign = targets.sign
+    if learner.algorithm == "raft":
+        return -logprob, torch.zeros_like(sign, dtype=torch.bool)
+    ratio = (logprob - targets.sampled_logprob).exp()
+    bounded = ratio.clamp(1 - learner.clip_range, 1 + learner.clip_range)
+    free, clipped = ratio * sign, bounded * sign
+    return -torch.minimum(free, clipped), clipped < free
+
+
+def loss_of_logits(logits: Tensor, targets: Targets, learner: Learner) -> TokenLoss:
+    """By plain autograd, from logits (N, V)."""
+    wanted = logits.float()
+    logprob = wanted.gather(1, targets.token[:, None])[:, 0] - wanted.logsumexp(-1)
+    value, clipped = objective(logprob, targets, learner)
+    return TokenLoss(value.sum(), logprob.detach(), clipped.detach())
+
+
+def loss_of_hidden(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, learner: Learner
+) -> TokenLoss:
+    """By chunks, from hidden states (N, hidden) and the head's weight (V, hidden).
+
+    Gradients are those of an objective with factor one: scale the result (as a mean or by accumulation), but do not
+    rely on it under float16, whose small gradients would be lost before the scaling.
+    """
+    value, logprob, clipped = _ChunkedHead.apply(hidden, weight, bias, targets, learner)
+    return TokenLoss(value, logprob, clipped)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """(sum of the objective, log-probabilities, clipped); the gradients are computed on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, learner: Learner
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        narrow = _autocast_type(hidden)
+        narrow_weight = weight.to(narrow)
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        to_hidden = torch.empty_like(hidden)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, len(hidden), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk = hidden[rows].to(narrow)
+            wanted = targets.part(start, start + CHUNK)
+            logits = functional.linear(chunk, narrow_weight, None if bias is None else bias.to(narrow)).float()
+            *results, slope = _with_slope(logits, wanted, learner)
+            parts.append((results[0], results[1], results[2]))
+            # d objective / d logits = slope * (one-hot - softmax); the logits' own memory becomes that.
+            _softmax_(logits)
+            logits.mul_(-slope[:, None])
+            logits.scatter_add_(1, wanted.token[:, None], slope[:, None])
+            narrow_slopes = logits.to(narrow)
+            to_hidden[rows] = narrow_slopes @ narrow_weight
+            if to_weight is not None:
+                _add_product(to_weight, narrow_slopes, chunk)
+            if to_bias is not None:
+                to_bias += logits.sum(0)
+        ctx.save_for_backward(to_hidden, to_weight, to_bias)
+        values, logprobs, clipped = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(logprobs, clipped)
+        return values.sum(), logprobs, clipped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0]
+        scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
+        return scaled[0], scaled[1], scaled[2], None, None
+
+
+def _with_slope(logits: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Objective, log-probability, clipped, and d objective / d log-probability, (n,) each."""
+    logprob = logits.gather(1, targets.token[:, None])[:, 0] - logits.logsumexp(-1)
+    with torch.enable_grad():
+        leaf = logprob.detach().requires_grad_()
+        value, clipped = objective(leaf, targets, learner)
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), logprob, clipped, slope
+
+
+def _softmax_(logits: Tensor) -> None:
+    logits -= logits.amax(-1, keepdim=True)
+    logits.exp_()
+    logits /= logits.sum(-1, keepdim=True)
+
+
+def _add_product(total: Tensor, slopes: Tensor, chunk: Tensor) -> None:
+    """total (V, hidden) += slopes^T (V, n) @ chunk (n, hidden), summed in float32."""
+    if slopes.dtype == total.dtype:
+        total.addmm_(slopes.t(), chunk)
+    else:
+        total += slopes.t() @ chunk
+
+
+def _autocast_type(x: Tensor) -> torch.dtype:
+    """The arithmetic of the matrix products: autocast's where it is on. (Inside a Function it is not applied.)"""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

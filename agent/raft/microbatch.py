@@ -1,0 +1,190 @@
+"""Chosen samples as microbatches: which go together, and how they lie in the tensors of one forward pass.
+
+Three shapes. `tree`: one row without padding in which samples share their prompt, kept apart by a layout
+(`agent.raft.attention`); a prompt of several samples, and a beginning of several prompts, is computed once. `row`: one
+row with each sample whole, kept apart by transformers' own variable-length attention (flash, flex), which knows them
+by their positions. `padded`: a row a sample, of similar length, padded on the right, where causal attention never
+looks, so that it needs no mask.
+
+All give the same loss and the same gradient. It does not: choose samples, or know about rewards.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agent.raft.attention import PackedLayout, SegmentTree, shared_beginning
+from agent.raft.loss import Targets
+from agent.raft.model import Policy
+from agent.recipe.schema import Learner
+
+Shape = Literal["tree", "row", "padded"]
+VARIABLE_LENGTH = {"flash_attention_2", "flex_attention"}
+"""Attention implementations of transformers that keep the samples of a row apart without a mask of its size."""
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A prompt and the completion to learn from (sign +1) or away from (-1), exactly as it was sampled."""
+
+    prompt: list[int]
+    completion: list[int]
+    logprobs: list[float]
+    """The sampler's, by completion token."""
+    sign: int = 1
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Rows (R, L) for one forward pass, and what is to be predicted from which place of R * L."""
+
+    ids: Tensor
+    positions: Tensor
+    predicting: Tensor
+    """(N,) places, in the rows laid end to end, whose logits predict a completion token."""
+    targets: Targets
+    layout: PackedLayout | None
+    samples: int
+    real_tokens: int
+    """Prompt and completion tokens of all samples."""
+    padding: int
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that the forward pass runs over, padding included and what samples share once."""
+        return self.ids.numel()
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.targets)
+
+
+def choose_shape(policy: Policy, learner: Learner, *, compile_step: bool) -> tuple[Shape, str]:
+    """The best shape that this model allows, and why it is that one."""
+    if not learner.packing:
+        return "padded", "learner.packing is false"
+    if policy.attention in VARIABLE_LENGTH:
+        if "position_ids" in policy.arguments:
+            return "row", f"{policy.attention} keeps samples apart by their positions"
+        return "padded", f"{type(policy.inner).__name__} takes no position ids to tell samples apart"
+    if compile_step:
+        return "padded", "a compiled step would be compiled anew for every packed row"
+    if policy.layout_why_not is not None:
+        return "padded", policy.layout_why_not
+    return "tree", "samples of a prompt share it"
+
+
+def plan_microbatches(
+    samples: Sequence[TrainingSample], limit: int, *, shape: Shape, seed: int
+) -> list[list[TrainingSample]]:
+    """Samples in groups of at most `limit` tokens; a longer sample is a group of its own.
+
+    Padded, they are sorted by length, longest first, so that rows of a group are nearly equal, and padding counts.
+    Otherwise prompts come in random order, and samples of one prompt follow each other.
+    """
+    ordered = sorted(samples, key=len, reverse=True) if shape == "padded" else _by_prompt(samples, seed)
+    groups: list[list[TrainingSample]] = []
+    used = 0
+    for sample in ordered:
+        after = used + len(sample)
+        if shape == "padded" and groups:
+            after = len(groups[-1][0]) * (len(groups[-1]) + 1)
+        if not groups or after > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(sample)
+        used += len(sample)
+    return groups
+
+
+def _by_prompt(samples: Sequence[TrainingSample], seed: int) -> list[TrainingSample]:
+    by_prompt: dict[tuple[int, ...], list[TrainingSample]] = {}
+    for sample in samples:
+        by_prompt.setdefault(tuple(sample.prompt), []).append(sample)
+    groups = list(by_prompt.values())
+    random.Random(f"microbatches/{seed}").shuffle(groups)
+    return [sample for group in groups for sample in group]
+
+
+def collate(samples: Sequence[TrainingSample], *, shape: Shape, policy: Policy) -> Microbatch:
+    """The tensors of one forward pass."""
+    if shape == "tree":
+        return _as_tree(samples, policy)
+    return _as_rows(samples, one_row=shape == "row", pad_id=policy.pad_id, device=policy.device)
+
+
+def _as_tree(samples: Sequence[TrainingSample], policy: Policy) -> Microbatch:
+    """The last completion token predicts nothing, so it is not computed: one token less a sample."""
+    tree = SegmentTree()
+    distinct = list(dict.fromkeys(tuple(sample.prompt) for sample in samples))
+    common = shared_beginning(distinct)
+    root = tree.add(distinct[0][:common]) if common else None
+    prompts = {prompt: tree.add(prompt[common:], root) for prompt in distinct}
+    predicting: list[int] = []
+    for sample in samples:
+        prompt = prompts[tuple(sample.prompt)]
+        predicting.append(tree.segments[prompt].end - 1)
+        if len(sample.completion) > 1:
+            own = tree.segments[tree.add(sample.completion[:-1], prompt)]
+            predicting += range(own.start, own.end)
+    return Microbatch(
+        ids=torch.tensor([tree.ids()], device=policy.device),
+        positions=torch.tensor([tree.positions()], device=policy.device),
+        predicting=torch.tensor(predicting, device=policy.device),
+        targets=_targets(samples, policy.device),
+        layout=PackedLayout(tree, device=policy.device, eager=policy.eager),
+        samples=len(samples),
+        real_tokens=sum(map(len, samples)),
+        padding=0,
+    )
+
+
+def _as_rows(samples: Sequence[TrainingSample], *, one_row: bool, pad_id: int, device: torch.device) -> Microbatch:
+    """In one row positions begin anew with each sample, which is how variable-length attention tells them apart."""
+    rows: list[list[int]] = []
+    positions: list[list[int]] = []
+    places: list[tuple[int, int]] = []  # (row, column that predicts), one for each completion token
+    for sample in samples:
+        if not one_row or not rows:
+            rows.append([])
+            positions.append([])
+        start = len(rows[-1])
+        rows[-1] += sample.prompt + sample.completion
+        positions[-1] += range(len(sample))
+        first = start + len(sample.prompt) - 1
+        places += [(len(rows) - 1, first + i) for i in range(len(sample.completion))]
+    longest = max(map(len, rows))
+    ids = [row + [pad_id] * (longest - len(row)) for row in rows]
+    # Padding goes on counting, so that it does not look like a new sample.
+    numbered = [row + list(range(len(row), longest)) for row in positions] if not one_row else positions
+    real = sum(map(len, samples))
+    return Microbatch(
+        ids=torch.tensor(ids, device=device),
+        positions=torch.tensor(numbered, device=device),
+        predicting=torch.tensor([row * longest + column for row, column in places], device=device),
+        targets=_targets(samples, device),
+        layout=None,
+        samples=len(samples),
+        real_tokens=real,
+        padding=len(rows) * longest - real,
+    )
+
+
+def _targets(samples: Sequence[TrainingSample], device: torch.device) -> Targets:
+    def tensor(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    return Targets(
+        token=torch.tensor([token for sample in samples for token in sample.completion], device=device),
+        sampled_logprob=tensor([value for sample in samples for value in sample.logprobs]),
+        sign=tensor([float(sample.sign) for sample in samples for _ in sample.completion]),
+    )

@@ -1,0 +1,153 @@
+"""Drawing a token from logits: temperature, top-k, top-p, and random numbers that belong to a sample.
+
+The number that decides a token is a function of the sample's seed and the token's position alone, so neither the
+other rows in flight, nor the order in which slots are filled, nor the engine changes it, and two runs that evaluate
+the same prompt use the same luck. One uniform number a token and the inverse of the cumulative distribution take the
+place of the 49,152 exponentials that `torch.multinomial` draws.
+
+It does not: keep state, know about models, or decide when a completion ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 128
+"""Tokens whose probabilities are summed first; the cumulative sums then run over blocks and inside one block."""
+CHUNK_BYTES = 2 << 20
+"""Of logits that a CPU works on at once: what fits into the second-level cache."""
+LOWEST = -1e4
+"""Differences of logits below this are no probability at all; it keeps 0 * -inf from becoming NaN."""
+CANDIDATES = 512
+"""Likeliest tokens that top-p looks at first; the whole vocabulary is sorted only where they do not suffice."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. `temperature` 0 is greedy, `top_p` 1 and `top_k` 0 are off."""
+
+    temperature: float
+    max_new_tokens: int
+    max_total: int | None = None
+    """Prompt plus completion, tokens; None is the model's own limit."""
+    top_p: float = 1.0
+    top_k: int = 0
+    slots: int = 256
+    stop: tuple[str, ...] = ()
+    response_prefix: str = ""
+    engine: Literal["slots", "hf"] = "slots"
+
+
+# Random numbers ----------------------------------------------------------------------------------------------
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def sample_seeds(seed: int, samples: Sequence[int]) -> np.ndarray:
+    """(len(samples),) uint64: the seed of each of a request's samples."""
+    return _mixed(np.uint64(seed) ^ _mixed(np.asarray(samples, dtype=np.uint64)))
+
+
+def uniforms(seeds: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """(R,) float64 in [0, 1) for the token at `positions` of the samples with `seeds`, 53 bits each."""
+    bits = _mixed(seeds + _GAMMA * np.asarray(positions, dtype=np.uint64))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's step and output function (Steele, Lea, Flood, OOPSLA 2014); it wraps around by design."""
+    with np.errstate(over="ignore"):
+        z = x + _GAMMA
+        z = (z ^ (z >> np.uint64(30))) * _FIRST
+        z = (z ^ (z >> np.uint64(27))) * _SECOND
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+# Drawing -----------------------------------------------------------------------------------------------------
+
+
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a row: its id, its log-probability and the entropy at temperature 1, each (R,).
+
+    `logits` is (R, V); `uniform` (R,) in [0, 1) decides. Logits that are not finite give a log-probability that is
+    not, for the caller to report.
+    """
+    rows = len(logits)
+    if logits.device.type == "cpu":
+        rows = max(1, CHUNK_BYTES // (4 * logits.shape[1]))
+    parts = [
+        _pick(logits[start : start + rows], sampling, uniform[start : start + rows])
+        for start in range(0, len(logits), rows)
+    ]
+    token, logprob, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, logprob, entropy
+
+
+def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = logits.float()
+    x = (x - x.amax(-1, keepdim=True)).clamp_(min=LOWEST)
+    p = x.exp()
+    total = p.sum(-1)
+    entropy = total.log() - (p * x).sum(-1) / total
+    if sampling.temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        weights = p if sampling.temperature == 1 else (x / sampling.temperature).exp_()
+        token = _draw(_truncated(weights, sampling.top_p, sampling.top_k), uniform)
+    return token, x.gather(1, token[:, None])[:, 0] - total.log(), entropy
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index (R,) by inverse CDF; `weights` (R, V) need not sum to one. Never one of weight zero.
+
+    In two steps: which block, then which token of it, so that only V / BLOCK + BLOCK numbers are accumulated, in
+    float64.
+    """
+    size = weights.shape[1]
+    short = -size % BLOCK
+    if short:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    blocks = weights.view(len(weights), -1, BLOCK)
+    sums = blocks.sum(-1)
+    rest, block = _invert(sums, uniform.double() * sums.sum(-1, dtype=torch.float64))
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block]
+    _, token = _invert(inside, rest)
+    # The clamp is for weights that are not finite.
+    return (block * BLOCK + token).clamp(max=size - 1)
+
+
+def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index whose cumulative weight is above `target` (R,), and what is left of the target before it."""
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(cdf, target[:, None], right=True).clamp_(max=weights.shape[1] - 1)
+    rest = target - (cdf.gather(1, index) - weights.gather(1, index).double())[:, 0]
+    return rest.clamp_(min=0), index[:, 0]
+
+
+def _truncated(p: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Weights with all but the k likeliest and the smallest set of mass `top_p` (of those k) set to zero."""
+    size = p.shape[-1]
+    limit = top_k if 0 < top_k < size else size
+    if top_p >= 1 and limit == size:
+        return p
+    count = limit if top_p >= 1 else min(limit, CANDIDATES)
+    while True:
+        ordered, index = torch.topk(p, count, dim=-1)
+        if top_p < 1:
+            whole = p.sum(-1, keepdim=True) if limit == size else torch.topk(p, limit).values.sum(-1, keepdim=True)
+            before = ordered.cumsum(-1) - ordered
+            enough = bool((before[:, -1:] + ordered[:, -1:] >= top_p * whole).all())
+            if not enough and count < limit:
+                count = min(limit, 8 * count)
+                continue
+            ordered = ordered * (before < top_p * whole)
+        return torch.zeros_like(p).scatter_(-1, index, ordered)

@@ -1,0 +1,165 @@
+"""The engine and the learner on transformers' architectures: same greedy tokens, log-probabilities, loss, gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from raft_recipes import no_beat, small_recipe
+from random_models import ARCHITECTURES, save_random_model
+
+from agent.raft.learner import Trainer
+from agent.raft.microbatch import TrainingSample
+from agent.raft.model import Policy, load_policy
+from agent.raft.rollout import Request, generate
+from agent.raft.sampling import Sampling, pick, sample_seeds, uniforms
+from agent.recipe.schema import Learner
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=12, max_total=60)
+QUESTIONS = ["what is 1+1=", "what is 7?", "what is 12345+67890 and then?", "x"]
+"""Three begin alike, and the window of five positions is shorter than each."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    for kind in ARCHITECTURES:
+        save_random_model(root / kind, kind=kind)
+    return {kind: root / kind for kind in ARCHITECTURES}
+
+
+def load(folder: Path, cache: Path, **over: Any) -> Policy:
+    recipe = small_recipe({"model": {"source": str(folder)}, **over})
+    return load_policy(recipe, cache=cache, seed=0, beat=no_beat)
+
+
+def requests(policy: Policy, samples: int) -> list[Request]:
+    return [Request(policy.tokenizer.encode(text), samples, seed) for seed, text in enumerate(QUESTIONS)]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_greedy_completions_are_those_of_generate(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    policy = load(folders[kind], tmp_path)
+    assert policy.layout_why_not is None
+    greedy = replace(SAMPLING, temperature=0.0)
+    ours = generate(policy, requests(policy, 1), replace(greedy, slots=3))
+    theirs = [generate(policy, [request], replace(greedy, engine="hf"))[0] for request in requests(policy, 1)]
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert mine[0].tokens == reference[0].tokens
+        assert mine[0].finish == reference[0].finish
+        assert mine[0].logprobs == pytest.approx(reference[0].logprobs, abs=2e-4)
+        assert mine[0].entropies == pytest.approx(reference[0].entropies, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_log_probabilities_are_those_of_a_plain_forward_pass(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    policy = load(folders[kind], tmp_path)
+    asked = requests(policy, 6)
+    finished = set()
+    for request, group in zip(asked, generate(policy, asked, replace(SAMPLING, slots=7)), strict=True):
+        for completion in group:
+            by_hand = plain_logprobs(policy, request.prompt, completion.tokens)
+            assert completion.logprobs == pytest.approx(by_hand, abs=2e-4)
+            assert (completion.finish == "stop") == (completion.tokens[-1] in policy.stop_ids)
+            finished.add((completion.finish, len(completion.tokens) < 12))
+    assert ("length", False) in finished
+
+
+@torch.no_grad()
+def plain_logprobs(policy: Policy, prompt: list[int], tokens: list[int]) -> list[float]:
+    logp = policy.model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+    return [float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens)]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_packing_gives_the_loss_and_the_gradient_of_one_row_a_sample(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    policy = load(folders[kind], tmp_path)
+    long = [5, 6, 7, 8, 9, 10, 11, 12, 13]
+    samples = [
+        TrainingSample([*long, 14][:n], completion, [0.0] * len(completion))
+        for n, completion in ((9, [3, 4, 5]), (10, [20]), (10, [21, 22, 23, 24, 25, 26, 27]), (9, [3, 4, 6]), (2, [9]))
+    ]
+    start, seen = policy.snapshot(), []
+    for packing in (False, True):
+        policy.restore(start)
+        trainer = Trainer(policy, Learner(optimizer="sgd", max_grad_norm=1e6, packing=packing))
+        assert trainer.shape == ("tree" if packing else "padded")
+        report = trainer.train(samples, learning_rate=lambda _: 0.01, seed=0)
+        seen.append((report.loss_sum, policy.snapshot()))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-5)
+    for name in start:
+        torch.testing.assert_close(seen[0][1][name], seen[1][1][name], atol=2e-5, rtol=1e-4)
+    assert any(not torch.equal(seen[0][1][name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_eager_attention_gives_the_same_numbers(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    sdpa = load(folders[kind], tmp_path)
+    eager = load(folders[kind], tmp_path, backend={"attention": "eager"})
+    assert eager.eager
+    for one, other in zip(
+        generate(sdpa, requests(sdpa, 2), SAMPLING), generate(eager, requests(eager, 2), SAMPLING), strict=True
+    ):
+        assert [c.tokens for c in one] == [c.tokens for c in other]
+        assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_what_else_is_in_flight_changes_nothing(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Any number of slots, alone or together. A token may differ only where its random number is within 1e-4 of the
+    border between the two in the cumulative distribution."""
+    policy = load(folders[kind], tmp_path)
+    asked = requests(policy, 5)
+    together = generate(policy, asked, SAMPLING)
+    others = [generate(policy, asked, replace(SAMPLING, slots=slots)) for slots in (1, 2, 3, 7)]
+    others.append([generate(policy, [request], SAMPLING)[0] for request in asked])
+    for other in others:
+        for request, one, two in zip(asked, together, other, strict=True):
+            for sample, (a, b) in enumerate(zip(one, two, strict=True)):
+                if a.tokens != b.tokens:
+                    assert is_close_call(policy, request, sample, a.tokens, b.tokens)
+
+
+@torch.no_grad()
+def is_close_call(policy: Policy, request: Request, sample: int, a: list[int], b: list[int]) -> bool:
+    place = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    logits = policy.model(torch.tensor([request.prompt + a[:place]])).logits[:, -1]
+    uniform = torch.from_numpy(uniforms(sample_seeds(request.seed, [sample]), [place]))
+    drawn = {int(pick(logits, SAMPLING, uniform + shift)[0]) for shift in (-1e-4, 0.0, 1e-4)}
+    return {a[place], b[place]} <= drawn
+
+
+def test_a_model_that_no_layout_fits_is_run_by_generate_and_in_padded_rows(tmp_path: Path) -> None:
+    """BLOOM adds a bias to its scores by distance (ALiBi) and has no attention interface."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from agent.raft import tiny
+
+    folder = tmp_path / "bloom"
+    folder.mkdir()
+    tiny.CharTokenizer().save_pretrained(str(folder))
+    config = AutoConfig.for_model("bloom", vocab_size=97, hidden_size=32, n_layer=2, n_head=4, eos_token_id=0)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    policy = load(folder, tmp_path, backend={"attention": "eager"})
+    assert policy.layout_why_not is not None
+    assert "Bloom" in policy.layout_why_not
+    assert policy.engine_for("auto") == "hf"
+    with pytest.raises(Exception, match=r"rollout.engine: slots cannot run this model"):
+        policy.engine_for("slots")
+    asked = requests(policy, 2)
+    group = generate(policy, asked, replace(SAMPLING, engine=policy.engine_for("auto")))[0]
+    assert group[0].logprobs == pytest.approx(plain_logprobs(policy, asked[0].prompt, group[0].tokens), abs=1e-3)
+    trainer = Trainer(policy, Learner())
+    assert trainer.shape == "padded"
+    report = trainer.train(
+        [TrainingSample(asked[0].prompt, group[0].tokens, group[0].logprobs)], learning_rate=lambda _: 1e-3, seed=0
+    )
+    assert report.gap == pytest.approx(0.0, abs=1e-3)
