@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from agent.raft.attention import PackedLayout, SegmentTree, capped, tree_of
 
@@ -23,22 +24,36 @@ FIRST_TOKENS = 32
 
 @dataclass
 class _Layer:
-    """Tensors of one attention layer. Rows: (slots, kv_heads, tokens, D); prompts: (places, kv_heads, tokens, D)."""
+    """Tensors of one attention layer. Keys lie as the product with queries reads them: half its time on a CPU."""
 
     keys: Tensor
+    """(slots, kv_heads, D, tokens)"""
     values: Tensor
+    """(slots, kv_heads, tokens, D)"""
     prompt_keys: Tensor
+    """(places, kv_heads, D, tokens)"""
     prompt_values: Tensor
+    """(places, kv_heads, tokens, D)"""
 
 
 class SlotCache:
     """`slots` rows and `places` prompts of at most `prompt_tokens` tokens; grows with the longest completion."""
 
-    def __init__(self, *, slots: int, places: int, prompt_tokens: int, new_tokens: int, device: torch.device):
+    def __init__(
+        self,
+        *,
+        slots: int,
+        places: int,
+        prompt_tokens: int,
+        new_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
         self.slots, self.places = slots, places
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens
         self.room = min(FIRST_TOKENS, new_tokens)
+        self.dtype = dtype
         self.device = device
         self.layers: dict[int, _Layer] = {}
 
@@ -46,9 +61,15 @@ class SlotCache:
         """The tensors of a layer, made after the shape and type of its first keys (1, kv_heads, N, D)."""
         if number not in self.layers:
             heads, size = k.shape[1], k.shape[3]
-            own, shared = (self.slots, heads, self.room, size), (self.places, heads, self.prompt_tokens, size)
+            shapes = [
+                (self.slots, heads, size, self.room),
+                (self.slots, heads, self.room, size),
+                (self.places, heads, size, self.prompt_tokens),
+                (self.places, heads, self.prompt_tokens, size),
+            ]
             # Zeros and not whatever is in memory: masked places are multiplied by zero, and zero times NaN is NaN.
-            self.layers[number] = _Layer(*(k.new_zeros(shape) for shape in (own, own, shared, shared)))
+            # Under autocast keys come wider than values; what is computed with them is `dtype` either way.
+            self.layers[number] = _Layer(*(k.new_zeros(shape, dtype=self.dtype) for shape in shapes))
         return self.layers[number]
 
     def reserve(self, tokens: int) -> None:
@@ -57,12 +78,9 @@ class SlotCache:
             return
         self.room = min(max(tokens, 2 * self.room), self.new_tokens)
         for layer in self.layers.values():
-            layer.keys, layer.values = self._wider(layer.keys), self._wider(layer.values)
-
-    def _wider(self, old: Tensor) -> Tensor:
-        new = old.new_zeros(*old.shape[:2], self.room, old.shape[3])
-        new[:, :, : old.shape[2]] = old
-        return new
+            short = self.room - layer.values.shape[2]
+            layer.keys = functional.pad(layer.keys, (0, short))
+            layer.values = functional.pad(layer.values, (0, 0, 0, short))
 
     def move(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
         """Copy the first `tokens` of some rows into other slots."""
@@ -70,8 +88,8 @@ class SlotCache:
             return
         source, target = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
         for layer in self.layers.values():
-            for x in (layer.keys, layer.values):
-                x[target, :, :tokens] = x[source, :, :tokens]
+            layer.keys[target, :, :, :tokens] = layer.keys[source, :, :, :tokens]
+            layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
 
 
 class PromptLayout(PackedLayout):
@@ -89,7 +107,7 @@ class PromptLayout(PackedLayout):
     ) -> Tensor:
         store = self._cache.layer(layer, k)
         for place, path in self._stored:
-            store.prompt_keys[place, :, : len(path)] = k[0].index_select(1, path)
+            store.prompt_keys[place, :, :, : len(path)] = k[0].index_select(1, path).transpose(1, 2)
             store.prompt_values[place, :, : len(path)] = v[0].index_select(1, path)
         return super().attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
 
@@ -127,30 +145,29 @@ class DecodeLayout:
         store, rows, own = self._cache.layer(layer, k), self._rows, self._own
         count, kv_heads, size = rows.count, k.shape[1], k.shape[3]
         self._write(store, k, v)
-        q = (q[0].transpose(0, 1) * scale).view(count, kv_heads, -1, size)  # (R, kv_heads, per_head, D)
-        shared = rows.gather(q) @ store.prompt_keys[: rows.places, :, : rows.longest].transpose(2, 3)
-        scores = torch.cat(
-            [rows.scatter(shared), q @ store.keys[:count, :, :own].transpose(2, 3)], -1
-        )  # (R, kv_heads, per_head, prompt + own)
-        scores = capped(scores, softcap).float()
+        q = (q[0].transpose(0, 1) * scale).to(store.keys.dtype)
+        q = q.reshape(count, kv_heads, -1, size)  # (R, kv_heads, per_head, D)
+        to_prompt = rows.scatter(rows.gather(q) @ store.prompt_keys[: rows.places, :, :, : rows.longest])
+        to_own = q @ store.keys[:count, :, :, :own]
+        scores = capped(torch.cat([to_prompt, to_own], -1), softcap).float()  # (R, kv_heads, per_head, prompt + own)
         hidden = self._hide(window)
         if hidden is not None:
             scores = scores.masked_fill_(hidden, torch.finfo(torch.float32).min)
-        shares = scores.softmax(-1).to(v.dtype)
+        shares = scores.softmax(-1).to(store.values.dtype)
         of_prompt, of_own = shares.split([rows.longest, own], -1)
         out: Tensor = of_own @ store.values[:count, :, :own]
         out += rows.scatter(rows.gather(of_prompt) @ store.prompt_values[: rows.places, :, : rows.longest])
-        return out.reshape(1, count, -1, size)
+        return out.reshape(1, count, -1, size).to(v.dtype)
 
     def _write(self, store: _Layer, k: Tensor, v: Tensor) -> None:
         """Put the new keys and values (1, kv_heads, R, D) behind those of their rows."""
         count = self._rows.count
-        new_k, new_v = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        new_k, new_v = (x[0].transpose(0, 1).to(self._cache.dtype) for x in (k, v))
         if self._even:
-            store.keys[:count, :, self._own - 1] = new_k
+            store.keys[:count, :, :, self._own - 1] = new_k
             store.values[:count, :, self._own - 1] = new_v
         else:
-            store.keys[self._rows.index, :, self._length] = new_k
+            store.keys[self._rows.index, :, :, self._length] = new_k
             store.values[self._rows.index, :, self._length] = new_v
 
     def _hide(self, window: int | None) -> Tensor | None:

@@ -11,6 +11,7 @@ on: they come from the same weights, so nothing is sampled for the statistics al
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from agent.contract import NO_STEP, CycleRow, Seconds, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
+from agent.raft.early_stop import Decline
 from agent.raft.evaluate import Examiner
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, batch_row, peak_memory_gb
@@ -103,6 +105,12 @@ class Training:
         self.source = PromptSource(splits.train, mix=recipe.task.mix, curriculum=recipe.task.curriculum, seed=seed)
         self.spending = Spending(recipe.budget)
         self.best = Best()
+        evaluation = recipe.evaluation
+        self.decline = Decline(
+            recipe.learner.early_stop, metric=evaluation.metric, maximize=evaluation.direction == "maximize"
+        )
+        self.declined: str | None = None
+        """Why the early stop ends the training."""
         self.totals = Totals()
         self.state = files.StateFolder(out, save_seconds=save_seconds)
         self.store = files.SampleStore(self.state.folder, save_seconds=save_seconds)
@@ -119,7 +127,7 @@ class Training:
     # The algorithm --------------------------------------------------------------------------------------------
 
     def run(self) -> str:
-        """Cycles until the budget is spent. Returns what ended it: `budget`, `no_step`, `time_limit` or `sigterm`."""
+        """Cycles until the budget is spent. Returns what ended it, as in `Summary.ended_by`."""
         try:
             self.pulse.check()
             self._resume()
@@ -131,6 +139,9 @@ class Training:
         except EndTraining as end:
             return end.reason
         self.finished = True
+        if self.declined is not None:
+            print(f"early stop after cycle {self.spending.cycles}: {self.declined}", file=sys.stderr, flush=True)
+            return "decline"
         return NO_STEP if self.spending.affords_cycle() else "budget"
 
     def cycle(self, cycle: int) -> None:
@@ -303,6 +314,7 @@ class Training:
             on_step=lambda: self.pulse.beat("evaluate"),
         )
         seconds = self.clock() - began
+        self.declined = self.decline.add(measured.rows)
         # One slow measurement on a busy machine must not cut the training; one quick one must not either.
         self.seconds_per_sample = max(seconds / len(measured.rows), FORGET * self.seconds_per_sample)
         self._set_deadline()
@@ -371,7 +383,7 @@ class Training:
             self.pulse.deadline = self.limit_at - self.final_seconds()
 
     def _goes_on(self) -> bool:
-        return self.spending.affords_cycle() and not self._is_futile()
+        return self.spending.affords_cycle() and self.declined is None and not self._is_futile()
 
     def _is_futile(self) -> bool:
         """The training has not begun to change the model and will hardly do so."""
@@ -399,6 +411,7 @@ class Training:
                 "spending": self.spending.state(),
                 "totals": vars(self.totals),
                 "best": best,
+                "decline": {**self.decline.state(), "declined": self.declined},
                 "seconds_per_sample": self.seconds_per_sample,
                 "last_cycle_seconds": self.last_cycle_seconds,
                 "finished": self.finished,
@@ -420,6 +433,8 @@ class Training:
         self.spending.restore(saved["spending"])
         self.totals = Totals(**saved["totals"])
         self.best = Best(**saved["best"])
+        self.decline.restore(saved["decline"])
+        self.declined = saved["decline"]["declined"]
         if self.best.weights is None:
             self.best.weights = self.policy.snapshot()
         self.seconds_per_sample = saved["seconds_per_sample"]

@@ -279,11 +279,11 @@ def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str 
         return f"{name}: {str(error).splitlines()[0]}"
     finally:
         policy.attend_by(policy.attention)
-    if not layout.seen_bytes:
+    if not layout.seen:
         return f"{name} does not let its attention be replaced"
     if not _alike(logits[tree.path(1) + tree.path(2)], plain):
         return f"{name} gives other logits on a packed row"
-    policy.cache_bytes = layout.seen_bytes // tree.size
+    policy.cache_bytes = layout.seen // tree.size * policy.compute.itemsize
     return None
 
 
@@ -308,17 +308,18 @@ def _as_tree(samples: list[list[int]], policy: Policy) -> tuple[SegmentTree, _We
     root = tree.add(samples[0][:half])
     for ids in samples:
         tree.add(ids[half:], root)
-    register()
+    if not policy.native:
+        register()
     return tree, _Weighing(tree, device=policy.device, eager=policy.eager)
 
 
 class _Weighing(PackedLayout):
-    """Adds up the bytes of the keys and values that it is given."""
+    """Counts the numbers in the keys and values that it is given."""
 
-    seen_bytes = 0
+    seen = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-        self.seen_bytes += k.nbytes + v.nbytes
+        self.seen += k.numel() + v.numel()
         return super().attend(layer, q, k, v, **how)
 
 

@@ -221,6 +221,7 @@ class _Slots:
             places=places,
             prompt_tokens=longest,
             new_tokens=sampling.max_new_tokens,
+            dtype=policy.compute,
             device=policy.device,
         )
         self.arrangement: Arrangement | None = None

@@ -2,7 +2,8 @@
 
 The other end is `agent.run.standby`, over a socket on standard input: `ready` goes out once everything is imported, a
 line of JSON comes back (`arguments` of the worker, `log` to write to), or the socket closes and this process ends at
-once. Until then it writes no file and touches no accelerator. RECIPE only says what to import; it is not the run's.
+once. `hurry` comes before where the run is waiting already. Until it has a run it writes no file and touches no
+accelerator. RECIPE only says what to import; it is not the run's.
 
 The imports should take little from the training that runs meanwhile, and nothing of that may stay when the run is
 handed over. Tried without privileges on Linux 6.18 (and as sched(7) has it): a thread cannot leave SCHED_IDLE, nor
@@ -16,6 +17,7 @@ because it takes as much of the processor. Two ways remain, and both are needed:
 
 The niceness is 10, a tenth of one core where all are busy: with 19 or SCHED_IDLE the imports would never end beside
 a training that uses all cores and one more busy process (75 s with 19, 30 s with 10, 4 s with 0, on two cores).
+`hurry` puts the group's nice value back; the thread's stays, which matters only where sessions are not grouped.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from agent.errors import AgentError
 
@@ -57,6 +60,7 @@ TRANSFORMERS = (
 AUTOGROUP = Path("/proc/self/autogroup")
 NICENESS = 10
 MOST_NICE = 19
+HURRY = b"hurry\n"
 
 
 def main() -> int:
@@ -126,29 +130,32 @@ def stand_by(imports: Callable[[], None]) -> list[str]:
     error are the run's log, and standard input is empty.
     """
     channel = socket.socket(fileno=os.dup(0))
-    thread = threading.Thread(target=_import, args=(imports, channel), daemon=True)
+    nice = _group_nice()
+    if nice is not None:
+        _set_group_nice(min(MOST_NICE, nice + NICENESS), most_s=0.3)
+    thread = threading.Thread(target=_import, args=(imports, channel, nice), daemon=True)
     thread.start()
     # The main thread only waits: so the end of the agent is noticed in the middle of an import too.
-    line = _line(channel)
-    if not line:
-        os._exit(0)
-    thread.join()
-    channel.close()
+    with channel, channel.makefile("rb") as lines:
+        while (line := _next(lines)) == HURRY:
+            if nice is not None:
+                _set_group_nice(nice, most_s=2.0)
+        if not line:
+            os._exit(0)
+        thread.join()
     told = json.loads(line)
     _redirect(Path(told["log"]))
     return [str(argument) for argument in told["arguments"]]
 
 
-def _import(imports: Callable[[], None], channel: socket.socket) -> None:
-    nice = _group_nice()
-    if nice is not None:
-        _set_group_nice(min(MOST_NICE, nice + NICENESS), most_s=0.3)
+def _import(imports: Callable[[], None], channel: socket.socket, nice: int | None) -> None:
     if sys.platform.startswith("linux"):  # elsewhere it would be the whole process's, for good
         os.setpriority(os.PRIO_PROCESS, 0, min(MOST_NICE, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS))
     try:
         imports()
         if nice is None or _set_group_nice(nice, most_s=2.0):
-            channel.sendall(b"ready\n")
+            with contextlib.suppress(OSError):  # the other end has closed: the main thread knows what to do
+                channel.sendall(b"ready\n")
             return
         print("the nice value of the session's group cannot be put back", file=sys.stderr, flush=True)
     except BaseException:
@@ -156,18 +163,13 @@ def _import(imports: Callable[[], None], channel: socket.socket) -> None:
     os._exit(1)
 
 
-def _line(channel: socket.socket) -> bytes:
+def _next(lines: IO[bytes]) -> bytes:
     """One line; empty where the other end has closed before it was whole."""
-    received = b""
-    while not received.endswith(b"\n"):
-        try:
-            some = channel.recv(65536)
-        except OSError:
-            return b""
-        if not some:
-            return b""
-        received += some
-    return received
+    try:
+        line = lines.readline()
+    except OSError:
+        return b""
+    return line if line.endswith(b"\n") else b""
 
 
 def _redirect(log: Path) -> None:

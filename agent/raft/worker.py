@@ -256,7 +256,8 @@ class Worker:
                 "microbatches": shape,
                 "microbatches_why": shape_why,
                 "gradient_checkpointing": self.checkpointing[0],
-                "gradient_checkpointing_why": self.checkpointing[1],
+                # Without it there is nothing to explain, and how much memory is free differs from run to run.
+                "gradient_checkpointing_why": self.checkpointing[1] if self.checkpointing[0] else None,
                 "min_optimizer_steps": recipe.budget.min_optimizer_steps,
                 "min_kept_samples": recipe.budget.min_kept_samples,
                 "min_effect": recipe.evaluation.min_effect,

@@ -356,6 +356,17 @@ class LrSchedule(Section):
         return self
 
 
+class EarlyStop(Section):
+    """End a training whose `select` metric has fallen. The best cycle is delivered either way: this saves its time."""
+
+    level: Number = Field(0.05, gt=0, lt=0.5)
+    """Chance, for a training that has not fallen, of one measurement looking as if it had."""
+    window: Whole = Field(3, ge=1, le=100)
+    """Measurements that the last one is compared with: their mean, prompt by prompt."""
+    patience: Whole = Field(1, ge=1, le=100)
+    """Measurements in a row that have to be worse."""
+
+
 class Learner(Section):
     algorithm: Literal["raft", "raft++", "reinforce_rej"] = "raft"
     """raft: cross-entropy on kept samples. raft++: importance ratio and clip on them. reinforce_rej: positives and
@@ -364,6 +375,8 @@ class Learner(Section):
     """Peak learning rate."""
     lr_schedule: LrSchedule = LrSchedule()
     """How it moves across cycles."""
+    early_stop: EarlyStop | None = None
+    """End the training when a cycle is worse than its predecessors beyond noise; null never does."""
     warmup: Number = Field(0.0, ge=0, le=0.5)
     """Share of the budget over which the learning rate rises from 0; never longer than the training."""
     epochs_per_cycle: Whole = Field(1, ge=1, le=64)

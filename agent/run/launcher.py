@@ -387,8 +387,6 @@ class _Trainer:
             with (self.request.out / LOG).open("ab") as log:
                 if self.standby is not None:
                     log.write(self.standby.last_words())
-                log.write(self._heading())
-                log.flush()
                 if ahead is None or not self._hand_over(ahead, log):
                     self._start_afresh(log)
         except OSError as error:
@@ -396,6 +394,8 @@ class _Trainer:
 
     def _start_afresh(self, log: IO[bytes]) -> None:
         self._mark = new_mark()
+        log.write(self._heading())
+        log.flush()
         self.began = self.clock()
         arguments = contract_arguments(self.request)
         self._process = self.start.process(
@@ -408,7 +408,7 @@ class _Trainer:
         """From here on the process is this run's, like one that was started for it. False where it has just died."""
         self._mark, self._process, self._identity = ahead.identity.mark, ahead.process, ahead.identity
         _write_identity(self.request.out, ahead.identity)
-        log.write(ahead.printed())
+        log.write(self._heading(note=" in a process that was started ahead") + ahead.printed())
         log.flush()
         self.began = self.clock()
         if ahead.hand_over(contract_arguments(self.request), log=self.request.out.absolute() / LOG):
@@ -417,11 +417,11 @@ class _Trainer:
         self._process, self._identity = None, None
         return False
 
-    def _heading(self) -> bytes:
+    def _heading(self, *, note: str = "") -> bytes:
         """Separates this start from earlier ones; triage reads from the last heading on."""
         told = " ".join(f"{name}={value}" for name, value in sorted(self._variables.items()))
         when = datetime.now().astimezone().isoformat(timespec="seconds")
-        text = f"\n{ATTEMPT} started {when}; environment ({self._why}): {told or 'as inherited'} ===\n"
+        text = f"\n{ATTEMPT} started {when}{note}; environment ({self._why}): {told or 'as inherited'} ===\n"
         return text.encode()
 
     def alive(self) -> bool:

@@ -2,7 +2,7 @@
 
     quality = 0.40 + 0.15 log2(learning rate / 5e-4), at most 0.70, plus N(0, 0.01) by seed
 
-Switches, to break on purpose: packing runs out of memory unless microbatch_tokens is at most 2048; the optimizer
+Switches, to break on purpose: two epochs run out of memory unless microbatch_tokens is at most 2048; the optimizer
 sgd dies of a NaN; top_k 7 names an unknown key; drop_solved hangs until it is stopped; top_k 3 kills itself.
 A reward threshold above 1 keeps no sample: the training stays where it began and ends early.
 """
@@ -140,7 +140,7 @@ def cycles(quality: float, *, keeps: bool = True) -> list[dict[str, object]]:
 
 def break_on_purpose(recipe: Recipe, out: Path) -> int | None:
     learner, rollout = recipe.learner, recipe.rollout
-    if learner.packing and learner.microbatch_tokens > 2048:
+    if learner.epochs_per_cycle == 2 and learner.microbatch_tokens > 2048:
         print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
         print("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.08 GiB.", file=sys.stderr)
         return 1

@@ -157,7 +157,7 @@ def test_the_row_has_the_designed_columns_and_unknown_is_empty(night: Night) -> 
 
 
 def test_an_out_of_memory_is_shrunk_on_the_branch_and_remembered(night: Night) -> None:
-    night.playbook(hypothesis("pack", 0.9, set={"learner.packing": True, "learner.microbatch_tokens": 8192}))
+    night.playbook(hypothesis("pack", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 8192}))
     night.start(max_experiments=1)
     assert night.session is not None
     table = rows(night)

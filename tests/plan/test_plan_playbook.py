@@ -66,7 +66,7 @@ STATES: list[dict[str, object]] = [
     {"prompt__response_prefix": "<answer>", "model__lora": {"rank": 8, "dropout": 0.1}, "model__dtype": "float16"},
     {"model__dtype": "float32", "learner__gradient_accumulation": 8, "learner__gradient_checkpointing": True},
     {
-        "learner__packing": True,
+        "learner__packing": False,
         "backend__compile": True,
         "backend__attention": "eager",
         "rollout__engine": "hf",
@@ -319,10 +319,10 @@ def test_an_unknown_fact_is_a_reason_not_a_crash() -> None:
 
 
 def test_a_change_that_changes_nothing_is_none() -> None:
-    entry = hypothesis(variants=[{"name": "v", "set": {"learner.packing": False}}])
+    entry = hypothesis(variants=[{"name": "v", "set": {"learner.packing": True}}])
     assert (
         build_change(entry.variants[0], tiny(), facts={}).why_not
-        == "the recipe has it already: learner.packing is False"
+        == "the recipe has it already: learner.packing is True"
     )
 
 

@@ -118,6 +118,31 @@ def test_the_best_cycle_on_select_is_delivered(
     assert all(torch.equal(best[name], weight) for name, weight in weights[delivered].items())
 
 
+def test_a_fall_on_select_ends_the_training_and_the_peak_is_delivered(
+    make: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that ruins the model after two good measurements."""
+    training = make(
+        {
+            "budget": {"cycles": 30},
+            "learner": {"learning_rate": 1e-5, "early_stop": {"window": 2, "level": 0.2}},
+            "evaluation": {"select_prompts": 48, "temperature": 0},
+        }
+    )
+    train = Trainer.train
+
+    def ruin_late(self: Trainer, samples: list[TrainingSample], **more: Any) -> TrainReport:
+        if training.spending.cycles == 3:
+            more["learning_rate"] = lambda _: 1.0
+        return train(self, samples, **more)
+
+    monkeypatch.setattr(Trainer, "train", ruin_late)
+    assert training.run() == "decline"
+    assert training.spending.cycles == 4
+    assert training.best.cycle < 4
+    assert "early stop after cycle 4" in capsys.readouterr().err
+
+
 def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:
     training = make({"selection": {"min_samples": 10_000}})
     start = training.policy.snapshot()

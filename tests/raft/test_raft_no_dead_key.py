@@ -89,6 +89,12 @@ ALL_SOLVED = {"task": {"verifier": {"tolerance": 100000}}}
 THREE = {"budget": {"cycles": 3}}
 MANY_STEPS = {**EVERYTHING_KEPT, "learner": {"microbatch_tokens": 64}}
 CURRICULUM = {**THREE, "task": {"train_prompts": 40, "curriculum": {"target": 0.5, "floor": 0.2}}}
+WATCHED = {
+    "budget": {"cycles": 6},
+    "learner": {"learning_rate": 0.02, "early_stop": {"level": 0.49, "window": 1}},
+    "evaluation": {"select_prompts": 32, "select_samples": 2},
+}
+"""A training whose ups and downs on `select` are taken for a fall."""
 LORA: dict[str, Any] = {"model": {"lora": {}}}
 
 
@@ -177,11 +183,14 @@ ENTRIES: dict[str, Entry] = {
     "learner.lr_schedule.decay_share": Entry(0.9, schedule(kind="wsd")),
     "learner.lr_schedule.floor": Entry(0.9, schedule(kind="linear")),
     "learner.lr_schedule.values": Entry([1.0, 0.2], schedule(kind="list", values=[1.0, 0.5], by="cycle")),
+    "learner.early_stop.level": Entry(1e-9, WATCHED),
+    "learner.early_stop.window": Entry(3, WATCHED),
+    "learner.early_stop.patience": Entry(2, WATCHED),
     "learner.warmup": Entry(0.5),
     "learner.epochs_per_cycle": Entry(2),
     "learner.microbatch_tokens": Entry(64, EVERYTHING_KEPT),
     "learner.gradient_accumulation": Entry(4, MANY_STEPS),
-    "learner.packing": Entry(True, EVERYTHING_KEPT),
+    "learner.packing": Entry(False, EVERYTHING_KEPT),
     "learner.optimizer": Entry("sgd"),
     "learner.beta2": Entry(0.9, MANY_STEPS),
     "learner.weight_decay": Entry(0.5),

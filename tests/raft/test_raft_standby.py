@@ -74,7 +74,7 @@ def test_a_training_that_was_handed_over_has_the_numbers_of_a_fresh_one(model_ca
     assert fresh.ok
     assert handed.ok
     assert numbers(handed) == numbers(fresh)
-    assert (handed.out / PLAN).read_text() == (fresh.out / PLAN).read_text()
+    assert plan(handed.out) == plan(fresh.out)
     assert handed.summary is not None
     assert fresh.summary is not None
     assert handed.summary.provenance == fresh.summary.provenance
@@ -94,9 +94,8 @@ def test_a_worker_that_needs_other_variables_starts_again_in_the_same_process(
         result = run(recipe, tmp_path / "run", model_cache, standby, env={"OMP_WAIT_POLICY": "active"})
         assert ahead.handed
     assert result.ok
-    plan = json.loads((result.out / PLAN).read_text())
-    assert plan["environment"]["OMP_WAIT_POLICY"] == "passive"
-    assert plan == json.loads((tmp_path / "before" / PLAN).read_text())
+    assert plan(result.out)["environment"]["OMP_WAIT_POLICY"] == "passive"
+    assert plan(result.out) == plan(tmp_path / "before")
     assert "Traceback" not in (result.out / LOG).read_text()
 
 
@@ -113,6 +112,13 @@ def run(recipe: Recipe, out: Path, cache: Path, standby: Standby | None, **optio
         while not standby.waiting.wait_until_ready(most_s=5.0):
             assert time.monotonic() < deadline, standby.waiting.printed().decode()
     return result
+
+
+def plan(out: Path) -> dict:
+    """Without reasons in words, which name the memory that is free at the moment."""
+    told = json.loads((out / PLAN).read_text())
+    told["settings"] = {name: value for name, value in told["settings"].items() if not name.endswith("why")}
+    return told
 
 
 def numbers(result: RunResult) -> list[dict[str, object]]:

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+AT_START: dict[str, object] = {}
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"
 
 
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--allow-untrusted-code", action="store_true")
     arguments = parser.parse_args()
+    AT_START.update(as_the_system_sees_it())
     told = Path("fake")
     return FAKES[os.environ.get("FAKE") or (told.read_text() if told.exists() else "good")](arguments)
 
@@ -82,7 +84,7 @@ def finish(arguments: argparse.Namespace, *, cycles: int, stopped: bool) -> int:
         "variables": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "FROM_RECIPE", "FROM_REQUEST")},
         "niceness": os.nice(0),
         "pid": os.getpid(),
-        "process": as_the_system_sees_it(),
+        "process": AT_START,
         "folder": str(Path.cwd()),
     }
     temporary = arguments.out / ".summary.tmp"
@@ -106,6 +108,7 @@ def good(arguments: argparse.Namespace) -> int:
 def steady(arguments: argparse.Namespace) -> int:
     """Goes on for ever, and stops in good order on SIGTERM."""
     asked: list[int] = []
+    print("going on until it is stopped", flush=True)
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     step = 0
     while not asked:

@@ -252,7 +252,7 @@ def test_a_folder_of_another_recipe_or_of_a_live_training_is_refused(tmp_path: P
         except Busy as error:
             seen.append(error)
 
-    run(tmp_path, "good", on_started=start_again)
+    run(tmp_path, "steady", on_started=start_again, stop=lambda: "seen")
     assert "still running" in str(seen[0])
 
 
@@ -302,7 +302,7 @@ def test_the_trainer_does_not_outlive_an_agent_that_was_killed(tmp_path: Path) -
     environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
     agent = subprocess.Popen([sys.executable, "-c", program, str(here), str(tmp_path)], env=environment)
     try:
-        wait_until(lambda: (tmp_path / "run" / HEARTBEAT).exists())
+        wait_until(lambda: (tmp_path / "run" / HEARTBEAT).exists() and running_in(tmp_path / "run") is not None)
         identity = running_in(tmp_path / "run")
         assert identity is not None
     finally:
@@ -312,7 +312,7 @@ def test_the_trainer_does_not_outlive_an_agent_that_was_killed(tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["stopped"] is True
 
 
-def wait_until(condition: object, seconds: float = 20.0) -> None:
+def wait_until(condition: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]  # any callable
         assert time.monotonic() < deadline, "did not happen in time"

@@ -39,13 +39,18 @@ def standby(tmp_path: Path) -> Iterator[Standby]:
 
 def run(folder: Path, name: str, fake: str, standby: Standby | None, **options: object) -> RunResult:
     """One run in a folder of its own; the fake is named by a file, so that runs differ in nothing that is fixed."""
-    (folder / "fake").write_text(fake)
     fields = {key: options.pop(key) for key in list(options) if key in RunRequest.__dataclass_fields__}
+    (fields.get("workspace", folder) / "fake").write_text(fake)
     env = {"FAKE_STARTS": str(folder / "starts"), **fields.pop("env", {})}  # type: ignore[dict-item]  # mixed options
     usual = {"recipe": make_recipe(), "workspace": folder, "seed": 7, "time_limit_s": 30.0}
     request = RunRequest(out=folder / name, **{**usual, **fields, "env": env})
     defaults = {"command": FAKE, "machine": MACHINE, "grace_s": 1.0, "poll_s": 0.02, "idle_wait_s": 0.0}
     return launch(request, standby=standby, **{**defaults, **options})
+
+
+def train(folder: Path, name: str, standby: Standby, **options: object) -> RunResult:
+    """A run that goes on until the process of the next one has been started."""
+    return run(folder, name, "steady", standby, stop=lambda: "seen" if standby.waiting else None, **options)
 
 
 def starts(folder: Path) -> list[int]:
@@ -62,7 +67,7 @@ def told(result: RunResult) -> dict:
 def test_the_next_run_gets_the_process_that_was_started_while_the_first_one_trained(
     tmp_path: Path, standby: Standby
 ) -> None:
-    first = run(tmp_path, "first", "good", standby)
+    first = train(tmp_path, "first", standby)
     assert standby.waiting is not None
     waiting = standby.waiting.identity
     wait_until(lambda: starts(tmp_path) == [waiting.pid])
@@ -70,7 +75,7 @@ def test_the_next_run_gets_the_process_that_was_started_while_the_first_one_trai
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fake", "first", "starts"]  # it has written nothing
     began = time.monotonic()
     started: list[ProcessIdentity] = []
-    second = run(tmp_path, "second", "good", standby, on_started=started.append)
+    second = train(tmp_path, "second", standby, on_started=started.append)
     assert second.ok
     assert told(second)["pid"] == waiting.pid
     assert started == [waiting]
@@ -79,7 +84,8 @@ def test_the_next_run_gets_the_process_that_was_started_while_the_first_one_trai
     assert told(second)["variables"] == told(first)["variables"]
     assert told(second)["folder"] == str(tmp_path)
     log = (tmp_path / "second" / LOG).read_text()
-    assert log.index(ATTEMPT) < log.index("a warning of an import") < log.index("starting at cycle 0")
+    assert log.index(ATTEMPT) < log.index("a warning of an import") < log.index("going on until")
+    assert "in a process that was started ahead" in log
     assert "a warning of an import" not in (tmp_path / "first" / LOG).read_text()
     # The third is waiting now: never more than one, started once a run.
     assert standby.waiting is not None
@@ -106,7 +112,7 @@ def test_it_ends_as_one_that_was_started_for_its_run(
     crash_class: str | None,
 ) -> None:
     """Expected is what the tests of the launcher find of a fresh process."""
-    run(tmp_path, "before", "good", standby)
+    train(tmp_path, "before", standby)
     ahead = standby.waiting
     assert ahead is not None
     limit = 30.0 if fake == "hung" else 0.8
@@ -135,13 +141,13 @@ def test_what_cannot_be_changed_any_more_starts_a_fresh_process(
 ) -> None:
     """Each run differs from the one before in one thing, and the last one in nothing."""
     (tmp_path / "elsewhere").mkdir()
-    run(tmp_path, "first", "good", standby)
+    train(tmp_path, "first", standby)
 
     def next_run(name: str, **options: object) -> tuple[bool, RunResult]:
         """Whether it got the waiting process, which is ended otherwise; and the next one waits like this one ran."""
         assert standby.waiting is not None, name
         pid = standby.waiting.identity.pid
-        result = run(tmp_path, name, "good", standby, **options)
+        result = train(tmp_path, name, standby, **options)
         assert result.ok
         assert not running(pid)
         return told(result)["pid"] == pid, result
@@ -167,13 +173,13 @@ def test_it_stands_by_for_its_own_trainer_only(tmp_path: Path, standby: Standby)
 
 
 def test_one_that_died_is_no_error(tmp_path: Path, standby: Standby) -> None:
-    run(tmp_path, "first", "good", standby)
+    train(tmp_path, "first", standby)
     for number in (signal.SIGKILL, signal.SIGTERM):
         assert standby.waiting is not None
         pid = standby.waiting.identity.pid
         wait_until(lambda pid=pid: pid in starts(tmp_path))
         os.kill(pid, number)
-        result = run(tmp_path, number.name, "good", standby)
+        result = train(tmp_path, number.name, standby)
         assert result.ok
         assert told(result)["pid"] != pid
         assert f"ended with -{number:d}" in (tmp_path / number.name / LOG).read_text()
@@ -182,7 +188,7 @@ def test_one_that_died_is_no_error(tmp_path: Path, standby: Standby) -> None:
 def test_one_that_is_late_is_no_error(tmp_path: Path) -> None:
     standby = Standby(trainer=FAKE, command=FAKE_STANDBY, patience_s=0.1)
     try:
-        run(tmp_path, "first", "good", standby, env={"FAKE_IMPORTS": "slow"})
+        train(tmp_path, "first", standby, env={"FAKE_IMPORTS": "slow"})
         assert standby.waiting is not None
         pid = standby.waiting.identity.pid
         second = run(tmp_path, "second", "good", standby, env={"FAKE_IMPORTS": "slow"})
@@ -196,8 +202,10 @@ def test_one_that_is_late_is_no_error(tmp_path: Path) -> None:
 def test_one_whose_imports_crash_is_no_error_and_after_some_no_more_are_started(
     tmp_path: Path, standby: Standby
 ) -> None:
-    for number in range(MOST_IN_VAIN + 2):
-        assert run(tmp_path, str(number), "good", standby, env={"FAKE_IMPORTS": "crash"}).ok
+    for number in range(MOST_IN_VAIN):
+        assert train(tmp_path, str(number), standby, env={"FAKE_IMPORTS": "crash"}).ok
+        wait_until(lambda number=number: len(starts(tmp_path)) == number + 1)
+    assert run(tmp_path, "last", "good", standby, env={"FAKE_IMPORTS": "crash"}).ok
     assert len(starts(tmp_path)) == MOST_IN_VAIN
     assert standby.waiting is None
     # What it printed is there to be read, before the heading, so that triage does not take it for the run's.
@@ -210,7 +218,7 @@ def test_it_does_not_outlive_a_failed_handover(
     tmp_path: Path, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies between the last look at it and the handover."""
-    run(tmp_path, "first", "good", standby)
+    train(tmp_path, "first", standby)
     ahead = standby.waiting
     assert ahead is not None
     assert ahead.wait_until_ready(most_s=3.0)
@@ -270,7 +278,7 @@ def test_it_does_not_outlive_an_agent_that_was_killed(tmp_path: Path, imports: s
         env={**os.environ, "PYTHONPATH": str(here.parents[1])},
     )
     try:
-        wait_until(lambda: len(starts(tmp_path)) == 1)
+        wait_until(lambda: len(starts(tmp_path)) == 1 and running_in(tmp_path / "run") is not None)
         [pid] = starts(tmp_path)
         trainer = running_in(tmp_path / "run")
         assert trainer is not None
@@ -307,15 +315,17 @@ def test_its_imports_have_a_low_priority_and_leave_no_trace(tmp_path: Path, stan
     """While it imports, its thread and its session's group have a low priority; who gets it has the usual one."""
     slow = Standby(trainer=FAKE, command=FAKE_STANDBY)
     try:
-        run(tmp_path, "slow", "good", slow, env={"FAKE_IMPORTS": "slow"})
+        train(tmp_path, "slow", slow, env={"FAKE_IMPORTS": "slow"})
         assert slow.waiting is not None
         pid = slow.waiting.identity.pid
         wait_until(lambda: Path(f"/proc/{pid}/autogroup").read_text().split()[-1] == "10")
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         wait_until(lambda: niceness_of_threads(pid) == {min(19, usual + 10), usual})
+        assert not slow.waiting.wait_until_ready(most_s=0.01)  # tells it to hurry
+        wait_until(lambda: Path(f"/proc/{pid}/autogroup").read_text().split()[-1] == "0")
     finally:
         slow.close()
-    run(tmp_path, "first", "good", standby)
+    train(tmp_path, "first", standby)
     assert standby.waiting is not None
     assert standby.waiting.wait_until_ready(most_s=5.0)
     pid = standby.waiting.identity.pid
