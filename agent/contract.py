@@ -155,7 +155,8 @@ class Summary(Row):
     stopped: bool = False
     """SIGTERM ended the training early."""
     ended_by: str | None = None
-    """`budget`, `time_limit`, `sigterm`, `evaluated` (nothing was trained), `no_step`, or `decline` (the early stop)."""
+    """`budget`, `time_limit`, `sigterm`, `evaluated` (nothing was trained), `no_step`,
+    or `decline` (the early stop)."""
     seed: int
     recipe_signature: str
     cycles: int = 0

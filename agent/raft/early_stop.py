@@ -67,9 +67,7 @@ def prompt_scores(rows: Sequence[EvalRow], metric: str) -> dict[str, float]:
     by_prompt: dict[str, list[float]] = {}
     for row in rows:
         by_prompt.setdefault(row.id, []).append(row.reward if metric == "mean_reward" else float(row.passed))
-    return {
-        prompt: max(values) if metric == "pass_at_k" else _mean(values) for prompt, values in by_prompt.items()
-    }
+    return {prompt: max(values) if metric == "pass_at_k" else _mean(values) for prompt, values in by_prompt.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

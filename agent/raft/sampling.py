@@ -109,8 +109,10 @@ def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, 
 
 def _mean_logit(p: Tensor, x: Tensor) -> Tensor:
     """Sum of p x, (R,), where 0 * -inf is 0."""
-    found = torch.linalg.vecdot(p, x)
-    return found if bool(found.isfinite().all()) else torch.linalg.vecdot(p, x.clamp(min=LOWEST))
+    found: Tensor = torch.linalg.vecdot(p, x)
+    if not bool(found.isfinite().all()):
+        found = torch.linalg.vecdot(p, x.clamp(min=LOWEST))
+    return found
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:

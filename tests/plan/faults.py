@@ -361,6 +361,7 @@ SICK = [
             "selection.reward_threshold": 0.0,
             "rollout.max_total_sequence_length": 160,
             "learner.microbatch_tokens": 65536,
+            "learner.packing": False,
             "budget": {"cycles": 8},
             **SMALL_SPLITS,
         },
