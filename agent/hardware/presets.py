@@ -134,12 +134,13 @@ def _cpu(machine: Machine) -> dict[str, str]:
     """As many threads as there are cores to use, and no accelerator even where there is one.
 
     torch takes its thread count from OMP_NUM_THREADS (pytorch docs, notes/cpu_threading_torchscript_inference);
-    inside a container it would otherwise count the host's processors. Threads that wait sleep instead of spinning:
-    beside one other busy process on two cores a small matrix product then took 0.8 ms instead of 4.7 ms.
+    inside a container it would otherwise count the host's processors. How threads wait is left to the OpenMP library,
+    which spins for some milliseconds and then sleeps: threads that sleep at once (OMP_WAIT_POLICY=passive) made a
+    decode step of SmolLM2-135M take 3.5 times as long on two virtual cores, because waking one costs more than the
+    small operations between two waits.
     """
     values = {
         "OMP_NUM_THREADS": str(machine.cores),
-        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if machine.kind != "cpu":

@@ -13,17 +13,10 @@ from agent.hardware.presets import environment
 from agent.hardware.probe import probe_machine
 from agent.recipe.schema import Backend
 
-CPU_GAPS = {"OMP_WAIT_POLICY": "passive"}
-"""OpenMP threads that wait for each other by spinning lose when anything else wants a core: on two busy cores a
-training step of the built-in model took 262 ms with two spinning threads, 70 ms with two that sleep, 52 ms with one."""
-
-
 def apply_environment(backend: Backend, *, cache: Path) -> dict[str, str]:
     """Set the variables of preset and recipe in this process, and return them as they are now."""
     machine = probe_machine(cache=cache / "machine.json")
     preset, _ = environment(backend.environment, machine)
-    if machine.kind == "cpu" and backend.environment != "none":
-        preset = {**CPU_GAPS, **preset}
     if backend.environment == "auto":
         os.environ.update({name: value for name, value in preset.items() if name not in os.environ})
     else:

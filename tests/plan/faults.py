@@ -390,6 +390,7 @@ SICK = [
         "everything-kept-rate-1",
         {**LEARN_ALL, "learner.learning_rate": 1.0, "learner.optimizer": "sgd", "learner.max_grad_norm": 1e6},
         ("unstable_loss", "grad_spikes"),
+        seed=2,
     ),
     Run(
         "rate-spike",
@@ -402,6 +403,7 @@ SICK = [
             "learner.microbatch_tokens": 512,
         },
         ("unstable_loss", "grad_spikes", "late_degradation"),
+        seed=2,
     ),
     Run(
         "float16-jumps",
