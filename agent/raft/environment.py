@@ -13,6 +13,7 @@ from agent.hardware.presets import environment
 from agent.hardware.probe import probe_machine
 from agent.recipe.schema import Backend
 
+
 def apply_environment(backend: Backend, *, cache: Path) -> dict[str, str]:
     """Set the variables of preset and recipe in this process, and return them as they are now."""
     machine = probe_machine(cache=cache / "machine.json")

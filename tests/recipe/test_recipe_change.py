@@ -59,10 +59,10 @@ def test_set_scale_toggle_and_their_words() -> None:
     changed = change.apply(RECIPE)
     assert changed.rollout.samples_per_prompt == 16
     assert changed.learner.learning_rate == 2.5e-5
-    assert changed.learner.packing is True
+    assert changed.learner.packing is False
     assert change.describe(RECIPE) == (
         "learner.lr_schedule.kind 'constant' -> 'cosine', rollout.samples_per_prompt 8 -> 16, "
-        "learner.learning_rate 5e-05 -> 2.5e-05, learner.packing False -> True"
+        "learner.learning_rate 5e-05 -> 2.5e-05, learner.packing True -> False"
     )
 
 
