@@ -174,7 +174,7 @@ class Summary(Row):
     train_s: float = 0.0
     """Seconds in the training cycles (what budget.train_seconds limits)."""
     evaluate_s: float | None = None
-    """Seconds in the final evaluation."""
+    """Seconds of the final evaluation; of its first time, where its completions were known already."""
     elapsed_s: float = 0.0
     tokens_per_s: float | None = None
     """(generated + trained tokens) / train_s."""

@@ -40,19 +40,20 @@ class AnswerCache:
         digest.update(weights_digest(policy))
         return digest.hexdigest()[:32]
 
-    def get(self, key: str) -> list[list[Completion]] | None:
-        """Completions by request and sample, without log-probabilities; None where they are not known."""
-        groups: list[list[Completion]] = []
+    def get(self, key: str) -> tuple[list[list[Completion]], float] | None:
+        """Completions by request and sample, without log-probabilities, and the seconds that drawing them took; None
+        where they are not known."""
         try:
-            for line in read_jsonl(self.folder / f"{key}.jsonl"):
-                groups.append([Completion(tokens, [], [], finish) for tokens, finish in line["completions"]])
+            head, *lines = read_jsonl(self.folder / f"{key}.jsonl")
+            groups = [[Completion(tokens, [], [], finish) for tokens, finish in line["completions"]] for line in lines]
+            return (groups, float(head["seconds"])) if len(groups) == head["requests"] else None
         except (OSError, KeyError, TypeError, ValueError):
             return None
-        return groups or None
 
-    def put(self, key: str, groups: Sequence[Sequence[Completion]]) -> None:
+    def put(self, key: str, groups: Sequence[Sequence[Completion]], *, seconds: float) -> None:
         """A full disk or a read-only folder costs the next run some seconds, nothing else."""
-        lines = [json.dumps({"completions": [[c.tokens, c.finish] for c in group]}) + "\n" for group in groups]
+        lines = [json.dumps({"requests": len(groups), "seconds": seconds}) + "\n"]
+        lines += [json.dumps({"completions": [[c.tokens, c.finish] for c in group]}) + "\n" for group in groups]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / f"{key}.jsonl", "".join(lines))

@@ -16,7 +16,6 @@ forward pass when it is loaded, so that an architecture for which this is wrong 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -266,13 +265,3 @@ def _bucket(tree: SegmentTree, group: list[int], device: torch.device) -> tuple[
     ]
     bucket = _Bucket(queries.to(device), keys.to(device), visible[:, None].to(device), distance[:, None].to(device))
     return bucket, places
-
-
-def padding_share(layout: PackedLayout, tree: SegmentTree) -> float:
-    """Share of the attention's query places that are padding; the linear layers have none."""
-    total = sum(bucket.queries.numel() for bucket in layout._buckets)
-    return 1 - tree.size / total if total else 0.0
-
-
-def attention_scale(head_dim: int) -> float:
-    return 1 / math.sqrt(head_dim)

@@ -316,7 +316,7 @@ class Training:
         seconds = self.clock() - began
         self.declined = self.decline.add(measured.rows)
         # One slow measurement on a busy machine must not cut the training; one quick one must not either.
-        self.seconds_per_sample = max(seconds / len(measured.rows), FORGET * self.seconds_per_sample)
+        self.seconds_per_sample = max(measured.seconds / len(measured.rows), FORGET * self.seconds_per_sample)
         self._set_deadline()
         return SelectMeasure(measured.metric, seconds)
 

@@ -7,6 +7,7 @@ answer counts as failed. `rollout`'s temperature and token limits play no part h
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -33,6 +34,9 @@ class Measured:
     rows: list[EvalRow]
     metric: float
     tokens: int
+    seconds: float
+    """That drawing and judging takes; where the completions came from the cache, that drawing them took then. So
+    whoever plans the next evaluation, of other weights, is not misled."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Examiner:
         requests = [
             Request(self.prompt_of(example), samples, seed_of("evaluate", split, example.id)) for example in examples
         ]
+        began = time.monotonic()
         rows: dict[Row, EvalRow] = {}
 
         def judged(row: Row, completion: Completion, verdict: Verdict) -> None:
@@ -81,37 +86,46 @@ class Examiner:
                 on_prompt(cast(list[EvalRow], group))
 
         with Verification(self, examples, on_verdict=judged) as verification:
-            completions = self._answers(requests, on_finished=verification.add, on_step=on_step)
+            completions, drawing = self._answers(requests, on_finished=verification.add, on_step=on_step)
             verification.verdicts(completions, on_step=on_step)
         ordered = [rows[Row(place, sample)] for place in range(len(examples)) for sample in range(samples)]
-        return Measured(ordered, metric_of(ordered, self.recipe.evaluation.metric), sum(row.tokens for row in ordered))
+        return Measured(
+            ordered,
+            metric_of(ordered, self.recipe.evaluation.metric),
+            sum(row.tokens for row in ordered),
+            max(drawing, time.monotonic() - began),
+        )
 
     def _answers(
         self, requests: Sequence[Request], *, on_finished: OnFinished, on_step: Callable[[], None]
-    ) -> list[list[Completion]]:
-        """Completions by prompt and sample, from the cache where these weights have been asked the same before."""
+    ) -> tuple[list[list[Completion]], float]:
+        """Completions by prompt and sample, from the cache where these weights have been asked the same before, and
+        the seconds of drawing them."""
         sampling = self._sampling()
         places = [place for place, request in enumerate(requests) if fits(request.prompt, sampling)]
         fitting = [requests[place] for place in places]
         key = self.answers.key(self.policy, fitting, sampling) if self.answers else ""
-        answered = self.answers.get(key) if self.answers else None
-        known = answered is not None
-        if answered is None:
+        known = self.answers.get(key) if self.answers else None
+        if known is not None:
+            answered, seconds = known
+        else:
+            began = time.monotonic()
 
             def finished(row: Row, completion: Completion) -> None:
                 on_finished(Row(places[row.request], row.sample), completion)
 
             answered = generate(self.policy, fitting, sampling, on_step=on_step, on_finished=finished)
+            seconds = time.monotonic() - began
             if self.answers:
-                self.answers.put(key, answered)
+                self.answers.put(key, answered, seconds=seconds)
         unanswered = Completion([], [], [], "length")
         by_place = dict(zip(places, answered, strict=True))
         groups = [by_place.get(place, [unanswered] * request.samples) for place, request in enumerate(requests)]
         for place, group in enumerate(groups):
             for sample, completion in enumerate(group):
-                if known or place not in by_place:
+                if known is not None or place not in by_place:
                     on_finished(Row(place, sample), completion)
-        return groups
+        return groups, seconds
 
     def _sampling(self) -> Sampling:
         evaluation, prompt = self.recipe.evaluation, self.recipe.prompt

@@ -275,8 +275,10 @@ def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str 
     tree, layout = _as_tree(samples, policy)
     try:
         logits = policy.forward(tree.ids(), tree.positions(), layout)
+    except torch.OutOfMemoryError:
+        raise
     except (Unsupported, TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
-        return f"{name}: {str(error).splitlines()[0]}"
+        return f"{name}: {(str(error) or type(error).__name__).splitlines()[0]}"
     finally:
         policy.attend_by(policy.attention)
     if not layout.seen:
@@ -331,7 +333,9 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _head_of(model: Any) -> Head | None:
     trunk = model.get_decoder() if hasattr(model, "get_decoder") else None
     module = model.get_output_embeddings()
-    if trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
+    # A cap on logits (Gemma 2) hardly shows on the small logits of a trial, and does in training.
+    capped = getattr(model.config, "final_logit_softcapping", None) is not None
+    if capped or trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
         return None
     return Head(trunk, module.weight, getattr(module, "bias", None))
 

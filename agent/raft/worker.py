@@ -127,6 +127,7 @@ class Worker:
         self.training: Training | None = None
         self.splits: Splits | None = None
         self.load_seconds: float | None = None
+        self.evaluate_seconds = 0.0
         self.environment: dict[str, str] = {}
         self.checkpointing: tuple[bool, str] = (False, "not settled")
 
@@ -323,7 +324,6 @@ class Worker:
                 if training.finished and training.final_seconds() > LONG_EVALUATION_SECONDS:
                     training.save()
                 self._deliver(training)
-        began = time.monotonic()
         metrics: dict[str, float] = {}
         stopped = ended_by == "sigterm"
         if not stopped:
@@ -331,13 +331,12 @@ class Worker:
                 metrics = self._evaluate(examiner)
             except EndTraining:
                 stopped, ended_by = True, "sigterm"
-        seconds = time.monotonic() - began
         with self.finishing:
             self._write_summary(
                 metrics,
                 stopped=stopped,
                 ended_by=ended_by,
-                evaluate_seconds=seconds if metrics else None,
+                evaluate_seconds=self.evaluate_seconds if metrics else None,
                 checkpoint=training is not None,
             )
             if training is not None and not stopped:
@@ -376,6 +375,7 @@ class Worker:
                 on_prompt=lambda rows: append_eval(self.options.out, rows),
             )
             metrics[name] = measured.metric
+            self.evaluate_seconds += measured.seconds
             rows += measured.rows
             write_eval(self.options.out, rows)
         return metrics
