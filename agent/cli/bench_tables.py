@@ -132,7 +132,7 @@ def rollout_table(result: Mapping[str, Any]) -> Table:
         table.add_row(name.replace("_", " "), number(found["median"]), _range(found, "", scaled=False), ratio)
     table.add_section()
     for key, what in (
-        ("bound_tokens_per_s", "bound by our matrix products alone"),
+        ("bound_tokens_per_s", "bound by the matrix products alone"),
         ("packed_bound_tokens_per_s", "the same with weights packed for oneDNN"),
         ("compute_bound_tokens_per_s", "bound by the peak of products"),
         ("bandwidth_bound_tokens_per_s", "bound by reading weights and keys"),

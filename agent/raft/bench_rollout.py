@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from agent.raft.bench_settings import BenchSettings, recipe_of
 from agent.raft.cache import DecodeLayout
 from agent.raft.generate_hf import left_padded
 from agent.raft.model import Policy, load_policy
+from agent.raft.prepacked import works
 from agent.raft.rollout import Completion, Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of
@@ -231,10 +233,11 @@ class Bound:
 
     tokens: int
     seconds: float
-    decode_seconds: float
-    """Of it in the decode steps."""
+    """With weights as they lie in memory."""
     packed_seconds: float | None
-    """All of them with weights that oneDNN has laid out beforehand; None where our engine does so, or none can."""
+    """With weights that oneDNN has laid out beforehand (`agent.raft.prepacked`); None where it cannot."""
+    decode_seconds: float
+    """Of the decode steps alone, the way they were run."""
     flops: int
     bytes_read: int
     """Weights, once a product, and the keys and values of completions."""
@@ -260,14 +263,16 @@ def _bound(policy: Policy, run: Callable[[], list[list[int]]], *, quick: bool) -
     counts = recorder.products
     layers = int(getattr(policy.inner.config, "num_hidden_layers", 1))
     timed = partial(timed_products, layers=layers, device=policy.device)
-    seconds = timed(counts)
+    seconds = timed(_all_packed(counts, False))
+    if policy.device.type == "cpu" and works(policy.compute):
+        seconds |= timed(_all_packed(counts, True))
     steps = _steps_by_rows(policy, decode.products)
     own_tokens = sum(n * (n - 1) // 2 for n in map(len, completions))
     return Bound(
         tokens=sum(map(len, completions)),
-        seconds=total_seconds(counts, seconds),
+        seconds=total_seconds(_all_packed(counts, False), seconds),
+        packed_seconds=_total_where_known(_all_packed(counts, True), seconds),
         decode_seconds=total_seconds(decode.products, seconds),
-        packed_seconds=_packed_seconds(counts, timed) if policy.device.type == "cpu" else None,
         flops=recorder.flops,
         bytes_read=sum(product.weight_bytes * times for product, times in counts.items())
         + policy.cache_bytes * own_tokens,
@@ -281,11 +286,16 @@ def _bound(policy: Policy, run: Callable[[], list[list[int]]], *, quick: bool) -
     )
 
 
-def _packed_seconds(counts: Mapping[Product, int], timed: Callable[..., dict[Product, float]]) -> float | None:
-    if any(product.packed for product in counts) or not torch.backends.mkldnn.is_available():
-        return None
-    packed = {replace(product, packed=True): times for product, times in counts.items()}
-    return total_seconds(packed, timed(packed))
+def _all_packed(counts: Mapping[Product, int], packed: bool) -> Counter[Product]:
+    """The same products with all weights laid out beforehand, or none."""
+    found: Counter[Product] = Counter()
+    for product, times in counts.items():
+        found[replace(product, packed=packed)] += times
+    return found
+
+
+def _total_where_known(counts: Mapping[Product, int], seconds: Mapping[Product, float]) -> float | None:
+    return total_seconds(counts, seconds) if all(product in seconds for product in counts) else None
 
 
 def _steps_by_rows(policy: Policy, products: Mapping[Product, int]) -> dict[int, int]:

@@ -9,6 +9,7 @@ It does not: decide which rows there are (`agent.raft.rollout`), evict, or quant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,19 @@ from torch.nn import functional
 
 from agent.raft.attention import PackedLayout, SegmentTree, capped, tree_of
 
-FIRST_TOKENS = 32
-"""Room for completion tokens at the start; it doubles when a completion needs more."""
+FIRST_TOKENS = 16
+"""Room for completion tokens at the start."""
+GROWTH = 1.25
+"""Factor by which the room grows at least when a completion needs more; in multiples of FIRST_TOKENS."""
 
 
 @dataclass
 class _Layer:
-    """Tensors of one attention layer. Keys lie as the product with queries reads them: half its time on a CPU."""
+    """Tensors of one attention layer. Those of prompts are written once and read in every step, so their keys lie as
+    the product with queries reads them; in a row's own keys, one more is written in every step."""
 
     keys: Tensor
-    """(slots, kv_heads, D, tokens)"""
+    """(slots, kv_heads, tokens, D)"""
     values: Tensor
     """(slots, kv_heads, tokens, D)"""
     prompt_keys: Tensor
@@ -62,7 +66,7 @@ class SlotCache:
         if number not in self.layers:
             heads, size = k.shape[1], k.shape[3]
             shapes = [
-                (self.slots, heads, size, self.room),
+                (self.slots, heads, self.room, size),
                 (self.slots, heads, self.room, size),
                 (self.places, heads, size, self.prompt_tokens),
                 (self.places, heads, self.prompt_tokens, size),
@@ -76,10 +80,11 @@ class SlotCache:
         """Make room for completions of so many tokens."""
         if tokens <= self.room:
             return
-        self.room = min(max(tokens, 2 * self.room), self.new_tokens)
+        wanted = max(tokens, int(GROWTH * self.room))
+        self.room = min(math.ceil(wanted / FIRST_TOKENS) * FIRST_TOKENS, self.new_tokens)
         for layer in self.layers.values():
             short = self.room - layer.values.shape[2]
-            layer.keys = functional.pad(layer.keys, (0, short))
+            layer.keys = functional.pad(layer.keys, (0, 0, 0, short))
             layer.values = functional.pad(layer.values, (0, 0, 0, short))
 
     def move(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
@@ -88,7 +93,7 @@ class SlotCache:
             return
         source, target = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
         for layer in self.layers.values():
-            layer.keys[target, :, :, :tokens] = layer.keys[source, :, :, :tokens]
+            layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
             layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
 
 
@@ -133,8 +138,12 @@ class DecodeLayout:
         self._cache = cache
         self._rows = arrangement
         self._length = length
-        self._own = longest + 1
-        """Completion tokens to look at."""
+        self._newest = longest
+        # On a CPU, products of narrow types copy what does not lie in one piece. Keys and values up to the end of the
+        # room do; looking at places that are then hidden costs less.
+        whole = cache.device.type == "cpu" and cache.dtype != torch.float32
+        self._own = cache.room if whole else longest + 1
+        """Completion places to look at."""
         self._even = even
         """All rows have the same length, so that nothing of a completion has to be hidden."""
         self._hidden: dict[int | None, Tensor | None] = {}
@@ -148,7 +157,7 @@ class DecodeLayout:
         q = (q[0].transpose(0, 1) * scale).to(store.keys.dtype)
         q = q.reshape(count, kv_heads, -1, size)  # (R, kv_heads, per_head, D)
         to_prompt = rows.scatter(rows.gather(q) @ store.prompt_keys[: rows.places, :, :, : rows.longest])
-        to_own = q @ store.keys[:count, :, :, :own]
+        to_own = _scores(q, store.keys[:count, :, :own])
         scores = capped(torch.cat([to_prompt, to_own], -1), softcap).float()  # (R, kv_heads, per_head, prompt + own)
         hidden = self._hide(window)
         if hidden is not None:
@@ -164,10 +173,10 @@ class DecodeLayout:
         count = self._rows.count
         new_k, new_v = (x[0].transpose(0, 1).to(self._cache.dtype) for x in (k, v))
         if self._even:
-            store.keys[:count, :, :, self._own - 1] = new_k
-            store.values[:count, :, self._own - 1] = new_v
+            store.keys[:count, :, self._newest] = new_k
+            store.values[:count, :, self._newest] = new_v
         else:
-            store.keys[self._rows.index, :, :, self._length] = new_k
+            store.keys[self._rows.index, :, self._length] = new_k
             store.values[self._rows.index, :, self._length] = new_v
 
     def _hide(self, window: int | None) -> Tensor | None:
@@ -178,7 +187,7 @@ class DecodeLayout:
 
     def _compute_hidden(self, window: int | None) -> Tensor | None:
         rows = self._rows
-        if window is None and self._even and rows.same_prompt_length:
+        if window is None and self._even and rows.same_prompt_length and self._own == self._newest + 1:
             return None
         device = self._length.device
         prompt = torch.arange(rows.longest, device=device)[None]
@@ -189,6 +198,14 @@ class DecodeLayout:
             position = torch.cat([prompt.expand(rows.count, -1), length + own], 1)
             hidden |= (length + self._length[:, None]) - position >= window
         return hidden[:, None, None, :]
+
+
+def _scores(q: Tensor, keys: Tensor) -> Tensor:
+    """(R, kv_heads, per_head, tokens) from (R, kv_heads, per_head, D) and (R, kv_heads, tokens, D)."""
+    if q.shape[2] == 1 and q.dtype == torch.float32:
+        return q @ keys.transpose(2, 3)
+    # Many keys times few queries: the library's kernels for narrow types are up to twice as fast this way round.
+    return (keys @ q.transpose(2, 3)).transpose(2, 3)
 
 
 class Arrangement:

@@ -25,6 +25,7 @@ from agent.errors import RecipeError, Unavailable, Unsupported
 from agent.hardware.sensors import GIB, memory
 from agent.raft import sources, tiny
 from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
+from agent.raft.prepacked import prepacked
 from agent.raft.probe import cpu_bf16
 from agent.raft.support import needs_transformers
 from agent.recipe.memory import MachineFacts, arithmetic
@@ -142,6 +143,12 @@ class Policy:
         finally:
             self.model.train(training)
             self.attend_by(self.attention)
+
+    def prepacked(self, *, rows: int, steps: int) -> contextlib.AbstractContextManager[None]:
+        """For many forward passes of about so many rows with weights that stay as they are."""
+        if self.native or self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return prepacked(self.model, dtype=self.compute, rows=rows, steps=steps, free=self.free_memory())
 
     def attend_by(self, implementation: str) -> None:
         """Have the model's attention computed by this implementation from now on; a layout needs its own."""

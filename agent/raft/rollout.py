@@ -104,7 +104,10 @@ def generate(
     everything = rows_of(requests)
     while wanted := [row for row in everything if row not in results]:
         try:
-            with policy.sampling():
+            with (
+                policy.sampling(),
+                policy.prepacked(rows=min(sampling.slots, len(wanted)), steps=sampling.max_new_tokens),
+            ):
                 _engine(sampling)(policy, requests, wanted, sampling, on_step, finished)
         except (RuntimeError, MemoryError) as error:
             slots = min(sampling.slots, len(wanted)) // 2

@@ -20,7 +20,7 @@ from torch import Tensor
 
 BLOCK = 128
 """Tokens whose probabilities are summed first; the cumulative sums then run over blocks and inside one block."""
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 20
 """Of logits that a CPU works on at once: what fits into the second-level cache."""
 LOWEST = -1e4
 """Differences of logits below this are no probability at all; it keeps 0 * -inf from becoming NaN."""
@@ -79,59 +79,74 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     `logits` is (R, V); `uniform` (R,) in [0, 1) decides. Logits that are not finite give a log-probability that is
     not, for the caller to report.
     """
-    rows = len(logits)
-    if logits.device.type == "cpu":
-        rows = max(1, CHUNK_BYTES // (4 * logits.shape[1]))
-    parts = [
-        _pick(logits[start : start + rows], sampling, uniform[start : start + rows])
-        for start in range(0, len(logits), rows)
-    ]
-    token, logprob, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
-    return token, logprob, entropy
-
-
-def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Each pass over (rows, V) costs about a percent of a decode step, so there are as few as possible.
-    x = logits.float()
-    x = torch.sub(x, x.amax(-1, keepdim=True), out=x if x is not logits else None)
-    p = x.exp()
-    total = p.sum(-1)
-    entropy = total.log() - _mean_logit(p, x) / total
+    chunks = logits.split(_rows_at_once(logits))
+    peak, total, mean, sums = (torch.cat(part) for part in zip(*[_weigh(c, sampling) for c in chunks], strict=True))
+    if not bool(mean.isfinite().all()):
+        mean = torch.cat([_mean_of_possible(c, p) for c, p in zip(chunks, peak.split(len(chunks[0])), strict=True)])
     if sampling.temperature == 0:
         token = logits.argmax(-1)
-    elif sampling.temperature == 1:
-        token = _draw(_truncated(p, sampling.top_p, sampling.top_k), uniform)
+    elif sampling.top_p >= 1 and not 0 < sampling.top_k < logits.shape[1]:
+        token = _draw(logits, peak, sums, 1 / sampling.temperature, uniform)
     else:
-        weights = torch.mul(x, 1 / sampling.temperature, out=p).exp_()
-        token = _draw(_truncated(weights, sampling.top_p, sampling.top_k), uniform)
-    return token, x.gather(1, token[:, None])[:, 0] - total.log(), entropy
+        drawn = zip(chunks, uniform.split(len(chunks[0])), strict=True)
+        token = torch.cat([_draw_truncated(chunk, sampling, u) for chunk, u in drawn])
+    logprob = logits.gather(1, token[:, None])[:, 0].float() - peak - total.log()
+    return token, logprob, total.log() - mean / total
 
 
-def _mean_logit(p: Tensor, x: Tensor) -> Tensor:
-    """Sum of p x, (R,), where 0 * -inf is 0."""
-    found: Tensor = torch.linalg.vecdot(p, x)
-    if not bool(found.isfinite().all()):
-        found = torch.linalg.vecdot(p, x.clamp(min=LOWEST))
-    return found
+def _rows_at_once(logits: Tensor) -> int:
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, CHUNK_BYTES // (4 * logits.shape[1]))
 
 
-def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index (R,) by inverse CDF; `weights` (R, V) need not sum to one. Never one of weight zero.
+def _weigh(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By row: the highest logit m, the sum of p = exp(x - m), the sum of p (x - m), and the sums of the weights
+    exp((x - m) / temperature) over blocks of the vocabulary (R, V / BLOCK).
+
+    Each pass over (R, V) costs about a percent of a decode step, so there are as few as possible.
+    """
+    x = logits.float()
+    peak = x.amax(-1, keepdim=True)
+    x = torch.sub(x, peak, out=x if x is not logits else None)
+    p = x.exp()
+    total, mean = p.sum(-1), torch.linalg.vecdot(p, x)
+    if sampling.temperature not in (0, 1):
+        p = torch.mul(x, 1 / sampling.temperature, out=p).exp_()
+    short = -p.shape[1] % BLOCK
+    if short:
+        p = torch.nn.functional.pad(p, (0, short))
+    return peak[:, 0], total, mean, p.view(len(p), -1, BLOCK).sum(-1)
+
+
+def _mean_of_possible(logits: Tensor, peak: Tensor) -> Tensor:
+    """Sum of p (x - m), (R,), where 0 * -inf is 0."""
+    x = logits.float() - peak[:, None]
+    mean: Tensor = torch.linalg.vecdot(x.exp(), x.clamp(min=LOWEST))
+    return mean
+
+
+def _draw(logits: Tensor, peak: Tensor, sums: Tensor, sharpness: float, uniform: Tensor) -> Tensor:
+    """Index (R,) by inverse CDF of exp((logits - peak) * sharpness). Never one of weight zero.
 
     In two steps: which block, then which token of it, so that only V / BLOCK + BLOCK numbers are accumulated, in
     float64.
     """
-    size = weights.shape[1]
-    short = -size % BLOCK
-    if short:
-        weights = torch.nn.functional.pad(weights, (0, short))
-    blocks = weights.view(len(weights), -1, BLOCK)
-    sums = blocks.sum(-1)
     rest, block = _invert(sums, uniform.double() * sums.sum(-1, dtype=torch.float64))
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), block]
-    _, token = _invert(inside, rest)
+    last = logits.shape[1] - 1
+    inside = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
+    weights = (logits.gather(1, inside.clamp(max=last)).float().sub_(peak[:, None])).mul_(sharpness).exp_()
+    _, token = _invert(weights.masked_fill_(inside > last, 0), rest)
     # The clamp is for weights that are not finite.
-    return (block * BLOCK + token).clamp(max=size - 1)
+    return (block * BLOCK + token).clamp(max=last)
+
+
+def _draw_truncated(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Index (R,) by inverse CDF of what top-k and top-p leave."""
+    x = logits.float() / sampling.temperature
+    weights = _truncated((x - x.amax(-1, keepdim=True)).exp(), sampling.top_p, sampling.top_k)
+    _, token = _invert(weights, uniform.double() * weights.sum(-1, dtype=torch.float64))
+    return token
 
 
 def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
