@@ -64,6 +64,10 @@ class Seconds(Row):
     wait: float = 0.0
     """Idle for lack of the other side (asynchronous execution), or of the verifier."""
 
+    @property
+    def total(self) -> float:
+        return self.generate + self.verify + self.train + self.evaluate + self.wait
+
 
 class CycleRow(Row):
     """One generate-verify-select-train round. Cycle 0 is the untrained model: sampled and measured, not trained.
@@ -99,6 +103,8 @@ class CycleRow(Row):
     """Samples from which the verifier could extract an answer."""
     near_rate: float | None = None
     """Samples that contain the right answer but did not pass."""
+    verify_fault_rate: float | None = None
+    """Samples of which not the answer but the verification failed: it raised, ran out of time, gave no number."""
     entropy: float | None = None
     """Mean over sampled tokens of the entropy of the sampling distribution at temperature 1, nats."""
     unique_share: float | None = None

@@ -40,6 +40,7 @@ def bench(
     trainer_rows: int = typer.Option(32, help="Samples in a forward pass of transformers' Trainer."),
     continuous_batching: bool = typer.Option(False, help="Measure transformers' generate_batch too."),
     compare: bool = typer.Option(True, help="Measure transformers beside us."),
+    lora_rank: int = typer.Option(0, help="Adapters of this rank; a rollout with them merged and not."),
     quick: bool = typer.Option(False, "--quick", help="Small products for the machine's limits: to try it out."),
     seed: int = typer.Option(0, help="Seed of prompts and samples."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON object."),
@@ -66,6 +67,7 @@ def bench(
         "trainer_rows": trainer_rows,
         "continuous_batching": continuous_batching,
         "compare": compare,
+        "lora_rank": lora_rank,
         "seed": seed,
         "quick": quick,
     }

@@ -192,6 +192,8 @@ def _progress_words(progress: Progress) -> str:
 
 def _print_result(result: RunResult, *, json_output: bool) -> None:
     from agent.contract import NO_STEP
+    from agent.report.cycles import cycles_table
+    from agent.report.terminal import console_for
     from agent.run.telemetry import read_run
     from agent.run.triage import evidence_of, triage
 
@@ -211,6 +213,8 @@ def _print_result(result: RunResult, *, json_output: bool) -> None:
     if json_output:
         print_json({"out": str(result.out), **summary.model_dump(mode="json")})
         return
+    if summary.cycles:
+        console_for(sys.stdout).print(cycles_table(read_run(result.out).cycles, delivered=summary.delivered_cycle))
     for split, value in summary.metrics.items():
         print(f"{summary.metric} on {split}: {value:.1%}")
     if summary.cycles:

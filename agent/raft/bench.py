@@ -139,7 +139,7 @@ class Bench:
     def _train(self) -> dict[str, Any]:
         self.part("samples")
         ours = self.part("train-ours")
-        theirs = self.part("train-theirs") if self.settings.compare else None
+        theirs = self.part("train-theirs") if self.settings.compares else None
         samples = json.loads((self.scratch / SAMPLES).read_text(encoding="utf-8"))
         shape = shape_of(recipe_of(self.settings).model, cache=self.cache, base=Path.cwd()).shape
         return report_training(self.settings, samples, ours, theirs, shape)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from agent.raft.bench_settings import BenchSettings, recipe_of
 from agent.raft.cache import DecodeLayout
 from agent.raft.generate_hf import left_padded
 from agent.raft.model import Policy, load_policy
-from agent.raft.prepacked import works
 from agent.raft.rollout import Completion, Request, generate
 from agent.raft.sampling import Sampling
+from agent.raft.sampling_weights import works
 from agent.raft.seeds import seed_of
 from agent.recipe.schema import Recipe
 from agent.tasks.prompts import render
@@ -77,7 +77,9 @@ def measure_rollout(
     requests = requests_of(policy, recipe)
     sampling = sampling_of(policy, recipe)
     contenders = {"ours": _ours(policy, requests, sampling)}
-    if settings.compare:
+    if settings.lora_rank:
+        contenders["ours_adapters_apart"] = _ours(policy, requests, sampling, merge=False)
+    if settings.compares:
         contenders |= _theirs(policy, recipe, requests, settings, cache=cache)
     found, failed = _take_turns(contenders, settings, policy, say)
     say("the matrix products of our steps")
@@ -118,12 +120,15 @@ def _no_beat(*_: object, **__: object) -> None:
 # The contenders ------------------------------------------------------------------------------------------------
 
 
-def _ours(policy: Policy, requests: Sequence[Request], sampling: Sampling) -> Contender:
+def _ours(policy: Policy, requests: Sequence[Request], sampling: Sampling, *, merge: bool = True) -> Contender:
+    weights = partialmethod(Policy.sampling_weights, merge=merge)
+
     def run(repeat: int, limit: int) -> list[list[int]]:
         asked = [
             Request(request.prompt, request.samples, seed_of("bench", request.seed, repeat)) for request in requests
         ]
-        groups = generate(policy, asked, replace(sampling, max_new_tokens=limit))
+        with replaced(Policy, "sampling_weights", weights):
+            groups = generate(policy, asked, replace(sampling, max_new_tokens=limit))
         return [completion.tokens for group in groups for completion in group]
 
     return run
@@ -235,7 +240,7 @@ class Bound:
     seconds: float
     """With weights as they lie in memory."""
     packed_seconds: float | None
-    """With weights that oneDNN has laid out beforehand (`agent.raft.prepacked`); None where it cannot."""
+    """With weights that oneDNN has laid out beforehand (`agent.raft.sampling_weights`); None where it cannot."""
     decode_seconds: float
     """Of the decode steps alone, the way they were run."""
     flops: int
@@ -398,7 +403,7 @@ def _report(
     reports = {name: turns.report() for name, turns in found.items()}
     medians = {name: report["tokens_per_s"]["median"] for name, report in reports.items()}
     ours = medians["ours"]
-    theirs = {name: value for name, value in medians.items() if name != "ours"}
+    theirs = {name: value for name, value in medians.items() if not name.startswith("ours")}
     best = max(theirs, key=lambda name: theirs[name]) if theirs else None
     bound_speed = bound.tokens / bound.seconds
     busy = min(min(turns.cores_share) for turns in found.values()) if policy.device.type == "cpu" else None
@@ -427,6 +432,7 @@ def _report(
         "prompt_tokens": sum(len(request.prompt) for request in requests),
         "completion_tokens_mean": bound.tokens / sum(request.samples for request in requests),
         "engine_rows": settings.engine_rows,
+        "lora_rank": settings.lora_rank,
         "model": settings.model,
         "dtype": str(policy.compute).removeprefix("torch."),
         "device": str(policy.device),

@@ -47,8 +47,10 @@ class BenchSettings:
     """Rows of a batch of transformers' `generate`, beside all rows at once."""
     continuous_batching: bool = False
     """Measure transformers' `generate_batch` too."""
+    lora_rank: int = 0
+    """Adapters of this rank on all linear layers, a rollout measured with them merged and not; 0 has none."""
     compare: bool = True
-    """Measure transformers beside us; without it only what is ours."""
+    """Measure transformers beside us; without it, or with adapters, only what is ours."""
     kept: int = 64
     """Samples of one update, rounded up to as many of each prompt."""
     trainer_rows: int = 32
@@ -61,6 +63,8 @@ class BenchSettings:
         for name in ("prompts", "samples", "max_new_tokens", "repeats", "engine_rows", "rows_of_theirs", "kept"):
             _at_least_one(name, getattr(self, name))
         _at_least_one("trainer_rows", self.trainer_rows)
+        if self.lora_rank < 0:
+            raise UsageError(f"the rank of adapters must be at least 0, got {self.lora_rank}")
         if self.temperature <= 0:
             raise UsageError(f"the temperature must be above 0, got {self.temperature}", hint="0.8 is the default")
 
@@ -81,6 +85,11 @@ class BenchSettings:
         return replace(self, model=str(folder), random_weights=None)
 
     @property
+    def compares(self) -> bool:
+        """Whether transformers is measured: never with adapters, which it would not have."""
+        return self.compare and self.lora_rank == 0
+
+    @property
     def kept_of_a_prompt(self) -> int:
         return min(self.samples, math.ceil(self.kept / self.prompts))
 
@@ -94,7 +103,11 @@ def recipe_of(settings: BenchSettings) -> Recipe:
     """The training that is measured. Raises RecipeError for a model or dtype that no recipe may have."""
     return recipe_from(
         {
-            "model": {"source": settings.model, "dtype": settings.dtype},
+            "model": {
+                "source": settings.model,
+                "dtype": settings.dtype,
+                "lora": {"rank": settings.lora_rank, "targets": "all-linear"} if settings.lora_rank else None,
+            },
             "task": {
                 "dataset": "builtin:arithmetic",
                 "parameters": {"operations": ["mul"], "low": 2, "high": _high(settings.prompts)},

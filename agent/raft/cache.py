@@ -87,8 +87,8 @@ class SlotCache:
             layer.keys = functional.pad(layer.keys, (0, 0, 0, short))
             layer.values = functional.pad(layer.values, (0, 0, 0, short))
 
-    def move(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
-        """Copy the first `tokens` of some rows into other slots."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
+        """Copy the first `tokens` of some rows into other slots, none of which is among the sources."""
         if not sources:
             return
         source, target = (torch.tensor(rows, device=self.device) for rows in (sources, targets))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from agent.contract import EvalRow, Split
+from agent.errors import DataError
 from agent.raft.answers import AnswerCache
 from agent.raft.measure import mean
 from agent.raft.model import Policy
@@ -51,7 +52,16 @@ class Examiner:
     """Completions of earlier evaluations; None draws all anew."""
 
     def prompt_of(self, example: Example) -> list[int]:
-        return render(self.recipe.prompt, example, shots=self.shots, tokenizer=self.policy.tokenizer)
+        """Ids of the request for a row. Raises DataError where the model cannot read them."""
+        ids = render(self.recipe.prompt, example, shots=self.shots, tokenizer=self.policy.tokenizer)
+        if max(ids) >= self.policy.vocabulary:
+            raise DataError(
+                f"the prompt of row {example.id} has the token id {max(ids)} "
+                f"({self.policy.tokenizer.decode([max(ids)])!r}), and the model embeds {self.policy.vocabulary} ids",
+                where="model.source",
+                hint="This tokenizer has more tokens than its model: take the model's own, or leave the token out.",
+            )
+        return ids
 
     def response_of(self, completion: Completion) -> str:
         """What the verifier sees: the response prefix and the text, without the end-of-turn token."""

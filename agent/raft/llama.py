@@ -197,6 +197,9 @@ class TinyLlama(nn.Module):
     def get_decoder(self) -> Trunk:
         return self.model
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
     def get_output_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
 

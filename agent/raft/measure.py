@@ -62,6 +62,7 @@ def batch_row(batch: Batch) -> dict[str, Any]:
         "truncation_rate": mean(completion.finish == "length" for completion in completions),
         "format_rate": known_mean([verdict.formatted for verdict in verdicts]),
         "near_rate": mean(verdict.near for verdict in verdicts),
+        "verify_fault_rate": mean(verdict.fault for verdict in verdicts),
         "entropy": mean(value for completion in completions for value in completion.entropies),
         "unique_share": mean(unique_share(group) for group in batch.completions),
         "reward_mean": mean(rewards),

@@ -25,8 +25,8 @@ from agent.errors import RecipeError, Unavailable, Unsupported
 from agent.hardware.sensors import GIB, memory
 from agent.raft import sources, tiny
 from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
-from agent.raft.prepacked import prepacked
 from agent.raft.probe import cpu_bf16
+from agent.raft.sampling_weights import sampling_weights
 from agent.raft.support import needs_transformers
 from agent.recipe.memory import MachineFacts, arithmetic
 from agent.recipe.schema import Backend, Lora, Recipe
@@ -106,10 +106,17 @@ class Policy:
 
     @cached_property
     def pad_id(self) -> int:
-        """Any id will do: padding is masked or lies behind what is looked at, and never decides a loss."""
-        if self.tokenizer.pad_token_id is not None:
-            return int(self.tokenizer.pad_token_id)
+        """Any id that is embedded will do: padding is masked or lies behind what is looked at, and never decides a
+        loss."""
+        wanted = self.tokenizer.pad_token_id
+        if wanted is not None and wanted < self.vocabulary:
+            return int(wanted)
         return min(self.stop_ids, default=0)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows, from 0 on; the tokenizer may know fewer or more."""
+        return int(self.inner.get_input_embeddings().weight.shape[0])
 
     @cached_property
     def max_length(self) -> int | None:
@@ -144,11 +151,12 @@ class Policy:
             self.model.train(training)
             self.attend_by(self.attention)
 
-    def prepacked(self, *, rows: int, steps: int) -> contextlib.AbstractContextManager[None]:
+    def sampling_weights(self, *, rows: int, steps: int, merge: bool = True) -> contextlib.AbstractContextManager[None]:
         """For many forward passes of about so many rows with weights that stay as they are."""
-        if self.native or self.device.type != "cpu":
+        if self.native:
             return contextlib.nullcontext()
-        return prepacked(self.model, dtype=self.compute, rows=rows, steps=steps, free=self.free_memory())
+        free = self.free_memory()
+        return sampling_weights(self.model, dtype=self.compute, rows=rows, steps=steps, free=free, merge=merge)
 
     def attend_by(self, implementation: str) -> None:
         """Have the model's attention computed by this implementation from now on; a layout needs its own."""

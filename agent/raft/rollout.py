@@ -1,8 +1,9 @@
 """The rollout engine: prompts in, completions out, as token ids with the sampler's own log-probabilities.
 
 A prompt is computed once, and a beginning that prompts share once for all of them. Its samples share its keys and
-values. A finished sample leaves its slot at once: a waiting one takes it, or the last row moves into it, so that no
-step computes anything for a sample that is done.
+values, and are computed as one for as long as they agree: a trained policy gives many samples of a prompt the same
+first tokens, or all of them. What is done leaves its slot at once: a waiting sample takes it, or the last row moves
+into it, so that no step computes anything twice, or for a sample that has ended.
 
 It does not: decide which prompts are asked, judge answers, or decode text, except the tail that a stop string is
 looked for in.
@@ -106,7 +107,7 @@ def generate(
         try:
             with (
                 policy.sampling(),
-                policy.prepacked(rows=min(sampling.slots, len(wanted)), steps=sampling.max_new_tokens),
+                policy.sampling_weights(rows=min(sampling.slots, len(wanted)), steps=sampling.max_new_tokens),
             ):
                 _engine(sampling)(policy, requests, wanted, sampling, on_step, finished)
         except (RuntimeError, MemoryError) as error:
@@ -167,6 +168,9 @@ class _Prompt:
     """A prompt whose keys and values are in the cache: where, and how many of its samples have not ended."""
 
     place: int
+    length: int
+    limit: int
+    """Most tokens of a completion."""
     logits: Tensor
     """(V,) after its last token."""
     open_samples: int
@@ -177,10 +181,7 @@ class _Live:
     """A sample that is being drawn."""
 
     row: Row
-    prompt: _Prompt
-    prompt_length: int
     seed: np.uint64
-    limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
@@ -189,8 +190,20 @@ class _Live:
         return Completion(self.tokens, self.logprobs, self.entropies, finish)
 
 
+@dataclass
+class _Strand:
+    """Samples of a prompt that have the same tokens so far: one row of a step, one slot of the cache."""
+
+    prompt: _Prompt
+    samples: list[_Live]
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.samples[0].tokens
+
+
 class _Slots:
-    """The rows in flight, `live[i]` in slot i, and those that wait."""
+    """What is in flight, `live[i]` in slot i, and the samples that wait."""
 
     def __init__(
         self,
@@ -204,7 +217,7 @@ class _Slots:
         self.policy, self.requests, self.sampling = policy, requests, sampling
         self.on_step, self.on_finished = on_step, on_finished
         self.waiting = deque(rows)
-        self.live: list[_Live] = []
+        self.live: list[_Strand] = []
         self.prompts: dict[int, _Prompt] = {}
         self.stops = StopCheck(policy, sampling)
         self.steps = 0
@@ -250,27 +263,22 @@ class _Slots:
     # Filling slots --------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Fill the free slots with waiting samples. Each starts with the token that its prompt's logits give."""
-        while self.waiting and len(self.live) < self.slots:
+        """Fill the free slots with waiting samples. Each starts with the token that its prompt's logits give.
+
+        As many samples as slots at most are in flight, so that there is always a slot when samples part.
+        """
+        while self.waiting and (free := self.slots - sum(len(strand.samples) for strand in self.live)):
             if self.waiting[0].request not in self.prompts:
                 self._prefill()
-            count = self.slots - len(self.live)
-            starting: list[_Live] = []
-            while self.waiting and len(starting) < count and self.waiting[0].request in self.prompts:
-                starting.append(self._start(self.waiting.popleft()))
-            logits = torch.stack([live.prompt.logits for live in starting])
-            self._draw(starting, logits)
+            starting: dict[int, _Strand] = {}
+            while self.waiting and free and self.waiting[0].request in self.prompts:
+                row, free = self.waiting.popleft(), free - 1
+                strand = starting.setdefault(row.request, _Strand(self.prompts[row.request], []))
+                strand.samples.append(_Live(row, self.seeds[row.request][row.sample]))
+            strands = list(starting.values())
+            for parts in self._draw(strands, torch.stack([strand.prompt.logits for strand in strands])):
+                self.live += parts
             self.arrangement = None
-
-    def _start(self, row: Row) -> _Live:
-        request = self.requests[row.request]
-        return _Live(
-            row=row,
-            prompt=self.prompts[row.request],
-            prompt_length=len(request.prompt),
-            seed=self.seeds[row.request][row.sample],
-            limit=completion_limit(self.policy, request.prompt, self.sampling),
-        )
 
     def _prefill(self) -> None:
         """Compute the next prompts: as many as have a place in the cache and fit into one forward pass."""
@@ -288,20 +296,22 @@ class _Slots:
         layout, tree, ends = prompt_layout(self.cache, prompts, places, eager=self.policy.eager)
         logits = self.policy.forward(tree.ids(), tree.positions(), layout, keep=ends)
         for number, place, after in zip(numbers, places, logits, strict=True):
-            self.prompts[number] = _Prompt(place, after, self.samples[number])
+            prompt = self.requests[number].prompt
+            limit = completion_limit(self.policy, prompt, self.sampling)
+            self.prompts[number] = _Prompt(place, len(prompt), limit, after, self.samples[number])
         self.on_step()
 
-    # One token for every row ----------------------------------------------------------------------------------
+    # One token for every sample -------------------------------------------------------------------------------
 
     def step(self) -> None:
         live = self.live
-        lengths = [len(row.tokens) - 1 for row in live]  # in the cache; the last token goes in now
+        lengths = [len(strand.tokens) - 1 for strand in live]  # in the cache; the last token goes in now
         longest = max(lengths)
         self.cache.reserve(longest + 1)
         if self.arrangement is None:
             self.arrangement = Arrangement(
-                [row.prompt.place for row in live],
-                [row.prompt_length for row in live],
+                [strand.prompt.place for strand in live],
+                [strand.prompt.length for strand in live],
                 device=self.policy.device,
             )
         layout = DecodeLayout(
@@ -312,61 +322,64 @@ class _Slots:
             even=min(lengths) == longest,
         )
         logits = self.policy.forward(
-            [row.tokens[-1] for row in live],
-            [row.prompt_length + length for row, length in zip(live, lengths, strict=True)],
+            [strand.tokens[-1] for strand in live],
+            [strand.prompt.length + length for strand, length in zip(live, lengths, strict=True)],
             layout,
         )
-        self.live = []
-        self._draw(live, logits)
-        self._close_gaps(live, longest + 1)
+        self._place(self._draw(live, logits), longest + 1)
         self.on_step()
 
-    def _draw(self, rows: list[_Live], logits: Tensor) -> None:
-        """One more token for each row; those that go on are appended to `live`, the others are reported."""
+    def _draw(self, strands: list[_Strand], logits: Tensor) -> list[list[_Strand]]:
+        """One more token for each sample; by strand, what it parts into. Samples that end are reported."""
         self.steps += 1
-        uniform = uniforms(_stacked(rows), [len(row.tokens) for row in rows])
-        token, logprob, entropy = pick(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
-        for row, t, p, h in zip(rows, token.tolist(), logprob.tolist(), entropy.tolist(), strict=True):
-            if not math.isfinite(p):
+        samples = [live for strand in strands for live in strand.samples]
+        owner = [number for number, strand in enumerate(strands) for _ in strand.samples]
+        uniform = uniforms(np.array([live.seed for live in samples]), [len(live.tokens) for live in samples])
+        found = pick(
+            logits,
+            self.sampling,
+            torch.from_numpy(uniform).to(logits.device),
+            owner=None if len(samples) == len(strands) else torch.tensor(owner, device=logits.device),
+        )
+        parts: list[dict[int, _Strand]] = [{} for _ in strands]
+        for live, number, token, logprob, entropy in zip(samples, owner, *(x.tolist() for x in found), strict=True):
+            if not math.isfinite(logprob):
                 raise NumericError(
                     f"the model's logits are not finite at decode step {self.steps}",
                     hint="The weights have diverged: lower learner.learning_rate or learner.max_grad_norm.",
                 )
-            row.tokens.append(t)
-            row.logprobs.append(p)
-            row.entropies.append(h)
-            if self.stops.ends(row.tokens):
-                self._finish(row, "stop")
-            elif len(row.tokens) >= row.limit:
-                self._finish(row, "length")
+            live.tokens.append(token)
+            live.logprobs.append(logprob)
+            live.entropies.append(entropy)
+            prompt = strands[number].prompt
+            if self.stops.ends(live.tokens):
+                self._finish(live, prompt, "stop")
+            elif len(live.tokens) >= prompt.limit:
+                self._finish(live, prompt, "length")
             else:
-                self.live.append(row)
+                parts[number].setdefault(token, _Strand(prompt, [])).samples.append(live)
+        return [list(part.values()) for part in parts]
 
-    def _finish(self, row: _Live, reason: FinishReason) -> None:
-        row.prompt.open_samples -= 1
-        if row.prompt.open_samples == 0:
-            self.free_places.append(row.prompt.place)
-            del self.prompts[row.row.request]
-        self.on_finished(row.row, row.completion(reason))
+    def _finish(self, live: _Live, prompt: _Prompt, reason: FinishReason) -> None:
+        prompt.open_samples -= 1
+        if prompt.open_samples == 0:
+            self.free_places.append(prompt.place)
+            del self.prompts[live.row.request]
+        self.on_finished(live.row, live.completion(reason))
 
-    def _close_gaps(self, before: list[_Live], tokens: int) -> None:
-        """`before` was in slots 0, 1, ...; move rows from the end into the slots of those that have left."""
-        if len(self.live) == len(before):
-            return
-        staying = set(map(id, self.live))
-        order = [row if id(row) in staying else None for row in before]
-        count = len(self.live)
-        gaps = [slot for slot, row in enumerate(order[:count]) if row is None]
-        movers = [slot for slot in range(count, len(order)) if order[slot] is not None]
-        self.cache.move(movers, gaps, tokens)
-        for gap, mover in zip(gaps, movers, strict=True):
-            order[gap] = order[mover]
-        self.live = [row for row in order[:count] if row is not None]
-        self.arrangement = None
-
-
-def _stacked(rows: Sequence[_Live]) -> np.ndarray:
-    return np.array([row.seed for row in rows], dtype=np.uint64)
+    def _place(self, parts: list[list[_Strand]], tokens: int) -> None:
+        """Give each strand a slot, without gaps. `parts[i]` come from slot i, whose first `tokens` count."""
+        count = sum(map(len, parts))
+        staying = {slot: part[0] for slot, part in enumerate(parts[:count]) if part}
+        looking = [
+            (slot, strand) for slot, part in enumerate(parts) for strand in (part[1:] if slot in staying else part)
+        ]
+        self.arrangement = self.arrangement if len(staying) == len(parts) == count else None
+        free = [slot for slot in range(count) if slot not in staying]
+        # A free slot's own strand has ended or lies beyond, so nothing that is copied from is written to.
+        self.cache.copy([slot for slot, _ in looking], free, tokens)
+        staying.update((slot, strand) for slot, (_, strand) in zip(free, looking, strict=True))
+        self.live = [staying[slot] for slot in range(count)]
 
 
 class StopCheck:

@@ -73,24 +73,29 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 # Drawing -----------------------------------------------------------------------------------------------------
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One token a row: its id, its log-probability and the entropy at temperature 1, each (R,).
+def pick(
+    logits: Tensor, sampling: Sampling, uniform: Tensor, owner: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a sample: its id, its log-probability and the entropy at temperature 1, each (N,).
 
-    `logits` is (R, V); `uniform` (R,) in [0, 1) decides. Logits that are not finite give a log-probability that is
-    not, for the caller to report.
+    `logits` is (R, V); `uniform` (N,) in [0, 1) decides; `owner` (N,) is each sample's row, in order; None where there
+    is one sample a row. Logits that are not finite give a log-probability that is not, for the caller to report.
     """
     chunks = logits.split(_rows_at_once(logits))
     peak, total, mean, sums = (torch.cat(part) for part in zip(*[_weigh(c, sampling) for c in chunks], strict=True))
     if not bool(mean.isfinite().all()):
         mean = torch.cat([_mean_of_possible(c, p) for c, p in zip(chunks, peak.split(len(chunks[0])), strict=True)])
+    if owner is None:
+        owner = torch.arange(len(logits), device=logits.device)
+    peak, total, mean, sums = (x.index_select(0, owner) for x in (peak, total, mean, sums))
     if sampling.temperature == 0:
-        token = logits.argmax(-1)
+        token = logits.argmax(-1)[owner]
     elif sampling.top_p >= 1 and not 0 < sampling.top_k < logits.shape[1]:
-        token = _draw(logits, peak, sums, 1 / sampling.temperature, uniform)
+        token = _draw(logits, owner, peak, sums, 1 / sampling.temperature, uniform)
     else:
-        drawn = zip(chunks, uniform.split(len(chunks[0])), strict=True)
-        token = torch.cat([_draw_truncated(chunk, sampling, u) for chunk, u in drawn])
-    logprob = logits.gather(1, token[:, None])[:, 0].float() - peak - total.log()
+        several = zip(owner.split(len(chunks[0])), uniform.split(len(chunks[0])), strict=True)
+        token = torch.cat([_draw_truncated(logits[rows], sampling, u) for rows, u in several])
+    logprob = logits[owner, token].float() - peak - total.log()
     return token, logprob, total.log() - mean / total
 
 
@@ -126,8 +131,8 @@ def _mean_of_possible(logits: Tensor, peak: Tensor) -> Tensor:
     return mean
 
 
-def _draw(logits: Tensor, peak: Tensor, sums: Tensor, sharpness: float, uniform: Tensor) -> Tensor:
-    """Index (R,) by inverse CDF of exp((logits - peak) * sharpness). Never one of weight zero.
+def _draw(logits: Tensor, owner: Tensor, peak: Tensor, sums: Tensor, sharpness: float, uniform: Tensor) -> Tensor:
+    """Index (N,) by inverse CDF of exp((logits[owner] - peak) * sharpness). Never one of weight zero.
 
     In two steps: which block, then which token of it, so that only V / BLOCK + BLOCK numbers are accumulated, in
     float64.
@@ -135,14 +140,15 @@ def _draw(logits: Tensor, peak: Tensor, sums: Tensor, sharpness: float, uniform:
     rest, block = _invert(sums, uniform.double() * sums.sum(-1, dtype=torch.float64))
     last = logits.shape[1] - 1
     inside = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
-    weights = (logits.gather(1, inside.clamp(max=last)).float().sub_(peak[:, None])).mul_(sharpness).exp_()
+    chosen = logits[owner[:, None], inside.clamp(max=last)].float()
+    weights = chosen.sub_(peak[:, None]).mul_(sharpness).exp_()
     _, token = _invert(weights.masked_fill_(inside > last, 0), rest)
     # The clamp is for weights that are not finite.
     return (block * BLOCK + token).clamp(max=last)
 
 
 def _draw_truncated(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """Index (R,) by inverse CDF of what top-k and top-p leave."""
+    """Index (N,) by inverse CDF of what top-k and top-p leave."""
     x = logits.float() / sampling.temperature
     weights = _truncated((x - x.amax(-1, keepdim=True)).exp(), sampling.top_p, sampling.top_k)
     _, token = _invert(weights, uniform.double() * weights.sum(-1, dtype=torch.float64))

@@ -13,7 +13,7 @@ breaks into pieces that are too small (an allocator needs a few percent more tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from agent.recipe.files import with_keys
@@ -43,6 +43,8 @@ MASK_BYTES = 9
 """Of one pair of query and key in a packed row: a bool, and the distance as int64."""
 NARROW_FROM_PARAMETERS = 20_000_000
 """On a CPU, `model.dtype: auto` is bfloat16 from this size on."""
+SAMPLING_WEIGHTS_SHARE = 0.25
+"""Most of the free memory that copies of the weights for sampling may take; without them it is only slower."""
 RUNTIME: dict[Kind, float] = {"cpu": 0.40 * GIB, "cuda": 0.60 * GIB, "rocm": 2.0 * GIB}
 """What a process holds before it has a model. cpu: measured, 379 MiB resident after importing torch 2.13,
 transformers 5.23 and peft 0.21. cuda: the context on the card. rocm: context and libraries, which unified memory
@@ -108,16 +110,22 @@ def estimate(
     *,
     dtype: str | None = None,
     available_gb: float | None = None,
-    merged_copy: bool = False,
 ) -> MemoryEstimate:
     """Memory of this training on such a machine.
 
     `dtype` is the arithmetic where the caller has settled it, else that of `arithmetic`. `available_gb` (GiB)
-    decides `learner.gradient_checkpointing: auto`; without it, auto is off. `merged_copy`: under LoRA, generation
-    reads a second set of weights with the adapters merged in.
+    decides `learner.gradient_checkpointing: auto`, and whether there is room for copies of the weights for sampling;
+    without it, auto is off and there are none.
     """
     settled = dtype or arithmetic(recipe.model.dtype, facts, parameters=shape.parameters)
-    return _estimate(recipe, shape, facts, dtype=settled, available_gb=available_gb, merged_copy=merged_copy)
+    found = _estimate(recipe, shape, facts, dtype=settled, available_gb=available_gb)
+    if available_gb is None:
+        return found
+    copies = _sampling_weights(recipe, shape, facts, half=settled != "float32")
+    # They are made only where they fit easily, so they never decide whether a training fits.
+    if not 0 < copies.bytes <= SAMPLING_WEIGHTS_SHARE * (available_gb * GIB - found.of("generate")):
+        return found
+    return replace(found, parts=(*found.parts, copies))
 
 
 def arithmetic(dtype: str, facts: MachineFacts, *, parameters: int | None) -> str:
@@ -230,20 +238,19 @@ def _estimate(
     dtype: str,
     checkpointing: bool | None = None,
     available_gb: float | None = None,
-    merged_copy: bool = False,
 ) -> MemoryEstimate:
     """As `estimate`, the arithmetic being settled; `checkpointing` overrides the recipe."""
     if checkpointing is None:
         asked = _setting(recipe)
         if asked is None:
-            plain = _estimate(recipe, shape, facts, dtype=dtype, checkpointing=False, merged_copy=merged_copy)
+            plain = _estimate(recipe, shape, facts, dtype=dtype, checkpointing=False)
             asked = available_gb is not None and not fits(plain, available_gb)[0]
         checkpointing = asked
     lora = recipe.model.lora
     trained = shape.parameters if lora is None else shape.adapter_parameters(lora.rank, lora.targets)
     half = dtype != "float32"
     parts = [
-        *_weights(recipe, shape, facts, trained=trained, half=half, merged_copy=merged_copy),
+        *_weights(recipe, shape, facts, trained=trained, half=half),
         *_learning(recipe, shape, facts, trained=trained),
         *_generating(recipe, shape, facts, width=HALF if half else FLOAT),
         *_training(recipe, shape, half=half, checkpointing=checkpointing),
@@ -266,9 +273,7 @@ def _setting(recipe: Recipe) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _weights(
-    recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained: int, half: bool, merged_copy: bool
-) -> Iterator[Part]:
+def _weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained: int, half: bool) -> Iterator[Part]:
     """What is trained is float32 (a bfloat16 weight swallows small updates), and cast where the arithmetic is narrower;
     a frozen base is stored in the arithmetic's type."""
     all_of_them = shape.parameters
@@ -283,13 +288,26 @@ def _weights(
     else:
         yield Part("weights, frozen", narrow * all_of_them, PHASES, f"{narrow} bytes a parameter")
         yield Part("adapters", FLOAT * trained, AFTER_LOADING, "4 bytes a trained parameter, float32")
-        if merged_copy:
-            yield Part("copy for generation", narrow * all_of_them, AFTER_LOADING, f"{narrow} bytes a parameter")
     if facts.unified:
         # On a CPU the kernel takes those pages back when memory is short; the accelerator's mapping holds them
         # (safetensors#728).
         stored = shape.stored_bytes
         yield Part("mapped file", stored * all_of_them, ("load",), f"{stored} bytes a parameter while it is read")
+
+
+def _sampling_weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, half: bool) -> Part:
+    """Copies of the linear layers (`agent.raft.sampling_weights`): with adapters merged in, and on a CPU laid out for
+    the products. Where all weights are trained in a narrow type, they take the place of what autocast would keep."""
+    lora, on_cpu = recipe.model.lora, facts.kind == "cpu"
+    all_layers = shape.layers * sum(inputs * outputs for inputs, outputs in shape.matrices().values())
+    if shape.fused or recipe.model.source.startswith("builtin:") or (lora is None and (half or not on_cpu)):
+        copied = 0
+    elif on_cpu:
+        copied = all_layers + shape.vocabulary * shape.hidden
+    else:
+        copied = all_layers
+    width = HALF if half else FLOAT
+    return Part("copies of weights for sampling", width * copied, ("generate",), f"{width} bytes each, linear layers")
 
 
 def _learning(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained: int) -> Iterator[Part]:

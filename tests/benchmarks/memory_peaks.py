@@ -21,6 +21,7 @@ import yaml
 from agent.campaign.capacity import facts_of
 from agent.contract import PLAN, SUMMARY
 from agent.hardware.probe import probe_machine
+from agent.hardware.sensors import memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.memory import GIB, estimate
 from agent.recipe.schema import Recipe
@@ -121,7 +122,8 @@ def measure(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any
 def compared(name: str, recipe: Recipe, folder: Path, *, measured: float, plan: dict[str, Any]) -> dict[str, Any]:
     shape = shape_from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     machine = probe_machine(cache=None)
-    found = estimate(recipe, shape, facts_of(machine, recipe), dtype=plan["dtype"])
+    free = memory().available  # before the training as after it
+    found = estimate(recipe, shape, facts_of(machine, recipe), dtype=plan["dtype"], available_gb=free)
     assert plan["parameters"] - plan["trainable_parameters"] in (0, shape.parameters), "the shape is not the model's"
     return {
         "shape": name,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +32,6 @@ from agent.recipe.files import resolved_text
 from agent.recipe.schema import Budget, Recipe
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier
-
-
-@pytest.fixture
-def make(model_cache: Path, tmp_path: Path) -> Iterator[Any]:
-    """Builds a training of a small recipe in a folder of its own."""
-    verifiers = []
-
-    def build(over: dict[str, Any] | None = None, *, pulse: Pulse | None = None) -> Training:
-        recipe = small_recipe(over)
-        policy = load_policy(recipe, cache=model_cache, seed=0, beat=no_beat)
-        splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
-        verifier = build_verifier(recipe.task.verifier, base=tmp_path)
-        verifiers.append(verifier)
-        return Training(
-            recipe,
-            policy=policy,
-            examiner=Examiner(recipe, policy, verifier, ()),
-            splits=splits,
-            seed=0,
-            out=tmp_path,
-            pulse=pulse or Pulse(None),
-            save_seconds=1000.0,
-            clock=pulse.clock if pulse else time.monotonic,
-        )
-
-    yield build
-    for verifier in verifiers:
-        verifier.close()
 
 
 def test_trained_ids_are_the_sampled_ids(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,10 +247,25 @@ def test_adapters_keep_a_narrow_base() -> None:
     trained = 2 * 4 * (2 * 512 + 2 * 320 + 3 * 1024)
     assert found.trained == trained
     assert found.part("weights, frozen") == 2 * SMALL.parameters
-    merged = estimate(recipe, SMALL, CARD, merged_copy=True)
-    assert merged.of("generate") - found.of("generate") == 2 * SMALL.parameters
     assert found.part("AdamW moments") == 8 * trained
     assert estimate(with_keys(recipe, {"model.lora.targets": ["q_proj"]}), SMALL, CARD).trained == 2 * 4 * 512
+
+
+def test_copies_for_sampling_are_counted_where_they_are_made() -> None:
+    source = "./folder"  # the built-in model runs on code of our own, without copies
+    adapters, full = recipe_of(model__source=source, model__lora__rank=4), recipe_of(model__source=source)
+    # a layer: q and o 256 x 256, k and v 256 x 64, three of 256 x 768; a head of 1000 x 256
+    layers, head = 2 * (2 * 65_536 + 2 * 16_384 + 3 * 196_608), 256_000
+    name = "copies of weights for sampling"
+    assert estimate(adapters, SMALL, CARD, available_gb=8).part(name) == 2 * layers
+    assert estimate(full, SMALL, CARD, available_gb=8).part(name) == 0
+    host, narrow_host = MachineFacts("cpu", bf16=False), MachineFacts("cpu", bf16=True)
+    assert estimate(full, SMALL, host, available_gb=8).part(name) == 4 * (layers + head)
+    assert estimate(full, SMALL, narrow_host, available_gb=8, dtype="bfloat16").part(name) == 0
+    assert estimate(adapters, SMALL, narrow_host, available_gb=8, dtype="bfloat16").part(name) == 2 * (layers + head)
+    # A quarter of what is left is too little for them: they are not made, and the training fits as before.
+    tight = estimate(full, SMALL, host).of("generate") / GIB + 0.01
+    assert estimate(full, SMALL, host, available_gb=tight).part(name) == 0
 
 
 def test_what_a_layer_saves_for_a_token() -> None:
