@@ -103,17 +103,21 @@ class PromptLayout(PackedLayout):
     def __init__(self, cache: SlotCache, tree: SegmentTree, ends: Sequence[int], places: Sequence[int], *, eager: bool):
         super().__init__(tree, device=cache.device, eager=eager)
         self._cache = cache
-        self._stored = [
-            (place, torch.tensor(tree.path(end), device=cache.device)) for end, place in zip(ends, places, strict=True)
-        ]
+        paths = [tree.path(end) for end in ends]
+        self._longest = max(map(len, paths))
+        # Behind its end a shorter prompt is filled with its last token, which is hidden and finite.
+        filled = [path + [path[-1]] * (self._longest - len(path)) for path in paths]
+        self._tokens = torch.tensor(filled, device=cache.device).flatten()
+        self._places = torch.tensor(places, device=cache.device)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         store = self._cache.layer(layer, k)
-        for place, path in self._stored:
-            store.prompt_keys[place, :, :, : len(path)] = k[0].index_select(1, path).transpose(1, 2)
-            store.prompt_values[place, :, : len(path)] = v[0].index_select(1, path)
+        shape = (len(self._places), self._longest, k.shape[1], -1)
+        keys, values = (x[0].transpose(0, 1).index_select(0, self._tokens).view(shape) for x in (k, v))
+        store.prompt_keys[self._places, :, :, : self._longest] = keys.permute(0, 2, 3, 1).to(self._cache.dtype)
+        store.prompt_values[self._places, :, : self._longest] = values.transpose(1, 2).to(self._cache.dtype)
         return super().attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
 
 

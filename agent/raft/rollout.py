@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -216,19 +216,15 @@ class _Slots:
     ):
         self.policy, self.requests, self.sampling = policy, requests, sampling
         self.on_step, self.on_finished = on_step, on_finished
-        self.waiting = deque(rows)
+        seeds = sample_seeds([requests[row.request].seed for row in rows], [row.sample for row in rows])
+        self.waiting = deque(map(_Live, rows, seeds))
         self.live: list[_Strand] = []
         self.prompts: dict[int, _Prompt] = {}
         self.stops = StopCheck(policy, sampling)
         self.steps = 0
-        self.seeds = {
-            number: sample_seeds(requests[number].seed, range(requests[number].samples))
-            for number in {row.request for row in rows}
-        }
-        self.samples = dict.fromkeys(self.seeds, 0)
-        for row in rows:
-            self.samples[row.request] += 1
-        longest = max(len(requests[number].prompt) for number in self.seeds)
+        self.samples = Counter(row.request for row in rows)
+        """By request."""
+        longest = max(len(requests[number].prompt) for number in self.samples)
         self.slots = min(sampling.slots, len(rows), slots_that_fit(policy, prompt_tokens=longest, sampling=sampling))
         places = self._places_needed()
         self.free_places = list(range(places - 1, -1, -1))
@@ -244,7 +240,7 @@ class _Slots:
 
     def _places_needed(self) -> int:
         """Prompts that may be in the cache at the same time: those that fill the slots, and as many to come next."""
-        ordered = [self.samples[row.request] for row in dict.fromkeys(self._first_rows())]
+        ordered = [self.samples[number] for number in self._waiting_requests()]
         filled, places = 0, 0
         for samples in ordered:
             filled, places = filled + samples, places + 1
@@ -253,12 +249,9 @@ class _Slots:
         # A slot may be the last of its prompt, so there can be as many prompts as slots beside those to come.
         return min(len(ordered), max(places, self.slots + 1))
 
-    def _first_rows(self) -> Iterator[Row]:
-        seen: set[int] = set()
-        for row in self.waiting:
-            if row.request not in seen:
-                seen.add(row.request)
-                yield row
+    def _waiting_requests(self) -> list[int]:
+        """Requests of which samples wait, in order."""
+        return list(dict.fromkeys(live.row.request for live in self.waiting))
 
     # Filling slots --------------------------------------------------------------------------------------------
 
@@ -268,13 +261,13 @@ class _Slots:
         As many samples as slots at most are in flight, so that there is always a slot when samples part.
         """
         while self.waiting and (free := self.slots - sum(len(strand.samples) for strand in self.live)):
-            if self.waiting[0].request not in self.prompts:
+            if self.waiting[0].row.request not in self.prompts:
                 self._prefill()
             starting: dict[int, _Strand] = {}
-            while self.waiting and free and self.waiting[0].request in self.prompts:
-                row, free = self.waiting.popleft(), free - 1
-                strand = starting.setdefault(row.request, _Strand(self.prompts[row.request], []))
-                strand.samples.append(_Live(row, self.seeds[row.request][row.sample]))
+            while self.waiting and free and (number := self.waiting[0].row.request) in self.prompts:
+                strand = starting.setdefault(number, _Strand(self.prompts[number], []))
+                strand.samples.append(self.waiting.popleft())
+                free -= 1
             strands = list(starting.values())
             for parts in self._draw(strands, torch.stack([strand.prompt.logits for strand in strands])):
                 self.live += parts
@@ -284,13 +277,13 @@ class _Slots:
         """Compute the next prompts: as many as have a place in the cache and fit into one forward pass."""
         numbers: list[int] = []
         tokens = 0
-        for row in self._first_rows():
-            if row.request in self.prompts:
+        for number in self._waiting_requests():
+            if number in self.prompts:
                 continue
-            tokens += len(self.requests[row.request].prompt)
+            tokens += len(self.requests[number].prompt)
             if numbers and (tokens > PREFILL_TOKENS or len(numbers) == len(self.free_places)):
                 break
-            numbers.append(row.request)
+            numbers.append(number)
         places = [self.free_places.pop() for _ in numbers]
         prompts = [self.requests[number].prompt for number in numbers]
         layout, tree, ends = prompt_layout(self.cache, prompts, places, eager=self.policy.eager)

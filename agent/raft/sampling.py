@@ -50,9 +50,9 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def sample_seeds(seed: int, samples: Sequence[int]) -> np.ndarray:
-    """(len(samples),) uint64: the seed of each of a request's samples."""
-    return _mixed(np.uint64(seed) ^ _mixed(np.asarray(samples, dtype=np.uint64)))
+def sample_seeds(seed: int | Sequence[int], samples: Sequence[int]) -> np.ndarray:
+    """(len(samples),) uint64: the seed of each sample, by the seed of its request and its number there."""
+    return _mixed(np.asarray(seed, dtype=np.uint64) ^ _mixed(np.asarray(samples, dtype=np.uint64)))
 
 
 def uniforms(seeds: np.ndarray, positions: Sequence[int]) -> np.ndarray:

@@ -76,7 +76,7 @@ class SampleStore:
         self._path = folder / "samples.jsonl"
         self._save_seconds = save_seconds
         self._clock = clock
-        self._waiting: list[str] = []
+        self._waiting: list[dict[str, Any]] = []
         self._saved_at = clock()
 
     def begin(self, fingerprint: str) -> dict[Row, Completion]:
@@ -87,19 +87,19 @@ class SampleStore:
             self._waiting = []
             return {Row(line["request"], line["sample"]): Completion(*line["completion"]) for line in lines[1:]}
         self._path.unlink(missing_ok=True)
-        self._waiting = [json.dumps({"fingerprint": fingerprint})]
+        self._waiting = [{"fingerprint": fingerprint}]
         return {}
 
     def keep(self, row: Row, completion: Completion) -> None:
         """Remember a finished sample; it is written once `save_seconds` have passed since the last writing."""
         fields = [completion.tokens, completion.logprobs, completion.entropies, completion.finish]
-        self._waiting.append(json.dumps({"request": row.request, "sample": row.sample, "completion": fields}))
+        self._waiting.append({"request": row.request, "sample": row.sample, "completion": fields})
         if self._clock() - self._saved_at >= self._save_seconds:
             self._write()
 
     def _write(self) -> None:
         for line in self._waiting:
-            append_line(self._path, line, sync=False)
+            append_line(self._path, json.dumps(line), sync=False)
         self._waiting = []
         self._saved_at = self._clock()
 
