@@ -88,7 +88,7 @@ def test_all_benchmarks_on_random_weights(tmp_path: Path, capsys: pytest.Capture
     assert found["cycle"]["kept"] == 2
     print_tables(found)
     shown = capsys.readouterr().out
-    for words in ("matrix products", "bound by our matrix products alone", "transformers' Trainer", "Of a cycle:"):
+    for words in ("matrix products", "bound by the matrix products alone", "transformers' Trainer", "Of a cycle:"):
         assert words in shown
 
 
