@@ -134,7 +134,7 @@ def works(dtype: torch.dtype) -> bool:
     try:
         linear = packed_linear(weight, bias, rows=8)
         found = torch.cat([linear(x[:rows]) for rows in (1, 8, 33)])
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+    except (RuntimeError, AttributeError, TypeError):  # gone, not built in, or of another signature
         return False
     wanted = torch.cat([functional.linear(x[:rows].float(), weight.float(), bias.float()) for rows in (1, 8, 33)])
     # Of sums of 64 products of size 1: what rounding to the type, and nothing else, explains.

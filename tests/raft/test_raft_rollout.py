@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import NumericError
+from agent.raft import rollout
 from agent.raft.model import Policy
 from agent.raft.rollout import (
     Completion,
@@ -319,16 +320,16 @@ def test_rows_in_flight_are_bounded_by_free_memory(policy: Policy, monkeypatch: 
     monkeypatch.setattr(policy, "free_memory", lambda: 2 * 10 * 1024.0 * (6 + 6))
     asked = requests(policy, "12+34=", samples=30)
     assert slots_that_fit(policy, prompt_tokens=6, sampling=SAMPLING) == 10
-    most: list[int] = []
-    forward = policy.forward
+    in_flight: list[int] = []
+    step = rollout._Slots.step
 
-    def counting(ids: Any, positions: Any, layout: Any, keep: Any = None) -> Any:
-        most.append(len(ids))
-        return forward(ids, positions, layout, keep)
+    def counting(self: rollout._Slots) -> None:
+        in_flight.append(sum(len(strand.samples) for strand in self.live))
+        step(self)
 
-    monkeypatch.setattr(policy, "forward", counting)
+    monkeypatch.setattr(rollout._Slots, "step", counting)
     generate(policy, asked, SAMPLING)
-    assert 5 < max(most) <= 10  # samples that agree share a row
+    assert max(in_flight) == 10
 
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.integers(0, 10_000), min_size=1, max_size=20, unique=True))

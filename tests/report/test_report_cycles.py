@@ -38,18 +38,9 @@ def test_a_line_says_what_the_rate_did_and_what_became_of_the_samples() -> None:
 
 @pytest.mark.parametrize("width", [80])
 def test_it_fits_a_narrow_terminal(width: int) -> None:
-    full = CycleRow(
-        cycle=100,
-        learning_rate=1.23e-5,
-        pass_rate=1.0,
-        kept=10_000,
-        loss=10.123,
-        entropy=10.12,
-        unique_share=1.0,
-        truncation_rate=1.0,
-        select_metric=1.0,
-        seconds=Seconds(generate=36000.0),
-    )
+    largest = {"cycle": 100, "kept": 10_000, "loss": 10.123, "entropy": 10.12, "seconds": Seconds(generate=36000.0)}
+    shares = dict.fromkeys(("pass_rate", "unique_share", "truncation_rate", "select_metric"), 1.0)
+    full = CycleRow(**{**largest, **shares, "learning_rate": 1.23e-5})
     out = io.StringIO()
     Console(file=out, width=width).print(cycles_table([full], delivered=100))
     assert "…" not in out.getvalue()
