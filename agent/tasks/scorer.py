@@ -59,15 +59,23 @@ class Scorer:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
+        self._over = False
         self._life = threading.Lock()
-        """Held while the child is killed and collected: its number must not be used once it is another's."""
+        """Held while the child is started, killed and collected: a child that is just being started must not escape
+        `end`, and a number must not be used once it is another's."""
 
     def start(self) -> Reply:
-        """Start the child if there is none. A reply with `error` where what it loads fails to load."""
+        """Start the child if there is none. A reply with `error` where what it loads fails to load.
+
+        Raises Closed after `end`.
+        """
         if self._process is not None:
             return Reply(values={})
         self._pending = b""
-        self._process = _started_child()
+        with self._life:
+            if self._over:
+                raise Closed
+            self._process = _started_child()
         reply = self._exchange(self._setup | {"timeout": START_SECONDS}, timeout=START_SECONDS)
         if reply.values is None:
             self.close()
@@ -79,18 +87,19 @@ class Scorer:
             return started
         return self._exchange({**request, "timeout": self._timeout}, timeout=self._timeout)
 
-    def interrupt(self) -> None:
-        """Kill the child and what it started, from any thread. A call in progress returns, as from a dead child."""
+    def end(self) -> None:
+        """Kill the child and what it started, from any thread, and never start another.
+
+        A call in progress returns, as from a dead child, or raises Closed.
+        """
         with self._life:
-            if self._process is not None:
-                # Not yet waited for, so the number is still its own and cannot be another process's.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._over = True
+            self._kill()
 
     def close(self) -> None:
         """Kill the child and what it started, and collect it. For the thread that uses this scorer."""
-        self.interrupt()
         with self._life:
+            self._kill()
             process, self._process = self._process, None
             if process is None:
                 return
@@ -99,6 +108,12 @@ class Scorer:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            # Not yet waited for, so the number is still its own and cannot be another process's.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _exchange(self, message: Mapping[str, Any], *, timeout: float) -> Reply:
         """Send one message and read its reply; the child is gone unless the reply has `values` or `error`."""
@@ -215,7 +230,7 @@ class Scorers:
         """End the children for good. Calls in progress in other threads raise Closed, and so do later ones."""
         self._closed = True
         for scorer in self._all:
-            scorer.interrupt()
+            scorer.end()
         # Those in use are collected by the threads that use them.
         idle = []
         with contextlib.suppress(queue.Empty):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.recipe.schema import Verifier
+from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.verdicts import AnswerVerifier, Closed, Verdict
 from agent.tasks.verifiers import build_verifier
@@ -100,6 +102,26 @@ def test_closing_ends_a_batch_in_another_thread_and_its_children(count: int, tmp
     children = [path.stem for path in tmp_path.glob("*.pid")]
     assert children
     assert not [child for child in children if Path("/proc", child).exists()]
+
+
+def test_closing_reaches_a_child_that_is_just_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "check.py").write_text(FUNCTION)
+    verifier = build_verifier(Verifier(kind="python:check.py:score", timeout_seconds=60), base=tmp_path)
+    starting, begun = threading.Event(), scorer._started_child
+    assert verifier.verify("56", SUM).passed
+
+    def slowly() -> subprocess.Popen[bytes]:
+        starting.set()
+        time.sleep(0.3)
+        return begun()
+
+    monkeypatch.setattr(scorer, "_started_child", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(verifier.verify_many, [("hang", SUM)] * 40)
+        assert starting.wait(10.0)
+        verifier.close()
+        with pytest.raises(Closed):
+            future.result(timeout=10.0)
 
 
 @pytest.mark.parametrize("count", [1, 40])
