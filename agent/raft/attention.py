@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent.errors import Unsupported
+from agent.raft.cpu_attention import cpu_attention
 
 IMPLEMENTATION = "raft_layout"
 """Name under which the function is known to transformers."""
@@ -189,7 +190,7 @@ class PackedLayout:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
+        q, k, v = (_narrowed(x[0]).transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
         outs = []
         for bucket, visible in zip(self._buckets, self._visible(window), strict=True):
             parts = [_rows(x, at) for x, at in ((q, bucket.queries), (k, bucket.keys), (v, bucket.keys))]
@@ -202,10 +203,13 @@ class PackedLayout:
         self, q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
         """(S, heads, Q, D)"""
+        by_kernel = not self.eager and softcap is None
+        if by_kernel and q.device.type == "cpu":
+            return cpu_attention(q, k, v, visible=visible, scale=scale)
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-        if not self.eager and softcap is None:
+        if by_kernel:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
         scores = capped(q @ k.transpose(2, 3) * scale, softcap)
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
@@ -223,6 +227,12 @@ class PackedLayout:
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
     """Scores bounded to (-softcap, softcap) by tanh, as Gemma 2 does (arXiv 2408.00118, section 2)."""
     return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _narrowed(x: Tensor) -> Tensor:
+    """In the type that autocast gives to attention anyway: what is gathered from here on is half as much."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _rows(x: Tensor, at: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ It does not: re-tokenize (ids are trained as they were sampled), see the reward,
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from agent.errors import NumericError
 from agent.raft.loss import TokenLoss, loss_of_hidden, loss_of_logits
-from agent.raft.microbatch import Microbatch, TrainingSample, choose_shape, collate, plan_microbatches
+from agent.raft.microbatch import Group, Microbatch, TrainingSample, choose_shape, collate, plan_steps
 from agent.raft.model import Policy
 from agent.raft.optimizers import build_optimizer
 from agent.recipe.schema import Learner
@@ -114,25 +113,20 @@ class Trainer:
         report.seconds = time.monotonic() - started
         return report
 
-    def _plan(self, samples: Sequence[TrainingSample], seed: int) -> list[list[Microbatch]]:
-        """The optimizer steps of a cycle: microbatches in an order shuffled by epoch, `gradient_accumulation` each."""
-        batches = [
-            collate(group, shape=self.shape, policy=self.policy)
-            for group in plan_microbatches(samples, self.learner.microbatch_tokens, shape=self.shape, seed=seed)
+    def _plan(self, samples: Sequence[TrainingSample], seed: int) -> list[list[Group]]:
+        """The optimizer steps of a cycle: those of each epoch, in an order of its own."""
+        return [
+            step
+            for epoch in range(self.learner.epochs_per_cycle)
+            for step in plan_steps(samples, self.learner, shape=self.shape, seed=f"train/{seed}/{epoch}")
         ]
-        steps = []
-        for epoch in range(self.learner.epochs_per_cycle):
-            order = list(batches)
-            random.Random(f"train/{seed}/{epoch}").shuffle(order)
-            size = self.learner.gradient_accumulation
-            steps += [order[start : start + size] for start in range(0, len(order), size)]
-        return steps
 
-    def _step(self, step: Sequence[Microbatch], report: TrainReport, on_step: OnStep) -> None:
+    def _step(self, step: Sequence[Group], report: TrainReport, on_step: OnStep) -> None:
         """One optimizer step: its loss is a mean over all its completion tokens."""
-        total = sum(batch.completion_tokens for batch in step)
+        total = sum(len(sample.completion) for group in step for sample in group)
         gap = 0.0
-        for batch in step:
+        for group in step:
+            batch = collate(group, shape=self.shape, policy=self.policy)
             with self.policy.autocast():
                 result = self.token_loss(batch)
             loss = result.objective / total

@@ -12,6 +12,7 @@ All give the same loss and the same gradient. It does not: choose samples, or kn
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -83,21 +84,46 @@ def choose_shape(policy: Policy, learner: Learner, *, compile_step: bool) -> tup
     return "tree", "samples of a prompt share it"
 
 
-def plan_microbatches(
-    samples: Sequence[TrainingSample], limit: int, *, shape: Shape, seed: int
-) -> list[list[TrainingSample]]:
-    """Samples in groups of at most `limit` tokens; a longer sample is a group of its own.
+Group = list[TrainingSample]
 
-    Padded, they are sorted by length, longest first, so that rows of a group are nearly equal, and padding counts.
-    Otherwise prompts come in random order, and samples of one prompt follow each other.
+
+def plan_steps(samples: Sequence[TrainingSample], learner: Learner, *, shape: Shape, seed: str) -> list[list[Group]]:
+    """The optimizer steps of one pass over the samples, each as the groups that go through the model together.
+
+    Prompts come in random order, samples of one prompt follow each other. A step has at most `microbatch_tokens` x
+    `gradient_accumulation` tokens of samples, a group at most `microbatch_tokens`, padding included; both are a little
+    more or a group of its own where a single sample is longer. Steps are as even as samples allow: cut at the limit,
+    what is left over would be a step of a few samples at the whole learning rate. How many steps there are does not
+    depend on the shape, nor on how a step is cut into microbatches.
     """
-    ordered = sorted(samples, key=len, reverse=True) if shape == "padded" else _by_prompt(samples, seed)
-    groups: list[list[TrainingSample]] = []
+    if not samples:
+        return []
+    ordered = _by_prompt(samples, seed)
+    tokens = sum(map(len, ordered))
+    steps = -(-tokens // (learner.microbatch_tokens * learner.gradient_accumulation))
+    return [_microbatches(step, learner.microbatch_tokens, shape) for step in _evenly(ordered, steps, padded=False)]
+
+
+def _microbatches(samples: Group, limit: int, shape: Shape) -> list[Group]:
+    """Padded, samples are sorted by length, longest first, so that rows of a group are nearly equal."""
+    padded = shape == "padded"
+    ordered = sorted(samples, key=len, reverse=True) if padded else samples
+    return _evenly(ordered, len(_filled(ordered, limit, padded=padded)), padded=padded)
+
+
+def _evenly(ordered: Group, groups: int, *, padded: bool) -> list[Group]:
+    """At most so many groups in the order given, the largest as small as can be."""
+    most = len(ordered) * max(map(len, ordered))
+    limit = bisect_left(range(most), True, key=lambda tokens: len(_filled(ordered, tokens, padded=padded)) <= groups)
+    return _filled(ordered, limit, padded=padded)
+
+
+def _filled(ordered: Group, limit: int, *, padded: bool) -> list[Group]:
+    """Groups of at most `limit` tokens, each filled before the next begins; a longer sample is a group of its own."""
+    groups: list[Group] = []
     used = 0
     for sample in ordered:
-        after = used + len(sample)
-        if shape == "padded" and groups:
-            after = len(groups[-1][0]) * (len(groups[-1]) + 1)
+        after = len(groups[-1][0]) * (len(groups[-1]) + 1) if padded and groups else used + len(sample)
         if not groups or after > limit:
             groups.append([])
             used = 0
@@ -106,12 +132,12 @@ def plan_microbatches(
     return groups
 
 
-def _by_prompt(samples: Sequence[TrainingSample], seed: int) -> list[TrainingSample]:
-    by_prompt: dict[tuple[int, ...], list[TrainingSample]] = {}
+def _by_prompt(samples: Sequence[TrainingSample], seed: str) -> Group:
+    by_prompt: dict[tuple[int, ...], Group] = {}
     for sample in samples:
         by_prompt.setdefault(tuple(sample.prompt), []).append(sample)
     groups = list(by_prompt.values())
-    random.Random(f"microbatches/{seed}").shuffle(groups)
+    random.Random(seed).shuffle(groups)
     return [sample for group in groups for sample in group]
 
 

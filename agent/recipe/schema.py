@@ -384,7 +384,8 @@ class Learner(Section):
     microbatch_tokens: Whole = Field(4096, ge=16, le=4194304)
     """Most tokens, padding included, in one forward and backward."""
     gradient_accumulation: Whole = Field(1, ge=1, le=4096)
-    """Microbatches in one optimizer step."""
+    """Microbatches in one optimizer step: a cycle has as many steps as its kept samples' tokens, over this times
+    microbatch_tokens, rounded up, all of them nearly equal."""
     packing: Flag = True
     """Put several samples in one row, prompts that they share once; attention keeps them apart. Where a model's
     attention cannot, and with false: rows of similar length, padded."""

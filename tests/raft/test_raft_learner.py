@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.errors import NumericError
 from agent.raft.learner import Trainer
 from agent.raft.loss import Targets, loss_of_hidden, loss_of_logits, objective
-from agent.raft.microbatch import TrainingSample, choose_shape, collate, plan_microbatches
+from agent.raft.microbatch import TrainingSample, choose_shape, collate, plan_steps
 from agent.raft.model import Policy
 from agent.raft.optimizers import AdamW, build_optimizer
 from agent.recipe.schema import Learner
@@ -306,28 +308,64 @@ def test_gradients_are_clipped_and_the_share_of_clipped_steps_is_told(policy: Po
     assert report.grad_norm > 0.01
 
 
-def test_microbatches_obey_the_token_limit_padding_included(policy: Policy) -> None:
-    samples = [TrainingSample([1] * p, [2] * c, [0.0] * c) for p in (3, 9, 20) for c in (1, 4, 7)]
-    for limit in (16, 27, 40, 100):
-        groups = plan_microbatches(samples, limit, shape="padded", seed=0)
-        assert sorted(map(id, (s for g in groups for s in g))) == sorted(map(id, samples))
-        for group in groups:
-            assert len(group) == 1 or max(map(len, group)) * len(group) <= limit
-        packed = plan_microbatches(samples, limit, shape="tree", seed=0)
-        assert all(len(group) == 1 or sum(map(len, group)) <= limit for group in packed)
-        assert len(packed) <= len(groups)
+lengths = st.tuples(st.integers(0, 3), st.integers(1, 30), st.integers(1, 30))
 
 
-def test_steps_follow_microbatches_accumulation_and_epochs(policy: Policy) -> None:
+@given(st.lists(lengths, max_size=40), st.integers(16, 200), st.integers(1, 4))
+def test_steps_are_even_and_microbatches_obey_the_token_limit(
+    sizes: list[tuple[int, int, int]], limit: int, accumulation: int
+) -> None:
+    samples = [TrainingSample([name] * p, [2] * c, [0.0] * c) for name, p, c in sizes]
+    settings = learner(microbatch_tokens=limit, gradient_accumulation=accumulation)
+    longest, tokens = max(map(len, samples), default=0), sum(map(len, samples))
+    counts = set()
+    for shape in ("padded", "tree", "row"):
+        steps = plan_steps(samples, settings, shape=shape, seed="s")
+        assert sorted(map(id, (s for step in steps for g in step for s in g))) == sorted(map(id, samples))
+        sums = [sum(len(s) for g in step for s in g) for step in steps]
+        counts.add(tuple(sums))
+        # As few steps as the limit asks for; each at most one sample above an even share.
+        assert len(steps) <= -(-tokens // (limit * accumulation))
+        assert all(0 < used < tokens / len(steps) + longest for used in sums)
+        for group in (g for step in steps for g in step):
+            cost = max(map(len, group)) * len(group) if shape == "padded" else sum(map(len, group))
+            assert len(group) == 1 or cost <= limit
+    # How samples lie in microbatches does not decide what an optimizer step consists of.
+    assert len(counts) == 1
+
+
+def test_what_is_left_over_is_no_step_of_its_own() -> None:
+    samples = [TrainingSample([n] * 6, [2] * 4, [0.0] * 4) for n in range(11)]
+
+    def sizes(**settings: Any) -> list[list[int]]:
+        steps = plan_steps(samples, learner(**settings), shape="tree", seed="s")
+        return [[len(group) for group in step] for step in steps]
+
+    assert sizes(microbatch_tokens=100) == [[6], [5]]
+    assert sizes(microbatch_tokens=50, gradient_accumulation=2) == [[3, 3], [5]]
+    assert sizes(microbatch_tokens=40, gradient_accumulation=4) == [[4, 4, 3]]
+
+
+def test_samples_of_a_prompt_stay_together_and_epochs_differ_in_order() -> None:
+    samples = [TrainingSample([prompt] * 5, [n] * 5, [0.0] * 5) for n in range(3) for prompt in range(8)]
+    orders = []
+    for seed in ("1", "2"):
+        steps = plan_steps(samples, learner(microbatch_tokens=60), shape="tree", seed=seed)
+        orders.append([s.prompt[0] for step in steps for g in step for s in g])
+        assert all(order == sorted(order, key=order.index) for order in orders)
+    assert orders[0] != orders[1]
+    assert plan_steps([], learner(), shape="tree", seed="s") == []
+
+
+def test_steps_follow_tokens_and_epochs(policy: Policy) -> None:
     samples = [sample(policy, "12+34=", "46") for _ in range(6)]
     report = Trainer(policy, learner(microbatch_tokens=18, gradient_accumulation=2, epochs_per_cycle=3)).train(
         samples, learning_rate=constant, seed=0
     )
-    # 9 tokens a sample, 2 samples a microbatch, 3 microbatches an epoch, 2 steps an epoch (the last one half full).
+    # 9 tokens a sample, 54 in an epoch, at most 36 a step: two steps of three samples, the second at the odd ages.
     assert report.steps == 6
     assert report.tokens == 3 * 6 * 3
-    # 2 microbatches of 2 samples at ages 0, 2, 4 and one at 1, 3, 5.
-    assert report.row()["trajectory_age"] == pytest.approx((4 * (0 + 2 + 4) + 2 * (1 + 3 + 5)) / 18)
+    assert report.row()["trajectory_age"] == pytest.approx((0 + 2 + 4 + 1 + 3 + 5) / 6)
 
 
 def test_drift_is_how_far_the_policy_has_moved_from_the_sampler(policy: Policy) -> None:
