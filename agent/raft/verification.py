@@ -1,7 +1,8 @@
 """Verification beside generation: answers are checked in a second thread while the model goes on sampling.
 
 A verifier that takes long (running a program's tests) costs nothing then as long as generation takes longer; what is
-left when the last sample ends is what a cycle waits for. Verifiers are called by one thread only.
+left when the last sample ends is what a cycle waits for. Verifiers are called by one thread only, and once for samples
+of a prompt that are the same to the token, as many are once a model has learned something.
 """
 
 from __future__ import annotations
@@ -76,13 +77,18 @@ class Verification:
 
     def _work(self) -> None:
         try:
+            known: dict[tuple[int, tuple[int, ...]], Verdict] = {}
             while batch := self._next_batch():
-                pairs = [
-                    (self._examiner.response_of(completion), self._examples[row.request]) for row, completion in batch
-                ]
-                for (row, completion), verdict in zip(batch, self._examiner.verifier.verify_many(pairs), strict=True):
-                    self._verdicts[row] = verdict
-                    self._on_verdict(row, completion, verdict)
+                answers = [(row.request, tuple(completion.tokens)) for row, completion in batch]
+                new = {
+                    answer: (self._examiner.response_of(completion), self._examples[row.request])
+                    for answer, (row, completion) in zip(answers, batch, strict=True)
+                    if answer not in known
+                }
+                known.update(zip(new, self._examiner.verifier.verify_many(list(new.values())), strict=True))
+                for answer, (row, completion) in zip(answers, batch, strict=True):
+                    self._verdicts[row] = known[answer]
+                    self._on_verdict(row, completion, known[answer])
         except BaseException as error:
             self._error = error
 
