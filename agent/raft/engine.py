@@ -312,6 +312,7 @@ class Training:
             split="select",
             samples=evaluation.select_samples,
             on_step=lambda: self.pulse.beat("evaluate"),
+            passing=cycle > 0,
         )
         seconds = self.clock() - began
         self.declined = self.decline.add(measured.rows)

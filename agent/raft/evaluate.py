@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from agent.contract import EvalRow, Split
@@ -50,6 +50,8 @@ class Examiner:
     shots: Sequence[Example]
     answers: AnswerCache | None = None
     """Completions of earlier evaluations; None draws all anew."""
+    _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    """Requests by id of the held-out row: they are asked again and again."""
 
     def prompt_of(self, example: Example) -> list[int]:
         """Ids of the request for a row. Raises DataError where the model cannot read them."""
@@ -78,13 +80,18 @@ class Examiner:
         samples: int,
         on_step: Callable[[], None],
         on_prompt: Callable[[list[EvalRow]], None] = lambda rows: None,
+        passing: bool = False,
     ) -> Measured:
         """The split's rows and metric under `evaluation`.
 
         `on_prompt` is given the rows of each prompt as soon as all its samples are judged, in another thread.
+        `passing` says that nobody will ask these weights again, so that their answers are neither kept nor looked for.
         """
+        for example in examples:
+            if example.id not in self._prompts:
+                self._prompts[example.id] = self.prompt_of(example)
         requests = [
-            Request(self.prompt_of(example), samples, seed_of("evaluate", split, example.id)) for example in examples
+            Request(self._prompts[example.id], samples, seed_of("evaluate", split, example.id)) for example in examples
         ]
         began = time.monotonic()
         rows: dict[Row, EvalRow] = {}
@@ -96,7 +103,8 @@ class Examiner:
                 on_prompt(cast(list[EvalRow], group))
 
         with Verification(self, examples, on_verdict=judged) as verification:
-            completions, drawing = self._answers(requests, on_finished=verification.add, on_step=on_step)
+            cache = None if passing else self.answers
+            completions, drawing = self._answers(requests, cache, on_finished=verification.add, on_step=on_step)
             verification.verdicts(completions, on_step=on_step)
         ordered = [rows[Row(place, sample)] for place in range(len(examples)) for sample in range(samples)]
         return Measured(
@@ -107,15 +115,20 @@ class Examiner:
         )
 
     def _answers(
-        self, requests: Sequence[Request], *, on_finished: OnFinished, on_step: Callable[[], None]
+        self,
+        requests: Sequence[Request],
+        cache: AnswerCache | None,
+        *,
+        on_finished: OnFinished,
+        on_step: Callable[[], None],
     ) -> tuple[list[list[Completion]], float]:
         """Completions by prompt and sample, from the cache where these weights have been asked the same before, and
         the seconds of drawing them."""
         sampling = self._sampling()
         places = [place for place, request in enumerate(requests) if fits(request.prompt, sampling)]
         fitting = [requests[place] for place in places]
-        key = self.answers.key(self.policy, fitting, sampling) if self.answers else ""
-        known = self.answers.get(key) if self.answers else None
+        key = cache.key(self.policy, fitting, sampling) if cache else ""
+        known = cache.get(key) if cache else None
         if known is not None:
             answered, seconds = known
         else:
@@ -126,8 +139,8 @@ class Examiner:
 
             answered = generate(self.policy, fitting, sampling, on_step=on_step, on_finished=finished)
             seconds = time.monotonic() - began
-            if self.answers:
-                self.answers.put(key, answered, seconds=seconds)
+            if cache:
+                cache.put(key, answered, seconds=seconds)
         unanswered = Completion([], [], [], "length")
         by_place = dict(zip(places, answered, strict=True))
         groups = [by_place.get(place, [unanswered] * request.samples) for place, request in enumerate(requests)]

@@ -46,6 +46,16 @@ def test_known_answers_are_not_drawn_again_and_cost_what_they_did(
             examiner.measure(EXAMPLES, split="select", samples=3, on_step=lambda: None)
 
 
+def test_weights_in_passing_leave_nothing_behind(policy: Policy, tmp_path: Path) -> None:
+    recipe = small_recipe()
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        examiner = Examiner(recipe, policy, verifier, (), AnswerCache(tmp_path / "answers"))
+        passing = examiner.measure(EXAMPLES, split="select", samples=3, on_step=lambda: None, passing=True)
+        assert not (tmp_path / "answers").exists()
+        assert examiner.measure(EXAMPLES, split="select", samples=3, on_step=lambda: None).rows == passing.rows
+        assert len(list((tmp_path / "answers").iterdir())) == 1
+
+
 def test_whatever_decides_a_completion_is_in_the_key_and_the_number_of_slots_is_not(
     policy: Policy, tmp_path: Path
 ) -> None:
