@@ -91,10 +91,10 @@ class SlotCache:
         """Copy the first `tokens` of some rows into other slots, none of which is among the sources."""
         if not sources:
             return
-        source, target = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+        source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
         for layer in self.layers.values():
-            layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
-            layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
+            for rows in (layer.keys[:, :, :tokens], layer.values[:, :, :tokens]):
+                rows.index_copy_(0, target, rows.index_select(0, source))
 
 
 class PromptLayout(PackedLayout):
