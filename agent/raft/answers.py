@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from agent.files import read_jsonl, write_atomic
 from agent.raft.model import Policy
@@ -31,13 +33,20 @@ class AnswerCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._frozen: dict[int, bytes] = {}
+        """By model: the digest of the weights that no training changes."""
 
     def key(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> str:
         asked = [[request.prompt, request.samples, request.seed] for request in requests]
         settings = {name: value for name, value in asdict(sampling).items() if name != "slots"}
-        how = [policy.attention, str(policy.compute), str(policy.device), torch.__version__, VERSION]
-        digest = hashlib.sha256(json.dumps([asked, settings, how]).encode())
-        digest.update(weights_digest(policy))
+        how = [policy.attention, str(policy.compute), str(policy.device), sorted(policy.stop_ids), VERSION]
+        versions = [version(package) for package in ("torch", "transformers", "peft")]
+        digest = hashlib.sha256(json.dumps([asked, settings, how, versions, _configuration(policy)]).encode())
+        trained = policy.trainable()
+        if id(policy.model) not in self._frozen:
+            weights = dict(policy.model.named_parameters())
+            self._frozen[id(policy.model)] = _digest({n: p for n, p in weights.items() if n not in trained})
+        digest.update(self._frozen[id(policy.model)] + _digest(trained))
         return digest.hexdigest()[:32]
 
     def get(self, key: str) -> tuple[list[list[Completion]], float] | None:
@@ -67,13 +76,24 @@ class AnswerCache:
             path.unlink(missing_ok=True)
 
 
-def weights_digest(policy: Policy) -> bytes:
-    """Names the weights by their bytes."""
+def _configuration(policy: Policy) -> list[str]:
+    """What decides the model's output besides its weights: positions, caps, the scale of adapters."""
+    adapters = getattr(policy.model, "peft_config", {})
+    return [
+        "" if policy.native else policy.inner.config.to_json_string(use_diff=False),
+        # Their target modules are a set, which has another order in every process.
+        *(json.dumps(asdict(adapter), default=_sorted, sort_keys=True) for adapter in adapters.values()),
+    ]
+
+
+def _sorted(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+
+
+def _digest(weights: Mapping[str, nn.Parameter]) -> bytes:
+    """Names weights by their bytes."""
     digest = hashlib.blake2b(digest_size=32)
-    seen: set[int] = set()
-    for name, parameter in policy.model.named_parameters():
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().data)
+    for name, parameter in weights.items():
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().data)
     return digest.digest()

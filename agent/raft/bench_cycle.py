@@ -20,7 +20,7 @@ from agent.raft.engine import Training
 from agent.raft.evaluate import Examiner
 from agent.raft.measure import peak_memory_gb
 from agent.raft.model import load_policy
-from agent.raft.pulse import Pulse
+from agent.raft.pulse import Pulse, no_beat
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier
 
@@ -37,7 +37,7 @@ def measure_cycles(
     recipe = recipe_of(settings)
     splits = load_splits(recipe.task, recipe.evaluation, base=Path.cwd())
     say(f"loading {settings.model}")
-    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=_no_beat)
+    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=no_beat)
     cycles: list[dict[str, Any]] = []
     with build_verifier(recipe.task.verifier, base=Path.cwd(), allow_untrusted_code=False) as verifier:
         training = Training(
@@ -77,10 +77,6 @@ def measure_cycles(
         "environment": dict(environment),
         "limits": limits({name: found["median"] for name, found in phases.items()}),
     }
-
-
-def _no_beat(*_: object, **__: object) -> None:
-    """Nobody watches a benchmark."""
 
 
 def _one_cycle(training: Training, number: int) -> dict[str, Any]:

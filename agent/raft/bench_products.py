@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.raft.bench_arithmetic import grid, interpolated, product_flops
+from agent.raft.sampling_weights import packed_linear
 
 MOST_ROW_COUNTS = 12
 """Row counts of one shape of weight that are timed; between them time is taken to be linear."""
@@ -150,9 +151,8 @@ def _seconds(product: Product, *, copies: int, device: torch.device) -> float:
     x = torch.randn(product.rows, product.inputs, device=device).to(dtype)
     weights = [torch.randn(product.outputs, product.inputs, device=device).to(dtype) for _ in range(copies)]
     if product.packed:
-        pack, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
-        packed = [pack(weight, product.rows) for weight in weights]
-        return best_seconds(lambda: [linear(x, w, None, "none", [], "") for w in packed], device) / copies
+        packed = [packed_linear(weight, None, rows=product.rows) for weight in weights]
+        return best_seconds(lambda: [linear(x) for linear in packed], device) / copies
     return best_seconds(lambda: [torch.nn.functional.linear(x, w) for w in weights], device) / copies
 
 

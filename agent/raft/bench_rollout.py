@@ -39,6 +39,7 @@ from agent.raft.bench_settings import BenchSettings, recipe_of
 from agent.raft.cache import DecodeLayout
 from agent.raft.generate_hf import left_padded
 from agent.raft.model import Policy, load_policy
+from agent.raft.pulse import no_beat
 from agent.raft.rollout import Completion, Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.sampling_weights import works
@@ -73,7 +74,7 @@ def measure_rollout(
     """`useful_tokens_per_s` and the rest are medians of the repeats; None for what was not measured."""
     recipe = recipe_of(settings)
     say(f"loading {settings.model}")
-    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=_no_beat)
+    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=no_beat)
     requests = requests_of(policy, recipe)
     sampling = sampling_of(policy, recipe)
     contenders = {"ours": _ours(policy, requests, sampling)}
@@ -94,7 +95,7 @@ def measure_rollout(
 
 
 def requests_of(policy: Policy, recipe: Recipe, *, cycle: int = 0) -> list[Request]:
-    """The prompts of a cycle's rollout as the engine is asked them, without those that leave no room."""
+    """The prompts of a cycle's rollout as the engine is asked them."""
     splits = load_splits(recipe.task, recipe.evaluation, base=Path.cwd())
     examples = PromptSource(splits.train, mix=recipe.task.mix, seed=recipe.seed).draw(recipe.rollout.prompts_per_cycle)
     prompts = [render(recipe.prompt, example, tokenizer=policy.tokenizer) for example in examples]
@@ -111,10 +112,6 @@ def sampling_of(policy: Policy, recipe: Recipe) -> Sampling:
         slots=rollout_keys.slots,
         engine=policy.engine_for(rollout_keys.engine),
     )
-
-
-def _no_beat(*_: object, **__: object) -> None:
-    """Nobody watches a benchmark."""
 
 
 # The contenders ------------------------------------------------------------------------------------------------
@@ -142,7 +139,7 @@ def _theirs(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source = sources.fetch(recipe.model, cache=cache, beat=_no_beat)
+    source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
     with sources.reading(source):
         model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, dtype=policy.compute)
     model = model.to(policy.device).eval()

@@ -26,6 +26,7 @@ from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import peak_memory_gb
 from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy, choose_device, facts_of, load_policy
+from agent.raft.pulse import no_beat
 from agent.recipe.memory import arithmetic
 from agent.recipe.schema import Recipe
 from agent.recipe.shapes import shape_of
@@ -39,7 +40,7 @@ Say = Callable[[str], None]
 def draw_samples(settings: BenchSettings, *, cache: Path, say: Say) -> list[dict[str, Any]]:
     """The samples of one update, as plain values: of each prompt the first ones, as many as `kept` asks for."""
     recipe = recipe_of(settings)
-    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=_no_beat)
+    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=no_beat)
     say("drawing the samples to train on")
     requests, groups = completions_of(policy, recipe)
     chosen = [
@@ -54,17 +55,13 @@ def read_samples(path: Path) -> list[TrainingSample]:
     return [TrainingSample(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _no_beat(*_: object, **__: object) -> None:
-    """Nobody watches a benchmark."""
-
-
 # Ours ------------------------------------------------------------------------------------------------------------
 
 
 def train_ours(settings: BenchSettings, samples: Sequence[TrainingSample], *, cache: Path, say: Say) -> dict[str, Any]:
     """Seconds of an update by repeat, the peak measured between them, and the operations that were needed and done."""
     recipe = recipe_of(settings)
-    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=_no_beat)
+    policy = load_policy(recipe, cache=cache, seed=settings.seed, beat=no_beat)
     trainer = Trainer(policy, recipe.learner)
     _update(trainer, samples, seed=-1)
     seconds: list[float] = []
@@ -161,7 +158,7 @@ def train_theirs(
     device, _ = choose_device()
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
     narrow = arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)
-    source = sources.fetch(recipe.model, cache=cache, beat=_no_beat)
+    source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
     with sources.reading(source):
         model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)

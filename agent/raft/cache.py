@@ -21,6 +21,8 @@ from agent.raft.attention import PackedLayout, SegmentTree, capped, tree_of
 
 FIRST_TOKENS = 16
 """Room for completion tokens at the start."""
+FEW_PROMPTS = 0.5
+"""Share of the places up to the last one in use, from which on down those in use are copied out of the cache."""
 GROWTH = 1.25
 """Factor by which the room grows at least when a completion needs more; in multiples of FIRST_TOKENS."""
 
@@ -133,9 +135,8 @@ def prompt_layout(
 class DecodeLayout:
     """Attention of one decode step: R rows with one new token each.
 
-    `place` (R,) is each row's prompt, `prompt_length` (R,) its tokens, `length` (R,) the completion tokens that are
-    already in the cache; the new token becomes number `length`. The arrangement of rows by prompt is kept by the
-    caller between steps (`Arrangement`).
+    `length` (R,) are the completion tokens that are already in the cache; the new token becomes number `length`. The
+    arrangement of rows by prompt is kept by the caller between steps.
     """
 
     def __init__(self, cache: SlotCache, arrangement: Arrangement, length: Tensor, *, longest: int, even: bool):
@@ -160,7 +161,8 @@ class DecodeLayout:
         self._write(store, k, v)
         q = (q[0].transpose(0, 1) * scale).to(store.keys.dtype)
         q = q.reshape(count, kv_heads, -1, size)  # (R, kv_heads, per_head, D)
-        to_prompt = rows.scatter(rows.gather(q) @ store.prompt_keys[: rows.places, :, :, : rows.longest])
+        prompt_keys, prompt_values = rows.prompts(layer, store.prompt_keys, store.prompt_values)
+        to_prompt = rows.scatter(rows.gather(q) @ prompt_keys)
         to_own = _scores(q, store.keys[:count, :, :own])
         scores = capped(torch.cat([to_prompt, to_own], -1), softcap).float()  # (R, kv_heads, per_head, prompt + own)
         hidden = self._hide(window)
@@ -169,7 +171,7 @@ class DecodeLayout:
         shares = scores.softmax(-1).to(store.values.dtype)
         of_prompt, of_own = shares.split([rows.longest, own], -1)
         out: Tensor = of_own @ store.values[:count, :, :own]
-        out += rows.scatter(rows.gather(of_prompt) @ store.prompt_values[: rows.places, :, : rows.longest])
+        out += rows.scatter(rows.gather(of_prompt) @ prompt_values)
         return out.reshape(1, count, -1, size).to(v.dtype)
 
     def _write(self, store: _Layer, k: Tensor, v: Tensor) -> None:
@@ -218,14 +220,20 @@ class Arrangement:
     def __init__(self, place: Sequence[int], prompt_length: Sequence[int], *, device: torch.device):
         """`place` and `prompt_length` by row."""
         self.count = len(place)
-        self.places = max(place) + 1
+        used = sorted(set(place))
+        few = len(used) <= FEW_PROMPTS * (used[-1] + 1)
+        self._used = torch.tensor(used, device=device) if few else None
+        """The places in use, where it pays to take only those; else all up to the last one in use count."""
+        self._taken: dict[int, tuple[Tensor, Tensor]] = {}
+        self.places = len(used) if few else used[-1] + 1
+        number = {at: i for i, at in enumerate(used)} if few else {at: at for at in used}
         self.longest = max(prompt_length)
         self.same_prompt_length = min(prompt_length) == self.longest
         self.prompt_length = torch.tensor(prompt_length, device=device)
         self.index = torch.arange(self.count, device=device)
         members: list[list[int]] = [[] for _ in range(self.places)]
         for row, at in enumerate(place):
-            members[at].append(row)
+            members[number[at]].append(row)
         self._most = max(map(len, members))
         back = [0] * self.count
         table = []
@@ -237,6 +245,16 @@ class Arrangement:
         """Row order is prompt order, so that nothing has to be moved."""
         self._table = torch.tensor(table, device=device)
         self._back = torch.tensor(back, device=device)
+
+    def prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (places, kv_heads, D, longest) and values (places, kv_heads, longest, D) of the prompts in use."""
+        if self._used is None:
+            return keys[: self.places, :, :, : self.longest], values[: self.places, :, : self.longest]
+        if layer not in self._taken:
+            # They stay as they are as long as these rows are in flight.
+            taken = keys[..., : self.longest], values[:, :, : self.longest]
+            self._taken[layer] = (taken[0].index_select(0, self._used), taken[1].index_select(0, self._used))
+        return self._taken[layer]
 
     def gather(self, x: Tensor) -> Tensor:
         """(places, kv_heads, rows_of_a_prompt * per_head, D) from (R, kv_heads, per_head, D)."""

@@ -1,11 +1,15 @@
-"""Attention of padded segments on a CPU: torch's own kernel, with a faster gradient for short queries in 16 bits.
+"""Attention of padded segments on a CPU: torch's own kernel, with another gradient for short queries in 16 bits.
 
 torch 2.13's attention kernel for CPUs reads grouped keys without repeating them, and its gradient is fast in float32.
-In bfloat16 the gradient takes 3 to 5 times as long as the five matrix products that it consists of, where queries are
-short: 60 segments of 26 queries and 75 keys, 9 heads of 64 on two cores with AMX, 61 against 23 ms; 24 of 128 and 256,
-118 against 61; from about 256 queries on the kernel wins. So there the gradient is worked out here, from scores that
-are computed again, a few segments at a time: nothing more is kept from the forward pass. Scores are rounded to the
-narrow type, as transformers' eager attention does; the error of the gradient is that of eager's.
+In bfloat16 the gradient takes two to five times as long as the matrix products that it consists of, where queries are
+short (9 heads of 64 on two cores with AMX, forward and backward: 60 segments of 26 queries and 75 keys 74 and 29 ms,
+300 of 16 and 64 330 and 65 ms, 24 of 128 and 256 135 and 83 ms; at 256 queries the kernel wins). And it takes what a
+query's scores move by from its rounded output, so that they do not sum to zero: where keys and values have a large
+part in common, as under the biases of Qwen2.5, most of the query's gradient is rounding.
+
+So there the gradient is worked out here, from scores that are computed again, a few segments at a time; nothing more
+is kept from the forward pass. Scores and products are in the narrow type, softmax and its gradient in float32, as in
+transformers' eager attention.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-SHORT = 256
+SHORT = 128
 """Queries of a segment up to which the gradient by products is the faster one."""
-SCORES_AT_ONCE = 1 << 21
-"""Scores of the segments that are worked on together; measured flat from 2**20 to 2**22."""
+SCORES_AT_ONCE = 1 << 19
+"""Scores of the segments that are worked on together; flat from 2**18 to 2**20, a fifth slower from 2**21 on."""
 
 
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor, scale: float) -> Tensor:
@@ -40,36 +44,38 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> T
 
 
 class _ShortQueries(torch.autograd.Function):
-    """softmax(scale q k') v; the gradient as in FlashAttention-2 (arXiv 2307.08691, algorithm 2), without its tiles."""
+    """softmax(scale q k') v, and its gradient from scores that are computed again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
-        out = _kernel(q, k, v, visible, scale)
-        ctx.save_for_backward(q, k, v, visible, out)
+        ctx.save_for_backward(q, k, v, visible)
         ctx.scale = scale
-        return out
+        return _kernel(q, k, v, visible, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, visible, out = ctx.saved_tensors
+        q, k, v, visible = ctx.saved_tensors
         segments, heads, queries, size = q.shape
         kv_heads, keys = k.shape[1:3]
         # A row for each query of each head that shares its keys: products then need no repeated keys.
         rows = heads // kv_heads * queries
-        shrink = (grad * out).sum(-1, keepdim=True)
         by_query, by_key, by_value = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
         few = max(1, SCORES_AT_ONCE // (heads * queries * keys))
         for start in range(0, segments, few):
             part = slice(start, start + few)
             count = len(q[part]) * kv_heads
-            q_, grad_, shrink_ = (x[part].reshape(count, rows, -1) for x in (q, grad, shrink))
+            q_, grad_ = (x[part].reshape(count, rows, size) for x in (q, grad))
             k_, v_ = (x[part].reshape(count, keys, size) for x in (k, v))
-            scores = torch.bmm(q_, k_.transpose(1, 2)).mul_(ctx.scale)
+            # Scaled before, not after: a product of large queries and keys may be more than float16 holds.
+            q_ = q_ * ctx.scale
+            scores = torch.bmm(q_, k_.transpose(1, 2))
             scores.view(-1, heads, queries, keys).masked_fill_(~visible[part], float("-inf"))
-            weights = scores.softmax(-1)
-            by_score = torch.bmm(grad_, v_.transpose(1, 2)).sub_(shrink_).mul_(weights).mul_(ctx.scale)
+            exact = scores.softmax(-1, dtype=torch.float32)
+            weights = exact.to(q.dtype)
+            by_weight = torch.bmm(grad_, v_.transpose(1, 2)).float()
+            by_score = torch._softmax_backward_data(by_weight, exact, -1, torch.float32).to(q.dtype)
             torch.bmm(weights.transpose(1, 2), grad_, out=by_value[part].view(count, keys, size))
-            torch.bmm(by_score, k_, out=by_query[part].view(count, rows, size))
+            torch.bmm(by_score, k_, out=by_query[part].view(count, rows, size)).mul_(ctx.scale)
             torch.bmm(by_score.transpose(1, 2), q_, out=by_key[part].view(count, keys, size))
         return by_query, by_key, by_value, None, None

@@ -105,11 +105,15 @@ class Trainer:
         steps = self._plan(samples, seed)
         torch.manual_seed(seed)
         self.policy.model.train()
-        for place, step in enumerate(steps):
-            report.learning_rate = learning_rate(place / len(steps))
-            self._step(step, report, on_step)
-        self.policy.model.eval()
-        self.policy.attend_by(self.policy.attention)
+        try:
+            for place, step in enumerate(steps):
+                report.learning_rate = learning_rate(place / len(steps))
+                self._step(step, report, on_step)
+        finally:
+            # Also when `on_step` ends the training in the middle: an evaluation follows.
+            self.optimizer.zero_grad()
+            self.policy.model.eval()
+            self.policy.attend_by(self.policy.attention)
         report.seconds = time.monotonic() - started
         return report
 

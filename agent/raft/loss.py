@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agent.recipe.memory import LOSS_CHUNK
 from agent.recipe.schema import Learner
-
-CHUNK = 256
-"""Tokens whose logits exist at the same time."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,10 @@ class _ChunkedHead(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for start in range(0, len(hidden), LOSS_CHUNK):
+            rows = slice(start, start + LOSS_CHUNK)
             chunk = hidden[rows].to(narrow)
-            wanted = targets.part(start, start + CHUNK)
+            wanted = targets.part(start, start + LOSS_CHUNK)
             logits = functional.linear(chunk, narrow_weight, None if bias is None else bias.to(narrow)).float()
             *results, slope = _with_slope(logits, wanted, learner)
             parts.append((results[0], results[1], results[2]))

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agent.raft.attention import PackedLayout, SegmentTree, shared_beginning
+from agent.raft.attention import PackedLayout, tree_of
 from agent.raft.loss import Targets
 from agent.raft.model import Policy
 from agent.recipe.schema import Learner
@@ -150,14 +150,9 @@ def collate(samples: Sequence[TrainingSample], *, shape: Shape, policy: Policy) 
 
 def _as_tree(samples: Sequence[TrainingSample], policy: Policy) -> Microbatch:
     """The last completion token predicts nothing, so it is not computed: one token less a sample."""
-    tree = SegmentTree()
-    distinct = list(dict.fromkeys(tuple(sample.prompt) for sample in samples))
-    common = shared_beginning(distinct)
-    root = tree.add(distinct[0][:common]) if common else None
-    prompts = {prompt: tree.add(prompt[common:], root) for prompt in distinct}
+    tree, prompts = tree_of([sample.prompt for sample in samples])
     predicting: list[int] = []
-    for sample in samples:
-        prompt = prompts[tuple(sample.prompt)]
+    for sample, prompt in zip(samples, prompts, strict=True):
         predicting.append(tree.segments[prompt].end - 1)
         if len(sample.completion) > 1:
             own = tree.segments[tree.add(sample.completion[:-1], prompt)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from agent.hardware.sensors import GIB, memory
 from agent.raft import sources, tiny
 from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
 from agent.raft.probe import cpu_bf16
+from agent.raft.pulse import Beat
 from agent.raft.sampling_weights import sampling_weights
 from agent.raft.support import needs_transformers
 from agent.recipe.memory import MachineFacts, arithmetic
@@ -38,7 +39,6 @@ INSPECTED_TOKENS = 12
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Differences of logits, in their own standard deviations, that arithmetic alone explains."""
 ADAPTER_CONFIG = "adapter_config.json"
-Beat = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -235,14 +235,14 @@ def load_policy(
     Unsupported or RecipeError, each naming the key at fault.
     """
     device, why = choose_device()
-    shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
-    compute = DTYPES[arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)]
-    wanted = resolve_attention(recipe.backend, device)
     adapter = checkpoint if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists() else None
     if checkpoint is not None and adapter is None:
         source = sources.Source(_checkpoint_folder(checkpoint))
     else:
         source = sources.fetch(recipe.model, cache=cache, beat=beat)
+    shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
+    compute = DTYPES[arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)]
+    wanted = resolve_attention(recipe.backend, device)
     native = recipe.model.source == sources.TINY and adapter is None and not needs_transformers(recipe)
     if native:
         attention = wanted or "sdpa"
@@ -336,6 +336,8 @@ class _Weighing(PackedLayout):
     seen = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        if k.shape != v.shape:
+            raise Unsupported(f"keys have {k.shape[-1]} numbers a head and values {v.shape[-1]}")
         self.seen += k.numel() + v.numel()
         return super().attend(layer, q, k, v, **how)
 
@@ -382,9 +384,10 @@ def facts_of(device: torch.device) -> MachineFacts:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken."""
+    """Bytes that can still be taken: what the driver has left, and what torch keeps of it without using it."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
     return memory().available * GIB
 
 

@@ -16,6 +16,12 @@ from typing import Literal
 from agent.contract import HEARTBEAT, Heartbeat, Phase
 
 EndReason = Literal["sigterm", "time_limit"]
+Beat = Callable[..., None]
+"""`Pulse.beat`, or what stands for it."""
+
+
+def no_beat(*_: object, **__: object) -> None:
+    """Where nobody watches."""
 
 
 class EndTraining(Exception):

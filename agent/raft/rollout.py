@@ -26,14 +26,13 @@ from agent.contract import FinishReason
 from agent.errors import NumericError
 from agent.raft.cache import Arrangement, DecodeLayout, SlotCache, prompt_layout
 from agent.raft.sampling import Sampling, pick, sample_seeds, uniforms
+from agent.recipe.memory import PREFILL_TOKENS, prompts_a_slot, prompts_in_cache
 
 if TYPE_CHECKING:
     from agent.raft.model import Policy
 
 CACHE_SHARE = 0.5
 """Of the free memory, for keys and values; the rest is for logits, activations, and for others on the machine."""
-PREFILL_TOKENS = 4096
-"""Most prompt tokens in one forward pass of the prefill."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def slots_that_fit(policy: Policy, *, prompt_tokens: int, sampling: Sampling) -> int:
-    """Rows whose keys and values, at their longest and with a prompt each, take no more than CACHE_SHARE of what is
-    free; at least one."""
-    row = policy.cache_bytes * (sampling.max_new_tokens + prompt_tokens)
+def slots_that_fit(policy: Policy, *, prompt_tokens: int, samples: int, sampling: Sampling) -> int:
+    """Rows whose keys and values, at their longest and with the prompts that belong to them, take no more than
+    CACHE_SHARE of what is free; at least one. `samples` a prompt, at least."""
+    row = policy.cache_bytes * (sampling.max_new_tokens + prompts_a_slot(samples=samples) * prompt_tokens)
     return max(1, int(CACHE_SHARE * policy.free_memory() / row)) if row else sampling.slots
 
 
@@ -225,8 +224,10 @@ class _Slots:
         self.samples = Counter(row.request for row in rows)
         """By request."""
         longest = max(len(requests[number].prompt) for number in self.samples)
-        self.slots = min(sampling.slots, len(rows), slots_that_fit(policy, prompt_tokens=longest, sampling=sampling))
-        places = self._places_needed()
+        fewest = min(self.samples.values())
+        fitting = slots_that_fit(policy, prompt_tokens=longest, samples=fewest, sampling=sampling)
+        self.slots = min(sampling.slots, len(rows), fitting)
+        places = min(len(self.samples), prompts_in_cache(self.slots, samples=fewest))
         self.free_places = list(range(places - 1, -1, -1))
         self.cache = SlotCache(
             slots=self.slots,
@@ -237,17 +238,6 @@ class _Slots:
             device=policy.device,
         )
         self.arrangement: Arrangement | None = None
-
-    def _places_needed(self) -> int:
-        """Prompts that may be in the cache at the same time: those that fill the slots, and as many to come next."""
-        ordered = [self.samples[number] for number in self._waiting_requests()]
-        filled, places = 0, 0
-        for samples in ordered:
-            filled, places = filled + samples, places + 1
-            if filled >= 2 * self.slots:
-                break
-        # A slot may be the last of its prompt, so there can be as many prompts as slots beside those to come.
-        return min(len(ordered), max(places, self.slots + 1))
 
     def _waiting_requests(self) -> list[int]:
         """Requests of which samples wait, in order."""

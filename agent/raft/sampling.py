@@ -81,6 +81,12 @@ def pick(
     `logits` is (R, V); `uniform` (N,) in [0, 1) decides; `owner` (N,) is each sample's row, in order; None where there
     is one sample a row. Logits that are not finite give a log-probability that is not, for the caller to report.
     """
+    # Autocast would make the dot product of the entropy one of bfloat16 numbers.
+    with torch.autocast(logits.device.type, enabled=False):
+        return _pick(logits, sampling, uniform, owner)
+
+
+def _pick(logits: Tensor, sampling: Sampling, uniform: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     chunks = logits.split(_rows_at_once(logits))
     peak, total, mean, sums = (torch.cat(part) for part in zip(*[_weigh(c, sampling) for c in chunks], strict=True))
     if not bool(mean.isfinite().all()):

@@ -6,8 +6,9 @@ it lies in memory spends 7 to 30% of its time on rearranging the weight; the cop
 that TorchInductor emits for the same purpose (torch._inductor.mkldnn_lowerings). Those are not part of torch's
 documented interface: where they are missing, or disagree with the plain product, layers compute as they always do.
 
-The weights themselves are never touched: merging in place and taking the sum apart again would not give back the
-same bfloat16 numbers.
+The weights themselves are never touched, and adapters are merged in float32 only. In a narrow type a weight plus an
+update of less than half its last place is the weight again: what the first steps have learned would be lost to the
+sampler, and merging in place and taking the sum apart again would not give back the same numbers.
 
 It does not: handle layers of other classes than nn.Linear and peft's adapters around one.
 """
@@ -38,10 +39,10 @@ def sampling_weights(
     """Linear layers compute in `dtype` with copies of their weights until the context ends.
 
     `rows` and `steps`: about how many rows a product will have, and how many steps there will be at most. `free`:
-    bytes of memory that can be taken. `merge` adapters. Does nothing where it would not pay, not fit, or not be
-    right. The weights must not change inside.
+    bytes of memory that can be taken. `merge` adapters, in float32. Does nothing where it would not pay, not fit, or
+    not be right. The weights must not change inside.
     """
-    layers = _layers(model, merge=merge)
+    layers = _layers(model, merge=merge and dtype == torch.float32)
     pack = all(layer.weight.device.type == "cpu" for layer in layers) and works(dtype)
     chosen = [layer for layer in layers if pack or layer.adapters]
     size = sum(layer.weight.numel() for layer in chosen) * dtype.itemsize

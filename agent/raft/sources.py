@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ResourceError, Unavailable
+from agent.raft.pulse import Beat
 from agent.recipe.schema import Model
 
 TINY = "builtin:tiny"
 PACKAGE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9.+!]+)?$")
 GGUF_MAGIC = b"GGUF"
 DOWNLOAD_SECONDS = 1800
-Beat = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def default_cache() -> Path:
 
 
 def fetch(model: Model, *, cache: Path, beat: Beat) -> Source:
-    """Make `model.source` available on this machine. Raises Unavailable with what is missing."""
+    """Make `model.source` available on this machine; of a model of the hub, its configuration, by which `shape_of`
+    knows its size before it is loaded. Raises Unavailable with what is missing.
+    """
     source = model.source
     if source.startswith("builtin:"):
         if source != TINY:
@@ -73,7 +75,12 @@ def fetch(model: Model, *, cache: Path, beat: Beat) -> Source:
         return Source(str(path))
     if source.startswith((".", "/", "~")):
         raise Unavailable(f"model.source: no folder {source}", hint="Check the path; it is relative to the workspace.")
-    return Source(source, model.revision)
+    on_the_hub = Source(source, model.revision)
+    with reading(on_the_hub):
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(source, revision=model.revision)
+    return on_the_hub
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.nn import functional
 from agent.files import write_atomic
 from agent.raft.llama import LlamaShape, TinyLlama
 from agent.raft.optimizers import AdamW
+from agent.raft.pulse import Beat
 from agent.raft.sources import building
 from agent.recipe.schema import Evaluation, Task
 from agent.tasks.tasks import load_splits
@@ -45,7 +46,6 @@ SHAPE = LlamaShape(
 HELD_OUT_PROMPTS = 256
 """Prompts of each held-out split of `builtin:addition` that are never taught."""
 PROBE_SUMS = 256
-Beat = Callable[..., None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from agent.raft.rollout import Completion, Row
+from agent.tasks.verdicts import Closed
 from agent.tasks.verifiers import Verdict
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ AT_ONCE = 64
 """Most responses in one call of the verifier."""
 LOOK_SECONDS = 0.2
 """Between two signs of life while waiting for the verifier."""
+MOST_SECONDS = 10.0
+"""To wait for the verifier after the training has ended."""
 
 
 class Verification:
@@ -49,11 +52,11 @@ class Verification:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """After an error or the end of the training nobody waits for the verifier."""
+        """After an error or the end of the training the verifier ends with the response that it is at: what comes next
+        may need the cores, and the verifier."""
         self._abandoned = kind is not None
         self._waiting.put(None)
-        if not self._abandoned:
-            self._thread.join()
+        self._thread.join(MOST_SECONDS if self._abandoned else None)
 
     def add(self, row: Row, completion: Completion) -> None:
         """Called by the engine for each sample that ends. Raises what the verifier has raised."""
@@ -85,12 +88,17 @@ class Verification:
                     for answer, (row, completion) in zip(answers, batch, strict=True)
                     if answer not in known
                 }
-                known.update(zip(new, self._examiner.verifier.verify_many(list(new.values())), strict=True))
+                verdicts = self._examiner.verifier.verify_many(list(new.values()), on_each=self._go_on)
+                known.update(zip(new, verdicts, strict=True))
                 for answer, (row, completion) in zip(answers, batch, strict=True):
                     self._verdicts[row] = known[answer]
                     self._on_verdict(row, completion, known[answer])
         except BaseException as error:
             self._error = error
+
+    def _go_on(self) -> None:
+        if self._abandoned:
+            raise Closed
 
     def _next_batch(self) -> list[tuple[Row, Completion]]:
         """What has been added since, at most AT_ONCE; empty when there will be no more."""

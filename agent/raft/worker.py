@@ -227,6 +227,7 @@ class Worker:
 
     def _checkpointing(self) -> bool:
         """Whether activations are recomputed: as the recipe says, or, under `auto`, where memory asks for it."""
+        from agent.raft import sources
         from agent.raft.model import choose_device, facts_of, free_memory
         from agent.recipe.memory import GIB, needs_checkpointing
         from agent.recipe.shapes import shape_of
@@ -236,6 +237,8 @@ class Worker:
             self.checkpointing = wanted, "the recipe says so"
             return wanted
         device, _ = choose_device()
+        # A model that is here is one whose size is known: else the first run might choose other than the next.
+        sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat)
         found = shape_of(self.recipe.model, cache=self.cache, base=Path.cwd())
         if found.shape is None:
             self.checkpointing = False, found.why

@@ -253,7 +253,7 @@ def _estimate(
         *_weights(recipe, shape, facts, trained=trained, half=half),
         *_learning(recipe, shape, facts, trained=trained),
         *_generating(recipe, shape, facts, width=HALF if half else FLOAT),
-        *_training(recipe, shape, half=half, checkpointing=checkpointing),
+        *_training(recipe, shape, facts, half=half, checkpointing=checkpointing),
         Part("torch, transformers and the driver", int(RUNTIME[facts.kind]), PHASES, "before there is a model"),
     ]
     return MemoryEstimate(
@@ -305,7 +305,7 @@ def _sampling_weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *,
     elif on_cpu:
         copied = all_layers + shape.vocabulary * shape.hidden
     else:
-        copied = all_layers
+        copied = 0 if half else all_layers
     width = HALF if half else FLOAT
     return Part("copies of weights for sampling", width * copied, ("generate",), f"{width} bytes each, linear layers")
 
@@ -346,8 +346,8 @@ def _factors(recipe: Recipe, shape: ModelShape) -> int:
 def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width: int) -> Iterator[Part]:
     """The larger of the training's rollout and an evaluation.
 
-    The cache has a row for each slot, and a place for each prompt of the call up to one more than there are slots,
-    with room for the longest prompt; the logits after each of those prompts wait for its samples.
+    The cache has a row for each slot and places for prompts, with room for the longest; the logits after each of those
+    prompts wait for its samples.
     """
     rollout, evaluation = recipe.rollout, recipe.evaluation
     longest = rollout.max_total_sequence_length
@@ -360,7 +360,7 @@ def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width
     cached = vectors = rows_at_once = 0
     for prompts, samples, new in calls:
         rows = min(rollout.slots, prompts * samples)
-        places = min(prompts, rows + 1)
+        places = min(prompts, prompts_in_cache(rows, samples=samples))
         tokens = rows * longest if rollout.engine == "hf" else rows * new + places * (longest - new)
         cached, vectors, rows_at_once = (
             max(cached, token * tokens),
@@ -378,10 +378,25 @@ def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width
     yield Part("prefill of prompts", working, ("generate",), f"one layer of {tokens} tokens")
 
 
-def _training(recipe: Recipe, shape: ModelShape, *, half: bool, checkpointing: bool) -> Iterator[Part]:
+def prompts_in_cache(slots: int, *, samples: int) -> int:
+    """Most prompts whose keys and values are kept at the same time, of at least `samples` each.
+
+    Every slot may hold the last sample of another prompt, with one more prompt to come. Where prompts have one sample,
+    as many again are computed ahead: one by one, as slots become free, they would each cost a pass over the weights.
+    """
+    return max(slots + 1, slots * prompts_a_slot(samples=samples))
+
+
+def prompts_a_slot(*, samples: int) -> int:
+    return 2 if samples == 1 else 1
+
+
+def _training(
+    recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, half: bool, checkpointing: bool
+) -> Iterator[Part]:
     width = HALF if half else FLOAT
     tokens = microbatch_tokens(recipe)
-    saved = tokens * _saved_by_layer(recipe, shape, half=half)
+    saved = tokens * _saved_by_layer(recipe, shape, facts, half=half)
     # The stream between layers is float32 under autocast unless its source, the frozen embedding, is narrow.
     stream = HALF if half and recipe.model.lora is not None else FLOAT
     ends = tokens * shape.hidden * (2 * FLOAT + width)
@@ -402,10 +417,10 @@ def _head(recipe: Recipe, shape: ModelShape, *, tokens: int, half: bool) -> Iter
     """The loss. By chunks, its gradient with respect to the head's weight is summed apart from the others.
 
     Whole logits are needed where the loss is scaled (float16), the step is compiled, or the head does more than one
-    matrix product (Gemma 2 and 3 bound their logits).
+    matrix product (Gemma 2 bounds its logits).
     """
     whole = recipe.backend.compile or recipe.model.dtype == "float16"
-    whole = whole or shape.architecture.startswith(("gemma2", "gemma3"))
+    whole = whole or shape.architecture.startswith("gemma2")
     rows = tokens if whole else min(tokens, LOSS_CHUNK)
     each = 2 * FLOAT + (2 * HALF if half else 0)
     how = f"{rows} positions x {shape.vocabulary} x {each} bytes"
@@ -426,18 +441,19 @@ def microbatch_tokens(recipe: Recipe) -> int:
     return min(most, max(recipe.learner.microbatch_tokens, longest))
 
 
-def _saved_by_layer(recipe: Recipe, shape: ModelShape, *, half: bool) -> int:
+def _saved_by_layer(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, half: bool) -> int:
     """Bytes that autograd saves for one token in one layer.
 
     In float32, with n norms over H: each saves its input, the normalized stream and its output (3H; the output is
-    the next layers' input); query, and keys and values once for each query head (a packed row repeats them); the
+    the next layers' input); query, and keys and values, on an accelerator once for each query head; the
     attention's output twice; in a gated feed-forward layer of width I both inputs, the activation and the product
     (4I; 5I for GPT-2's GELU). Under autocast norms work in float32 (4H saved twice) and each linear layer casts its
     own input (2H). Frozen weights need no normalized stream, adapters their own narrow output (rank).
     """
     lora = recipe.model.lora
     hidden, wide = shape.hidden, shape.intermediate * (4 if shape.gated else 5)
-    attention = (3 + 2 * KEYS_REPEATED) * shape.query_size
+    keys = shape.kv_size if facts.kind == "cpu" and recipe.backend.attention != "eager" else shape.query_size
+    attention = 3 * shape.query_size + 2 * KEYS_REPEATED * keys
     if shape.head_norms:
         attention += 2 * (shape.query_size + shape.kv_size)
     rank = 0 if lora is None else lora.rank * len(shape.matrices())

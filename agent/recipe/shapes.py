@@ -1,8 +1,9 @@
 """The shape of a model, from its `config.json` or from a table, so that memory can be estimated before loading.
 
 Reads JSON only: no weights, no network, no torch. Decoder-only models with dense layers are known (Llama, Mistral,
-Qwen2, Qwen3, Gemma and GPT-2 spellings); a mixture of experts, or a layout that is not known, has no shape here, and
-the reason says so. Where a converted model lies in the cache follows `agent.raft.sources`, which a test holds.
+Qwen2, Qwen3, Gemma and GPT-2 spellings), and what spells its sizes as Llama does is taken to be like it. A mixture of
+experts, or a model without those keys, has no shape here, and the reason says so. Where a converted model lies in the
+cache follows `agent.raft.sources`, which a test holds.
 """
 
 from __future__ import annotations

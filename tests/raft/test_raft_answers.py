@@ -62,11 +62,14 @@ def test_whatever_decides_a_completion_is_in_the_key_and_the_number_of_slots_is_
     cache = AnswerCache(tmp_path)
     asked = [Request([1, 2, 3], 2, 7)]
     key = cache.key(policy, asked, SAMPLING)
+    ends_elsewhere = replace(policy)
+    vars(ends_elsewhere)["stop_ids"] = frozenset({3})
     assert cache.key(policy, asked, replace(SAMPLING, slots=3)) == key
     for other in (
         cache.key(policy, asked, replace(SAMPLING, temperature=0.5)),
         cache.key(policy, asked, replace(SAMPLING, stop=("7",))),
         cache.key(policy, [replace(asked[0], seed=8)], SAMPLING),
+        cache.key(ends_elsewhere, asked, SAMPLING),
         cache.key(policy, [replace(asked[0], samples=3)], SAMPLING),
         cache.key(policy, [replace(asked[0], prompt=[1, 2])], SAMPLING),
     ):

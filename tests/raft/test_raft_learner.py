@@ -14,6 +14,7 @@ from agent.raft.loss import Targets, loss_of_hidden, loss_of_logits, objective
 from agent.raft.microbatch import TrainingSample, choose_shape, collate, plan_steps
 from agent.raft.model import Policy
 from agent.raft.optimizers import AdamW, build_optimizer
+from agent.raft.pulse import EndTraining
 from agent.recipe.schema import Learner
 
 
@@ -366,6 +367,18 @@ def test_steps_follow_tokens_and_epochs(policy: Policy) -> None:
     assert report.steps == 6
     assert report.tokens == 3 * 6 * 3
     assert report.row()["trajectory_age"] == pytest.approx((0 + 2 + 4 + 1 + 3 + 5) / 6)
+
+
+def test_an_update_that_is_ended_leaves_the_model_ready_for_an_evaluation(policy: Policy) -> None:
+    def end() -> None:
+        raise EndTraining("time_limit")
+
+    samples = [sample(policy, "12+34=", "46") for _ in range(4)]
+    trainer = Trainer(policy, learner(gradient_accumulation=4, microbatch_tokens=16))
+    with pytest.raises(EndTraining):
+        trainer.train(samples, learning_rate=constant, seed=0, on_step=end)
+    assert not policy.model.training
+    assert all(p.grad is None for p in policy.model.parameters())
 
 
 def test_drift_is_how_far_the_policy_has_moved_from_the_sampler(policy: Policy) -> None:

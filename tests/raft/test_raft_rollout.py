@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from agent.errors import NumericError
-from agent.raft import rollout
+from agent.raft import cache, rollout
 from agent.raft.model import Policy
 from agent.raft.rollout import (
     Completion,
@@ -269,6 +270,39 @@ def test_greedy_samples_of_a_prompt_are_one_row(policy: Policy, monkeypatch: pyt
     assert len({id(completion.tokens) for group in groups for completion in group}) == 16
 
 
+def test_prompts_that_are_done_are_left_out_of_a_step(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(policy, *[f"{a}+{a + b}=" for a in range(4, 20) for b in (5, 80)], samples=2)
+    whole: list[tuple[int, int]] = []
+    prompts = cache.Arrangement.prompts
+
+    def watched(self: cache.Arrangement, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        found = prompts(self, layer, keys, values)
+        whole.append((len(found[0]), len(keys)))
+        return found
+
+    monkeypatch.setattr(cache.Arrangement, "prompts", watched)
+    results = {}
+    for share in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(cache, "FEW_PROMPTS", share)
+        results[share] = generate(policy, asked, replace(SAMPLING, max_new_tokens=12))
+        assert any(used < places for used, places in whole)
+        whole.clear()
+    for share in (0.5, 1.0):
+        for group, other in zip(results[share], results[0.0], strict=True):
+            assert [c.tokens for c in group] == [c.tokens for c in other]
+            for ours, theirs in zip(group, other, strict=True):
+                assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_the_entropy_is_exact_under_autocast() -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 3
+    uniform = torch.full((5,), 0.5)
+    plain = pick(logits, SAMPLING, uniform)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = pick(logits, SAMPLING, uniform)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
 def test_known_samples_are_taken_as_they_are_and_the_others_do_not_change(policy: Policy) -> None:
     asked = requests(policy, "12+34=", "9+9=", samples=4)
     all_new = generate(policy, asked, SAMPLING)
@@ -319,7 +353,9 @@ def test_rows_in_flight_are_bounded_by_free_memory(policy: Policy, monkeypatch: 
     assert policy.cache_bytes == 2 * 2 * 64 * 4
     monkeypatch.setattr(policy, "free_memory", lambda: 2 * 10 * 1024.0 * (6 + 6))
     asked = requests(policy, "12+34=", samples=30)
-    assert slots_that_fit(policy, prompt_tokens=6, sampling=SAMPLING) == 10
+    assert slots_that_fit(policy, prompt_tokens=6, samples=30, sampling=SAMPLING) == 10
+    # Of prompts with one sample, as many again are in the cache to come next.
+    assert slots_that_fit(policy, prompt_tokens=6, samples=1, sampling=SAMPLING) == 6
     in_flight: list[int] = []
     step = rollout._Slots.step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from agent.raft.rollout import Completion, Row
 from agent.raft.verification import Verification
 from agent.tasks.example import Example
-from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict
+from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict, collect
 
 
 class Recording(Closing):
@@ -69,6 +70,34 @@ def test_many_samples_pass_through_another_thread() -> None:
     assert verified(groups, verifier) == [[sample % 2 == 0 for sample in range(100)]] * 5
     assert len(verifier.asked) == 500
     assert threading.current_thread().name not in verifier.threads
+
+
+def test_after_an_error_the_verifier_ends_with_the_response_it_is_at() -> None:
+    class Slow(Recording):
+        def verify_many(self, pairs: Sequence[Pair], *, on_each: OnEach | None = None) -> list[Verdict]:
+            return collect((self.verify(response, example) for response, example in pairs), on_each)
+
+        def verify(self, response: str, example: Example) -> Verdict:
+            time.sleep(0.05)
+            return super().verify(response, example)
+
+    verifier = Slow()
+    examiner: Any = SimpleNamespace(verifier=verifier, response_of=lambda one: " ".join(map(str, one.tokens)))
+
+    def interrupted() -> None:
+        with Verification(examiner, [Example("row", "q", "a")]) as verification:
+            for sample in range(200):
+                verification.add(Row(0, sample), completion(sample))
+            while not verifier.asked:
+                time.sleep(0.01)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        interrupted()
+    asked = len(verifier.asked)
+    assert asked < 20
+    time.sleep(0.2)
+    assert len(verifier.asked) == asked
 
 
 def test_what_a_verifier_raises_reaches_the_caller() -> None:
