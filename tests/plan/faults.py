@@ -379,9 +379,9 @@ SICK = [
         "many-steps-a-cycle",
         {
             "rollout.prompts_per_cycle": 128,
-            "learner.microbatch_tokens": 128,
+            "learner.microbatch_tokens": 64,
             "learner.epochs_per_cycle": 4,
-            "learner.learning_rate": 1.5e-3,
+            "learner.learning_rate": 1e-3,
             "budget": {"cycles": 6},
         },
         ("stale_data",),
