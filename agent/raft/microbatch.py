@@ -90,11 +90,11 @@ Group = list[TrainingSample]
 def plan_steps(samples: Sequence[TrainingSample], learner: Learner, *, shape: Shape, seed: str) -> list[list[Group]]:
     """The optimizer steps of one pass over the samples, each as the groups that go through the model together.
 
-    Prompts come in random order, samples of one prompt follow each other. A step has at most `microbatch_tokens` x
-    `gradient_accumulation` tokens of samples, a group at most `microbatch_tokens`, padding included; both are a little
-    more or a group of its own where a single sample is longer. Steps are as even as samples allow: cut at the limit,
-    what is left over would be a step of a few samples at the whole learning rate. How many steps there are does not
-    depend on the shape, nor on how a step is cut into microbatches.
+    Prompts come in random order, samples of one prompt follow each other. There are as many steps as their tokens over
+    `microbatch_tokens` x `gradient_accumulation`, rounded up, or fewer where samples are fewer; a group has at most
+    `microbatch_tokens`, padding included, or a single sample that is longer. Steps are as even as samples allow: cut
+    at the limit, what is left over would be a step of a few samples at the whole learning rate. How many steps there
+    are does not depend on the shape, nor on how a step is cut into microbatches.
     """
     if not samples:
         return []

@@ -344,7 +344,7 @@ def _factors(recipe: Recipe, shape: ModelShape) -> int:
 
 
 def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width: int) -> Iterator[Part]:
-    """The larger of the training's rollout and an evaluation.
+    """The largest of the training's rollout, an evaluation, and one of the `select` split.
 
     The cache has a row for each slot and places for prompts, with room for the longest; the logits after each of those
     prompts wait for its samples.
@@ -355,6 +355,7 @@ def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width
     calls = (
         (rollout.prompts_per_cycle, rollout.samples_per_prompt, rollout.max_new_tokens),
         (held_out, evaluation.samples_per_prompt, min(evaluation.max_new_tokens, longest - 1)),
+        (evaluation.select_prompts, evaluation.select_samples, min(evaluation.max_new_tokens, longest - 1)),
     )
     token = 2 * shape.layers * shape.kv_size * width
     cached = vectors = rows_at_once = 0

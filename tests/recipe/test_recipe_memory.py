@@ -220,6 +220,7 @@ def test_full_fine_tuning_in_bfloat16_by_hand() -> None:
         rollout__slots=6,
         rollout__max_new_tokens=10,
         rollout__max_total_sequence_length=30,
+        evaluation__select_prompts=2,
         evaluation__search_prompts=2,
         evaluation__confirm_prompts=2,
         evaluation__holdout_prompts=2,
@@ -236,6 +237,9 @@ def test_full_fine_tuning_in_bfloat16_by_hand() -> None:
     assert found.part("weights of the best cycle") == 4 * count
     # 2 (k, v) x 2 layers x 64 x 2 bytes a token; 6 rows of 10, and 4 prompts of at most 20
     assert found.part("keys and values") == 512 * (6 * 10 + 4 * 20)
+    # One sample each of 64 prompts: as many prompts again as there are rows are computed ahead.
+    often = with_keys(recipe, {"evaluation.select_prompts": 64, "evaluation.max_new_tokens": 12})
+    assert estimate(often, SMALL, CARD).part("keys and values") == 512 * (6 * 12 + 12 * 18)
     # a card holds no mapped file and no copy for the disk; its runtime is there in every phase
     assert found.of("load") == 4 * count + found.part("torch, transformers and the driver")
     state = 4 + 8 + 4
