@@ -36,6 +36,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"RAFT_AGENT_CACHE": str(cache)}
 
 
+@pytest.mark.slow
 def test_a_small_rollout_as_json(tmp_path: Path, environment: dict[str, str]) -> None:
     done = agent(tmp_path, "bench", "rollout", *TRIAL, "--no-compare", "--json", env=environment)
     found = json.loads(done.stdout)
