@@ -27,6 +27,7 @@ from agent.errors import INTERRUPTED_EXIT_CODE, AgentError, error_named
 from agent.hardware.probe import package_path
 from agent.raft.bench_report import report_training
 from agent.raft.bench_settings import BenchSettings, config_of, known_shape, recipe_of
+from agent.raft.environment import apply_environment, trainer_environment
 from agent.raft.sources import default_cache
 from agent.recipe.shapes import shape_of
 
@@ -148,7 +149,9 @@ class Bench:
         """The result of a part, run in a process of its own. Raises what it raised."""
         command = [sys.executable, "-m", "agent.raft.bench", "--part", name]
         command += ["--settings", self.settings.to_json(), "--cache", str(self.cache), "--scratch", str(self.scratch)]
-        environment = {**os.environ, "PYTHONPATH": package_path(os.environ.get("PYTHONPATH"))}
+        of_trainer = trainer_environment(recipe_of(self.settings).backend, cache=self.cache)
+        path = package_path(os.environ.get("PYTHONPATH"))
+        environment = {**os.environ, **of_trainer, "PYTHONPATH": path}
         code, output, said = _run(command, environment)
         answer: dict[str, Any] = json.loads(output) if output.strip() else {}
         if code == 0 and "result" in answer:
@@ -210,9 +213,6 @@ WEIGHTS, SAMPLES = "model", "samples.json"
 
 
 def run_part(options: argparse.Namespace) -> dict[str, Any]:
-    """Sets the trainer's environment first, because torch reads it when it is imported."""
-    from agent.raft.environment import apply_environment
-
     settings: BenchSettings = options.settings
     environment = apply_environment(recipe_of(settings).backend, cache=options.cache)
     os.environ.setdefault("TQDM_DISABLE", "1")

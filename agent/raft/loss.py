@@ -8,9 +8,9 @@ temperature 1:
     reinforce_rej   the same, on positives and negatives of prompts that have both
 
 The head's logits are computed for some hundred tokens at a time, and with them at once what their gradient brings to
-hidden states and weights: three matrix products and a few megabytes, where plain autograd keeps (tokens, vocabulary)
-several times. The idea is Liger's fused linear cross-entropy (arXiv 2410.10989, section 3.2), here for any objective of
-a token's log-probability.
+hidden states and weights: three matrix products over memory that is used again, where plain autograd keeps (tokens,
+vocabulary) several times. The idea is Liger's fused linear cross-entropy (arXiv 2410.10989, section 3.2), here for any
+objective of a token's log-probability. Between the products a CPU takes a few rows at a time, which stay in its cache.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent.recipe.memory import LOSS_CHUNK
+from agent.recipe.memory import loss_rows
 from agent.recipe.schema import Learner
+
+CACHED_BYTES = 1 << 22
+"""Of float32 logits that a CPU works on between two products."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +93,22 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         narrow = _autocast_type(hidden)
         narrow_weight = weight.to(narrow)
+        narrow_bias = None if bias is None else bias.to(narrow)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        to_weight: Tensor | None = None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(hidden), LOSS_CHUNK):
-            rows = slice(start, start + LOSS_CHUNK)
+        together = loss_rows(len(hidden), len(weight))
+        for start in range(0, len(hidden), together):
+            rows = slice(start, start + together)
             chunk = hidden[rows].to(narrow)
-            wanted = targets.part(start, start + LOSS_CHUNK)
-            logits = functional.linear(chunk, narrow_weight, None if bias is None else bias.to(narrow)).float()
-            *results, slope = _with_slope(logits, wanted, learner)
-            parts.append((results[0], results[1], results[2]))
-            # d objective / d logits = slope * (one-hot - softmax); the logits' own memory becomes that.
-            _softmax_(logits)
-            logits.mul_(-slope[:, None])
-            logits.scatter_add_(1, wanted.token[:, None], slope[:, None])
-            narrow_slopes = logits.to(narrow)
-            to_hidden[rows] = narrow_slopes @ narrow_weight
-            if to_weight is not None:
-                _add_product(to_weight, narrow_slopes, chunk)
+            slopes = functional.linear(chunk, narrow_weight, narrow_bias)  # so far the logits
+            parts.append(_slopes_(slopes, targets.part(start, start + together), learner))
+            to_hidden[rows] = slopes @ narrow_weight
+            if ctx.needs_input_grad[1]:
+                to_weight = _add_product(to_weight, slopes, chunk)
             if to_bias is not None:
-                to_bias += logits.sum(0)
+                to_bias += slopes.sum(0, dtype=torch.float32)
         ctx.save_for_backward(to_hidden, to_weight, to_bias)
         values, logprobs, clipped = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(logprobs, clipped)
@@ -123,28 +121,49 @@ class _ChunkedHead(torch.autograd.Function):
         return scaled[0], scaled[1], scaled[2], None, None
 
 
-def _with_slope(logits: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Objective, log-probability, clipped, and d objective / d log-probability, (n,) each."""
-    logprob = logits.gather(1, targets.token[:, None])[:, 0] - logits.logsumexp(-1)
+def _slopes_(logits: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective, log-probability and clipped, (n,) each; `logits` (n, V) become d objective / d logits.
+
+    That is slope * (one-hot - softmax), with slope = d objective / d log-probability. It is worked out in float32.
+    """
+    rows = max(1, CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    narrow = logits.dtype != torch.float32
+    wide = logits.new_empty((min(rows, len(logits)), logits.shape[1]), dtype=torch.float32) if narrow else None
+    parts = []
+    for start in range(0, len(logits), rows):
+        these, wanted = logits[start : start + rows], targets.part(start, start + rows)
+        work = these if wide is None else wide[: len(these)].copy_(these)
+        token = wanted.token[:, None]
+        work -= work.amax(-1, keepdim=True)
+        of_token = work.gather(1, token)
+        work.exp_()
+        total = work.sum(-1, keepdim=True)
+        logprob = (of_token - total.log())[:, 0]
+        value, clipped, slope = _slope(logprob, wanted, learner)
+        parts.append((value, logprob, clipped))
+        work *= -slope[:, None] / total
+        work.scatter_add_(1, token, slope[:, None])
+        if wide is not None:
+            these.copy_(work)
+    values, logprobs, clipped = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values, logprobs, clipped
+
+
+def _slope(logprob: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective, clipped, and d objective / d log-probability, (n,) each."""
     with torch.enable_grad():
         leaf = logprob.detach().requires_grad_()
         value, clipped = objective(leaf, targets, learner)
         (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), logprob, clipped, slope
+    return value.detach(), clipped, slope
 
 
-def _softmax_(logits: Tensor) -> None:
-    logits -= logits.amax(-1, keepdim=True)
-    logits.exp_()
-    logits /= logits.sum(-1, keepdim=True)
-
-
-def _add_product(total: Tensor, slopes: Tensor, chunk: Tensor) -> None:
-    """total (V, hidden) += slopes^T (V, n) @ chunk (n, hidden), summed in float32."""
-    if slopes.dtype == total.dtype:
-        total.addmm_(slopes.t(), chunk)
-    else:
-        total += slopes.t() @ chunk
+def _add_product(total: Tensor | None, slopes: Tensor, chunk: Tensor) -> Tensor:
+    """total (V, hidden) + slopes^T (V, n) @ chunk (n, hidden), in float32; None is zero."""
+    if total is not None and slopes.dtype == total.dtype:
+        return total.addmm_(slopes.t(), chunk)
+    product = slopes.t() @ chunk
+    return product.float() if total is None else total.add_(product)
 
 
 def _autocast_type(x: Tensor) -> torch.dtype:

@@ -30,8 +30,8 @@ AFTER_LOADING: tuple[Phase, ...] = ("generate", "train", "update", "keep")
 
 FLOAT = 4
 HALF = 2
-LOSS_CHUNK = 256
-"""Loss positions whose logits exist at the same time (`agent.raft.loss`)."""
+LOSS_LOGITS = 1 << 26
+"""Logits of the loss that exist at the same time (`agent.raft.loss`)."""
 PREFILL_TOKENS = 4096
 """Prompt tokens that go through the model at once."""
 SAMPLING_COPIES = 4
@@ -409,26 +409,38 @@ def _training(
         kept = shape.layers * saved
         how = f"{tokens} tokens x {shape.layers} layers x {saved // tokens} bytes"
     yield Part(ACTIVATIONS, kept + ends + backward, ("train",), how)
-    yield from _head(recipe, shape, tokens=tokens, half=half)
+    yield from _head(recipe, shape, facts, tokens=tokens, half=half)
     mask = tokens * recipe.rollout.max_total_sequence_length * MASK_BYTES
     yield Part("attention masks", mask, ("train",), "9 bytes a pair of query and key")
 
 
-def _head(recipe: Recipe, shape: ModelShape, *, tokens: int, half: bool) -> Iterator[Part]:
+def _head(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, tokens: int, half: bool) -> Iterator[Part]:
     """The loss. By chunks, its gradient with respect to the head's weight is summed apart from the others.
 
+    Logits of a chunk become their gradient in place, in float32; a CPU goes through narrow ones a few rows at a time.
     Whole logits are needed where the loss is scaled (float16), the step is compiled, or the head does more than one
     matrix product (Gemma 2 bounds its logits).
     """
     whole = recipe.backend.compile or recipe.model.dtype == "float16"
     whole = whole or shape.architecture.startswith("gemma2")
-    rows = tokens if whole else min(tokens, LOSS_CHUNK)
-    each = 2 * FLOAT + (2 * HALF if half else 0)
+    rows = tokens if whole else loss_rows(tokens, shape.vocabulary)
+    if whole:
+        each = 2 * FLOAT + (2 * HALF if half else 0)
+    elif half:
+        each = HALF if facts.kind == "cpu" else HALF + FLOAT
+    else:
+        each = FLOAT
     how = f"{rows} positions x {shape.vocabulary} x {each} bytes"
     yield Part("logits of the loss", rows * shape.vocabulary * each, ("train",), how)
     if recipe.model.lora is None and not whole:
-        apart = shape.vocabulary * shape.hidden * (FLOAT + (2 * HALF if half else 0))
-        yield Part("gradient of the head", apart, ("train",), "summed apart; with it the narrow weight and a product")
+        apart = shape.vocabulary * shape.hidden * (FLOAT + (2 * HALF + FLOAT if half else 0))
+        how = "summed apart; a narrow product has the narrow weight beside it and is widened to be added"
+        yield Part("gradient of the head", apart, ("train",), how)
+
+
+def loss_rows(tokens: int, vocabulary: int) -> int:
+    """Loss positions whose logits exist at the same time."""
+    return min(tokens, max(1, LOSS_LOGITS // vocabulary))
 
 
 def microbatch_tokens(recipe: Recipe) -> int:

@@ -40,7 +40,7 @@ from agent.errors import AgentError, Busy, ResourceError, Unavailable, Workspace
 from agent.files import write_atomic
 from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
-from agent.hardware.presets import environment as preset_environment
+from agent.hardware.presets import environment_over
 from agent.hardware.probe import Machine, probe_machine
 from agent.hardware.sensors import GIB, disk_free, graphics, memory
 from agent.recipe.files import load_recipe, resolved_text
@@ -229,19 +229,13 @@ def trainer_limit(time_limit_s: float) -> float:
 
 
 def _variables(request: RunRequest, machine: Machine | None) -> tuple[dict[str, str], str]:
-    """(variables on top of the inherited ones, where the preset comes from).
-
-    A preset that `auto` chose only fills gaps: it is a guess, and what the user has set in the shell is not. A
-    preset that the recipe names, the recipe's own variables and the request's come over the shell's, in this order.
-    """
-    named = request.recipe.backend.environment
+    """(variables on top of the inherited ones, where the preset comes from); the request's come over the recipe's."""
+    backend = request.recipe.backend
     if machine is None:
         cache = request.cache / "machine.json" if request.cache else None
         machine = probe_machine(cache=cache)
-    preset, why = preset_environment(named, machine)
-    if named == "auto":
-        preset = {name: value for name, value in preset.items() if name not in os.environ}
-    return {**preset, **request.recipe.backend.env, **request.env}, why
+    variables, why = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
+    return {**variables, **request.env}, why
 
 
 def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:

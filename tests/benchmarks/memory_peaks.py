@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from agent.campaign.capacity import facts_of
 from agent.contract import PLAN, SUMMARY
 from agent.hardware.probe import probe_machine
 from agent.hardware.sensors import memory
+from agent.raft.environment import trainer_environment
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.memory import GIB, estimate
 from agent.recipe.schema import Recipe
@@ -113,7 +115,7 @@ def measure(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     path.write_text(resolved_text(recipe), encoding="utf-8")
     cache = str(work / "cache")
     run("-m", "agent.raft.worker", "--recipe", str(path), "--out", str(out), "--seed", "0", "--split", "none",
-        "--cache", cache)  # fmt: skip
+        "--cache", cache, **trainer_environment(recipe.backend, cache=Path(cache)))  # fmt: skip
     summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
     return compared(name, recipe, folder, measured=summary["peak_memory_gb"] * 1e9, plan=plan)
@@ -168,9 +170,10 @@ def recipe_for(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str, **variables: str) -> None:
     """Another Python; its output is shown only where it fails."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(arguments[:2])} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
 

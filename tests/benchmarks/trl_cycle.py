@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from agent.raft.bench_settings import LEARNING_RATE, BenchSettings, recipe_of  # noqa: E402  (needs the path above)
+from agent.raft.environment import trainer_environment  # noqa: E402
 from agent.raft.sources import default_cache, fetch  # noqa: E402
 
 PARTS = (("generate_s", "generation"), ("verify_s", "reward"), ("update_s", "update"), ("cycle_s", "whole"))
@@ -52,7 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trl-cycle-") as folder:
         out = Path(folder) / "theirs.json"
         command = [sys.executable, __file__, *sys.argv[1:], "--theirs", str(out)]
-        subprocess.run(command, env=environment(), stdout=sys.stderr, check=True)  # the Trainer prints its metrics
+        subprocess.run(
+            command, env=environment(settings, options.cache), stdout=sys.stderr, check=True
+        )  # the Trainer prints its metrics
         them = json.loads(out.read_text(encoding="utf-8"))
     last = ours(settings, options)
     result = compared(settings, first, them, last)
@@ -85,17 +88,19 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def environment() -> dict[str, str]:
-    """Of both: the package on the path, nothing from a hub."""
+def environment(settings: BenchSettings, cache: Path) -> dict[str, str]:
+    """Of both: the trainer's, the package on the path, nothing from a hub."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    of_trainer = trainer_environment(recipe_of(settings).backend, cache=cache)
+    return {**os.environ, **of_trainer, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def ours(settings: BenchSettings, options: argparse.Namespace) -> dict[str, Any]:
     """The result of `bench cycle`."""
     command = [sys.executable, "-m", "agent.raft.bench", "cycle", "--settings", settings.to_json()]
+    variables = environment(settings, options.cache)
     done = subprocess.run(
-        [*command, "--cache", str(options.cache)], env=environment(), stdout=subprocess.PIPE, text=True, check=False
+        [*command, "--cache", str(options.cache)], env=variables, stdout=subprocess.PIPE, text=True, check=False
     )
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
@@ -108,10 +113,7 @@ def ours(settings: BenchSettings, options: argparse.Namespace) -> dict[str, Any]
 
 def theirs(settings: BenchSettings, options: argparse.Namespace) -> dict[str, Any]:
     """One GRPO step a repeat, after a small one to warm up, in this process."""
-    from agent.raft.environment import apply_environment
-
     recipe = recipe_of(settings)
-    apply_environment(recipe.backend, cache=options.cache)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.hardware.presets import LEFT_ALONE, environment, resolve, warnings
+from agent.hardware.presets import LEFT_ALONE, environment, environment_over, resolve, warnings
 from agent.hardware.probe import Machine, machine_from, package_path, probe_machine, usable_cores
 from agent.hardware.sleep import stay_awake
 
@@ -65,6 +65,10 @@ def test_the_cpu_preset_hides_an_accelerator_and_counts_usable_cores() -> None:
     strix = machine_from(STRIX, problem=None, packages=frozenset())
     assert environment("cpu", strix)[0]["HIP_VISIBLE_DEVICES"] == ""
     assert environment("none", strix)[0] == {}
+    shell = {"OMP_NUM_THREADS": "9", "B": "shell"}
+    gaps, _ = environment_over(shell, CPU, preset="auto", own={"B": "recipe"})
+    assert gaps == {"TOKENIZERS_PARALLELISM": "false", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "B": "recipe"}
+    assert environment_over(shell, CPU, preset="cpu", own={})[0]["OMP_NUM_THREADS"] == "2"
     assert environment("strix-halo", CPU)[0]["ROCBLAS_USE_HIPBLASLT"] == "1"
     with pytest.raises(ValueError, match="no such environment preset"):
         environment("stirx", CPU)

@@ -216,6 +216,9 @@ def test_shares_of_the_peak_are_of_the_useful_and_of_the_computed_operations() -
     assert found["speedup"] == pytest.approx(2.5)
     assert (found["useful_tokens"], found["completion_tokens"], found["prompts"]) == (10, 4, 1)
     assert "38% of what its peak allows" in found["limits"]
+    assert "busy" not in found["limits"]
+    shaky = report_training(SMALL, samples, {**ours, "peaks_flops_per_s": [7e11, 1e12]}, theirs, SHAPE)
+    assert "from 700 to 1000 GFLOP/s: a busy machine" in shaky["limits"]
     alone = report_training(SMALL, samples, ours, None, None)
     assert alone["speedup"] is None
     assert alone["share_of_peak"] is None

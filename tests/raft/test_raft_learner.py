@@ -164,8 +164,12 @@ def targets(sampled: torch.Tensor, sign: torch.Tensor) -> Targets:
 
 @pytest.mark.parametrize("algorithm", ["raft", "raft++", "reinforce_rej"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_chunked_head_has_the_loss_and_gradients_of_plain_autograd(algorithm: str, bias: bool) -> None:
-    """600 tokens, so three chunks, with ratios on both sides of the clip."""
+def test_the_chunked_head_has_the_loss_and_gradients_of_plain_autograd(
+    algorithm: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 tokens in three chunks of some pieces each, with ratios on both sides of the clip."""
+    monkeypatch.setattr("agent.recipe.memory.LOSS_LOGITS", 256 * 50)
+    monkeypatch.setattr("agent.raft.loss.CACHED_BYTES", 100 * 50 * 4)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -190,6 +194,27 @@ def test_the_chunked_head_has_the_loss_and_gradients_of_plain_autograd(algorithm
     assert algorithm == "raft" or 0 < results[0][2].float().mean() < 1
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_the_chunked_head_is_as_exact_in_bfloat16_as_its_products() -> None:
+    """Against float32: log-probabilities to the rounding of the logits, gradients to that of the factors."""
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(500, (300,), generator=generator)
+    leaves = [torch.randn(300, 64, generator=generator), 0.2 * torch.randn(500, 64, generator=generator)]
+    wanted = targets(torch.zeros(300), torch.ones(300))
+    wanted = Targets(token, wanted.sampled_logprob, wanted.sign)
+    found = []
+    for narrow in (False, True):
+        hidden, weight = (leaf.clone().requires_grad_() for leaf in leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            result = loss_of_hidden(hidden, weight, None, wanted, learner())
+        result.objective.backward()
+        assert hidden.grad is not None
+        assert weight.grad is not None
+        found.append((result.logprob, hidden.grad, weight.grad))
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        assert float((rounded - exact).norm() / exact.norm()) < 0.01
 
 
 def test_the_shape_of_microbatches_follows_the_model_and_says_why(policy: Policy) -> None:
