@@ -101,7 +101,7 @@ def _variants(playbook: Playbook) -> Iterator[tuple[Hypothesis, Variant]]:
 
 def _read_file(path: Path, playbook: Playbook) -> None:
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"), where=str(path))
+        content = read_yaml(path.read_text(encoding="utf-8"), where=str(path), edited=False)
     except RecipeError as error:
         raise PlaybookError(error.message, where=error.where, hint=error.hint) from None
     except UnicodeDecodeError as error:

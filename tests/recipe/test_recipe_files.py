@@ -69,13 +69,25 @@ def write(folder: Path, name: str, text: str) -> Path:
     ],
 )
 def test_scalars_are_yaml_1_2(text: str, value: object) -> None:
-    assert read_yaml(text, where="x") == value
-    assert type(read_yaml(text, where="x")) is type(value)
+    for edited in (True, False):
+        found = read_yaml(text, where="x", edited=edited)
+        assert found == value
+        assert type(found) is type(value)
 
 
-def test_a_key_given_twice_is_refused_with_its_line() -> None:
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_key_given_twice_is_refused_with_its_line(edited: bool) -> None:
     with pytest.raises(RecipeError, match=r"x:3:1: .*'a' is given twice"):
-        read_yaml("a: 1\nb: 2\na: 3\n", where="x")
+        read_yaml("a: 1\nb: 2\na: 3\n", where="x", edited=edited)
+
+
+def test_both_parsers_read_the_shipped_files_alike() -> None:
+    root = Path(__file__).parents[2]
+    paths = [*root.glob("hypotheses/*.yaml"), *root.glob("recipes/*.yaml")]
+    assert len(paths) > 10
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert read_yaml(text, where="x", edited=False) == read_yaml(text, where="x"), path.name
 
 
 # --- messages ----------------------------------------------------------------------------------------------
