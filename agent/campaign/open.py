@@ -13,7 +13,7 @@ from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
 from agent.errors import UsageError, WorkspaceError
-from agent.hardware.probe import Machine, probe_machine
+from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.events import CampaignResumed
 from agent.ledger.git import Repository
 from agent.ledger.journal import Journal
@@ -23,7 +23,7 @@ from agent.plan.playbook import load_playbook
 
 
 def machine_of(workspace: Workspace) -> Machine:
-    return probe_machine(cache=workspace.cache / "machine.json")
+    return probe_machine(cache=workspace.cache / MACHINE)
 
 
 def prepare(

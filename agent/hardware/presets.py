@@ -154,8 +154,8 @@ def _cpu(machine: Machine) -> dict[str, str]:
     small operations between two waits.
 
     Training allocates and frees gigabytes a step. With pages of 4 KiB the kernel hands them out one fault at a time:
-    2.5 million in five updates of SmolLM2-135M, a tenth of the time. The tunable lets malloc ask for huge pages (glibc
-    from 2.35 on, manual chapter 2.39.1; others ignore it), which leaves a tenth of the faults.
+    2.5 million in three updates of SmolLM2-135M. The tunable lets malloc ask for huge pages (glibc from 2.35 on, manual
+    chapter "Memory Allocation Tunables"; others ignore it), which leaves a tenth of the faults.
     """
     values = {
         "OMP_NUM_THREADS": str(machine.cores),

@@ -81,6 +81,10 @@ class Machine:
         return f"{self.accelerators} x {self.name} ({self.arch or 'architecture unknown'}, {size})"
 
 
+MACHINE = "machine.json"
+"""Name of the file, in a cache folder, that keeps what was found."""
+
+
 def probe_machine(
     *,
     cache: Path | None,

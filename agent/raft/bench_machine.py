@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from agent.hardware.presets import resolve, warnings
-from agent.hardware.probe import Machine, probe_machine, usable_cores
+from agent.hardware.probe import MACHINE, Machine, probe_machine, usable_cores
 from agent.hardware.sensors import graphics, hottest
 from agent.raft.bench_arithmetic import spread
 from agent.raft.bench_products import Product, bandwidth, seconds_of, square_flops, square_size, timed_products
@@ -72,7 +72,7 @@ def measure_machine(
     """Speeds in operations and bytes a second, each with its repeats; `findings` in words, none where all is well."""
     recipe = recipe_of(settings)
     device, why = choose_device()
-    machine = probe_machine(cache=cache / "machine.json")
+    machine = probe_machine(cache=cache / MACHINE)
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd())
     load = os.getloadavg()[0]
     say("matrix products")

@@ -10,20 +10,21 @@ import os
 from pathlib import Path
 
 from agent.hardware.presets import environment, environment_over
-from agent.hardware.probe import probe_machine
+from agent.hardware.probe import MACHINE, probe_machine
 from agent.recipe.schema import Backend
-
-MACHINE = "machine.json"
 
 
 def trainer_environment(backend: Backend, *, cache: Path) -> dict[str, str]:
     """What the trainer has on top of this process's variables."""
     machine = probe_machine(cache=cache / MACHINE)
-    return environment_over(os.environ, machine, preset=backend.environment, own=backend.env)[0]
+    variables, _ = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
+    return variables
 
 
 def apply_environment(backend: Backend, *, cache: Path) -> dict[str, str]:
     """Set the variables of preset and recipe in this process, and return them as they are now."""
-    os.environ.update(trainer_environment(backend, cache=cache))
-    preset, _ = environment(backend.environment, probe_machine(cache=cache / MACHINE))
+    machine = probe_machine(cache=cache / MACHINE)  # once: a probe that fails is not remembered, and may take a minute
+    variables, _ = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
+    os.environ.update(variables)
+    preset, _ = environment(backend.environment, machine)
     return {name: os.environ[name] for name in sorted({*preset, *backend.env})}

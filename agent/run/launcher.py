@@ -41,7 +41,7 @@ from agent.files import write_atomic
 from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
-from agent.hardware.probe import Machine, probe_machine
+from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.hardware.sensors import GIB, disk_free, graphics, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.schema import Recipe
@@ -232,7 +232,7 @@ def _variables(request: RunRequest, machine: Machine | None) -> tuple[dict[str, 
     """(variables on top of the inherited ones, where the preset comes from); the request's come over the recipe's."""
     backend = request.recipe.backend
     if machine is None:
-        cache = request.cache / "machine.json" if request.cache else None
+        cache = request.cache / MACHINE if request.cache else None
         machine = probe_machine(cache=cache)
     variables, why = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
     return {**variables, **request.env}, why
@@ -422,8 +422,13 @@ class _Trainer:
         return is_alive(self.identity)
 
     def sample(self, now: float) -> None:
-        """Resident memory, and who has been started; at most once a second."""
-        if self._sampled is not None and now - self._sampled < MEMORY_EVERY_S:
+        """Resident memory, and who has been started; once a second.
+
+        In the first second at every call: a process that has just been started has hardly any memory yet, and a short
+        training would be reported with that.
+        """
+        settled = now - self.began >= MEMORY_EVERY_S
+        if settled and self._sampled is not None and now - self._sampled < MEMORY_EVERY_S:
             return
         self._sampled = now
         members = descendants(self.identity)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from agent.hardware.probe import probe_machine
+from agent.hardware.probe import MACHINE, probe_machine
 from agent.raft.sources import default_cache
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
@@ -67,7 +67,7 @@ def one_run(recipe: Recipe, out: Path, cache: Path, standby: Standby | None) -> 
         return "measured" if sum(looks) > 1 else None
 
     looks: list[bool] = []
-    machine = probe_machine(cache=cache / "machine.json")
+    machine = probe_machine(cache=cache / MACHINE)
     began = time.monotonic()
     result = launch(
         RunRequest(recipe=recipe, out=out, seed=1, workspace=Path.cwd(), time_limit_s=600.0, cache=cache),

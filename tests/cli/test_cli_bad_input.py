@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.cli.main import register, run
-from agent.hardware.probe import probe_machine
+from agent.hardware.probe import MACHINE, probe_machine
 from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.lock import hold
 from agent.ledger.workspace import Workspace
@@ -24,7 +24,7 @@ register()
 @pytest.fixture(scope="session")
 def asked_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What this machine says of itself, which takes seconds of `import torch`; workspaces get it in their cache."""
-    path = tmp_path_factory.mktemp("machine") / "machine.json"
+    path = tmp_path_factory.mktemp("machine") / MACHINE
     probe_machine(cache=path)
     return path
 
@@ -32,7 +32,7 @@ def asked_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def know_machine(root: Path, asked_once: Path) -> None:
     cache = Workspace(root).cache
     cache.mkdir(parents=True, exist_ok=True)
-    shutil.copy(asked_once, cache / "machine.json")
+    shutil.copy(asked_once, cache / MACHINE)
 
 
 @pytest.fixture
