@@ -138,7 +138,8 @@ def rollout_table(result: Mapping[str, Any]) -> Table:
         ("bandwidth_bound_tokens_per_s", "bound by reading weights and keys"),
     ):
         if result[key] is not None:
-            table.add_row(what, number(result[key]), "", share(ours / result[key]))
+            ranged = _range(result["bound_repeats"], "", scaled=False) if key == "bound_tokens_per_s" else ""
+            table.add_row(what, number(result[key]), ranged, share(ours / result[key]))
     table.add_section()
     phases = result["phases_s"]
     for key, what in PHASES.items():

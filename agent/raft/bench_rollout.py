@@ -10,6 +10,7 @@ step had, and the prefill) take when nothing else runs: attention, sampling and 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,16 +83,22 @@ def measure_rollout(
         contenders["ours_adapters_apart"] = _ours(policy, requests, sampling, merge=False)
     if settings.compares:
         contenders |= _theirs(policy, recipe, requests, settings, cache=cache)
-    found, failed = _take_turns(contenders, settings, policy, say)
-    say("the matrix products of our steps")
 
-    def once_more() -> list[list[int]]:
+    def once() -> list[list[int]]:
         return contenders["ours"](0, settings.max_new_tokens)
 
-    bound = _bound(policy, once_more, quick=settings.quick)
+    failed = _warm_up(contenders, settings, say)
+    say("which matrix products our steps have")
+    work = _recorded(policy, once)
+    found = {name: Turns() for name in contenders if name not in failed}
+    for repeat in range(settings.repeats):
+        _take_turns(contenders, found, repeat, settings, policy, say)
+        say(f"repeat {repeat + 1}: the matrix products of our steps")
+        work.time(policy.device)
+    bound = _bound(policy, work, quick=settings.quick)
     say("where our time goes")
-    phases = _phases(policy, once_more, bound)
-    return _report(settings, policy, requests, found, failed, bound, phases, environment)
+    phases = _phases(policy, once, bound)
+    return _report(settings, policy, requests, found, failed, work, bound, phases, environment)
 
 
 def requests_of(policy: Policy, recipe: Recipe, *, cycle: int = 0) -> list[Request]:
@@ -188,11 +195,8 @@ def _stop_ids(model: Any) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
-def _take_turns(
-    contenders: dict[str, Contender], settings: BenchSettings, policy: Policy, say: Say
-) -> tuple[dict[str, Turns], dict[str, str]]:
-    """Each once to warm up, then by turns, so that a slow minute meets all. Also who failed, and why."""
-    found: dict[str, Turns] = {}
+def _warm_up(contenders: Mapping[str, Contender], settings: BenchSettings, say: Say) -> dict[str, str]:
+    """Each once, for a few tokens. Who failed, and why."""
     failed: dict[str, str] = {}
     for name, run in contenders.items():
         say(f"warming up {_words(name)}")
@@ -202,14 +206,22 @@ def _take_turns(
             if name == "ours":
                 raise
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            continue
-        found[name] = Turns()
-    for repeat in range(settings.repeats):
-        names = list(found)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            _one_turn(found[name], partial(contenders[name], repeat, settings.max_new_tokens), policy)
-            say(f"repeat {repeat + 1}: {_words(name)} {found[name].tokens[-1] / found[name].seconds[-1]:.0f} tokens/s")
-    return found, failed
+    return failed
+
+
+def _take_turns(
+    contenders: Mapping[str, Contender],
+    found: Mapping[str, Turns],
+    repeat: int,
+    settings: BenchSettings,
+    policy: Policy,
+    say: Say,
+) -> None:
+    """Each once, another one first in each repeat, so that a slow minute meets all."""
+    names = list(found)
+    for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+        _one_turn(found[name], partial(contenders[name], repeat, settings.max_new_tokens), policy)
+        say(f"repeat {repeat + 1}: {_words(name)} {found[name].tokens[-1] / found[name].seconds[-1]:.0f} tokens/s")
 
 
 def _one_turn(turns: Turns, run: Callable[[], list[list[int]]], policy: Policy) -> None:
@@ -229,28 +241,48 @@ def _words(name: str) -> str:
 # The bound -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What the products of one of our rollouts take by themselves. Seconds, operations, bytes."""
+@dataclass
+class Work:
+    """What one of our rollouts computes, and what its matrix products take by themselves."""
 
     tokens: int
-    seconds: float
-    """With weights as they lie in memory."""
-    packed_seconds: float | None
-    """With weights that oneDNN has laid out beforehand (`agent.raft.sampling_weights`); None where it cannot."""
-    decode_seconds: float
-    """Of the decode steps alone, the way they were run."""
+    products: Counter[Product]
+    decode: Counter[Product]
+    """Those of the decode steps alone."""
     flops: int
     bytes_read: int
     """Weights, once a product, and the keys and values of completions."""
     steps_by_rows: dict[int, int]
+    layers: int
+    timings: list[dict[Product, float]] = field(default_factory=list)
+    """Seconds of each product, by repeat."""
+
+    def time(self, device: torch.device) -> None:
+        """Once more, with weights as they lie in memory and, where that is possible, as oneDNN lays them out."""
+        timed = partial(timed_products, layers=self.layers, device=device)
+        seconds = timed(_all_packed(self.products, False))
+        if device.type == "cpu" and works(next(iter(self.products)).dtype):
+            seconds |= timed(_all_packed(self.products, True))
+        self.timings.append(seconds)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the products of one of our rollouts take by themselves: medians of the repeats. Seconds."""
+
+    seconds: list[float]
+    """By repeat, with weights as they lie in memory."""
+    packed_seconds: float | None
+    """With weights that oneDNN has laid out beforehand (`agent.raft.sampling_weights`); None where it cannot."""
+    decode_seconds: float
+    """Of the decode steps alone, the way they were run."""
     step_seconds: dict[int, float]
     """Of the products of one decode step, by its rows."""
     peak_flops: float
     peak_bytes: float
 
 
-def _bound(policy: Policy, run: Callable[[], list[list[int]]], *, quick: bool) -> Bound:
+def _recorded(policy: Policy, run: Callable[[], list[list[int]]]) -> Work:
     decode = ProductRecorder()
     forward = Policy.forward
 
@@ -262,28 +294,32 @@ def _bound(policy: Policy, run: Callable[[], list[list[int]]], *, quick: bool) -
 
     with ProductRecorder() as recorder, replaced(Policy, "forward", recorded):
         completions = run()
-    counts = recorder.products
-    layers = int(getattr(policy.inner.config, "num_hidden_layers", 1))
-    timed = partial(timed_products, layers=layers, device=policy.device)
-    seconds = timed(_all_packed(counts, False))
-    if policy.device.type == "cpu" and works(policy.compute):
-        seconds |= timed(_all_packed(counts, True))
-    steps = _steps_by_rows(policy, decode.products)
     own_tokens = sum(n * (n - 1) // 2 for n in map(len, completions))
-    return Bound(
+    weights = sum(product.weight_bytes * times for product, times in recorder.products.items())
+    return Work(
         tokens=sum(map(len, completions)),
-        seconds=total_seconds(_all_packed(counts, False), seconds),
-        packed_seconds=_total_where_known(_all_packed(counts, True), seconds),
-        decode_seconds=total_seconds(decode.products, seconds),
+        products=recorder.products,
+        decode=decode.products,
         flops=recorder.flops,
-        bytes_read=sum(product.weight_bytes * times for product, times in counts.items())
-        + policy.cache_bytes * own_tokens,
-        steps_by_rows=steps,
+        bytes_read=weights + policy.cache_bytes * own_tokens,
+        steps_by_rows=_steps_by_rows(policy, decode.products),
+        layers=int(getattr(policy.inner.config, "num_hidden_layers", 1)),
+    )
+
+
+def _bound(policy: Policy, work: Work, *, quick: bool) -> Bound:
+    usual = {product: statistics.median(found[product] for found in work.timings) for product in work.timings[0]}
+    plain, packed = _all_packed(work.products, False), _all_packed(work.products, True)
+    dtype = next(iter(work.products)).dtype
+    return Bound(
+        seconds=[total_seconds(plain, found) for found in work.timings],
+        packed_seconds=_total_where_known(packed, usual),
+        decode_seconds=total_seconds(work.decode, usual),
         step_seconds={
-            rows: sum(n * seconds[p] for p, n in decode.products.items() if p.rows == rows) / times
-            for rows, times in steps.items()
+            rows: sum(n * usual[p] for p, n in work.decode.items() if p.rows == rows) / times
+            for rows, times in work.steps_by_rows.items()
         },
-        peak_flops=max(square_flops(next(iter(counts)).dtype, policy.device, repeats=5, quick=quick)),
+        peak_flops=max(square_flops(dtype, policy.device, repeats=5, quick=quick)),
         peak_bytes=max(max(found) for found in bandwidth(policy.device, repeats=3, quick=quick).values()),
     )
 
@@ -393,6 +429,7 @@ def _report(
     requests: Sequence[Request],
     found: Mapping[str, Turns],
     failed: Mapping[str, str],
+    work: Work,
     bound: Bound,
     phases: Mapping[str, float],
     environment: Mapping[str, str],
@@ -402,7 +439,8 @@ def _report(
     ours = medians["ours"]
     theirs = {name: value for name, value in medians.items() if not name.startswith("ours")}
     best = max(theirs, key=lambda name: theirs[name]) if theirs else None
-    bound_speed = bound.tokens / bound.seconds
+    bound_speeds = spread([work.tokens / seconds for seconds in bound.seconds])
+    bound_speed = bound_speeds["median"]
     busy = min(min(turns.cores_share) for turns in found.values()) if policy.device.type == "cpu" else None
     return {
         "useful_tokens_per_s": ours,
@@ -410,15 +448,16 @@ def _report(
         "speedup": ours / theirs[best] if best else None,
         "bound_tokens_per_s": bound_speed,
         "share_of_bound": share(ours, bound_speed),
-        "compute_bound_tokens_per_s": bound.tokens * bound.peak_flops / bound.flops,
-        "bandwidth_bound_tokens_per_s": bound.tokens * bound.peak_bytes / bound.bytes_read,
-        "packed_bound_tokens_per_s": bound.tokens / bound.packed_seconds if bound.packed_seconds else None,
+        "compute_bound_tokens_per_s": work.tokens * bound.peak_flops / work.flops,
+        "bandwidth_bound_tokens_per_s": work.tokens * bound.peak_bytes / work.bytes_read,
+        "packed_bound_tokens_per_s": work.tokens / bound.packed_seconds if bound.packed_seconds else None,
+        "bound_repeats": bound_speeds,
         "better_transformers": best,
         "contenders": reports,
         "failed": dict(failed),
         "phases_s": dict(phases),
-        "products_s": bound.seconds,
-        "steps_by_rows": {str(rows): times for rows, times in bound.steps_by_rows.items()},
+        "products_s": statistics.median(bound.seconds),
+        "steps_by_rows": {str(rows): times for rows, times in work.steps_by_rows.items()},
         "step_products_s_by_rows": {str(rows): found for rows, found in bound.step_seconds.items()},
         "limits": limits(phases, share(ours, bound_speed), busy),
         "cores_share": busy,
@@ -427,7 +466,7 @@ def _report(
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "prompt_tokens": sum(len(request.prompt) for request in requests),
-        "completion_tokens_mean": bound.tokens / sum(request.samples for request in requests),
+        "completion_tokens_mean": work.tokens / sum(request.samples for request in requests),
         "engine_rows": settings.engine_rows,
         "lora_rank": settings.lora_rank,
         "model": settings.model,

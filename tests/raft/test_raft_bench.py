@@ -287,6 +287,7 @@ def test_a_rollout_is_measured_beside_transformers(model_cache: Path) -> None:
     assert set(found["contenders"]) == {"ours", "transformers_6_rows"}
     assert found["useful_tokens_per_s"] == found["contenders"]["ours"]["tokens_per_s"]["median"]
     assert found["speedup"] == pytest.approx(found["useful_tokens_per_s"] / found["transformers_tokens_per_s"])
+    assert len(found["bound_repeats"]["repeats"]) == len(found["contenders"]["ours"]["seconds"])
     assert found["share_of_bound"] == pytest.approx(found["useful_tokens_per_s"] / found["bound_tokens_per_s"])
     for contender in found["contenders"].values():
         assert all(6 <= tokens <= 30 for tokens in contender["tokens"]), "one to five tokens of each of six samples"
