@@ -88,7 +88,7 @@ def import_for(path: Path) -> None:
     from agent.raft.support import needs_transformers
 
     try:
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, edited=False)
     except (AgentError, OSError):
         return
     if recipe.model.source != TINY or needs_transformers(recipe):
@@ -113,7 +113,7 @@ def environment_is_settled(arguments: list[str]) -> bool:
     before = dict(os.environ)
     options = parse(arguments)
     try:
-        recipe = load_recipe(options.recipe)
+        recipe = load_recipe(options.recipe, edited=False)
         apply_environment(recipe.backend, cache=options.cache or default_cache())
     except (AgentError, OSError):
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,10 +123,10 @@ def _siblings(path: Path) -> list[Path]:
     return sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
 
 
-def load_mapping(path: Path, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def load_mapping(path: Path, *, edited: bool = True, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's keys merged over those of the file it extends; not yet validated."""
     text = read_text(path)
-    content = read_yaml(text, where=str(path))
+    content = read_yaml(text, where=str(path), edited=edited)
     if content is None:
         raise RecipeError("the recipe is empty", where=str(path), hint="it needs at least model, task and budget")
     if not isinstance(content, dict):
@@ -139,7 +139,7 @@ def load_mapping(path: Path, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent_path = (path.parent / parent_name).resolve()
     if parent_path in _seen or parent_path == path.resolve():
         raise RecipeError(f"goes in a circle through {parent_name}", where=f"{path}: {EXTENDS}", key=EXTENDS)
-    return merge(load_mapping(parent_path, _seen=(*_seen, path.resolve())), content)
+    return merge(load_mapping(parent_path, edited=edited, _seen=(*_seen, path.resolve())), content)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseModel] = Recipe) -> dict[str, Any]:
@@ -157,22 +157,28 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseMo
     return merged
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read, inherit and validate. RecipeError names file, line where it is known, key and what to do."""
-    return recipe_from(load_mapping(path), where=str(path), lines=key_lines(read_text(path)))
+def load_recipe(path: Path, *, edited: bool = True) -> Recipe:
+    """Read, inherit and validate. RecipeError names file, line where it is known, key and what to do.
+
+    Not `edited`: written by a program (`resolved_text`), so that the faster parser is strict enough.
+    """
+    return recipe_from(load_mapping(path, edited=edited), where=str(path), text=lambda: read_text(path))
 
 
 # --- validating --------------------------------------------------------------------------------------------
 
 
-def recipe_from(mapping: Mapping[str, Any], *, where: str, lines: Mapping[str, int] | None = None) -> Recipe:
-    """Validate a mapping; every problem is in the message, the first one in the error's fields."""
+def recipe_from(mapping: Mapping[str, Any], *, where: str, text: Callable[[], str] | None = None) -> Recipe:
+    """Validate a mapping; every problem is in the message, the first one in the error's fields.
+
+    Only a problem asks for the text, which then tells its line: finding lines takes as long as reading YAML.
+    """
     try:
         return Recipe.model_validate(mapping)
     except ValidationError as error:
         problems = [_explain(detail) for detail in error.errors()]
     first = problems[0]
-    key_line = (lines or {}).get(first.key or "")
+    key_line = key_lines(text()).get(first.key or "") if text else None
     place = f"{where}:{key_line}" if key_line else where
     message = (
         first.message

@@ -298,7 +298,7 @@ def _refuse_other_recipe(request: RunRequest) -> None:
     if not begun or not written.exists():
         return
     try:
-        same = load_recipe(written).signature() == request.recipe.signature()
+        same = load_recipe(written, edited=False).signature() == request.recipe.signature()
     except AgentError:
         same = False
     if not same:
