@@ -6,13 +6,25 @@ numbers from torch's global generator, seeded by the batch: its samples are not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from agent.raft.rollout import Completion, OnFinished, OnStep, Request, Row, StopCheck, completion_limit, cut
+from agent.raft.rollout import (
+    Completion,
+    OnFinished,
+    OnStep,
+    Request,
+    Row,
+    StopCheck,
+    completion_limit,
+    cut,
+    not_finite,
+)
 from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of
 
@@ -28,27 +40,54 @@ def generate_by_transformers(
     on_step: OnStep,
     on_finished: OnFinished,
 ) -> None:
-    """Batches of at most `slots` rows, in the order given."""
-    for start in range(0, len(rows), sampling.slots):
-        batch = rows[start : start + sampling.slots]
-        for row, completion in zip(batch, _generate_batch(policy, requests, batch, sampling, on_step), strict=True):
-            on_finished(row, completion)
+    """Batches of at most `slots` rows of the same limit.
+
+    A row goes on, unseen, until the longest of its batch ends, and must not leave the positions that the model has.
+    """
+
+    def limit_of(row: Row) -> int:
+        return completion_limit(policy, requests[row.request].prompt, sampling)
+
+    with _own_defaults(policy):
+        for limit, group in itertools.groupby(sorted(rows, key=limit_of, reverse=True), key=limit_of):
+            alike = list(group)
+            for start in range(0, len(alike), sampling.slots):
+                batch = alike[start : start + sampling.slots]
+                done = _generate_batch(policy, requests, batch, sampling, limit, on_step)
+                for row, completion in zip(batch, done, strict=True):
+                    on_finished(row, completion)
+
+
+@contextlib.contextmanager
+def _own_defaults(policy: Policy) -> Iterator[None]:
+    """`generate` fills in what it is not told from the model's own configuration, such as Qwen2.5's top-k of 20 and its
+    penalty for repetitions, and would sample from another distribution than the recipe says."""
+    from transformers import GenerationConfig
+
+    models = [policy.model] if policy.model is policy.inner else [policy.model, policy.inner]
+    before = [model.generation_config for model in models]
+    for model in models:
+        model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for model, configuration in zip(models, before, strict=True):
+            model.generation_config = configuration
 
 
 def _generate_batch(
-    policy: Policy, requests: Sequence[Request], batch: Sequence[Row], sampling: Sampling, on_step: OnStep
+    policy: Policy, requests: Sequence[Request], batch: Sequence[Row], sampling: Sampling, limit: int, on_step: OnStep
 ) -> list[Completion]:
     from transformers import GenerationConfig, LogitsProcessorList
 
     torch.manual_seed(seed_of("generate", *[(requests[row.request].seed, row.sample) for row in batch]))
     prompts = [requests[row.request].prompt for row in batch]
-    limits = [completion_limit(policy, prompt, sampling) for prompt in prompts]
     config = GenerationConfig(
         do_sample=sampling.temperature > 0,
         temperature=sampling.temperature or None,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        max_new_tokens=max(limits),
+        max_new_tokens=limit,
         eos_token_id=sorted(policy.stop_ids) or None,
         pad_token_id=policy.pad_id,
         stop_strings=list(sampling.stop) or None,
@@ -66,8 +105,8 @@ def _generate_batch(
     logprobs, entropies = facts.of(new)
     stops = StopCheck(policy, sampling)
     return [
-        cut(Completion(t[:limit], p[:limit], h[:limit], "length"), stops)
-        for t, p, h, limit in zip(new.tolist(), logprobs.tolist(), entropies.tolist(), limits, strict=True)
+        cut(Completion(*drawn, "length"), stops)
+        for drawn in zip(new.tolist(), logprobs.tolist(), entropies.tolist(), strict=True)
     ]
 
 
@@ -96,6 +135,8 @@ class _Facts:
         self._on_step()
         self._take(input_ids[:, -1])
         self._last = torch.log_softmax(scores.float(), -1)
+        if bool(self._last.isnan().any()):
+            raise not_finite(len(self._logprobs))
         self._entropies.append(torch.special.entr(self._last.exp()).sum(-1))
         return scores
 

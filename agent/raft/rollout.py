@@ -327,10 +327,7 @@ class _Slots:
         parts: list[dict[int, _Strand]] = [{} for _ in strands]
         for live, number, token, logprob, entropy in zip(samples, owner, *(x.tolist() for x in found), strict=True):
             if not math.isfinite(logprob):
-                raise NumericError(
-                    f"the model's logits are not finite at decode step {self.steps}",
-                    hint="The weights have diverged: lower learner.learning_rate or learner.max_grad_norm.",
-                )
+                raise not_finite(self.steps)
             live.tokens.append(token)
             live.logprobs.append(logprob)
             live.entropies.append(entropy)
@@ -363,6 +360,13 @@ class _Slots:
         self.cache.copy([slot for slot, _ in looking], free, tokens)
         staying.update((slot, strand) for slot, (_, strand) in zip(free, looking, strict=True))
         self.live = [staying[slot] for slot in range(count)]
+
+
+def not_finite(step: int) -> NumericError:
+    return NumericError(
+        f"the model's logits are not finite at decode step {step}",
+        hint="The weights have diverged: lower learner.learning_rate or learner.max_grad_norm.",
+    )
 
 
 class StopCheck:

@@ -37,6 +37,9 @@ PREFILL_TOKENS = 4096
 SAMPLING_COPIES = 4
 """float32 copies of the logits while a token is drawn on an accelerator: shifted, exponentials, weights, products. A
 CPU works on slices that fit its cache."""
+HF_LOGITS = 5
+"""float32 copies of one step's logits in transformers' `generate`: itself, scores, their softmax, and the logarithm
+and exponentials that a completion's records are made from."""
 KEYS_REPEATED = 1.5
 """A packed row gathers keys and values for each segment: prompts that samples share, once for each, and padding."""
 MASK_BYTES = 9
@@ -371,10 +374,11 @@ def _generating(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, width
     yield Part("keys and values", cached, ("generate",), f"{token} bytes a token; prompts once for all their samples")
     copies = 0 if facts.kind == "cpu" else SAMPLING_COPIES * FLOAT
     size = (vectors * width + rows_at_once * copies) * shape.vocabulary
-    if rollout.engine == "hf":  # `generate()` hands back the logits of every step, and we take their softmax
-        size = rollout.samples_per_prompt * rollout.max_new_tokens * shape.vocabulary * 3 * FLOAT
-    yield Part("logits of sampling", size, ("generate",), f"{vectors} rows and prompts x {shape.vocabulary}")
     tokens = min(PREFILL_TOKENS, max(prompts for prompts, _, _ in calls) * longest)
+    if rollout.engine == "hf":  # no sharing: every row has its prompt, which are all read at once
+        vectors, tokens = rows_at_once, rows_at_once * longest
+        size = rows_at_once * (width + HF_LOGITS * FLOAT) * shape.vocabulary
+    yield Part("logits of sampling", size, ("generate",), f"{vectors} rows and prompts x {shape.vocabulary}")
     working = tokens * width * (4 * shape.hidden + 2 * shape.intermediate + 3 * shape.query_size)
     yield Part("prefill of prompts", working, ("generate",), f"one layer of {tokens} tokens")
 

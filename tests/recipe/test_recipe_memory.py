@@ -191,6 +191,18 @@ def test_a_configuration_that_tells_no_shape_gives_the_reason(
     assert said in found.why
 
 
+def test_generate_of_transformers_shares_no_prompt_and_holds_one_step_of_logits() -> None:
+    """By hand, on a card in bfloat16: 128 rows of 1024 tokens, and of their last logits one copy of 2 bytes and five of
+    4; each layer sees all prompts at once."""
+    shape = KNOWN["Qwen/Qwen2.5-0.5B-Instruct"]
+    found = estimate(
+        with_keys(QWEN["qwen2.5-0.5b-gsm8k"], {"rollout.engine": "hf"}), shape, CARD, available_gb=STRIX_HALO_GB
+    )
+    assert found.part("keys and values") == 128 * 1024 * 24 * 2 * 128 * 2
+    assert found.part("logits of sampling") == 128 * 151_936 * (2 + 5 * 4)
+    assert found.part("prefill of prompts") == 128 * 1024 * 2 * (4 * 896 + 2 * 4864 + 3 * 896)
+
+
 def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)
