@@ -35,6 +35,8 @@ UNTRAINED = "untrained"
 STOP_GRACE_SECONDS = 20.0
 NO_STEP = "no_step"
 """A training ended by this took no optimizer step in the first third of its budget and was ended for it."""
+DECLINE = "decline"
+"""A training ended by this had passed its peak: `learner.early_stop`."""
 
 Phase = Literal["start", "load", "compile", "generate", "verify", "train", "evaluate", "save"]
 Split = Literal["train", "select", "search", "confirm", "holdout"]

@@ -191,7 +191,7 @@ def _progress_words(progress: Progress) -> str:
 
 
 def _print_result(result: RunResult, *, json_output: bool) -> None:
-    from agent.contract import NO_STEP
+    from agent.contract import DECLINE, NO_STEP
     from agent.report.cycles import cycles_table
     from agent.report.terminal import console_for
     from agent.run.telemetry import read_run
@@ -224,5 +224,7 @@ def _print_result(result: RunResult, *, json_output: bool) -> None:
         )
     if summary.ended_by == NO_STEP:
         print(f"ended early, for want of a sample to learn from: raft-agent diagnose {result.out.name} says why")
+    if summary.ended_by == DECLINE:
+        print(f"early stop after cycle {summary.cycles}: worse on select than before (learner.early_stop)")
     if summary.checkpoint and summary.optimizer_steps:
         print(f"checkpoint: {result.out / summary.checkpoint}")

@@ -45,12 +45,13 @@ class Decline:
         assert self.settings is not None
         gains = [self.sign * (now[prompt] - _mean([past[prompt] for past in before])) for prompt in now]
         center, spread = _mean(gains), deviation(gains)
-        if center >= 0 or len(gains) < 2 or not spread:
+        if center >= 0 or len(gains) < 2 or spread is None:
             return None
         error = spread / math.sqrt(len(gains) - 1)
         from scipy.stats import t as student
 
-        chance = float(student.cdf(center / error, len(gains) - 1))
+        # Where every prompt lost as much there is no spread to go by: the sign test's chance that all of them fall.
+        chance = float(student.cdf(center / error, len(gains) - 1)) if error else 0.5 ** len(gains)
         if chance >= self.settings.level:
             return None
         return f"{-100 * center:.1f}pp worse than the {len(before)} measurements before (p = {chance:.3f})"

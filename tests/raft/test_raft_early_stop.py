@@ -39,6 +39,18 @@ def test_a_clear_fall_ends_the_training_and_says_how_far_it_fell() -> None:
     assert why.startswith("46.9pp worse than the 3 measurements before (p = 0.000")
 
 
+def test_a_collapse_of_every_prompt_at_once_is_a_fall() -> None:
+    """There is no spread then, which a t-test divides by; the chance is that of so many coins."""
+    watch = decline()
+    assert [watch.add(measured([[True]] * 24)) for _ in range(3)] == [None] * 3
+    why = watch.add(measured([[False]] * 24))
+    assert why is not None
+    assert why.startswith("100.0pp worse")
+    few = decline()
+    assert [few.add(measured([[True]] * 4)) for _ in range(3)] == [None] * 3
+    assert few.add(measured([[False]] * 4)) is None, "one in sixteen is not beyond noise"
+
+
 def test_nothing_is_said_before_the_window_is_full_nor_of_a_rise() -> None:
     watch = decline(window=2)
     assert watch.add(level(0.9)) is None
