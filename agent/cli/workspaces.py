@@ -30,7 +30,7 @@ def init(
     """
     from agent.ledger.create import create_workspace
 
-    extra = own_recipe(data, model) if data is not None or model is not None else {}
+    extra = own_recipe(data, model, cache=model_cache()) if data is not None or model is not None else {}
     created = create_workspace(folder, extra=extra)
     root = created.workspace.root
     print(f"workspace {root}: {len(created.written)} files written, {len(created.kept)} kept as they were")
