@@ -520,6 +520,15 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _failures_have_a_success_beside_them(self) -> Recipe:
+        if self.learner.algorithm == "reinforce_rej" and self.rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "rollout.samples_per_prompt must be at least 2 for learner.algorithm: reinforce_rej, which learns from "
+                "prompts that have both a success and a failure"
+            )
+        return self
+
     def signature(self) -> str:
         """Hex digest of what the training is: two recipes with the same one are the same experiment.
 
