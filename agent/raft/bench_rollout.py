@@ -157,6 +157,7 @@ def _theirs(
         "temperature": settings.temperature,
         "top_k": 0,
         "top_p": 1.0,
+        "repetition_penalty": 1.0,
         "pad_token_id": policy.pad_id,
     }
 
@@ -468,6 +469,7 @@ def _report(
         "prompt_tokens": sum(len(request.prompt) for request in requests),
         "completion_tokens_mean": work.tokens / sum(request.samples for request in requests),
         "engine_rows": settings.engine_rows,
+        "engine_why": policy.layout_why_not,
         "lora_rank": settings.lora_rank,
         "model": settings.model,
         "dtype": str(policy.compute).removeprefix("torch."),

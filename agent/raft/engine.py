@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from agent.contract import NO_STEP, CycleRow, Seconds, Split
+from agent.contract import DECLINE, NO_STEP, CycleRow, Seconds, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
 from agent.raft.early_stop import Decline
@@ -49,6 +49,8 @@ FINISH_SECONDS = 2.0
 FUTILE_SHARE, FUTILE_CYCLES = 1 / 3, 3
 """Without an optimizer step in this share of the budget, and in so many cycles, the model is still the untrained one
 and samples as it did: if the first step were just about to come, two more would be expected until the end."""
+EMPTY_CYCLES = 50
+"""Cycles without a single token, for want of a prompt that fits, cost next to nothing of any budget and would go on."""
 
 
 @dataclass
@@ -141,7 +143,7 @@ class Training:
         self.finished = True
         if self.declined is not None:
             print(f"early stop after cycle {self.spending.cycles}: {self.declined}", file=sys.stderr, flush=True)
-            return "decline"
+            return DECLINE
         return NO_STEP if self.spending.affords_cycle() else "budget"
 
     def cycle(self, cycle: int) -> None:
@@ -249,9 +251,7 @@ class Training:
         return Sampling(
             temperature=temperature(rollout.temperature, rollout.temperature_schedule, self.spending.share()),
             max_new_tokens=rollout.max_new_tokens,
-            max_total=min(
-                rollout.max_total_sequence_length, self.policy.max_length or rollout.max_total_sequence_length
-            ),
+            max_total=self.policy.room(rollout.max_total_sequence_length),
             top_p=rollout.top_p,
             top_k=rollout.top_k,
             slots=rollout.slots,
@@ -389,6 +389,8 @@ class Training:
     def _is_futile(self) -> bool:
         """The training has not begun to change the model and will hardly do so."""
         spent = self.spending
+        if self.totals.generated_tokens == 0 and spent.cycles >= EMPTY_CYCLES:
+            return True
         return self.totals.optimizer_steps == 0 and spent.cycles >= FUTILE_CYCLES and spent.share() >= FUTILE_SHARE
 
     def _leave_room(self) -> None:

@@ -174,7 +174,7 @@ class Examiner:
             split=split,
             id=example.id,
             sample=sample,
-            reward=reward,
+            reward=reward if answered else 0.0,
             passed=verdict.passed and answered,
             formatted=verdict.formatted and answered,
             near=verdict.near and answered,

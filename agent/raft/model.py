@@ -37,7 +37,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 INSPECTED_TOKENS = 12
 """Length of the two short samples with which a model is tried out when it is loaded."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Differences of logits, in their own standard deviations, that arithmetic alone explains."""
+"""Differences of logits that arithmetic alone explains: at the worst position, root of the mean square over the
+vocabulary, in standard deviations of the logits. The largest single difference would grow with the vocabulary."""
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -109,9 +110,8 @@ class Policy:
         """Any id that is embedded will do: padding is masked or lies behind what is looked at, and never decides a
         loss."""
         wanted = self.tokenizer.pad_token_id
-        if wanted is not None and wanted < self.vocabulary:
-            return int(wanted)
-        return min(self.stop_ids, default=0)
+        candidates = ([] if wanted is None else [int(wanted)]) + sorted(self.stop_ids)
+        return next((id_ for id_ in candidates if id_ < self.vocabulary), 0)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -123,6 +123,10 @@ class Policy:
         """Most positions that the model has; None is no limit."""
         length = getattr(self.model.config, "max_position_embeddings", None)
         return int(length) if length else None
+
+    def room(self, wanted: int) -> int:
+        """Tokens that a prompt and its completion may have where `wanted` are allowed."""
+        return min(wanted, self.max_length or wanted)
 
     @cached_property
     def arguments(self) -> frozenset[str]:
@@ -287,6 +291,8 @@ def inspect_policy(policy: Policy) -> None:
 def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str | None:
     """Why layouts do not work on this model; None where they do, and then `cache_bytes` is known too."""
     name = type(policy.inner).__name__
+    if getattr(policy.inner.config, "attention_chunk_size", None):
+        return f"{name} attends in chunks, of which layouts know nothing"
     tree, layout = _as_tree(samples, policy)
     try:
         logits = policy.forward(tree.ids(), tree.positions(), layout)
@@ -343,7 +349,8 @@ class _Weighing(PackedLayout):
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    difference = float((one.float() - other.float()).abs().max())
+    """Whether two computations of the same logits (N, V) agree."""
+    difference = float((one.float() - other.float()).square().mean(-1).sqrt().max())
     return difference <= TOLERANCE[one.dtype] * max(float(other.float().std()), 1e-3)
 
 

@@ -138,7 +138,7 @@ class Worker:
             signal.signal(number, self._terminate)
         options = self.options
         self.pulse.beat("start")
-        self.recipe = load_recipe(options.recipe)
+        self.recipe = load_recipe(options.recipe, edited=False)
         for name in (SUMMARY, EVAL):
             (options.out / name).unlink(missing_ok=True)
         try:
@@ -205,6 +205,12 @@ class Worker:
         )
         if self.policy.native:
             self._use_few_threads()
+        if self.policy.layout_why_not is not None:
+            print(
+                f"generating by transformers, training on padded rows, which is slower: {self.policy.layout_why_not}",
+                file=sys.stderr,
+                flush=True,
+            )
         shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
         answers = AnswerCache(self.cache / "answers")
         examiner = Examiner(self.recipe, self.policy, verifier, shots, answers)
@@ -270,6 +276,7 @@ class Worker:
             settings={
                 "device_why": policy.device_why,
                 "implementation": "agent.raft.llama" if policy.native else "transformers",
+                "engine_why": policy.layout_why_not,
                 "slots": recipe.rollout.slots,
                 "microbatch_tokens": recipe.learner.microbatch_tokens,
                 "gradient_accumulation": recipe.learner.gradient_accumulation,
@@ -287,15 +294,27 @@ class Worker:
         )
 
     def _check_prompts(self, examiner: Examiner) -> None:
-        """At least one of the first training prompts must leave room for an answer."""
+        """At least one training prompt must leave room for an answer."""
         assert self.splits is not None
-        limit = self.recipe.rollout.max_total_sequence_length
-        some = [len(examiner.prompt_of(example)) for example in self.splits.train[:64]]
-        if min(some) >= limit:
+        assert self.policy is not None
+        wanted = self.recipe.rollout.max_total_sequence_length
+        limit = self.policy.room(wanted)
+        shortest: int | None = None
+        for example in self.splits.train:
+            tokens = len(examiner.prompt_of(example))
+            if tokens < limit:
+                return
+            shortest = min(tokens, shortest or tokens)
+        if limit < wanted:
             raise DataError(
-                f"no prompt fits rollout.max_total_sequence_length: {limit} (the shortest has {min(some)} tokens)",
-                hint=f"Raise it above {min(some) + self.recipe.rollout.max_new_tokens}.",
+                f"no prompt fits the {limit} positions of the model (the shortest has {shortest} tokens)",
+                where="model.source",
+                hint="Shorten the prompts (prompt.examples, prompt.system, prompt.template), or take another model.",
             )
+        raise DataError(
+            f"no prompt fits rollout.max_total_sequence_length: {limit} (the shortest has {shortest} tokens)",
+            hint=f"Raise it above {(shortest or limit) + self.recipe.rollout.max_new_tokens}.",
+        )
 
     # Training and measuring -----------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -69,3 +71,16 @@ def make(model_cache: Path, tmp_path: Path) -> Iterator[Any]:
     yield build
     for verifier in verifiers:
         verifier.close()
+
+
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """The worker sets environment variables, a signal handler and the folder; a process of its own would end."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before, handlers, folder = dict(os.environ), [signal.getsignal(number) for number in numbers], Path.cwd()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+    os.chdir(folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from raft_recipes import no_beat, small_recipe
 
 from agent.contract import Summary
-from agent.errors import NumericError, Unsupported
+from agent.errors import DataError, NumericError, Unsupported
 from agent.files import read_jsonl
+from agent.raft import model as model_module
 from agent.raft import state as files
 from agent.raft import worker as worker_module
 from agent.raft.budget import Spending
@@ -24,7 +27,7 @@ from agent.raft.evaluate import Examiner, metric_of
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import load_policy
+from agent.raft.model import Policy, load_policy
 from agent.raft.pulse import EndTraining, Pulse
 from agent.raft.rollout import Completion, Row
 from agent.raft.worker import Worker
@@ -278,6 +281,118 @@ def test_a_held_out_prompt_that_is_too_long_counts_as_failed(model_cache: Path, 
     assert len(measured.rows) == 16
     assert measured.metric == 0.0
     assert all((row.tokens, row.passed, row.formatted) == (0, False, False) for row in measured.rows)
+
+
+def test_a_generous_verifier_rewards_no_answer_that_was_never_drawn(model_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "generous.py").write_text("def score(response, row):\n    return 1.0\n")
+    over = {
+        "prompt": {"system": "x" * 600},
+        "rollout": {"max_total_sequence_length": 700},
+        "task": {"verifier": {"kind": "python:generous.py:score"}},
+        "evaluation": {"metric": "mean_reward"},
+    }
+    recipe = small_recipe(over)
+    splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        measured = examiner(recipe, model_cache, verifier).measure(
+            splits.search, split="search", samples=1, on_step=lambda: None
+        )
+    assert (measured.metric, {row.reward for row in measured.rows}) == (0.0, {0.0})
+
+
+def test_answers_are_verified_while_others_are_still_drawn(make: Any) -> None:
+    """With 8 of 128 samples at a time: after the first have ended, generation here waits until one has been looked at,
+    which would be never if verification came after it."""
+    training = make({"rollout": {"slots": 8}})
+    looked, ended, waited = threading.Event(), [], []
+    verifier, keep, beat = training.examiner.verifier, training.store.keep, training.pulse.beat
+    verify_many = verifier.verify_many
+
+    def verify(pairs: Any, **keys: Any) -> Any:
+        looked.set()
+        return verify_many(pairs, **keys)
+
+    def end(row: Row, completion: Completion) -> None:
+        ended.append(row)
+        keep(row, completion)
+
+    def step(phase: str, *arguments: Any) -> None:
+        if phase == "generate" and 0 < len(ended) < 100:
+            waited.append(looked.wait(10))
+        beat(phase, *arguments)
+
+    verifier.verify_many, training.store.keep, training.pulse.beat = verify, end, step
+    training.sample(0)
+    assert len(ended) == 128
+    assert waited
+    assert all(waited)
+
+
+def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker:
+    out.mkdir()
+    (out / "recipe.yaml").write_text(resolved_text(recipe))
+    usual = {"seed": 0, "splits": ["search"], "evaluate": None, "time_limit": None, "save_seconds": 1000.0}
+    usual |= {"recipe": out / "recipe.yaml", "out": out, "cache": cache, "allow_untrusted_code": False}
+    return Worker(argparse.Namespace(**{**usual, **options}), Pulse(out))
+
+
+def test_answers_of_an_evaluation_can_be_read_as_they_come(
+    model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: None
+) -> None:
+    """Part of a split is in eval.jsonl while the rest is drawn; at its end the rows are put into order."""
+    out, sizes = tmp_path / "out", []
+    append = files.append_eval
+
+    def appended(folder: Path, rows: Any) -> None:
+        append(folder, rows)
+        sizes.append(len(list(read_jsonl(folder / "eval.jsonl"))))
+
+    monkeypatch.setattr(files, "append_eval", appended)
+    in_process(small_recipe({"rollout": {"slots": 2}}), out, model_cache, evaluate="untrained").run()
+    assert sizes == [2, 4, 6, 8, 10, 12, 14, 16]
+    rows = list(read_jsonl(out / "eval.jsonl"))
+    assert len(rows) == 16
+    assert [row["sample"] for row in rows] == [0, 1] * 8
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "said"),
+    [
+        ([40] * 100 + [31], None, None),
+        ([40] * 100 + [32], None, "no prompt fits rollout.max_total_sequence_length: 32 (the shortest has 32 tokens)"),
+        ([20] * 100, 20, "no prompt fits the 20 positions of the model (the shortest has 20 tokens)"),
+        ([20] * 100 + [19], 20, None),
+    ],
+)
+def test_a_training_begins_only_if_some_prompt_leaves_room(
+    model_cache: Path, tmp_path: Path, policy: Policy, lengths: list[int], positions: int | None, said: str | None
+) -> None:
+    """Whichever one it is: 100 that do not fit may come before it. The recipe allows 32 tokens."""
+    worker: Any = in_process(small_recipe(), tmp_path / "out", model_cache)
+    worker.recipe, worker.policy = small_recipe(), policy
+    vars(policy)["max_length"] = positions
+    worker.splits = SimpleNamespace(train=lengths)
+    asked: Any = SimpleNamespace(prompt_of=lambda length: [0] * length)
+    if said is None:
+        worker._check_prompts(asked)
+        return
+    with pytest.raises(DataError) as error:
+        worker._check_prompts(asked)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("free_gb", "wanted"), [(1e-4, True), (64.0, False)])
+def test_activations_are_recomputed_only_where_memory_asks_for_it(
+    model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: float, wanted: bool
+) -> None:
+    monkeypatch.setattr(model_module, "free_memory", lambda device: free_gb * 2**30)
+    worker = in_process(small_recipe(), tmp_path / "out", model_cache)
+    worker.recipe, worker.cache = small_recipe(), model_cache
+    assert worker._checkpointing() is wanted
+    assert worker.checkpointing[1].startswith("without it the training" if wanted else "activations of")
+    for said in (True, False):
+        worker.recipe = small_recipe({"learner": {"gradient_checkpointing": said}})
+        assert worker._checkpointing() is said
 
 
 def test_metrics_by_hand(model_cache: Path, tmp_path: Path) -> None:

@@ -263,11 +263,12 @@ def test_optimizer_moments_live_across_cycles(policy: Policy) -> None:
     assert kept <= 0.1 + 1e-6
 
 
-def test_adamw_is_torchs_adamw() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_is_torchs_adamw(fused: bool) -> None:
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    mine = build_optimizer(learner(weight_decay=0.1, beta2=0.98), ours)
+    mine = build_optimizer(learner(weight_decay=0.1, beta2=0.98), ours, fused=fused)
     reference = torch.optim.AdamW(theirs, lr=1.0, betas=(0.9, 0.98), weight_decay=0.1)
     for step in range(5):
         lr = 0.01 / (step + 1)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,19 +260,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_model(model, folder / "random-model")
     tiny.CharTokenizer().save_pretrained(str(folder / "random-model"))
     return folder
-
-
-@pytest.fixture
-def undisturbed() -> Iterator[None]:
-    """The worker sets environment variables, a signal handler and the folder; a process of its own would end."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before, handlers, folder = dict(os.environ), [signal.getsignal(number) for number in numbers], Path.cwd()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-    os.chdir(folder)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from raft_recipes import small_recipe
 from random_models import VOCABULARY, save_random_model
 
-from agent.errors import DataError
+from agent.contract import NO_STEP
+from agent.errors import DataError, RecipeError
 from agent.files import read_jsonl
-from agent.raft.engine import Training
+from agent.raft.engine import EMPTY_CYCLES, Training
 from agent.raft.learner import Trainer
+from agent.raft.loss import TokenLoss
 from agent.raft.measure import Batch
+from agent.raft.microbatch import Microbatch
 from agent.tasks.example import Example
 
 Make = Callable[..., Training]
@@ -86,7 +91,11 @@ def test_an_id_that_the_model_does_not_embed_is_named_where_it_occurs(make: Make
     tokenizer.save_pretrained(folder)
     training = make(on(folder))
     assert training.policy.tokenizer.pad_token_id == FIRST_OUTSIDE
-    assert training.policy.pad_id < FIRST_OUTSIDE
+    assert training.policy.pad_id == 0
+    stops = frozenset([FIRST_OUTSIDE + 1])
+    other = replace(training.policy)
+    vars(other)["stop_ids"] = stops
+    assert other.pad_id == 0, "an end that the model does not embed is no padding either"
     assert training.run() == "budget"
     with pytest.raises(DataError, match=rf"row 7 has the token id {FIRST_OUTSIDE} \('<new>'\)") as error:
         training.examiner.prompt_of(Example(id="7", question="1<new>1=", answer="2"))
@@ -129,10 +138,21 @@ def test_the_context_of_the_model_bounds_prompts_and_completions(make: Make, tmp
     assert all(0 < row["dropped_prompts"] < 16 for row in rows_of(training)[-2:])
 
 
+def test_prompts_that_all_exceed_the_context_do_not_train_for_ever(make: Make, tmp_path: Path) -> None:
+    """Empty cycles cost no tokens, so a budget of tokens would never be spent. (The worker refuses before that.)"""
+    folder = tmp_path / "short"
+    save_random_model(folder, kind="llama")
+    edit(folder / "config.json", max_position_embeddings=6)
+    training = make(on(folder, budget={"cycles": None, "tokens": 5000}))
+    assert training.run() == NO_STEP
+    assert training.spending.cycles == EMPTY_CYCLES
+    assert {row["dropped_prompts"] for row in rows_of(training)} == {16}
+
+
 # Outcomes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["raft", "raft++", "reinforce_rej"])
+@pytest.mark.parametrize("algorithm", ["raft", "raft++"])
 def test_one_sample_a_prompt(make: Make, algorithm: str) -> None:
     learner: dict[str, Any] = {"algorithm": algorithm}
     training = make({"rollout": {"samples_per_prompt": 1}, "learner": learner, "selection": {"reward_threshold": 0.0}})
@@ -141,8 +161,11 @@ def test_one_sample_a_prompt(make: Make, algorithm: str) -> None:
         assert row["samples"] == 16
         assert row["zero_variance_share"] == row["unique_share"] == 1.0
         assert (row["all_solved_share"], row["all_failed_share"]) == (row["pass_rate"], 1 - row["pass_rate"])
-    if algorithm == "reinforce_rej":  # it learns from prompts with both a success and a failure
-        assert all(row["kept"] == 0 for row in rows_of(training))
+
+
+def test_one_sample_a_prompt_holds_no_failure_beside_a_success() -> None:
+    with pytest.raises(RecipeError, match=r"rollout.samples_per_prompt must be at least 2 .* reinforce_rej"):
+        small_recipe({"rollout": {"samples_per_prompt": 1}, "learner": {"algorithm": "reinforce_rej"}})
 
 
 FAILS_AT_FIRST = """
@@ -195,16 +218,32 @@ def test_out_of_memory_in_an_update_ends_the_training_and_keeps_what_was_recorde
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sampling goes on with fewer rows (test_raft_rollout); an update is not repeated with half of its samples in
-    memory, that is for triage, which changes the recipe."""
-    training = make({"selection": {"reward_threshold": 0.0}, "budget": {"cycles": 3}})
-    train = Trainer.train
+    memory, that is for triage, which changes the recipe. Here the second cycle's second microbatch finds no room."""
+    over = {
+        "selection": {"reward_threshold": 0.0},
+        "learner": {"microbatch_tokens": 256, "gradient_accumulation": 100},
+        "budget": {"cycles": 3},
+    }
+    straight = make(over)
+    assert straight.run() == "budget"
+    expected = straight.policy.snapshot()
+    token_loss, calls = Trainer.token_loss, []
 
-    def full(self: Trainer, *arguments: Any, **keys: Any) -> Any:
-        if self.updates:
+    def full(self: Trainer, batch: Microbatch) -> TokenLoss:
+        calls.append(self.updates)
+        if calls.count(1) == 2:
             raise torch.OutOfMemoryError("HIP out of memory. Tried to allocate 1.08 GiB.")
-        return train(self, *arguments, **keys)
+        return token_loss(self, batch)
 
-    monkeypatch.setattr(Trainer, "train", full)
+    training = make(over)
+    training.state.save_seconds = 0.0
+    monkeypatch.setattr(Trainer, "token_loss", full)
     with pytest.raises(torch.OutOfMemoryError):
         training.run()
     assert [row["cycle"] for row in rows_of(training)] == [0, 1]
+    assert all(p.grad is None for p in training.policy.trainable().values()), "half of a gradient is left behind"
+    monkeypatch.setattr(Trainer, "token_loss", token_loss)
+    again = make(over)
+    assert again.run() == "budget"
+    assert [row["cycle"] for row in rows_of(again)] == [0, 1, 2, 3]
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.policy.snapshot().items())

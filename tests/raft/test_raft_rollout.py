@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from agent.errors import NumericError
@@ -187,6 +189,47 @@ def test_a_stop_string_ends_a_completion_and_stays_in_it(policy: Policy) -> None
 def test_stop_strings_and_the_response_prefix(policy: Policy, prefix: str, text: str, ends: bool) -> None:
     check = StopCheck(policy, replace(SAMPLING, stop=("\n", "</answer>"), response_prefix=prefix))
     assert check.ends(policy.tokenizer.encode(text)) is ends
+
+
+@pytest.fixture(scope="module")
+def pairs_of_bytes() -> Tokenizer:
+    """A byte-level BPE: tokens of several characters, and characters of several tokens."""
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    found.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    found.train_from_iterator(["an answer</answer> and more</answer>\n\nmore", "né naïf</s> na"] * 20, trainer)
+    return found
+
+
+@given(
+    pieces=st.lists(st.sampled_from(["an", " answer", "</answer>", "</", "swer>", "\n", "\n\n", "é", "€", "🙂", "n"])),
+    stops=st.lists(st.sampled_from(["</answer>", "wer>\n", "\n\n", "é", "€n", "🙂"]), min_size=1, max_size=3),
+    prefix=st.sampled_from(["", "an </ans", "\n", "é"]),
+)
+def test_a_stop_string_is_seen_with_the_token_that_completes_it(
+    pairs_of_bytes: Tokenizer, pieces: list[str], stops: list[str], prefix: str
+) -> None:
+    """Whatever tokens it is spread over, also where the last of them goes on behind it, and not before."""
+    policy: Any = SimpleNamespace(stop_ids=frozenset(), decode=pairs_of_bytes.decode)
+    tokens = pairs_of_bytes.encode("".join(pieces)).ids
+    check = StopCheck(policy, replace(SAMPLING, stop=tuple(stops), response_prefix=prefix))
+    for count in range(1, len(tokens) + 1):
+        text = prefix + pairs_of_bytes.decode(tokens[:count])
+        places = [text.find(stop, max(0, len(prefix) - len(stop) + 1)) for stop in stops]
+        ends = any(place >= 0 for place in places)
+        assert check.ends(tokens[:count]) is ends
+        if ends:
+            break
+
+
+def test_the_stop_strings_of_that_test_cross_and_share_tokens(pairs_of_bytes: Tokenizer) -> None:
+    assert len(pairs_of_bytes.encode("€").ids) > 1
+    assert 1 < len(pairs_of_bytes.encode("an answer</answer>\n\n").ids) < 10
+    assert any("\n\nm" in pairs_of_bytes.decode([id_]) for id_ in range(pairs_of_bytes.get_vocab_size())) or any(
+        "</answer>" in pairs_of_bytes.decode([id_]) and pairs_of_bytes.decode([id_]) != "</answer>"
+        for id_ in range(pairs_of_bytes.get_vocab_size())
+    )
 
 
 def test_rows_hold_every_sample_once_and_prompts_of_similar_length_together() -> None:
