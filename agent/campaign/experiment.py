@@ -300,7 +300,7 @@ def _count(value: Any) -> int:
 
 def _cheaper(search: Done, incumbent_runs: Sequence[Done]) -> str | None:
     """Less memory, or (where the budget does not fix it) less time, beyond 10% and the spread of the runs."""
-    for name, unit in (("peak_memory_gb", "GiB peak memory"), ("train_s", "s of training")):
+    for name, unit in (("peak_memory_gb", "GB peak memory"), ("train_s", "s of training")):
         ours = getattr(search.summary, name, None)
         theirs = [getattr(run.summary, name, None) for run in incumbent_runs]
         known = [value for value in theirs if value is not None]

@@ -88,7 +88,7 @@ def _print_bars(table: dict[str, list[float]], rate: float) -> None:
 
 
 def _print_recommendations(table: dict[str, list[float]], rate: float) -> None:
-    print("Known: on Strix Halo, eight cycles at a 5e-5 gained up to cycle 6, then lost.")
+    print("Known: on Strix Halo, eight cycles at 5e-5 gained up to cycle 6, then lost.")
     print("Not known: whether decay prevents that, and which. A schedule counts only")
     print("if it beats the constant rate: raft-agent run --only learning-rate --budget 8h")
     advice = [

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent.cli.rates import _table
 from agent.plan.playbook import load_playbook
 from agent.recipe.files import load_recipe
-from agent.recipe.schedules import lr_factor
-from agent.recipe.schema import LrSchedule
 
 ROOT = Path(__file__).parents[2]
 SEEDS = next((p for p in (ROOT / "shared/seeds", ROOT.parent / "shared/seeds") if p.is_dir()), None)
@@ -115,19 +114,22 @@ def test_templates_are_the_subjects_that_their_hypotheses_produce() -> None:
         assert what in {variant.what or hypothesis.what for variant in hypothesis.variants}
 
 
-def test_the_quick_reference_shows_the_factors_that_the_schedules_compute() -> None:
+def test_the_quick_reference_shows_the_factors_that_the_calculator_prints() -> None:
     page = (ROOT / "docs/learning-rate.md").read_text(encoding="utf-8")
-    table = {
-        "exponential 0.95": LrSchedule(kind="exponential", decay=0.95, by="cycle"),
-        "exponential 0.85": LrSchedule(kind="exponential", decay=0.85, by="cycle"),
-        "exponential 0.7": LrSchedule(kind="exponential", decay=0.7, by="cycle"),
-        "step 0.5 every 3": LrSchedule(kind="step", decay=0.5, step_every=3, by="cycle"),
-        "linear": LrSchedule(kind="linear", by="cycle"),
-        "cosine": LrSchedule(kind="cosine", by="cycle"),
-        "hold, decay over the last 40%": LrSchedule(kind="wsd", decay_share=0.4, by="cycle"),
+    rows = {
+        "constant": "constant",
+        "exponential 0.95": "exp 0.95",
+        "exponential 0.85": "exp 0.85",
+        "exponential 0.7": "exp 0.7",
+        "step 0.5 every 2": "step /2",
+        "linear": "linear",
+        "cosine": "cosine",
+        "hold, decay over the last 20% (wsd)": "wsd",
     }
-    for name, schedule in table.items():
+    printed = _table(1.0, 8, None)
+    assert set(rows.values()) == set(printed)
+    for name, column in rows.items():
         row = re.search(rf"^\| {re.escape(name)} \|(.*)$", page, re.M)
         assert row is not None, name
         shown = [float(cell) for cell in row.group(1).split("|")[:8]]
-        assert shown == pytest.approx([lr_factor(schedule, cycle=c, spent=0.0) for c in range(1, 9)], abs=6e-4)
+        assert shown == pytest.approx(printed[column], abs=6e-4)
