@@ -68,7 +68,7 @@ class Run:
     memory_gb: float = 16.0
     """Memory of the machine that the run is judged on."""
     again: tuple[str, ...] = ()
-    """What a new training must show, where the way to ruin hangs on the last bit of the arithmetic. Empty: `symptoms`."""
+    """What a new training must show, where the way to ruin hangs on the last bit of the arithmetic; else `symptoms`."""
 
     @property
     def recipe(self) -> Recipe:
