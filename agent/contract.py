@@ -34,7 +34,8 @@ RECIPE = "recipe.yaml"
 UNTRAINED = "untrained"
 STOP_GRACE_SECONDS = 20.0
 NO_STEP = "no_step"
-"""A training ended by this took no optimizer step in the first third of its budget and was ended for it."""
+"""A training ended by this took no optimizer step in the first third of its budget, or never had a prompt that fits,
+and was ended for it."""
 DECLINE = "decline"
 """A training ended by this had passed its peak: `learner.early_stop`."""
 

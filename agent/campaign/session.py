@@ -13,7 +13,7 @@ from typing import Any
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.observer import Board, Observer
 from agent.campaign.settings import Settings
-from agent.contract import NO_STEP
+from agent.contract import DECLINE, NO_STEP
 from agent.errors import RecipeError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
@@ -27,6 +27,8 @@ FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
 OTHER_OVERHEAD_S = 30.0
 FIRST_EVALUATION_SHARE = 0.15
+EARLY = (NO_STEP, DECLINE)
+"""Ways of a training to end that leave part of its budget."""
 GUESSED_TOKENS_PER_S = {"tiny": 10_000.0, "cpu": 200.0, "cuda": 4000.0, "rocm": 2000.0}
 
 
@@ -123,8 +125,8 @@ class Session:
             return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
         evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
         rest = statistics.median((event.elapsed_s or 0.0) - float(summary["train_s"]) for event, summary in trained)
-        whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") != NO_STEP]
-        # Trainings that were ended early for want of a step say what a run costs beside its training, no more.
+        whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") not in EARLY]
+        # Trainings that ended early say what a run costs beside its training, no more.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
         alone = [(event.elapsed_s or 0.0, summary) for event, summary in told if summary.get("ended_by") == "evaluated"]
         cost = RunCost(max(0.0, rest - evaluate), train, evaluate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ CHARACTERS_PER_TOKEN = 2
 """Half of what is usual for English, so that answers rather have too much room than are cut."""
 CODE_TOKENS = 256
 """Room for a function, where rows hold tests and no answer to measure."""
-LORA_FROM_PARAMETERS = 2.5e9
-"""What is called a 3B model has more: from there on the shipped recipes train adapters (docs/hardware.md)."""
+LORA_FROM_PARAMETERS, CAREFUL_FROM_PARAMETERS = 2.5e9, 6e9
+"""What is called a 3B model has more than the first: from there on the shipped recipes train adapters, from 7B on
+at half the rate."""
 HEADER = "# What a training is. `raft-agent check` validates it, `raft-agent check --keys all` explains every key.\n"
 
 
@@ -53,9 +55,10 @@ def own_recipe(data: Path | None, model: str | None, *, cache: Path) -> dict[str
     if (local := Path(source).expanduser()).exists():
         source = str(local.absolute())
     head, rate = f"{HEADER}model:\n  source: {json.dumps(source)}\n", "2.0e-5"
-    if _wants_adapters(source, cache=cache):
+    parameters = _parameters(source, cache=cache)
+    if parameters >= LORA_FROM_PARAMETERS:
         head += "  lora: {rank: 16, alpha: 32}  # a fraction of the memory; remove it to train all weights\n"
-        rate = "1.0e-4  # adapters want more than the 2.0e-5 of all weights"
+        rate = f"{'1.0e-4' if parameters < CAREFUL_FROM_PARAMETERS else '5.0e-5'}  # all weights would want 2.0e-5"
     tail = f"learner:\n  learning_rate: {rate}\nbudget:\n  train_seconds: 600\n"
     if data is None:
         task = 'task:\n  dataset: "builtin:arithmetic"\n  verifier: {kind: last_number}\n'
@@ -67,13 +70,16 @@ def own_recipe(data: Path | None, model: str | None, *, cache: Path) -> dict[str
     }
 
 
-def _wants_adapters(source: str, *, cache: Path) -> bool:
-    """Whether the model is known to be large; one whose size cannot be told is taken for a small one."""
+def _parameters(source: str, *, cache: Path) -> float:
+    """Of the model, by its configuration where that is at hand, else by its name (`Qwen3-8B`); 0 where none tells."""
     from agent.recipe.schema import Model
     from agent.recipe.shapes import shape_of
 
     shape = shape_of(Model(source=source), cache=cache).shape
-    return shape is not None and shape.parameters >= LORA_FROM_PARAMETERS
+    if shape is not None:
+        return shape.parameters
+    named = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])", source)
+    return float(named[1]) * 1e9 if named else 0.0
 
 
 def read_rows(data: Path) -> Rows:

@@ -24,7 +24,7 @@ import torch
 
 from agent.raft import rollout, sources
 from agent.raft.attention import PackedLayout
-from agent.raft.bench_arithmetic import share, spread, useful_tokens
+from agent.raft.bench_arithmetic import spread, useful_tokens
 from agent.raft.bench_machine import Watch
 from agent.raft.bench_products import (
     Product,
@@ -88,13 +88,14 @@ def measure_rollout(
         return contenders["ours"](0, settings.max_new_tokens)
 
     failed = _warm_up(contenders, settings, say)
-    say("which matrix products our steps have")
-    work = _recorded(policy, once)
     found = {name: Turns() for name in contenders if name not in failed}
+    work: Work | None = None
     for repeat in range(settings.repeats):
         _take_turns(contenders, found, repeat, settings, policy, say)
+        work = work or _recorded(policy, once)
         say(f"repeat {repeat + 1}: the matrix products of our steps")
         work.time(policy.device)
+    assert work is not None, "there is at least one repeat"
     bound = _bound(policy, work, quick=settings.quick)
     say("where our time goes")
     phases = _phases(policy, once, bound)
@@ -269,7 +270,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the products of one of our rollouts take by themselves: medians of the repeats. Seconds."""
+    """What the products of one of our rollouts take by themselves. Seconds; medians of the repeats, product by product,
+    where nothing else is said."""
 
     seconds: list[float]
     """By repeat, with weights as they lie in memory."""
@@ -441,14 +443,15 @@ def _report(
     theirs = {name: value for name, value in medians.items() if not name.startswith("ours")}
     best = max(theirs, key=lambda name: theirs[name]) if theirs else None
     bound_speeds = spread([work.tokens / seconds for seconds in bound.seconds])
-    bound_speed = bound_speeds["median"]
+    pairs = zip(reports["ours"]["tokens_per_s"]["repeats"], bound_speeds["repeats"], strict=True)
+    share_of_bound = statistics.median(mine / alone for mine, alone in pairs)
     busy = min(min(turns.cores_share) for turns in found.values()) if policy.device.type == "cpu" else None
     return {
         "useful_tokens_per_s": ours,
         "transformers_tokens_per_s": theirs[best] if best else None,
         "speedup": ours / theirs[best] if best else None,
-        "bound_tokens_per_s": bound_speed,
-        "share_of_bound": share(ours, bound_speed),
+        "bound_tokens_per_s": bound_speeds["median"],
+        "share_of_bound": share_of_bound,
         "compute_bound_tokens_per_s": work.tokens * bound.peak_flops / work.flops,
         "bandwidth_bound_tokens_per_s": work.tokens * bound.peak_bytes / work.bytes_read,
         "packed_bound_tokens_per_s": work.tokens / bound.packed_seconds if bound.packed_seconds else None,
@@ -457,10 +460,10 @@ def _report(
         "contenders": reports,
         "failed": dict(failed),
         "phases_s": dict(phases),
-        "products_s": statistics.median(bound.seconds),
+        "products_s": work.tokens / bound_speeds["median"],
         "steps_by_rows": {str(rows): times for rows, times in work.steps_by_rows.items()},
         "step_products_s_by_rows": {str(rows): found for rows, found in bound.step_seconds.items()},
-        "limits": limits(phases, share(ours, bound_speed), busy),
+        "limits": limits(phases, share_of_bound, busy),
         "cores_share": busy,
         "prompts": len(requests),
         "samples_per_prompt": settings.samples,

@@ -141,7 +141,7 @@ class Training:
         except EndTraining as end:
             return end.reason
         self.finished = True
-        if self.declined is not None:
+        if self.declined is not None and self.spending.affords_cycle():
             print(f"early stop after cycle {self.spending.cycles}: {self.declined}", file=sys.stderr, flush=True)
             return DECLINE
         return NO_STEP if self.spending.affords_cycle() else "budget"
@@ -389,7 +389,8 @@ class Training:
     def _is_futile(self) -> bool:
         """The training has not begun to change the model and will hardly do so."""
         spent = self.spending
-        if self.totals.generated_tokens == 0 and spent.cycles >= EMPTY_CYCLES:
+        drawn = spent.cycles * self.recipe.rollout.prompts_per_cycle
+        if self.totals.generated_tokens == 0 and spent.cycles >= EMPTY_CYCLES and drawn >= len(self.splits.train):
             return True
         return self.totals.optimizer_steps == 0 and spent.cycles >= FUTILE_CYCLES and spent.share() >= FUTILE_SHARE
 

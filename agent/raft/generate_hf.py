@@ -6,10 +6,9 @@ numbers from torch's global generator, seeded by the batch: its samples are not 
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,74 +39,94 @@ def generate_by_transformers(
     on_step: OnStep,
     on_finished: OnFinished,
 ) -> None:
-    """Batches of at most `slots` rows of the same limit.
+    """Batches of at most `slots` rows, in the order given."""
+    model = _without_own_defaults(policy)
+    for batch in _batches(policy, requests, rows, sampling):
+        done = _generate_batch(model, policy, requests, batch, sampling, on_step)
+        for row, completion in zip(batch, done, strict=True):
+            on_finished(row, completion)
 
-    A row goes on, unseen, until the longest of its batch ends, and must not leave the positions that the model has.
+
+def _without_own_defaults(policy: Policy) -> Any:
+    """The model, with an empty generation configuration and otherwise itself.
+
+    `generate` fills in what it is not told from the model's own, such as Qwen2.5's top-k of 20 and its penalty for
+    repetitions, and would sample from another distribution than the recipe says. A shallow copy, because the model may
+    be saved by another thread meanwhile.
     """
-
-    def limit_of(row: Row) -> int:
-        return completion_limit(policy, requests[row.request].prompt, sampling)
-
-    with _own_defaults(policy):
-        for limit, group in itertools.groupby(sorted(rows, key=limit_of, reverse=True), key=limit_of):
-            alike = list(group)
-            for start in range(0, len(alike), sampling.slots):
-                batch = alike[start : start + sampling.slots]
-                done = _generate_batch(policy, requests, batch, sampling, limit, on_step)
-                for row, completion in zip(batch, done, strict=True):
-                    on_finished(row, completion)
-
-
-@contextlib.contextmanager
-def _own_defaults(policy: Policy) -> Iterator[None]:
-    """`generate` fills in what it is not told from the model's own configuration, such as Qwen2.5's top-k of 20 and its
-    penalty for repetitions, and would sample from another distribution than the recipe says."""
     from transformers import GenerationConfig
 
-    models = [policy.model] if policy.model is policy.inner else [policy.model, policy.inner]
-    before = [model.generation_config for model in models]
-    for model in models:
-        model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for model, configuration in zip(models, before, strict=True):
-            model.generation_config = configuration
+    model = copy.copy(policy.inner)
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def _batches(
+    policy: Policy, requests: Sequence[Request], rows: Sequence[Row], sampling: Sampling
+) -> Iterator[list[Row]]:
+    """A row goes on, unseen, until the longest of its batch ends, and must not leave the model's positions."""
+    positions = policy.max_length
+    batch: list[Row] = []
+    longest = limit = 0
+    for row in rows:
+        prompt = requests[row.request].prompt
+        longer, further = max(longest, len(prompt)), max(limit, completion_limit(policy, prompt, sampling))
+        if batch and (len(batch) == sampling.slots or (positions is not None and longer + further > positions)):
+            yield batch
+            batch, longer, further = [], len(prompt), completion_limit(policy, prompt, sampling)
+        batch.append(row)
+        longest, limit = longer, further
+    yield batch
 
 
 def _generate_batch(
-    policy: Policy, requests: Sequence[Request], batch: Sequence[Row], sampling: Sampling, limit: int, on_step: OnStep
+    model: Any,
+    policy: Policy,
+    requests: Sequence[Request],
+    batch: Sequence[Row],
+    sampling: Sampling,
+    on_step: OnStep,
 ) -> list[Completion]:
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     torch.manual_seed(seed_of("generate", *[(requests[row.request].seed, row.sample) for row in batch]))
     prompts = [requests[row.request].prompt for row in batch]
+    limits = [completion_limit(policy, prompt, sampling) for prompt in prompts]
     config = GenerationConfig(
         do_sample=sampling.temperature > 0,
         temperature=sampling.temperature or None,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        max_new_tokens=limit,
+        max_new_tokens=max(limits),
         eos_token_id=sorted(policy.stop_ids) or None,
         pad_token_id=policy.pad_id,
-        stop_strings=list(sampling.stop) or None,
     )
     ids, mask = left_padded(prompts, policy.pad_id, policy.device)
-    facts = _Facts(on_step)
-    out = policy.model.generate(
+    facts, stops = _Facts(on_step), StopCheck(policy, sampling)
+    out = model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        tokenizer=policy.tokenizer,
         logits_processor=LogitsProcessorList([facts]),
+        stopping_criteria=StoppingCriteriaList([_Stops(stops, ids.shape[1])] if sampling.stop else []),
     )
     new = out[:, ids.shape[1] :]
     logprobs, entropies = facts.of(new)
-    stops = StopCheck(policy, sampling)
     return [
-        cut(Completion(*drawn, "length"), stops)
-        for drawn in zip(new.tolist(), logprobs.tolist(), entropies.tolist(), strict=True)
+        cut(Completion(t[:limit], p[:limit], h[:limit], "length"), stops)
+        for t, p, h, limit in zip(new.tolist(), logprobs.tolist(), entropies.tolist(), limits, strict=True)
     ]
+
+
+class _Stops:
+    """A stopping criterion: the stop strings of a recipe, which transformers' own would also find in the prompt."""
+
+    def __init__(self, stops: StopCheck, prompt: int):
+        self._stops, self._prompt = stops, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        ends = [self._stops.ends(tokens) for tokens in input_ids[:, self._prompt :].tolist()]
+        return torch.tensor(ends, device=input_ids.device)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -304,10 +304,18 @@ def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str 
         policy.attend_by(policy.attention)
     if not layout.seen:
         return f"{name} does not let its attention be replaced"
+    if _has_window(policy.inner.config) and not layout.windowed:
+        return f"{name} keeps its window from its attention"  # and the samples here are too short to show one
     if not _alike(logits[tree.path(1) + tree.path(2)], plain):
         return f"{name} gives other logits on a packed row"
     policy.cache_bytes = layout.seen // tree.size * policy.compute.itemsize
     return None
+
+
+def _has_window(config: Any) -> bool:
+    """Whether some layer looks back a limited number of positions."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return bool(getattr(config, "sliding_window", None)) and any("sliding" in kind for kind in kinds)
 
 
 def _try_head(policy: Policy, sample: list[int], plain: Tensor) -> Head | None:
@@ -337,11 +345,13 @@ def _as_tree(samples: list[list[int]], policy: Policy) -> tuple[SegmentTree, _We
 
 
 class _Weighing(PackedLayout):
-    """Counts the numbers in the keys and values that it is given."""
+    """Counts the numbers in the keys and values that it is given, and notes whether a layer names a window."""
 
     seen = 0
+    windowed = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        self.windowed |= how["window"] is not None
         if k.shape != v.shape:
             raise Unsupported(f"keys have {k.shape[-1]} numbers a head and values {v.shape[-1]}")
         self.seen += k.numel() + v.numel()

@@ -205,12 +205,6 @@ class Worker:
         )
         if self.policy.native:
             self._use_few_threads()
-        if self.policy.layout_why_not is not None:
-            print(
-                f"generating by transformers, training on padded rows, which is slower: {self.policy.layout_why_not}",
-                file=sys.stderr,
-                flush=True,
-            )
         shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
         answers = AnswerCache(self.cache / "answers")
         examiner = Examiner(self.recipe, self.policy, verifier, shots, answers)
@@ -218,7 +212,11 @@ class Worker:
         gc.collect()
         gc.freeze()
         self.load_seconds = time.monotonic() - began
-        write_atomic(self.options.out / PLAN, self._plan().model_dump_json(indent=1) + "\n")
+        plan = self._plan()
+        if plan.engine == "hf" and self.recipe.rollout.engine == "auto":
+            why = f"rollout.engine: auto is hf here, which is slower: {self.policy.layout_why_not}"
+            print(why, file=sys.stderr, flush=True)
+        write_atomic(self.options.out / PLAN, plan.model_dump_json(indent=1) + "\n")
         self._check_prompts(examiner)
         return examiner
 
@@ -297,23 +295,23 @@ class Worker:
         """At least one training prompt must leave room for an answer."""
         assert self.splits is not None
         assert self.policy is not None
-        wanted = self.recipe.rollout.max_total_sequence_length
-        limit = self.policy.room(wanted)
+        limit, positions = self.recipe.rollout.max_total_sequence_length, self.policy.max_length
         shortest: int | None = None
         for example in self.splits.train:
             tokens = len(examiner.prompt_of(example))
-            if tokens < limit:
+            if tokens < self.policy.room(limit):
                 return
             shortest = min(tokens, shortest or tokens)
-        if limit < wanted:
+        assert shortest is not None, "a training split has at least one row"
+        if positions is not None and shortest >= positions:
             raise DataError(
-                f"no prompt fits the {limit} positions of the model (the shortest has {shortest} tokens)",
+                f"no prompt fits the {positions} positions of the model (the shortest has {shortest} tokens)",
                 where="model.source",
                 hint="Shorten the prompts (prompt.examples, prompt.system, prompt.template), or take another model.",
             )
         raise DataError(
             f"no prompt fits rollout.max_total_sequence_length: {limit} (the shortest has {shortest} tokens)",
-            hint=f"Raise it above {(shortest or limit) + self.recipe.rollout.max_new_tokens}.",
+            hint=f"Raise it above {shortest + self.recipe.rollout.max_new_tokens}.",
         )
 
     # Training and measuring -----------------------------------------------------------------------------------

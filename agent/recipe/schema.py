@@ -297,7 +297,8 @@ class Rollout(Section):
     max_total_sequence_length: Whole = Field(1024, ge=8, le=1048576)
     """Prompt plus completion, tokens. A longer prompt is dropped with a count; a completion is cut to fit."""
     slots: Whole = Field(256, ge=1, le=65536)
-    """Most rows generated at the same time; fewer where their keys and values would not fit into free memory."""
+    """Most rows generated at the same time; fewer where their keys and values would not fit into free memory. How many
+    there are changes a float32 sample only where two logits are within 1e-4; in bfloat16, within its rounding."""
     engine: Literal["auto", "slots", "hf"] = "auto"
     """slots: our decode loop (prompts prefilled once, finished rows replaced at once). hf: transformers' `generate()`.
     auto: slots wherever the model's attention can be told which tokens belong together, else hf."""

@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return broken
     quality = 0.18 if options.evaluate == "untrained" else trained_quality(recipe, checkpoint_or_seed(options))
     futile = recipe.selection.reward_threshold > 1 and not options.evaluate
+    declines = recipe.learner.early_stop is not None and not options.evaluate
     splits = [split for split in options.split if split != "none"]
     rows = [row for split in splits for row in evaluate(recipe, split, quality)]
     (options.out / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         "cycles": 0 if options.evaluate else 5,
         "optimizer_steps": 0 if options.evaluate or futile else 20,
         "kept": 0 if options.evaluate or futile else 500,
-        "ended_by": "evaluated" if options.evaluate else "no_step" if futile else "budget",
+        "ended_by": "evaluated" if options.evaluate else "no_step" if futile else "decline" if declines else "budget",
         "metrics": {split: mean(row["passed"] for row in rows if row["split"] == split) for split in splits},
         "select_metric": quality,
-        "train_s": 0.0 if options.evaluate else 0.1 if futile else 0.2,
+        "train_s": 0.0 if options.evaluate else 0.1 if futile or declines else 0.2,
         "evaluate_s": 0.05,
         "elapsed_s": 0.3,
         "tokens_per_s": 1000.0,

@@ -76,6 +76,15 @@ def test_an_idea_that_cannot_train_is_underpowered_and_stays_open(night: Night) 
     assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
 
 
+def test_a_training_that_passed_its_peak_says_nothing_about_how_long_one_takes(night: Night) -> None:
+    night.playbook(hypothesis("stops-early", 0.9, set={"learner.early_stop": {"window": 2}}))
+    night.start(max_experiments=1)
+    assert night.session is not None
+    ended = [run.finished.summary["ended_by"] for run in night.session.state.runs.values() if run.finished]
+    assert "decline" in ended
+    assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
+
+
 def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:
     night.playbook(NOTHING, RATE_UP)
     night.start(max_experiments=2)

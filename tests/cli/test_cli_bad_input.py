@@ -212,18 +212,26 @@ def test_init_with_data_of_ones_own(
 
 
 @pytest.mark.parametrize(
-    ("model", "adapters"),
-    [("Qwen/Qwen2.5-7B-Instruct", True), ("Qwen/Qwen2.5-3B", True), ("Qwen/Qwen2.5-1.5B", False), ("a/b", False)],
+    ("model", "rate"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", 5e-5),
+        ("Qwen/Qwen2.5-3B", 1e-4),
+        ("Qwen/Qwen2.5-1.5B", None),
+        ("someone/Not-In-The-Table-8B-Instruct", 5e-5),
+        ("someone/Mixture-30B-A3B", 5e-5),
+        ("someone/Small-0.6B", None),
+        ("someone/v4b2", None),
+    ],
 )
 def test_init_trains_adapters_of_models_from_3b_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, adapters: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, rate: float | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     assert run(["init", "ws", "--model", model]) == 0
     recipe = load_recipe(tmp_path / "ws/recipes/main.yaml")
-    assert (recipe.model.lora is not None) is adapters
-    assert recipe.learner.learning_rate == (1e-4 if adapters else 2e-5)
+    assert (recipe.model.lora is not None) is (rate is not None)
+    assert recipe.learner.learning_rate == (rate or 2e-5)
 
 
 @pytest.mark.parametrize(

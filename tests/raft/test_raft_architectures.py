@@ -241,6 +241,19 @@ def test_attention_in_chunks_is_left_to_generate(folders: dict[str, Path], tmp_p
     assert policy.layout_why_not == "LlamaForCausalLM attends in chunks, of which layouts know nothing"
 
 
+@pytest.mark.parametrize("kinds", [None, ["sliding_attention", "full_attention"], ["full_attention"] * 2])
+def test_a_window_that_attention_is_not_told_of_is_left_to_generate(
+    folders: dict[str, Path], tmp_path: Path, kinds: list[str] | None
+) -> None:
+    """Phi-3.5-MoE puts its window into the mask, which layouts do not see."""
+    policy = load(folders["llama"], tmp_path)
+    policy.inner.config.sliding_window = 4096
+    policy.inner.config.layer_types = kinds
+    inspect_policy(policy)
+    everywhere = kinds is not None and "sliding_attention" not in kinds
+    assert policy.layout_why_not == (None if everywhere else "LlamaForCausalLM keeps its window from its attention")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layout_is_accepted_by_the_size_of_rounding_and_not_by_its_largest(dtype: torch.dtype) -> None:
     """Logits of 21 positions over Qwen2.5's vocabulary, rounded to `dtype` after 28 layers' worth of noise; then one

@@ -11,8 +11,9 @@ from raft_recipes import no_beat, small_recipe
 from random_models import save_random_model
 
 from agent.errors import NumericError
+from agent.raft.generate_hf import _batches
 from agent.raft.model import Policy, load_policy
-from agent.raft.rollout import Request, generate
+from agent.raft.rollout import Request, generate, rows_of
 from agent.raft.sampling import Sampling
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=10, max_total=60, engine="hf")
@@ -32,6 +33,7 @@ def test_the_models_own_sampling_defaults_do_not_come_in(tmp_path: Path, lora: b
     policy = load_policy(small_recipe(over), cache=tmp_path, seed=0, beat=no_beat)
     asked = [Request(policy.tokenizer.encode("1+1="), 40, 0)]
     plain = generate(policy, asked, SAMPLING)[0]
+    assert policy.stop_ids == frozenset({0, 96}), "the ends that only the model's configuration names are known"
     own = policy.inner.generation_config
     own.repetition_penalty, own.top_k, own.top_p, own.min_p, own.do_sample = 3.0, 2, 0.3, 0.5, True
     told = generate(policy, asked, SAMPLING)[0]
@@ -39,7 +41,6 @@ def test_the_models_own_sampling_defaults_do_not_come_in(tmp_path: Path, lora: b
     assert [one.logprobs for one in told] == [one.logprobs for one in plain]
     assert len({one.tokens[0] for one in told}) > 2
     assert policy.inner.generation_config is own
-    assert own.repetition_penalty == 3.0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -56,6 +57,40 @@ def test_no_row_leaves_the_positions_of_the_model(tmp_path: Path, temperature: f
     if temperature == 0:
         ours = generate(policy, asked, replace(sampling, engine="slots"))
         assert [[one.tokens for one in group] for group in groups] == [[one.tokens for one in group] for group in ours]
+
+
+def test_rows_of_other_limits_go_together_where_positions_allow_it(tmp_path: Path) -> None:
+    """60 tokens in all leave each prompt another limit; the model has 64 positions, or as many as it likes."""
+    policy = random_policy(tmp_path / "gpt2", tmp_path, "gpt2")
+    asked = [Request([5] * length, 2, length) for length in (30, 33, 36, 45)]
+    sampling = replace(SAMPLING, max_new_tokens=40, max_total=60)
+    # 33 and the 30 that the shortest may have are 63, 36 and 30 are 66; 45 and the 24 after 36 are 69.
+    assert [len(batch) for batch in _batches(policy, asked, rows_of(asked), sampling)] == [4, 2, 2]
+    vars(policy)["max_length"] = None
+    assert [len(batch) for batch in _batches(policy, asked, rows_of(asked), sampling)] == [8]
+    assert [len(b) for b in _batches(policy, asked, rows_of(asked), replace(sampling, slots=3))] == [3, 3, 2]
+
+
+def test_a_stop_string_is_looked_for_in_what_was_generated(tmp_path: Path) -> None:
+    """The prompt ends with half of it; transformers' own criterion would stop at once."""
+    policy = random_policy(tmp_path / "llama", tmp_path, "llama")
+    prompt, free = policy.tokenizer.encode("1+1=77"), replace(SAMPLING, max_new_tokens=30)
+    texts = [policy.decode(one.tokens) for one in generate(policy, [Request(prompt, 64, 0)], free)[0]]
+    first = texts[0][0]
+    stop = ("7" + first, texts[1][2:4])
+    groups = generate(policy, [Request(prompt, 64, 0)], replace(free, stop=stop))[0]
+    ended = 0
+    for one in groups:
+        text = policy.decode(one.tokens)
+        places = [text.find(each) for each in stop]
+        if max(places) >= 0:
+            ended += 1
+            assert one.finish == "stop"
+            assert any(text.endswith(each) for each in stop)
+        else:
+            assert one.tokens[-1] in policy.stop_ids or len(one.tokens) == 30
+    assert ended > 0
+    assert any(policy.decode(one.tokens).startswith(first) and len(one.tokens) > 1 for one in groups)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
