@@ -11,6 +11,7 @@ import torch
 from raft_recipes import no_beat, small_recipe
 from random_models import ARCHITECTURES, save_random_model
 
+from agent.raft.attention import PackedLayout
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import TrainingSample, collate
 from agent.raft.model import Policy, _alike, inspect_policy, load_policy
@@ -252,6 +253,27 @@ def test_a_window_that_attention_is_not_told_of_is_left_to_generate(
     inspect_policy(policy)
     everywhere = kinds is not None and "sliding_attention" not in kinds
     assert policy.layout_why_not == (None if everywhere else "LlamaForCausalLM keeps its window from its attention")
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_to_what_lies_in_between_is_noticed_when_a_model_is_loaded(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
+) -> None:
+    """A token sees all of its row up to itself, the other sample's part too, as in a model that ignores the layout."""
+    policy = load(folders[kind], tmp_path, **of(folders[kind], dtype))
+    assert policy.layout_why_not is None
+
+    def everything_before(self: PackedLayout, layer: int, q: Any, k: Any, v: Any, *, scale: float, **_: Any) -> Any:
+        groups = q.shape[1] // k.shape[1]
+        q, k, v = q.to(v.dtype), k.to(v.dtype).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return out.transpose(1, 2)
+
+    monkeypatch.setattr(PackedLayout, "attend", everything_before)
+    inspect_policy(policy)
+    assert policy.layout_why_not is not None
+    assert policy.layout_why_not.endswith("gives other logits on a packed row")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
