@@ -8,11 +8,8 @@ What passes between them is a socket, the process's standard input: it says `rea
 not ready by then, it gets one line of JSON (`arguments`, `log`), and it ends when the socket closes. What it prints
 before goes to a file without a name, and from there into the log of the run that it gets.
 
-Measured by `python tests/benchmarks/start_of_a_run.py RECIPE` (two cores, torch 2.13, transformers 5.23, other programs
-on the machine, medians of three): tiny-addition makes its first step 0.4 s after its start instead of 3.4, and the
-waiting process holds 245 MB, 162 of them its own; smollm2-arithmetic, which needs transformers, makes it 3.7 s after
-instead of 10.3, with 399 MB, 293 its own. The first heartbeat of `load` comes after 0.3 s instead of 0.9, and 0.1
-instead of 0.7.
+What it saves is measured by `python tests/benchmarks/start_of_a_run.py RECIPE` (README, "Where things are"). The
+waiting process holds 245 MB for tiny-addition, 162 of them its own, and with transformers 399 MB, 293 its own.
 """
 
 from __future__ import annotations
