@@ -13,7 +13,7 @@ from random_models import ARCHITECTURES, save_random_model
 
 from agent.raft.attention import PackedLayout
 from agent.raft.learner import Trainer
-from agent.raft.microbatch import TrainingSample, collate
+from agent.raft.microbatch import Shape, TrainingSample, collate
 from agent.raft.model import Policy, _alike, inspect_policy, load_policy
 from agent.raft.optimizers import FusedAdamW
 from agent.raft.rollout import Request, generate
@@ -120,10 +120,11 @@ def test_a_row_of_whole_samples_gives_the_loss_and_the_gradient_of_one_row_a_sam
     assert one.predicting.tolist() == [2, 3, 4, 8, 10, 11, 12, 13]
     assert (one.padding, one.real_tokens, one.layout) == (0, 15, None)
     start, seen = policy.snapshot(), []
-    for shape in ("padded", "row"):
+    shapes: tuple[Shape, ...] = ("padded", "row")
+    for shape in shapes:
         policy.restore(start)
         trainer = Trainer(policy, Learner(optimizer="sgd", max_grad_norm=1e6))
-        trainer.shape = shape  # type: ignore[assignment]
+        trainer.shape = shape
         report = trainer.train(samples, learning_rate=lambda _: 0.01, seed=0)
         seen.append((report.loss_sum, policy.snapshot()))
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-5)

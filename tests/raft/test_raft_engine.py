@@ -116,6 +116,14 @@ def test_a_fall_on_select_ends_the_training_and_the_peak_is_delivered(
     assert "early stop after cycle 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("at", "ended_by"), [(1, "decline"), (2, "budget")])
+def test_a_fall_when_the_budget_is_spent_ends_nothing_early(make: Any, at: int, ended_by: str) -> None:
+    training = make({"budget": {"cycles": 2}})
+    training.decline.add = lambda rows: "it fell" if training.spending.cycles == at else None
+    assert training.run() == ended_by
+    assert training.spending.cycles == at
+
+
 def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:
     training = make({"selection": {"min_samples": 10_000}})
     start = training.policy.snapshot()

@@ -226,10 +226,8 @@ def test_a_stop_string_is_seen_with_the_token_that_completes_it(
 def test_the_stop_strings_of_that_test_cross_and_share_tokens(pairs_of_bytes: Tokenizer) -> None:
     assert len(pairs_of_bytes.encode("€").ids) > 1
     assert 1 < len(pairs_of_bytes.encode("an answer</answer>\n\n").ids) < 10
-    assert any("\n\nm" in pairs_of_bytes.decode([id_]) for id_ in range(pairs_of_bytes.get_vocab_size())) or any(
-        "</answer>" in pairs_of_bytes.decode([id_]) and pairs_of_bytes.decode([id_]) != "</answer>"
-        for id_ in range(pairs_of_bytes.get_vocab_size())
-    )
+    tokens = [pairs_of_bytes.decode([id_]) for id_ in range(pairs_of_bytes.get_vocab_size())]
+    assert any("</answer>" in token and token != "</answer>" for token in tokens), "none goes on behind a stop string"
 
 
 def test_rows_hold_every_sample_once_and_prompts_of_similar_length_together() -> None:
