@@ -94,6 +94,9 @@ def _products_table(result: Mapping[str, Any]) -> Table:
     found = [square["flops_per_s"][dtype] for dtype in types]
     table.add_row(f"{square['size']} x {square['size']}", *(quantity(one["median"], "FLOP/s") for one in found))
     table.add_row("  range", *(_range(one, "FLOP/s", scaled=True) for one in found))
+    onednn = square["onednn_flops_per_s"]
+    if onednn:
+        table.add_row("  by oneDNN", *(quantity(onednn[t]["median"], "FLOP/s") if t in onednn else "" for t in types))
     by_type = result["model_products"] or {}
     for rows in next(iter(by_type.values()), {}):
         table.add_row(
@@ -133,7 +136,8 @@ def rollout_table(result: Mapping[str, Any]) -> Table:
     table.add_section()
     for key, what in (
         ("bound_tokens_per_s", "bound by the matrix products alone"),
-        ("packed_bound_tokens_per_s", "the same with weights packed for oneDNN"),
+        ("plain_bound_tokens_per_s", "  by torch's own linear layers"),
+        ("packed_bound_tokens_per_s", "  by oneDNN with weights laid out beforehand"),
         ("compute_bound_tokens_per_s", "bound by the peak of products"),
         ("bandwidth_bound_tokens_per_s", "bound by reading weights and keys"),
     ):

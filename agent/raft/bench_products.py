@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.raft.bench_arithmetic import grid, interpolated, product_flops
-from agent.raft.sampling_weights import packed_linear
+from agent.raft.cpu_products import onednn_linear, packed_linear, works
 
 MOST_ROW_COUNTS = 12
 """Row counts of one shape of weight that are timed; between them time is taken to be linear."""
@@ -146,6 +146,23 @@ def timed_products(products: Collection[Product], *, layers: int, device: torch.
     return found
 
 
+def fastest_products(products: Collection[Product], *, layers: int, device: torch.device) -> dict[Product, float]:
+    """Seconds of each product by the faster way: weights as they lie in memory or, on a CPU, as oneDNN has them."""
+    plain = {replace(product, packed=False) for product in products}
+    packed = {replace(product, packed=True) for product in products if device.type == "cpu" and works(product.dtype)}
+    found = timed_products(plain | packed, layers=layers, device=device)
+    return faster_ways(found) | {product: faster_ways(found)[replace(product, packed=False)] for product in products}
+
+
+def faster_ways(seconds: Mapping[Product, float]) -> dict[Product, float]:
+    """By product without regard to packing: the shorter of the times that are known."""
+    found: dict[Product, float] = {}
+    for product, time_taken in seconds.items():
+        plain = replace(product, packed=False)
+        found[plain] = min(time_taken, found.get(plain, time_taken))
+    return found
+
+
 def _seconds(product: Product, *, copies: int, device: torch.device) -> float:
     dtype = product.dtype
     x = torch.randn(product.rows, product.inputs, device=device).to(dtype)
@@ -171,13 +188,26 @@ def square_size(device: torch.device, *, quick: bool = False) -> int:
 
 
 @torch.no_grad()
-def square_flops(dtype: torch.dtype, device: torch.device, *, repeats: int, quick: bool = False) -> list[float]:
-    """Operations a second of one square product, by repeat."""
+def square_flops(
+    dtype: torch.dtype, device: torch.device, *, repeats: int, quick: bool = False
+) -> dict[str, list[float]]:
+    """Operations a second of one square product, by repeat: torch's own and, on a CPU, oneDNN's."""
     size = square_size(device, quick=quick)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    torch.mm(left, right, out=out)
-    return [2 * size**3 / seconds_of(lambda: torch.mm(left, right, out=out), device) for _ in range(repeats)]
+    ways: dict[str, Callable[[], object]] = {"torch": lambda: torch.mm(left, right, out=out)}
+    if device.type == "cpu" and works(dtype):
+        ways["onednn"] = lambda: onednn_linear(left, right)
+    found = {}
+    for name, way in ways.items():
+        way()
+        found[name] = [2 * size**3 / seconds_of(way, device) for _ in range(repeats)]
+    return found
+
+
+def peak_flops(dtype: torch.dtype, device: torch.device, *, repeats: int, quick: bool = False) -> float:
+    """Operations a second of the fastest repeat of either way."""
+    return max(map(max, square_flops(dtype, device, repeats=repeats, quick=quick).values()))
 
 
 @torch.no_grad()

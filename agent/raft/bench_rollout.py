@@ -30,20 +30,21 @@ from agent.raft.bench_products import (
     Product,
     ProductRecorder,
     bandwidth,
+    faster_ways,
+    peak_flops,
     seconds_of,
-    square_flops,
     synchronize,
     timed_products,
     total_seconds,
 )
 from agent.raft.bench_settings import BenchSettings, recipe_of
 from agent.raft.cache import DecodeLayout
+from agent.raft.cpu_products import works
 from agent.raft.generate_hf import left_padded
 from agent.raft.model import Policy, load_policy
 from agent.raft.pulse import no_beat
 from agent.raft.rollout import Completion, Request, generate
 from agent.raft.sampling import Sampling
-from agent.raft.sampling_weights import works
 from agent.raft.seeds import seed_of
 from agent.recipe.schema import Recipe
 from agent.tasks.prompts import render
@@ -274,9 +275,11 @@ class Bound:
     where nothing else is said."""
 
     seconds: list[float]
-    """By repeat, with weights as they lie in memory."""
+    """By repeat, each product the faster way."""
+    plain_seconds: float
+    """With weights as they lie in memory, by torch's own linear layer."""
     packed_seconds: float | None
-    """With weights that oneDNN has laid out beforehand (`agent.raft.sampling_weights`); None where it cannot."""
+    """With weights that oneDNN has laid out beforehand (`agent.raft.cpu_products`); None where it cannot."""
     decode_seconds: float
     """Of the decode steps alone, the way they were run."""
     step_seconds: dict[int, float]
@@ -315,14 +318,15 @@ def _bound(policy: Policy, work: Work, *, quick: bool) -> Bound:
     plain, packed = _all_packed(work.products, False), _all_packed(work.products, True)
     dtype = next(iter(work.products)).dtype
     return Bound(
-        seconds=[total_seconds(plain, found) for found in work.timings],
+        seconds=[total_seconds(plain, faster_ways(found)) for found in work.timings],
+        plain_seconds=total_seconds(plain, usual),
         packed_seconds=_total_where_known(packed, usual),
         decode_seconds=total_seconds(work.decode, usual),
         step_seconds={
             rows: sum(n * usual[p] for p, n in work.decode.items() if p.rows == rows) / times
             for rows, times in work.steps_by_rows.items()
         },
-        peak_flops=max(square_flops(dtype, policy.device, repeats=5, quick=quick)),
+        peak_flops=peak_flops(dtype, policy.device, repeats=5, quick=quick),
         peak_bytes=max(max(found) for found in bandwidth(policy.device, repeats=3, quick=quick).values()),
     )
 
@@ -454,6 +458,7 @@ def _report(
         "share_of_bound": share_of_bound,
         "compute_bound_tokens_per_s": work.tokens * bound.peak_flops / work.flops,
         "bandwidth_bound_tokens_per_s": work.tokens * bound.peak_bytes / work.bytes_read,
+        "plain_bound_tokens_per_s": work.tokens / bound.plain_seconds,
         "packed_bound_tokens_per_s": work.tokens / bound.packed_seconds if bound.packed_seconds else None,
         "bound_repeats": bound_speeds,
         "better_transformers": best,

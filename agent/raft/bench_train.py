@@ -20,7 +20,14 @@ import torch
 from agent.raft import sources
 from agent.raft.bench_arithmetic import spread
 from agent.raft.bench_machine import Watch
-from agent.raft.bench_products import Product, ProductRecorder, seconds_of, square_flops, synchronize, timed_products
+from agent.raft.bench_products import (
+    Product,
+    ProductRecorder,
+    fastest_products,
+    peak_flops,
+    seconds_of,
+    synchronize,
+)
 from agent.raft.bench_rollout import completions_of
 from agent.raft.bench_settings import LEARNING_RATE, BenchSettings, recipe_of
 from agent.raft.learner import Trainer, TrainReport
@@ -107,12 +114,12 @@ def _update(trainer: Trainer, samples: Sequence[TrainingSample], *, seed: int) -
 
 def _peak(policy: Policy, recipe: Recipe, *, cache: Path, quick: bool) -> float:
     """Operations a second: the best of square products and the model's largest one at a training batch's rows."""
-    found = square_flops(policy.compute, policy.device, repeats=3, quick=quick)
+    found = [peak_flops(policy.compute, policy.device, repeats=3, quick=quick)]
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
     if shape is not None:
         inputs, outputs = max(shape.matrices().values(), key=lambda sizes: sizes[0] * sizes[1])
         product = Product(PEAK_ROWS, inputs, outputs, policy.compute)
-        seconds = timed_products([product], layers=shape.layers, device=policy.device)
+        seconds = fastest_products([product], layers=shape.layers, device=policy.device)
         found.append(2 * PEAK_ROWS * inputs * outputs / seconds[product])
     return max(found)
 

@@ -9,6 +9,7 @@ It does not: re-tokenize (ids are trained as they were sampled), see the reward,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agent.errors import NumericError
+from agent.raft.cpu_products import training_products
 from agent.raft.loss import TokenLoss, loss_of_hidden, loss_of_logits
 from agent.raft.microbatch import Group, Microbatch, TrainingSample, choose_shape, collate, plan_steps
 from agent.raft.model import Policy
@@ -106,9 +108,10 @@ class Trainer:
         torch.manual_seed(seed)
         self.policy.model.train()
         try:
-            for place, step in enumerate(steps):
-                report.learning_rate = learning_rate(place / len(steps))
-                self._step(step, report, on_step)
+            with self._products():
+                for place, step in enumerate(steps):
+                    report.learning_rate = learning_rate(place / len(steps))
+                    self._step(step, report, on_step)
         finally:
             # Also when `on_step` ends the training in the middle: an evaluation follows.
             self.optimizer.zero_grad()
@@ -116,6 +119,12 @@ class Trainer:
             self.policy.attend_by(self.policy.attention)
         report.seconds = time.monotonic() - started
         return report
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        """The faster matrix products, but not under the compiler, which has its own."""
+        if self.forward is not self.policy.inner:
+            return contextlib.nullcontext()
+        return training_products(self.policy.model, dtype=self.policy.compute)
 
     def _plan(self, samples: Sequence[TrainingSample], seed: int) -> list[list[Group]]:
         """The optimizer steps of a cycle: those of each epoch, in an order of its own."""

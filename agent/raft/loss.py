@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from agent.raft.cpu_products import linear
 from agent.recipe.memory import loss_rows
 from agent.recipe.schema import Learner
 
@@ -102,9 +102,9 @@ class _ChunkedHead(torch.autograd.Function):
         for start in range(0, len(hidden), together):
             rows = slice(start, start + together)
             chunk = hidden[rows].to(narrow)
-            slopes = functional.linear(chunk, narrow_weight, narrow_bias)  # so far the logits
+            slopes = linear(chunk, narrow_weight, narrow_bias)  # so far the logits
             parts.append(_slopes_(slopes, targets.part(start, start + together), learner))
-            to_hidden[rows] = slopes @ narrow_weight
+            to_hidden[rows] = linear(slopes, narrow_weight.t())
             if ctx.needs_input_grad[1]:
                 to_weight = _add_product(to_weight, slopes, chunk)
             if to_bias is not None:

@@ -2,9 +2,8 @@
 
 While a rollout lasts its weights stay as they are, so what every decode step would do with them again is done once,
 on copies. The product with an adapted layer is one instead of three. On a CPU, a product of few rows with a weight as
-it lies in memory spends 7 to 30% of its time on rearranging the weight; the copy has been rearranged, by the operators
-that TorchInductor emits for the same purpose (torch._inductor.mkldnn_lowerings). Those are not part of torch's
-documented interface: where they are missing, or disagree with the plain product, layers compute as they always do.
+it lies in memory spends 7 to 30% of its time on rearranging the weight; the copy has been rearranged
+(`agent.raft.cpu_products`).
 
 The weights themselves are never touched, and adapters are merged in float32 only. In a narrow type a weight plus an
 update of less than half its last place is the weight again: what the first steps have learned would be lost to the
@@ -15,21 +14,20 @@ It does not: handle layers of other classes than nn.Linear and peft's adapters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.raft.cpu_products import Linear, packed_linear, works
 from agent.recipe.memory import SAMPLING_WEIGHTS_SHARE
 
 WORTH_STEPS = 16
 """Decode steps from which on copies pay: making them costs about as much as four steps save at 24 rows."""
-Linear = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -110,33 +108,3 @@ def _mergeable(module: Any) -> tuple[str, ...]:
 
 def _plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     return lambda x: functional.linear(x.to(weight.dtype), weight, bias)
-
-
-def packed_linear(weight: Tensor, bias: Tensor | None, *, rows: int) -> Linear:
-    """The linear map of `weight` (outputs, inputs) in its type, on a CPU; fastest at about `rows` rows."""
-    operators: Any = torch.ops.mkldnn
-    packed = operators._reorder_linear_weight(weight.contiguous(), rows)
-
-    def linear(x: Tensor) -> Tensor:
-        out: Tensor = operators._linear_pointwise(x.to(weight.dtype), packed, bias, "none", [], "")
-        return out
-
-    return linear
-
-
-@cache
-def works(dtype: torch.dtype) -> bool:
-    """Whether `packed_linear` can be used, and is right, by a small product with each of three row counts."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(count, 64, generator=generator).to(dtype) for count in (80, 33))
-    bias = torch.randn(80, generator=generator).to(dtype)
-    try:
-        linear = packed_linear(weight, bias, rows=8)
-        found = torch.cat([linear(x[:rows]) for rows in (1, 8, 33)])
-    except (RuntimeError, AttributeError, TypeError):  # gone, not built in, or of another signature
-        return False
-    wanted = torch.cat([functional.linear(x[:rows].float(), weight.float(), bias.float()) for rows in (1, 8, 33)])
-    # Of sums of 64 products of size 1: what rounding to the type, and nothing else, explains.
-    return bool((found.float() - wanted).abs().max() <= 64 * torch.finfo(dtype).eps)
