@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from agent.raft.attention import PackedLayout, SegmentTree, capped, tree_of
 
@@ -43,7 +42,8 @@ class _Layer:
 
 
 class SlotCache:
-    """`slots` rows and `places` prompts of at most `prompt_tokens` tokens; grows with the longest completion."""
+    """`slots` rows and `places` prompts of at most `prompt_tokens` tokens; grows with the longest completion, then only
+    by the slots that can still be used."""
 
     def __init__(
         self,
@@ -78,16 +78,23 @@ class SlotCache:
             self.layers[number] = _Layer(*(k.new_zeros(shape, dtype=self.dtype) for shape in shapes))
         return self.layers[number]
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for completions of so many tokens."""
+    def reserve(self, tokens: int, *, rows: int, slots: int) -> None:
+        """Make room for completions of so many tokens. The first `rows` slots are in use, and from now on there will
+        never be more than `slots`: when most samples have ended, the long ones that remain take little room."""
         if tokens <= self.room:
             return
         wanted = max(tokens, int(GROWTH * self.room))
         self.room = min(math.ceil(wanted / FIRST_TOKENS) * FIRST_TOKENS, self.new_tokens)
+        self.slots = min(self.slots, slots)
         for layer in self.layers.values():
-            short = self.room - layer.values.shape[2]
-            layer.keys = functional.pad(layer.keys, (0, 0, 0, short))
-            layer.values = functional.pad(layer.values, (0, 0, 0, short))
+            layer.keys = self._larger(layer.keys, rows)
+            layer.values = self._larger(layer.values, rows)
+
+    def _larger(self, old: Tensor, rows: int) -> Tensor:
+        """Zeros of the size of now, with what the first `rows` slots hold."""
+        new = old.new_zeros(self.slots, old.shape[1], self.room, old.shape[3])
+        new[:rows, :, : old.shape[2]] = old[:rows]
+        return new
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
         """Copy the first `tokens` of some rows into other slots, none of which is among the sources."""

@@ -243,6 +243,10 @@ class _Slots:
         """Requests of which samples wait, in order."""
         return list(dict.fromkeys(live.row.request for live in self.waiting))
 
+    def _samples_left(self) -> int:
+        """That have not ended; each may come to be a row of its own."""
+        return sum(len(strand.samples) for strand in self.live) + len(self.waiting)
+
     # Filling slots --------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
@@ -290,7 +294,7 @@ class _Slots:
         live = self.live
         lengths = [len(strand.tokens) - 1 for strand in live]  # in the cache; the last token goes in now
         longest = max(lengths)
-        self.cache.reserve(longest + 1)
+        self.cache.reserve(longest + 1, rows=len(live), slots=min(self.slots, self._samples_left()))
         if self.arrangement is None:
             self.arrangement = Arrangement(
                 [strand.prompt.place for strand in live],

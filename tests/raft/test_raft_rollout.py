@@ -335,6 +335,33 @@ def test_prompts_that_are_done_are_left_out_of_a_step(policy: Policy, monkeypatc
                 assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("slots", [200, 5])
+def test_the_cache_grows_by_the_rows_that_can_still_be_used(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    """Long completions of a few samples cost no room for those that have ended; what is drawn stays the same."""
+    asked = requests(policy, "12+34=", "9+9=", "55+66=", samples=12)
+    sampling = replace(SAMPLING, temperature=1.3, max_new_tokens=24, slots=slots)
+    in_one = generate(policy, asked, sampling)
+    assert len({len(completion.tokens) for group in in_one for completion in group}) > 3
+    sizes: list[tuple[int, int, int]] = []
+    reserve = cache.SlotCache.reserve
+
+    def watched(self: cache.SlotCache, tokens: int, *, rows: int, slots: int) -> None:
+        reserve(self, tokens, rows=rows, slots=slots)
+        assert rows <= slots
+        sizes.append((self.layers[0].keys.shape[0], self.layers[0].values.shape[2], slots))
+
+    monkeypatch.setattr(cache, "FIRST_TOKENS", 2)
+    monkeypatch.setattr(cache.SlotCache, "reserve", watched)
+    found = generate(policy, asked, sampling)
+    assert [[c.tokens for c in group] for group in found] == [[c.tokens for c in group] for group in in_one]
+    assert sizes[0][0] == min(36, slots)
+    assert all(has >= needed for has, _, needed in sizes)
+    assert (sizes[-1][0] < sizes[0][0]) == (slots == 200), "with few slots samples wait until the room is complete"
+    assert sizes[-1][1] == max(len(c.tokens) for group in found for c in group) - 1 > sizes[0][1]
+
+
 def test_the_entropy_is_exact_under_autocast() -> None:
     logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 3
     uniform = torch.full((5,), 0.5)
