@@ -150,8 +150,8 @@ def fastest_products(products: Collection[Product], *, layers: int, device: torc
     """Seconds of each product by the faster way: weights as they lie in memory or, on a CPU, as oneDNN has them."""
     plain = {replace(product, packed=False) for product in products}
     packed = {replace(product, packed=True) for product in products if device.type == "cpu" and works(product.dtype)}
-    found = timed_products(plain | packed, layers=layers, device=device)
-    return faster_ways(found) | {product: faster_ways(found)[replace(product, packed=False)] for product in products}
+    found = faster_ways(timed_products(plain | packed, layers=layers, device=device))
+    return {product: found[replace(product, packed=False)] for product in products}
 
 
 def faster_ways(seconds: Mapping[Product, float]) -> dict[Product, float]:

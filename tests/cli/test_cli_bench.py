@@ -43,6 +43,7 @@ def test_a_small_rollout_as_json(tmp_path: Path, environment: dict[str, str]) ->
     assert found["bench"] == "rollout"
     assert found["useful_tokens_per_s"] > 0
     assert found["bound_tokens_per_s"] > 0
+    assert found["plain_bound_tokens_per_s"] > 0
     assert (found["transformers_tokens_per_s"], found["speedup"]) == (None, None)
     assert found["environment"]["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"], (
         "the shell's goes before the preset"

@@ -19,7 +19,14 @@ from agent.hardware.probe import Machine
 from agent.raft.bench_arithmetic import grid, interpolated, product_flops, share, spread, training_flops, useful_tokens
 from agent.raft.bench_cycle import PHASES, measure_cycles
 from agent.raft.bench_machine import look_at, measure_machine
-from agent.raft.bench_products import Product, ProductRecorder, timed_products, total_seconds
+from agent.raft.bench_products import (
+    Product,
+    ProductRecorder,
+    faster_ways,
+    fastest_products,
+    timed_products,
+    total_seconds,
+)
 from agent.raft.bench_report import report_training
 from agent.raft.bench_rollout import limits, measure_rollout
 from agent.raft.bench_settings import BenchSettings, config_of, known_shape, recipe_of
@@ -223,6 +230,18 @@ def test_shares_of_the_peak_are_of_the_useful_and_of_the_computed_operations() -
     alone = report_training(SMALL, samples, ours, None, None)
     assert alone["speedup"] is None
     assert alone["share_of_peak"] is None
+
+
+def test_of_two_ways_of_a_product_the_faster_one_counts() -> None:
+    small, large = Product(8, 4, 4, torch.float32), Product(8, 4, 16, torch.float32)
+    packed = {small: replace(small, packed=True), large: replace(large, packed=True)}
+    timed = {small: 2.0, packed[small]: 1.0, large: 3.0, packed[large]: 4.0}
+    assert faster_ways(timed) == {small: 1.0, large: 3.0}
+    assert faster_ways({small: 2.0}) == {small: 2.0}
+    cpu = torch.device("cpu")
+    found = fastest_products([packed[small], large], layers=2, device=cpu)
+    assert set(found) == {packed[small], large}
+    assert min(found.values()) > 0
 
 
 def machine_result(**over: Any) -> dict[str, Any]:
