@@ -57,8 +57,20 @@ def started(out: Path, cache: Path, *arguments: str) -> Iterator[subprocess.Pope
 
 def cycles(out: Path) -> list[dict[str, Any]]:
     """Rows of cycles.jsonl without what may differ between two runs of the same training."""
+    return [untimed(row) for row in read_jsonl(out / "cycles.jsonl")]
+
+
+def assert_same(row: dict[str, Any], wanted: dict[str, Any], *, rounding: float) -> None:
+    """Fractions up to rounding, all else to the letter."""
+    assert row.keys() == wanted.keys()
+    for name, value in wanted.items():
+        exact = not isinstance(value, float)
+        assert row[name] == (value if exact else pytest.approx(value, rel=rounding, abs=rounding)), name
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
     timing = TIMING_FIELDS - {"budget_spent"}
-    return [{k: v for k, v in row.items() if k not in timing} for row in read_jsonl(out / "cycles.jsonl")]
+    return {k: v for k, v in row.items() if k not in timing}
 
 
 def summary(out: Path) -> Summary:
@@ -134,7 +146,11 @@ def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
 def test_a_killed_training_goes_on_to_the_same_result(
     finished_run: Path, model_cache: Path, tmp_path: Path, phase: str, targets: list[int]
 ) -> None:
-    """SIGKILL in a cycle, or in two, with a state saved after every cycle."""
+    """SIGKILL in a cycle, or in two, with a state saved after every cycle.
+
+    Samples that had been drawn are not drawn again, so that after a kill while sampling, steps have other rows than in
+    one go. On some processors (AMD's, not Intel's, with torch 2.13) a product's last bits depend on its rows.
+    """
     out = tmp_path / "killed"
     write_recipe(out, SLOW)
     arguments = ("--split", "search", "--split", "confirm", "--save-seconds", "0")
@@ -146,8 +162,11 @@ def test_a_killed_training_goes_on_to_the_same_result(
             process.wait()
         assert len(list(read_jsonl(out / "cycles.jsonl"))) < 6
     run(out, model_cache, *arguments)
-    assert cycles(out) == cycles(finished_run)
-    assert (out / "eval.jsonl").read_text() == (finished_run / "eval.jsonl").read_text()
+    rounding = {"generate": 1e-5, "train": 0.0}[phase]
+    for name in ("cycles.jsonl", "eval.jsonl"):
+        resumed, in_one = (list(read_jsonl(folder / name)) for folder in (out, finished_run))
+        for row, wanted in zip(resumed, in_one, strict=True):
+            assert_same(untimed(row), untimed(wanted), rounding=rounding)
     assert summary(out).kept == summary(finished_run).kept
 
 
