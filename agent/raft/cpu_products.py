@@ -1,8 +1,8 @@
 """Matrix products on a CPU by oneDNN, for weights that stay and for weights that learn.
 
-torch hands float32 products to MKL, which leaves half of the vector unit of an AMD processor unused: 217 GFLOP/s on
-two cores of a Zen 5 EPYC where oneDNN reaches 450 (`raft-agent bench machine`, docs/benchmarks.md). Which is faster is
-measured once a process; bfloat16 goes to oneDNN in torch itself. The operators are those that TorchInductor emits
+torch hands float32 products to MKL, which leaves half of the vector unit of an AMD processor unused: 198 GFLOP/s on
+two cores of a Zen 5 EPYC where oneDNN reaches 436 (`raft-agent bench machine`, docs/benchmarks.md). Which is faster
+is measured once a process; bfloat16 goes to oneDNN in torch itself. The operators are those that TorchInductor emits
 (torch._inductor.mkldnn_lowerings). They are not part of torch's documented interface: where they are missing, or
 disagree with the plain product, everything computes as it always does.
 
