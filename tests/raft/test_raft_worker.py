@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from raft_recipes import small_recipe
+from torch.nn.functional import linear
 
 from agent.contract import TIMING_FIELDS, CycleRow, EvalRow, RunPlan, Summary
 from agent.files import read_jsonl
@@ -66,6 +68,13 @@ def assert_same(row: dict[str, Any], wanted: dict[str, Any], *, rounding: float)
     for name, value in wanted.items():
         exact = not isinstance(value, float)
         assert row[name] == (value if exact else pytest.approx(value, rel=rounding, abs=rounding)), name
+
+
+def rows_change_last_bits() -> bool:
+    """Whether torch multiplies two or three rows with other roundings than the same rows among eight."""
+    x, weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0)), torch.ones(128, 128).cumsum(0) / 3
+    whole = linear(x, weight)
+    return any(not torch.equal(linear(x[:rows], weight), whole[:rows]) for rows in (2, 3))
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +158,8 @@ def test_a_killed_training_goes_on_to_the_same_result(
     """SIGKILL in a cycle, or in two, with a state saved after every cycle.
 
     Samples that had been drawn are not drawn again, so that after a kill while sampling, steps have other rows than in
-    one go. On some processors (AMD's, not Intel's, with torch 2.13) a product's last bits depend on its rows.
+    one go. Where a product's last bits depend on its rows, as on AMD's processors, that is held up to rounding, and
+    everywhere else to the letter.
     """
     out = tmp_path / "killed"
     write_recipe(out, SLOW)
@@ -162,7 +172,7 @@ def test_a_killed_training_goes_on_to_the_same_result(
             process.wait()
         assert len(list(read_jsonl(out / "cycles.jsonl"))) < 6
     run(out, model_cache, *arguments)
-    rounding = {"generate": 1e-5, "train": 0.0}[phase]
+    rounding = 1e-5 if phase == "generate" and rows_change_last_bits() else 0.0
     for name in ("cycles.jsonl", "eval.jsonl"):
         resumed, in_one = (list(read_jsonl(folder / name)) for folder in (out, finished_run))
         for row, wanted in zip(resumed, in_one, strict=True):
