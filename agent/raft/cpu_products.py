@@ -2,8 +2,9 @@
 
 torch hands float32 products to MKL, which leaves half of the vector unit of an AMD processor unused: 198 GFLOP/s on
 two cores of a Zen 5 EPYC where oneDNN reaches 436 (`raft-agent bench machine`, docs/benchmarks.md). Which is faster
-is measured once a process; bfloat16 goes to oneDNN in torch itself. The operators are those that TorchInductor emits
-(torch._inductor.mkldnn_lowerings). They are not part of torch's documented interface: where they are missing, or
+is measured when a training begins, and kept with its state: the two round otherwise, and a training that goes on after
+a kill has to go on as it began. bfloat16 goes to oneDNN in torch itself. The operators are those that TorchInductor
+emits (torch._inductor.mkldnn_lowerings). They are not part of torch's documented interface: where they are missing, or
 disagree with the plain product, everything computes as it always does.
 
 It does not: handle layers of other classes than nn.Linear, or batched products (attention).
@@ -15,30 +16,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Linear = Callable[[Tensor], Tensor]
+Products = Literal["torch", "onednn"]
+"""Whose products a training takes."""
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x (..., inputs) times the transpose of a weight (outputs, inputs), plus a bias or None."""
 WORTH = 1.3
-"""Times faster that oneDNN has to be: well above what a busy machine does to the trial, so that each process of a
-training decides alike, and its sums are rounded alike."""
+"""Times faster that oneDNN has to be: well above what a busy machine does to the trial, so that two trainings with one
+recipe and seed decide alike, and round alike."""
 TRIAL = (256, 512, 512)
 """Rows, inputs and outputs of the trial: half a millisecond."""
 TRIALS = 7
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., inputs) times the transpose of `weight` (outputs, inputs), without gradient, the faster way."""
-    if x.device.type == "cpu" and faster(x.dtype):
-        return onednn_linear(x, weight, bias)
-    return functional.linear(x, weight, bias)
-
-
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same by oneDNN, of tensors on a CPU that are dense or the transpose of a dense one."""
+    """torch's `linear` by oneDNN, without gradient, of tensors on a CPU that are dense or the transpose of such."""
     operators: Any = torch.ops.mkldnn
     out: Tensor = operators._linear_pointwise(x, weight, bias, "none", [], "")
     return out
@@ -98,13 +96,27 @@ def _seconds(work: Callable[[], object]) -> float:
 # Training ------------------------------------------------------------------------------------------------------
 
 
+def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
+    """The faster ones for a training on `device` that computes in `dtype`."""
+    return "onednn" if device.type == "cpu" and faster(dtype) else "torch"
+
+
+def possible_products(wanted: Products, device: torch.device, dtype: torch.dtype) -> Products:
+    """`wanted`, but torch's own where oneDNN's cannot be used: a training may go on on another machine."""
+    possible = device.type == "cpu" and dtype == torch.float32 and works(dtype)
+    return wanted if possible else "torch"
+
+
+def multiply(products: Products) -> Multiply:
+    """The product of two tensors, without gradient."""
+    return onednn_linear if products == "onednn" else functional.linear
+
+
 @contextmanager
-def training_products(model: nn.Module, *, dtype: torch.dtype) -> Iterator[None]:
-    """Until the context ends, linear layers of a model on a CPU that compute in `dtype` take oneDNN's products,
-    forward and backward, where they are faster."""
+def training_products(model: nn.Module, products: Products) -> Iterator[None]:
+    """Until the context ends, linear layers of a model on a CPU take these products, forward and backward."""
     layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
-    fits = all(layer.weight.device.type == "cpu" and layer.weight.dtype == dtype for layer in layers)
-    chosen = layers if fits and faster(dtype) else []
+    chosen = layers if products == "onednn" else []
     try:
         for layer in chosen:
             vars(layer)["forward"] = partial(_through, layer)

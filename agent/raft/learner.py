@@ -9,7 +9,6 @@ It does not: re-tokenize (ids are trained as they were sampled), see the reward,
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from agent.errors import NumericError
-from agent.raft.cpu_products import training_products
+from agent.raft.cpu_products import Products, choose_products, possible_products, training_products
 from agent.raft.loss import TokenLoss, loss_of_hidden, loss_of_logits
 from agent.raft.microbatch import Group, Microbatch, TrainingSample, choose_shape, collate, plan_steps
 from agent.raft.model import Policy
@@ -86,6 +85,8 @@ class Trainer:
         self.optimizer = build_optimizer(learner, policy.model.parameters(), fused=not policy.native)
         self.scaler = torch.amp.GradScaler(policy.device.type) if policy.compute == torch.float16 else None
         self.forward: Callable[..., Any] = torch.compile(policy.inner) if compile_step else policy.inner
+        # The compiler has products of its own.
+        self.products: Products = "torch" if compile_step else choose_products(policy.device, policy.compute)
         self.updates = 0
         self.updating = threading.Lock()
         """Held while weights change; who holds it may read or replace them from another thread."""
@@ -108,7 +109,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.policy.model.train()
         try:
-            with self._products():
+            with training_products(self.policy.model, self.products):
                 for place, step in enumerate(steps):
                     report.learning_rate = learning_rate(place / len(steps))
                     self._step(step, report, on_step)
@@ -119,12 +120,6 @@ class Trainer:
             self.policy.attend_by(self.policy.attention)
         report.seconds = time.monotonic() - started
         return report
-
-    def _products(self) -> contextlib.AbstractContextManager[None]:
-        """The faster matrix products, but not under the compiler, which has its own."""
-        if self.forward is not self.policy.inner:
-            return contextlib.nullcontext()
-        return training_products(self.policy.model, dtype=self.policy.compute)
 
     def _plan(self, samples: Sequence[TrainingSample], seed: int) -> list[list[Group]]:
         """The optimizer steps of a cycle: those of each epoch, in an order of its own."""
@@ -212,7 +207,7 @@ class Trainer:
         if head is not None and self.forward is self.policy.inner and self.scaler is None:
             hidden = head.trunk(**arguments).last_hidden_state.flatten(0, 1)
             wanted = hidden.index_select(0, batch.predicting)
-            return loss_of_hidden(wanted, head.weight, head.bias, batch.targets, self.learner)
+            return loss_of_hidden(wanted, head.weight, head.bias, batch.targets, self.learner, products=self.products)
         if len(batch.ids) == 1 and "logits_to_keep" in self.policy.arguments:
             kept, place = batch.predicting.unique(return_inverse=True)
             logits = self.forward(**arguments, logits_to_keep=kept).logits[0, place]
@@ -228,10 +223,16 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         scaler = self.scaler.state_dict() if self.scaler else None
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "scaler": scaler}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "scaler": scaler,
+            "products": self.products,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+        self.products = possible_products(state["products"], self.policy.device, self.policy.compute)
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

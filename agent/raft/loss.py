@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent.raft.cpu_products import linear
+from agent.raft.cpu_products import Products, multiply
 from agent.recipe.memory import loss_rows
 from agent.recipe.schema import Learner
 
@@ -73,14 +73,20 @@ def loss_of_logits(logits: Tensor, targets: Targets, learner: Learner) -> TokenL
 
 
 def loss_of_hidden(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, learner: Learner
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Targets,
+    learner: Learner,
+    *,
+    products: Products = "torch",
 ) -> TokenLoss:
     """By chunks, from hidden states (N, hidden) and the head's weight (V, hidden).
 
     Gradients are those of an objective with factor one: scale the result (as a mean or by accumulation), but do not
     rely on it under float16, whose small gradients would be lost before the scaling.
     """
-    value, logprob, clipped = _ChunkedHead.apply(hidden, weight, bias, targets, learner)
+    value, logprob, clipped = _ChunkedHead.apply(hidden, weight, bias, targets, learner, products)
     return TokenLoss(value, logprob, clipped)
 
 
@@ -89,8 +95,15 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, learner: Learner
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Targets,
+        learner: Learner,
+        products: Products,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        linear = multiply(products)
         narrow = _autocast_type(hidden)
         narrow_weight = weight.to(narrow)
         narrow_bias = None if bias is None else bias.to(narrow)
@@ -104,7 +117,7 @@ class _ChunkedHead(torch.autograd.Function):
             chunk = hidden[rows].to(narrow)
             slopes = linear(chunk, narrow_weight, narrow_bias)  # so far the logits
             parts.append(_slopes_(slopes, targets.part(start, start + together), learner))
-            to_hidden[rows] = linear(slopes, narrow_weight.t())
+            to_hidden[rows] = linear(slopes, narrow_weight.t(), None)
             if ctx.needs_input_grad[1]:
                 to_weight = _add_product(to_weight, slopes, chunk)
             if to_bias is not None:
@@ -118,7 +131,7 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0]
         scaled = [None if saved is None else saved.mul_(factor.to(saved.dtype)) for saved in ctx.saved_tensors]
-        return scaled[0], scaled[1], scaled[2], None, None
+        return scaled[0], scaled[1], scaled[2], None, None, None
 
 
 def _slopes_(logits: Tensor, targets: Targets, learner: Learner) -> tuple[Tensor, Tensor, Tensor]:

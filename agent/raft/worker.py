@@ -454,6 +454,7 @@ class Worker:
             "transformers": version("transformers"),
             "device": self.policy.device_why if self.policy else None,
             "threads": torch.get_num_threads(),
+            "products": self.training.trainer.products if self.training else None,
             "data": self.splits.digest if self.splits else None,
         }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agent.raft import cpu_products
 from agent.raft.bench_products import ProductRecorder
-from agent.raft.cpu_products import training_products, works, worth
+from agent.raft.cpu_products import Products, possible_products, training_products, works, worth
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy, load_policy
@@ -103,6 +103,44 @@ def test_a_training_is_the_same(
     assert any(not torch.equal(weights[name], start[name]) for name in weights)
 
 
+@pytest.mark.parametrize("began_with", ["torch", "onednn"])
+def test_a_training_goes_on_with_the_products_that_it_began_with(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, began_with: Products
+) -> None:
+    """Also where the trial of the process that goes on says otherwise: its numbers are those of one go, to the bit."""
+
+    def trainer(trial_says: Products) -> Trainer:
+        monkeypatch.setattr(cpu_products, "faster", lambda dtype: trial_says == "onednn")
+        return Trainer(policy, Learner(optimizer="sgd"))
+
+    def train(trainer: Trainer) -> tuple[dict[str, Tensor], bool]:
+        with ProductRecorder() as recorder:
+            trainer.train(SAMPLES, learning_rate=lambda _: 0.01, seed=0)
+        return policy.snapshot(), any(product.packed for product in recorder.products)
+
+    in_one_go = trainer(began_with)
+    middle, _ = train(in_one_go)
+    state = in_one_go.state_dict()
+    wanted, by_onednn = train(in_one_go)
+    assert by_onednn == (began_with == "onednn")
+    policy.restore(middle)
+    again = trainer("torch" if began_with == "onednn" else "onednn")
+    again.load_state_dict(state)
+    found, by_onednn = train(again)
+    assert by_onednn == (began_with == "onednn")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_training_that_moves_takes_the_products_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert possible_products("onednn", cpu, torch.float32) == ("onednn" if works(torch.float32) else "torch")
+    assert possible_products("torch", cpu, torch.float32) == "torch"
+    assert possible_products("onednn", gpu, torch.float32) == "torch"
+    assert possible_products("onednn", cpu, torch.bfloat16) == "torch"
+    monkeypatch.setattr(cpu_products, "works", lambda dtype: False)
+    assert possible_products("onednn", cpu, torch.float32) == "torch"
+
+
 def load(folder: Path, cache: Path, **model: Any) -> Policy:
     recipe = small_recipe({"model": {"source": str(folder), "dtype": "float32", **model}})
     return load_policy(recipe, cache=cache, seed=0, beat=no_beat)
@@ -136,12 +174,13 @@ def test_layers_are_as_they_were_after_a_training_that_fails(policy: Policy, one
 
 
 def test_other_arithmetic_and_layers_that_are_replaced_already_are_left_alone(policy: Policy, onednn: None) -> None:
-    with training_products(policy.model, dtype=torch.bfloat16):
+    assert cpu_products.choose_products(torch.device("cpu"), torch.bfloat16) == "torch"
+    with training_products(policy.model, "torch"):
         assert replaced(policy.model) == []
     with sampling_weights(policy.model, dtype=torch.float32, rows=4, steps=64, free=1e12):
         before = replaced(policy.model)
         assert before
-        with training_products(policy.model, dtype=torch.float32):
+        with training_products(policy.model, "onednn"):
             assert replaced(policy.model) == before
         assert replaced(policy.model) == before
 
