@@ -309,7 +309,7 @@ def _recorded(policy: Policy, run: Callable[[], list[list[int]]]) -> Work:
         flops=recorder.flops,
         bytes_read=weights + policy.cache_bytes * own_tokens,
         steps_by_rows=_steps_by_rows(policy, decode.products),
-        layers=int(getattr(policy.inner.config, "num_hidden_layers", 1)),
+        layers=int(getattr(policy.config, "num_hidden_layers", 1)),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agent.raft.rollout import (
+    CACHE_SHARE,
     Completion,
     OnFinished,
     OnStep,
@@ -26,6 +27,7 @@ from agent.raft.rollout import (
 )
 from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of
+from agent.recipe.memory import FLOAT, HF_LOGITS
 
 if TYPE_CHECKING:
     from agent.raft.model import Policy
@@ -64,19 +66,30 @@ def _without_own_defaults(policy: Policy) -> Any:
 def _batches(
     policy: Policy, requests: Sequence[Request], rows: Sequence[Row], sampling: Sampling
 ) -> Iterator[list[Row]]:
-    """A row goes on, unseen, until the longest of its batch ends, and must not leave the model's positions."""
-    positions = policy.max_length
+    """A row goes on, unseen, until the longest of its batch ends, and must not leave the model's positions.
+
+    Rows of a batch are also no more than fit into memory, each with a prompt and a completion of the longest's size.
+    """
+    positions, free = policy.max_length, policy.free_memory()
     batch: list[Row] = []
     longest = limit = 0
     for row in rows:
         prompt = requests[row.request].prompt
         longer, further = max(longest, len(prompt)), max(limit, completion_limit(policy, prompt, sampling))
-        if batch and (len(batch) == sampling.slots or (positions is not None and longer + further > positions)):
+        most = min(sampling.slots, rows_that_fit(policy, tokens=longer + further, free=free))
+        if batch and (len(batch) >= most or (positions is not None and longer + further > positions)):
             yield batch
             batch, longer, further = [], len(prompt), completion_limit(policy, prompt, sampling)
         batch.append(row)
         longest, limit = longer, further
     yield batch
+
+
+def rows_that_fit(policy: Policy, *, tokens: int, free: float) -> int:
+    """Rows whose keys and values of so many tokens, and the logits of a step, take no more than CACHE_SHARE of `free`
+    bytes; at least one."""
+    row = policy.cache_bytes * tokens + HF_LOGITS * FLOAT * policy.vocabulary
+    return max(1, int(CACHE_SHARE * free / row))
 
 
 def _generate_batch(

@@ -71,7 +71,7 @@ class Policy:
     layout_why_not: str | None = None
     """Why packed rows with a layout (`agent.raft.attention`) cannot be used; None where they can."""
     cache_bytes: int = 0
-    """Of the keys and values of one token, all layers."""
+    """Of the keys and values of one token, all layers; 0 is not known."""
     head: Head | None = None
     """None where the model does more after its trunk than one matrix product."""
 
@@ -79,6 +79,12 @@ class Policy:
     def inner(self) -> Any:
         """The causal LM itself, with adapters in its layers where there are any."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the language model, also where that is one part of several (Gemma 3)."""
+        whole = self.inner.config
+        return whole.get_text_config() if hasattr(whole, "get_text_config") else whole
 
     def engine_for(self, wanted: str) -> Literal["slots", "hf"]:
         """The engine that the recipe's `rollout.engine` means on this model. Raises Unsupported."""
@@ -121,7 +127,7 @@ class Policy:
     @cached_property
     def max_length(self) -> int | None:
         """Most positions that the model has; None is no limit."""
-        length = getattr(self.model.config, "max_position_embeddings", None)
+        length = getattr(self.config, "max_position_embeddings", None)
         return int(length) if length else None
 
     def room(self, wanted: int) -> int:
@@ -193,9 +199,16 @@ class Policy:
         """Bytes that can still be taken on the model's device."""
         return free_memory(self.device)
 
-    def decode(self, tokens: list[int]) -> str:
-        """Text of a completion; end-of-turn and other special tokens are not text."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def decode(self, tokens: list[int], *, special: bool = False) -> str:
+        """Text of a completion; end-of-turn and other special tokens are not text, unless they are asked for."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=not special))
+
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        """How the tokens that `decode` leaves out are written."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        named = getattr(self.tokenizer, "all_special_tokens", [])
+        return frozenset([*named, *(token.content for token in added if token.special)]) - {""}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -285,13 +298,14 @@ def inspect_policy(policy: Policy) -> None:
         samples = _two_samples(policy)
         plain = [policy.inner(torch.tensor([ids], device=policy.device)).logits[0] for ids in samples]
         policy.layout_why_not = _try_layout(policy, samples, torch.cat(plain))
+        policy.cache_bytes = policy.cache_bytes or _try_cache(policy, samples[0])
         policy.head = _try_head(policy, samples[0], plain[0])
 
 
 def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str | None:
     """Why layouts do not work on this model; None where they do, and then `cache_bytes` is known too."""
     name = type(policy.inner).__name__
-    if getattr(policy.inner.config, "attention_chunk_size", None):
+    if getattr(policy.config, "attention_chunk_size", None):
         return f"{name} attends in chunks, of which layouts know nothing"
     tree, layout = _as_tree(samples, policy)
     try:
@@ -304,12 +318,26 @@ def _try_layout(policy: Policy, samples: list[list[int]], plain: Tensor) -> str 
         policy.attend_by(policy.attention)
     if not layout.seen:
         return f"{name} does not let its attention be replaced"
-    if _has_window(policy.inner.config) and not layout.windowed:
+    if _has_window(policy.config) and not layout.windowed:
         return f"{name} keeps its window from its attention"  # and the samples here are too short to show one
     if not _alike(logits[tree.path(1) + tree.path(2)], plain):
         return f"{name} gives other logits on a packed row"
     policy.cache_bytes = layout.seen // tree.size * policy.compute.itemsize
     return None
+
+
+def _try_cache(policy: Policy, sample: list[int]) -> int:
+    """Bytes that `generate` keeps of a token: all keys and values, by the model's own cache; 0 where it has none."""
+    ids = torch.tensor([sample], device=policy.device)
+    try:
+        kept = policy.inner(ids, use_cache=True).past_key_values
+        layers = [(layer.keys, layer.values) for layer in kept.layers]
+        size: int = sum(part.numel() * part.element_size() for layer in layers for part in layer)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # a state instead of keys and values
+        return 0
+    return size // len(sample)
 
 
 def _has_window(config: Any) -> bool:
@@ -319,7 +347,9 @@ def _has_window(config: Any) -> bool:
 
 
 def _try_head(policy: Policy, sample: list[int], plain: Tensor) -> Head | None:
-    head = _head_of(policy.inner)
+    # A cap on logits (Gemma 2) hardly shows on the small logits of a trial, and does in training.
+    capped = getattr(policy.config, "final_logit_softcapping", None) is not None
+    head = None if capped else _head_of(policy.inner)
     if head is None:
         return None
     hidden = head.trunk(input_ids=torch.tensor([sample], device=policy.device)).last_hidden_state[0]
@@ -367,9 +397,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _head_of(model: Any) -> Head | None:
     trunk = model.get_decoder() if hasattr(model, "get_decoder") else None
     module = model.get_output_embeddings()
-    # A cap on logits (Gemma 2) hardly shows on the small logits of a trial, and does in training.
-    capped = getattr(model.config, "final_logit_softcapping", None) is not None
-    if capped or trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
+    if trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
         return None
     return Head(trunk, module.weight, getattr(module, "bias", None))
 

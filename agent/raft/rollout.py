@@ -141,7 +141,7 @@ def slots_that_fit(policy: Policy, *, prompt_tokens: int, samples: int, sampling
 def completion_limit(policy: Policy, prompt: Sequence[int], sampling: Sampling) -> int:
     """Most tokens that a completion of this prompt may have."""
     room = [limit - len(prompt) for limit in (sampling.max_total, policy.max_length) if limit is not None]
-    return max(1, min(sampling.max_new_tokens, *room))
+    return max(1, min([sampling.max_new_tokens, *room]))
 
 
 # The engine --------------------------------------------------------------------------------------------------
@@ -378,21 +378,26 @@ class StopCheck:
 
     def __init__(self, policy: Policy, sampling: Sampling):
         self._policy = policy
-        self._stop = sampling.stop
+        # A response has no special tokens in it: a stop string with one is looked for in a text that has.
+        self._stop: dict[bool, list[str]] = {False: [], True: []}
+        for text in sampling.stop:
+            self._stop[any(special in text for special in policy.special_texts)].append(text)
         self._prefix = sampling.response_prefix
         # A token is at least one byte, except for tokens that decode to nothing: a margin covers those.
-        self._tail = max((len(text.encode()) for text in self._stop), default=0) + 4
+        self._tail = max((len(text.encode()) for text in sampling.stop), default=0) + 4
 
     def ends(self, tokens: list[int]) -> bool:
         if tokens[-1] in self._policy.stop_ids:
             return True
-        if not self._stop:
-            return False
-        tail = self._policy.decode(tokens[-self._tail :])
         # A stop string may begin in the response prefix, but must end in what was generated.
         prefix = self._prefix if len(tokens) <= self._tail else ""
-        text = prefix + tail
-        return any(text.find(stop, max(0, len(prefix) - len(stop) + 1)) >= 0 for stop in self._stop)
+        for special, stops in self._stop.items():
+            if not stops:
+                continue
+            text = prefix + self._policy.decode(tokens[-self._tail :], special=special)
+            if any(text.find(stop, max(0, len(prefix) - len(stop) + 1)) >= 0 for stop in stops):
+                return True
+        return False
 
 
 def cut(completion: Completion, stops: StopCheck) -> Completion:

@@ -259,7 +259,8 @@ class Prompt(Section):
     response_prefix: str = ""
     """Text that the response is made to begin with. It is part of the response for the verifier, but is not trained."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """Strings that end a completion, besides the end-of-turn token. The stop string stays in the completion."""
+    """Strings that end a completion, besides the end-of-turn token. The stop string stays in the completion. One with a
+    special token in it, such as `<|im_end|>`, is found too; the verifier does not see special tokens."""
 
     @model_validator(mode="after")
     def _placeholders(self) -> Prompt:

@@ -35,6 +35,33 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 VOCABULARY = 97
 
 
+def save_random_gemma3(folder: Path) -> None:
+    """A language model inside a model that also sees: its sizes are not at the top of the configuration."""
+    from transformers import AutoConfig
+
+    text = {**ARCHITECTURES["gemma3_text"], "vocab_size": VOCABULARY, "eos_token_id": 96, "max_position_embeddings": 40}
+    sees = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sees, "image_size": 28, "patch_size": 14}
+    _save(folder, AutoConfig.for_model("gemma3", text_config=text, vision_config=vision))
+
+
+def save_random_bloom(folder: Path) -> None:
+    """ALiBi: a bias by distance, no attention interface, and no limit to positions."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+    _save(folder, AutoConfig.for_model("bloom", vocab_size=VOCABULARY, eos_token_id=0, **sizes))
+
+
+def _save(folder: Path, config: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder.mkdir()
+    tiny.CharTokenizer().save_pretrained(str(folder))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 def save_random_model(folder: Path, *, kind: str, chat: bool = False, vocabulary: int = VOCABULARY) -> None:
     """A transformers model with a tokenizer that has a turn end of its own, id 96."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

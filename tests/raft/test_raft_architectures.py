@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from raft_recipes import no_beat, small_recipe
-from random_models import ARCHITECTURES, save_random_model
+from random_models import ARCHITECTURES, save_random_bloom, save_random_model
 
 from agent.raft.attention import PackedLayout
 from agent.raft.learner import Trainer
@@ -298,17 +298,8 @@ def test_a_head_that_caps_its_logits_is_not_taken_for_one_product(folders: dict[
 
 
 def test_a_model_that_no_layout_fits_is_run_by_generate_and_in_padded_rows(tmp_path: Path) -> None:
-    """BLOOM adds a bias to its scores by distance (ALiBi) and has no attention interface."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from agent.raft import tiny
-
     folder = tmp_path / "bloom"
-    folder.mkdir()
-    tiny.CharTokenizer().save_pretrained(str(folder))
-    config = AutoConfig.for_model("bloom", vocab_size=97, hidden_size=32, n_layer=2, n_head=4, eos_token_id=0)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_random_bloom(folder)
     policy = load(folder, tmp_path, backend={"attention": "eager"})
     assert policy.layout_why_not is not None
     assert "Bloom" in policy.layout_why_not

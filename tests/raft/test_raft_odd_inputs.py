@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from raft_recipes import small_recipe
-from random_models import VOCABULARY, save_random_model
+from random_models import VOCABULARY, save_random_bloom, save_random_gemma3, save_random_model
 
 from agent.contract import NO_STEP
 from agent.errors import DataError, RecipeError
@@ -115,6 +115,79 @@ def test_ids_that_the_tokenizer_does_not_know_are_no_text(make: Make, tmp_path: 
     unknown = [t for group in batch.completions for c in group for t in c.tokens if t >= VOCABULARY]
     assert unknown
     assert training.policy.decode([unknown[0], 12]) == training.policy.decode([12])
+
+
+@pytest.mark.parametrize("engine", ["slots", "hf"])
+def test_a_special_token_may_be_a_stop_string(make: Make, tmp_path: Path, engine: str) -> None:
+    """As a turn end is for a base model that does not name it as its end. The verifier sees no special tokens."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "turns"
+    save_random_model(folder, kind="llama", vocabulary=VOCABULARY + 1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    training = make(
+        on(folder, rollout={"engine": engine, "max_new_tokens": 20}, prompt={"stop": ["\n\n\n", "<|im_end|>"]})
+    )
+    policy = training.policy
+    turn_end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end == FIRST_OUTSIDE
+    assert turn_end not in policy.stop_ids
+    ended = [c for group in training.sample(1).completions for c in group if turn_end in c.tokens]
+    assert ended
+    for completion in ended:
+        assert completion.tokens.index(turn_end) == len(completion.tokens) - 1
+        assert completion.finish == "stop"
+        assert "im_end" not in training.examiner.response_of(completion)
+
+
+# Models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "hf"])
+@pytest.mark.parametrize(
+    ("save", "positions", "packed"), [(save_random_bloom, None, False), (save_random_gemma3, 40, True)]
+)
+def test_a_configuration_without_a_length_or_with_an_inner_one(
+    make: Make, tmp_path: Path, save: Callable[[Path], None], positions: int | None, packed: bool, engine: str
+) -> None:
+    save(tmp_path / "model")
+    training = make(on(tmp_path / "model", rollout={"engine": engine}, backend={"attention": "eager"}))
+    policy = training.policy
+    assert policy.max_length == positions
+    assert (policy.layout_why_not is None) == packed, policy.layout_why_not
+    assert policy.cache_bytes > 0
+    assert training.run() == "budget"
+    assert all(row["select_metric"] is not None for row in rows_of(training))
+
+
+def test_padded_rows_are_as_many_as_memory_holds(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has keys and values of its tokens, and five vectors of logits; half of what is free may be used."""
+    save_random_bloom(tmp_path / "model")
+    training = make(
+        {"model": {"source": str(tmp_path / "model"), "dtype": "float32"}, "backend": {"attention": "eager"}}
+    )
+    policy = training.policy
+    assert policy.cache_bytes == 2 * 2 * 32 * 4
+    row = (6 + training.recipe.rollout.max_new_tokens) * policy.cache_bytes + 5 * 4 * VOCABULARY
+    seen: list[int] = []
+    generate = type(policy.inner).generate
+
+    def record(model: Any, *, input_ids: torch.Tensor, **more: Any) -> Any:
+        seen.append(len(input_ids))
+        return generate(model, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(policy.inner), "generate", record)
+    monkeypatch.setattr(type(policy), "free_memory", lambda policy: 2.0 * 20 * row)
+    batch = training.sample(1)
+    assert {len(prompt) for prompt in batch.prompts} == {6}
+    samples = sum(map(len, batch.completions))
+    assert seen == [20] * (samples // 20) + [samples % 20]
+    seen.clear()
+    monkeypatch.setattr(type(policy), "free_memory", lambda policy: 1.0)
+    training.sample(2)
+    assert seen == [1] * samples
 
 
 # Lengths ------------------------------------------------------------------------------------------------------

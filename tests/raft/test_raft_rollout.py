@@ -211,7 +211,9 @@ def test_a_stop_string_is_seen_with_the_token_that_completes_it(
     pairs_of_bytes: Tokenizer, pieces: list[str], stops: list[str], prefix: str
 ) -> None:
     """Whatever tokens it is spread over, also where the last of them goes on behind it, and not before."""
-    policy: Any = SimpleNamespace(stop_ids=frozenset(), decode=pairs_of_bytes.decode)
+    policy: Any = SimpleNamespace(
+        stop_ids=frozenset(), special_texts=frozenset(), decode=lambda tokens, special: pairs_of_bytes.decode(tokens)
+    )
     tokens = pairs_of_bytes.encode("".join(pieces)).ids
     check = StopCheck(policy, replace(SAMPLING, stop=tuple(stops), response_prefix=prefix))
     for count in range(1, len(tokens) + 1):
