@@ -114,7 +114,8 @@ def multiply(products: Products) -> Multiply:
 
 @contextmanager
 def training_products(model: nn.Module, products: Products) -> Iterator[None]:
-    """Until the context ends, linear layers of a model on a CPU take these products, forward and backward."""
+    """Until the context ends, linear layers of a model take these products, forward and backward. oneDNN's are for
+    models for which `possible_products` says so."""
     layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
     chosen = layers if products == "onednn" else []
     try:
@@ -136,7 +137,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # Where the weight is frozen its input is not needed again.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return onednn_linear(x, weight, bias)
 
     @staticmethod
@@ -144,9 +146,9 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         of_out = gradients[0].contiguous()  # a sum hands down one number with strides of zero
-        rows, of_rows = x.flatten(0, -2), of_out.flatten(0, -2)
+        of_rows = of_out.flatten(0, -2)
         return (
             onednn_linear(of_out, weight.t()) if wants_x else None,
-            onednn_linear(of_rows.t(), rows.t()) if wants_weight else None,
+            onednn_linear(of_rows.t(), x.flatten(0, -2).t()) if wants_weight else None,
             of_rows.sum(0) if wants_bias else None,
         )

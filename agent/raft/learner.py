@@ -233,6 +233,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
-        self.products = possible_products(state["products"], self.policy.device, self.policy.compute)
+        # A state that does not say was saved by a version that knew torch's own only.
+        self.products = possible_products(state.get("products", "torch"), self.policy.device, self.policy.compute)
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -103,6 +103,7 @@ def test_a_training_is_the_same(
     assert any(not torch.equal(weights[name], start[name]) for name in weights)
 
 
+@pytest.mark.skipif(not works(torch.float32), reason="torch is built without oneDNN")
 @pytest.mark.parametrize("began_with", ["torch", "onednn"])
 def test_a_training_goes_on_with_the_products_that_it_began_with(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, began_with: Products
@@ -129,6 +130,14 @@ def test_a_training_goes_on_with_the_products_that_it_began_with(
     found, by_onednn = train(again)
     assert by_onednn == (began_with == "onednn")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_state_of_before_there_was_a_choice_goes_on_with_torchs_own(policy: Policy, onednn: None) -> None:
+    state = {name: value for name, value in Trainer(policy, Learner()).state_dict().items() if name != "products"}
+    trainer = Trainer(policy, Learner())
+    assert trainer.products == "onednn"
+    trainer.load_state_dict(state)
+    assert trainer.products == "torch"
 
 
 def test_a_training_that_moves_takes_the_products_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
