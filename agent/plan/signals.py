@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from agent.contract import CycleRow, EvalRow, Failure, Summary
+from agent.contract import DECLINE, CycleRow, EvalRow, Failure, Summary
 from agent.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -431,6 +431,11 @@ def _fall_from_peak(observation: Observation) -> float | None:
 def _fall_errors(observation: Observation) -> float | None:
     fall = _larger_fall(observation)
     return fall[1] if fall else None
+
+
+@_signal("declined", WHOLE, "1 where `learner.early_stop` ended the training as worse than before, else 0.")
+def _declined(observation: Observation) -> float | None:
+    return float(observation.summary.ended_by == DECLINE) if observation.summary else None
 
 
 def _larger_fall(observation: Observation) -> tuple[float, float] | None:

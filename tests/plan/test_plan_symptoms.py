@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_fixtures import BOOK, cycle, evals, machine, run, shipped, tiny
 
-from agent.contract import CycleRow, EvalRow, Summary
+from agent.contract import DECLINE, CycleRow, EvalRow, Summary
 from agent.plan.planner import plan
 from agent.plan.schema import Condition
 from agent.plan.signals import SIGNALS, Observation, observed, signals
@@ -126,6 +126,7 @@ def test_a_fall_is_told_from_noise() -> None:
     assert known["fall_from_peak"] == pytest.approx(0.35)
     # 512 samples, 8 of a prompt, are worth 512 / (1 + 7 * 0.3) = 165; sqrt(2 * 0.65 * 0.35 / (165 * 2)) = 0.0371
     assert known["fall_errors"] == pytest.approx(0.35 / 0.0371, rel=0.01)
+    assert known["declined"] is None
     rising = [cycle(n) for n in range(20)]
     assert signals(Observation(recipe=tiny(), cycles=rising))["fall_from_peak"] == 0
 
@@ -255,6 +256,20 @@ SICK["unstable_loss"] = with_series("loss", [1, 1, 1, 1, 20, 1, 1, 1, 1])
 SICK["grad_spikes"] = with_series("grad_norm", [1, 1, 1, 1, 200, 1, 1, 1, 1])
 SICK["held_out_falls"] = with_series("select_metric", [0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.1])
 SICK["late_degradation"] = with_series("pass_rate", [0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.65, 0.6, 0.5, 0.4, 0.3, 0.3])
+
+
+def test_the_early_stop_tells_of_the_fall_that_it_cuts_off() -> None:
+    """One cycle behind the peak is no fall to be seen in a curve, and the schedules answer it all the same."""
+    risen = [0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.45]
+    seen = with_series("select_metric", risen)
+
+    def severity(ended_by: str) -> float | None:
+        summary = Summary(seed=0, recipe_signature="", metric="pass_rate", ended_by=ended_by)
+        findings = diagnose(replace(seen, summary=summary), BOOK)
+        return next((found.severity for found in findings if found.symptom == "late_degradation"), None)
+
+    assert severity("budget") is None
+    assert severity(DECLINE) == pytest.approx(0.5)
 
 
 def test_there_is_a_sick_run_for_every_symptom() -> None:
