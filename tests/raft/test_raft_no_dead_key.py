@@ -1,8 +1,8 @@
 """No dead key: changing any key of the recipe changes what a small training does, or is refused.
 
 Every key of the schema has an entry: a base on which it can matter, and another valid value. Both trainings are
-run; rows, answers, plan or environment must differ, or the worker must refuse with a message that names the key.
-A new key without an entry fails.
+run; rows, answers, decode steps, plan or environment must differ, or the worker must refuse with a message that names
+the key. That the plan repeats a setting does not count. A new key without an entry fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import torch
 from raft_recipes import merged, small_recipe
 
-from agent.contract import TIMING_FIELDS
+from agent.contract import TIMING_FIELDS, Phase
 from agent.errors import AgentError
 from agent.files import read_jsonl
 from agent.raft import tiny
@@ -44,6 +44,8 @@ class Entry:
     refused: bool = False
     only_plan: bool = False
     """Do not train: the plan must differ (compiling takes longer than all other entries together)."""
+    told: bool = False
+    """A training only repeats it in its plan: it is for who judges the training, in `agent.campaign`."""
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -223,12 +225,12 @@ ENTRIES: dict[str, Entry] = {
     "evaluation.direction": Entry(
         "minimize", {"task": {"verifier": {"tolerance": 10}}, "evaluation": {"select_prompts": 48}}
     ),
-    "evaluation.min_effect": Entry(0.1),
+    "evaluation.min_effect": Entry(0.1, told=True),
     "budget.train_seconds": Entry(1.0, {"budget": {"cycles": None, "train_seconds": 0.001}}),
     "budget.cycles": Entry(3),
     "budget.tokens": Entry(3000, {"budget": {"cycles": None, "tokens": 1}}),
-    "budget.min_optimizer_steps": Entry(9),
-    "budget.min_kept_samples": Entry(9),
+    "budget.min_optimizer_steps": Entry(9, told=True),
+    "budget.min_kept_samples": Entry(9, told=True),
     "seed": Entry(1),
 }
 
@@ -264,11 +266,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a training left: rows (timing aside), answers, plan with environment, delivered cycle; or the refusal."""
+    """What a training did and left: decode steps, checkpointing, rows (timing aside), answers, plan with environment,
+    delivered cycle; or the refusal."""
 
+    decode_steps: int = 0
+    recomputes: bool | None = None
+    """Activations, in the backward pass."""
     cycles: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
+    """Without the settings that it repeats."""
+    told: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Those settings."""
     summary: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
 
@@ -289,18 +298,33 @@ def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_pla
     )
     os.chdir(workspace)
     os.environ.pop("RAFT_TEST_VARIABLE", None)
+    pulse = CountingPulse(out)
+    worker = Worker(options, pulse)
     try:
-        Worker(options, Pulse(out)).run()
+        worker.run()
     except AgentError as error:
         return Seen(refusal=str(error))
     timing = TIMING_FIELDS - ({"budget_spent"} if recipe.budget.train_seconds is None else set())
     summary = json.loads((out / "summary.json").read_text())
+    plan = json.loads((out / "plan.json").read_text())
+    told = plan.pop("settings")
     return Seen(
+        decode_steps=pulse.decode_steps,
+        recomputes=getattr(worker.policy and worker.policy.inner.get_decoder(), "checkpointing", None),
         cycles=[{k: v for k, v in row.items() if k not in timing} for row in read_jsonl(out / "cycles.jsonl")],
         answers=list(read_jsonl(out / "eval.jsonl")),
-        plan=json.loads((out / "plan.json").read_text()),
+        plan=plan,
+        told=told,
         summary={name: summary[name] for name in ("delivered_cycle", "metrics", "select_metric")},
     )
+
+
+class CountingPulse(Pulse):
+    decode_steps = 0
+
+    def beat(self, phase: Phase, *, note: str | None = None) -> None:
+        self.decode_steps += phase == "generate"
+        super().beat(phase, note=note)
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +356,7 @@ def test_no_key_is_dead(
         assert key in seen.refusal
     else:
         assert seen.refusal is None
-        assert seen != bases[name]
+        assert seen.told != bases[name].told if entry.told else seen != bases[name]
 
 
 def test_the_inert_keys_change_nothing(model_cache: Path, workspace: Path, tmp_path: Path, undisturbed: None) -> None:
