@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, action="append", help="a checkout; may be given several times")
     parser.add_argument("--most", default="600s", help="training time after which a run is given up")
     options = parser.parse_args()
+    # In the background of a shell Ctrl-C is ignored, and programs that are started inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trees = [tree.resolve() for tree in options.tree or [Path()]]
     found: dict[Path, list[float]] = {tree: [] for tree in trees}
     for seed in options.seeds:
@@ -69,7 +72,7 @@ def train(tree: Path, recipe: Path, seed: int, out: Path, options: argparse.Name
         while process.poll() is None and not any(reaches(row, options.level) for row in rows_of(out)):
             time.sleep(0.2)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # as Ctrl-C: it ends when its trainer has
         code = process.wait()
     rows = rows_of(out)
     if not rows:
