@@ -477,8 +477,11 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def observe(run: Run, out: Path) -> Observation:
-    """The run as the planner sees it. A training that crashed has cycles and no summary."""
+def observe(run: Run, out: Path, *, usual_tokens_per_s: float | None = None) -> Observation:
+    """The run as the planner sees it. A training that crashed has cycles and no summary.
+
+    `usual_tokens_per_s` is what `run.usual` does on this machine; what it did when it was recorded, if not given.
+    """
     summary = next(
         iter(
             [Summary.model_validate_json((out / "summary.json").read_text())] if (out / "summary.json").exists() else []
@@ -493,17 +496,17 @@ def observe(run: Run, out: Path) -> Observation:
         failure=Failure.model_validate_json((out / "failure.json").read_text())
         if (out / "failure.json").exists()
         else None,
-        **_surroundings(run),
+        **_surroundings(run, usual_tokens_per_s),
     )
 
 
-def _surroundings(run: Run) -> dict[str, Any]:
+def _surroundings(run: Run, usual_tokens_per_s: float | None = None) -> dict[str, Any]:
     """What the campaign knows beside the run's own files."""
     usual = json.loads((RECORDED / f"{run.usual}.jsonl").read_text().splitlines()[0])["summary"] if run.usual else {}
     return {
         "noise": 0.025,
         "machine": machine(memory_gb=run.memory_gb),
-        "reference_tokens_per_s": usual.get("tokens_per_s"),
+        "reference_tokens_per_s": usual_tokens_per_s or usual.get("tokens_per_s"),
     }
 
 
