@@ -9,10 +9,13 @@ as a hang, and the agent must outlive both. Any program that keeps this contract
         [--time-limit SECONDS]      whole process; training stops early enough for the evaluation
         [--cache DIR] [--allow-untrusted-code]
 
-Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `eval.jsonl`, `heartbeat`,
-`checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name leaves `failure.json`.
-Started again on the same DIR it goes on where it stopped. SIGTERM: finish the step, write the summary with
-`stopped: true`, leave within 20 s. Exit 0 only with a summary.
+Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `select.jsonl`, `eval.jsonl`,
+`heartbeat`, `checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name leaves
+`failure.json`. Rows are appended as they happen, so that whoever watches can judge a training before its end; the last
+line may be torn, and a trainer that writes no `select.jsonl` can only be judged later.
+Started again on the same DIR it goes on where it stopped: rows of cycles that it repeats are taken out first, so that
+no cycle is there twice. SIGTERM: finish the step, write the summary with `stopped: true`, leave within 20 s. Exit 0
+only with a summary.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 PLAN = "plan.json"
 CYCLES = "cycles.jsonl"
+SELECT = "select.jsonl"
 EVAL = "eval.jsonl"
 HEARTBEAT = "heartbeat"
 CHECKPOINT = "checkpoint"
@@ -49,8 +53,8 @@ FinishReason = Literal["stop", "length"]
 TIMING_FIELDS = frozenset(
     {"generate_tokens_per_s", "train_tokens_per_s", "seconds", "peak_memory_gb", "elapsed_s", "budget_spent"}
 )
-"""Fields of a cycle row that two runs of the same recipe and seed may differ in. `budget_spent` is one only under
-`budget.train_seconds`."""
+"""Fields of a cycle or select row that two runs of the same recipe and seed may differ in. `budget_spent` is one only
+under `budget.train_seconds`."""
 
 
 class Row(BaseModel):
@@ -142,6 +146,20 @@ class CycleRow(Row):
     """Share of the training budget spent at the end of the cycle, in [0, 1]."""
 
 
+class SelectRow(Row):
+    """One measurement of the `select` split, cycle 0 included. Different runs ask the same prompts with the same luck,
+    so that two trainings can be compared prompt by prompt while they run."""
+
+    cycle: int
+    budget_spent: float | None = None
+    """Share of the training budget spent, in [0, 1]: the same as in the cycle's row."""
+    elapsed_s: float | None = None
+    """Since this start of the training."""
+    scores: dict[str, list[float]]
+    """By prompt id, of each sample what the metric is made of: its reward under `mean_reward`, else 1.0 where it passed
+    and 0.0 where not. Not signed by `evaluation.direction`."""
+
+
 class EvalRow(Row):
     """One sample of one held-out prompt. Rows of different runs with the same split and id are the same prompt."""
 
@@ -156,6 +174,9 @@ class EvalRow(Row):
     tokens: int
     finish_reason: FinishReason
     tag: str | None = None
+    digest: str | None = None
+    """Eight hexadecimal digits that name the completion's token ids: samples with the same one say the same, whatever
+    their prompts. None where there was no room for an answer, or where a trainer does not tell."""
 
 
 class Summary(Row):

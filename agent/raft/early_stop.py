@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.contract import EvalRow
+from agent.raft.evaluate import sample_scores
 from agent.raft.measure import deviation, mean
 from agent.recipe.schema import EarlyStop
 
@@ -65,9 +66,7 @@ class Decline:
 
 def prompt_scores(rows: Sequence[EvalRow], metric: str) -> dict[str, float]:
     """What the metric is the mean of, by prompt."""
-    by_prompt: dict[str, list[float]] = {}
-    for row in rows:
-        by_prompt.setdefault(row.id, []).append(row.reward if metric == "mean_reward" else float(row.passed))
+    by_prompt = sample_scores(rows, metric)
     return {prompt: max(values) if metric == "pass_at_k" else _mean(values) for prompt, values in by_prompt.items()}
 
 

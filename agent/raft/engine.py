@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from agent.contract import DECLINE, NO_STEP, CycleRow, Seconds, Split
+from agent.contract import DECLINE, NO_STEP, STOP_GRACE_SECONDS, CycleRow, Seconds, SelectRow, Split
 from agent.raft import state as files
 from agent.raft.budget import Spending
 from agent.raft.early_stop import Decline
-from agent.raft.evaluate import Examiner
+from agent.raft.evaluate import Examiner, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, batch_row, peak_memory_gb
 from agent.raft.microbatch import TrainingSample
@@ -46,6 +46,10 @@ FORGET = 0.7
 """How much of an earlier, slower estimate of the evaluation's speed is believed the next time."""
 FINISH_SECONDS = 2.0
 """For the checkpoint and the summary of a small model."""
+STOP_SAVE_SECONDS = STOP_GRACE_SECONDS / 5
+"""A state is saved after SIGTERM where that takes no longer: the checkpoint and the summary come first."""
+STATE_TO_WEIGHTS = 4
+"""A state has at most about so many times the trained weights' bytes: they, two moments, the best weights."""
 FUTILE_SHARE, FUTILE_CYCLES = 1 / 3, 3
 """Without an optimizer step in this share of the budget, and in so many cycles, the model is still the untrained one
 and samples as it did: if the first step were just about to come, two more would be expected until the end."""
@@ -125,6 +129,8 @@ class Training:
         self.seconds_per_sample = 0.0
         self.last_cycle_seconds = 0.0
         self.finished = False
+        self.settled: dict[str, Any] | None = None
+        """Where the training stood at the end of the last cycle; None while the weights are no longer those."""
 
     # The algorithm --------------------------------------------------------------------------------------------
 
@@ -139,6 +145,8 @@ class Training:
                 self._leave_room()
                 self.cycle(self.spending.cycles + 1)
         except EndTraining as end:
+            if end.reason == "sigterm":
+                self._save_for_later()
             return end.reason
         self.finished = True
         if self.declined is not None and self.spending.affords_cycle():
@@ -160,6 +168,7 @@ class Training:
         self._deliver_if_best(cycle, measured.metric)
         self._record(cycle, batch, report, measured, fresh=fresh, kept=len(chosen))
         self.last_cycle_seconds = self.clock() - began
+        self.settled = self._standing()
         if self.state.due():
             self.pulse.beat("save")
             self.save()
@@ -234,6 +243,7 @@ class Training:
             spent = self.spending.share(of_cycle=of_cycle, seconds=self.clock() - began)
             return learning_rate(self.recipe, cycle=cycle, spent=spent)
 
+        self.settled = None
         if not samples:
             return TrainReport()
         self.pulse.beat(self._train_phase())
@@ -319,6 +329,13 @@ class Training:
         # One slow measurement on a busy machine must not cut the training; one quick one must not either.
         self.seconds_per_sample = max(measured.seconds / len(measured.rows), FORGET * self.seconds_per_sample)
         self._set_deadline()
+        row = SelectRow(
+            cycle=cycle,
+            budget_spent=self.spending.share(),
+            elapsed_s=self.clock() - self.started,
+            scores=sample_scores(measured.rows, evaluation.metric),
+        )
+        files.append_select(self.out, row)
         return SelectMeasure(measured.metric, seconds)
 
     def _deliver_if_best(self, cycle: int, metric: float | None) -> None:
@@ -403,24 +420,42 @@ class Training:
     # Going on after a kill ------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """At the end of a cycle, or when the training is finished."""
+        self._save(self._standing())
+
+    def saves_quickly(self) -> bool:
+        """Whether a state can be saved within the time that SIGTERM leaves."""
+        weights = sum(p.numel() * p.element_size() for p in self.policy.trainable().values())
+        return self.state.seconds_to_save(STATE_TO_WEIGHTS * weights) <= STOP_SAVE_SECONDS
+
+    def _save_for_later(self) -> None:
+        """Stopped in the middle of a cycle: what a later start need not do again.
+
+        Once the cycle has begun to change the weights, only the last state that was saved before can be gone on with.
+        """
+        self.store.write()
+        if self.settled is not None and self.saves_quickly():
+            self._save(self.settled)
+
+    def _save(self, standing: dict[str, Any]) -> None:
+        weights = {name: p.detach() for name, p in self.policy.trainable().items()}
+        self.state.save({**standing, "weights": weights, "trainer": self.trainer.state_dict()})
+
+    def _standing(self) -> dict[str, Any]:
+        """All of a state but the weights and the optimizer; nothing in it changes when the training goes on."""
         # The best weights are often the present ones, which need not be written twice.
         older = self.best.weights if self.best.cycle != self.spending.cycles else None
-        best = {"cycle": self.best.cycle, "metric": self.best.metric, "weights": older}
-        self.state.save(
-            {
-                "made_by": self._identity(),
-                "weights": {name: p.detach() for name, p in self.policy.trainable().items()},
-                "trainer": self.trainer.state_dict(),
-                "source": self.source.state(),
-                "spending": self.spending.state(),
-                "totals": vars(self.totals),
-                "best": best,
-                "decline": {**self.decline.state(), "declined": self.declined},
-                "seconds_per_sample": self.seconds_per_sample,
-                "last_cycle_seconds": self.last_cycle_seconds,
-                "finished": self.finished,
-            }
-        )
+        return {
+            "made_by": self._identity(),
+            "source": self.source.state(),
+            "spending": self.spending.state(),
+            "totals": dict(vars(self.totals)),
+            "best": {"cycle": self.best.cycle, "metric": self.best.metric, "weights": older},
+            "decline": {**self.decline.state(), "declined": self.declined},
+            "seconds_per_sample": self.seconds_per_sample,
+            "last_cycle_seconds": self.last_cycle_seconds,
+            "finished": self.finished,
+        }
 
     def _identity(self) -> str:
         return f"{self.recipe.signature()}/{self.seed}"
@@ -447,6 +482,8 @@ class Training:
         self._set_deadline()
         files.keep_cycles(self.out, self.spending.cycles)
         self.pulse.cycle, self.pulse.select_metric = self.spending.cycles + 1, self.best.metric
+        self.pulse.budget_spent = self.spending.share()
+        self.settled = self._standing()
 
 
 def training_sample(batch: Batch, choice: Chosen) -> TrainingSample:

@@ -7,10 +7,13 @@ answer counts as failed. `rollout`'s temperature and token limits play no part h
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
+
+import numpy as np
 
 from agent.contract import EvalRow, Split
 from agent.errors import DataError
@@ -181,7 +184,21 @@ class Examiner:
             tokens=len(completion.tokens),
             finish_reason=completion.finish,
             tag=example.tag,
+            digest=digest_of(completion.tokens) if answered else None,
         )
+
+
+def digest_of(tokens: Sequence[int]) -> str:
+    """Eight hexadecimal digits, the same in every process and on every machine."""
+    return hashlib.blake2b(np.asarray(tokens, dtype="<u4").tobytes(), digest_size=4).hexdigest()
+
+
+def sample_scores(rows: Sequence[EvalRow], metric: str) -> dict[str, list[float]]:
+    """What the metric is made of, by prompt and sample."""
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.id, []).append(row.reward if metric == "mean_reward" else float(row.passed))
+    return by_prompt
 
 
 def metric_of(rows: Sequence[EvalRow], metric: str) -> float:

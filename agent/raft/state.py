@@ -2,28 +2,33 @@
 
 `state/training.pt` holds the end of a cycle: weights, optimizer, best weights, counters. It is replaced atomically,
 not after every cycle but so that saving costs little; a resumed training goes back to it and repeats the cycles since
-(their rows are taken out of `cycles.jsonl` first, so no line doubles). Nothing random is lost on the way: every seed
-follows from recipe, seed and cycle. `state/samples.jsonl` keeps what was sampled in the running cycle, under a
-fingerprint of all that decides it.
+(their rows are taken out of `cycles.jsonl` and `select.jsonl` first, so no line doubles). A training that is stopped in
+good order saves its last cycle where that is quick. Nothing random is lost on the way: every seed follows from recipe,
+seed and cycle. `state/samples.jsonl` keeps what was sampled in the running cycle, under a fingerprint of all that
+decides it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from agent.contract import CYCLES, EVAL, CycleRow, EvalRow
+from agent.contract import CYCLES, EVAL, SELECT, CycleRow, EvalRow, SelectRow
 from agent.files import append_line, fsync_folder, read_jsonl, write_atomic
 from agent.raft.rollout import Completion, Row
 
 SAVE_COST_SHARE = 0.05
 """At most about this share of the time goes into saving states."""
+SLOW_DISK_BYTES_PER_S = 200e6
+"""Taken for the speed of a disk that no state has been written to yet."""
+R = TypeVar("R", CycleRow, SelectRow)
 
 
 class StateFolder:
@@ -35,6 +40,8 @@ class StateFolder:
         self._clock = clock
         self._saved_at = clock()
         self._cost = 0.0
+        self._putting_in_place = threading.Lock()
+        self._closed = False
 
     @property
     def path(self) -> Path:
@@ -43,6 +50,15 @@ class StateFolder:
     def due(self) -> bool:
         waited = self._clock() - self._saved_at
         return waited >= max(self.save_seconds, self._cost / SAVE_COST_SHARE)
+
+    def seconds_to_save(self, size: int) -> float:
+        """What saving took the last time, or, before there was one, would take for `size` bytes on a slow disk."""
+        return self._cost or size / SLOW_DISK_BYTES_PER_S
+
+    def close(self) -> None:
+        """Put no further state in place: the weights are about to change under whoever is writing one."""
+        with self._putting_in_place:
+            self._closed = True
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state. The bytes are on disk before the name points at them."""
@@ -53,7 +69,10 @@ class StateFolder:
             torch.save(state, file)
             file.flush()
             _fsync(file.fileno())
-        temporary.replace(self.path)
+        with self._putting_in_place:
+            if self._closed:
+                return
+            temporary.replace(self.path)
         fsync_folder(self.folder)
         self._saved_at = self._clock()
         self._cost = self._saved_at - began
@@ -95,25 +114,34 @@ class SampleStore:
         fields = [completion.tokens, completion.logprobs, completion.entropies, completion.finish]
         self._waiting.append({"request": row.request, "sample": row.sample, "completion": fields})
         if self._clock() - self._saved_at >= self._save_seconds:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Put on disk what waits for it."""
         for line in self._waiting:
             append_line(self._path, json.dumps(line), sync=False)
         self._waiting = []
         self._saved_at = self._clock()
 
 
-def keep_cycles(out: Path, last: int) -> list[CycleRow]:
-    """Take the rows after cycle `last` out of `cycles.jsonl` (and a torn line); -1 takes out all."""
-    rows = [row for line in read_jsonl(out / CYCLES) if (row := CycleRow(**line)).cycle <= last]
-    if (out / CYCLES).exists():
-        write_atomic(out / CYCLES, "".join(row.model_dump_json() + "\n" for row in rows))
-    return rows
+def keep_cycles(out: Path, last: int) -> None:
+    """Take the rows after cycle `last` out of `cycles.jsonl` and `select.jsonl` (and a torn line); -1 takes out all."""
+    _keep(out / CYCLES, CycleRow, last)
+    _keep(out / SELECT, SelectRow, last)
+
+
+def _keep(path: Path, model: type[R], last: int) -> None:
+    rows = [row for line in read_jsonl(path) if (row := model(**line)).cycle <= last]
+    if path.exists():
+        write_atomic(path, "".join(row.model_dump_json() + "\n" for row in rows))
 
 
 def append_cycle(out: Path, row: CycleRow) -> None:
     append_line(out / CYCLES, row.model_dump_json(), sync=False)
+
+
+def append_select(out: Path, row: SelectRow) -> None:
+    append_line(out / SELECT, row.model_dump_json(), sync=False)
 
 
 def append_eval(out: Path, rows: Sequence[EvalRow]) -> None:

@@ -343,10 +343,12 @@ class Worker:
         """Deliver the best weights, measure them, write the summary."""
         self.pulse.deadline = None
         training = self.training
+        to_save = training is not None and training.finished
         if training is not None:
             with self.finishing:
-                if training.finished and training.final_seconds() > LONG_EVALUATION_SECONDS:
+                if to_save and training.final_seconds() > LONG_EVALUATION_SECONDS:
                     training.save()
+                    to_save = False
                 self._deliver(training)
         metrics: dict[str, float] = {}
         stopped = ended_by == "sigterm"
@@ -355,6 +357,9 @@ class Worker:
                 metrics = self._evaluate(examiner)
             except EndTraining:
                 stopped, ended_by = True, "sigterm"
+                # The present weights are the best ones by now, and a finished training needs no others.
+                if training is not None and to_save and training.saves_quickly():
+                    training.save()
         with self.finishing:
             self._write_summary(
                 metrics,
@@ -474,6 +479,7 @@ class Worker:
             return
         training = self.training
         if training is not None:
+            training.state.close()
             self._deliver(training)
         self._write_summary(
             {}, stopped=True, ended_by="sigterm", evaluate_seconds=None, checkpoint=training is not None

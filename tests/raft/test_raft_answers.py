@@ -36,6 +36,7 @@ def test_known_answers_are_not_drawn_again_and_cost_what_they_did(
         monkeypatch.setattr(evaluate, "generate", refuse)
         again = examiner.measure(EXAMPLES, split="select", samples=3, on_step=lambda: None)
         assert again.rows == first.rows
+        assert all(row.digest for row in again.rows)
         assert again.seconds > 0
         file = next((tmp_path / "answers").glob("*.jsonl"))
         file.write_text(file.read_text().replace('"seconds": ', '"seconds": 4'))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raft_recipes import no_beat, small_recipe
 
-from agent.contract import Summary
+from agent.contract import SelectRow, Summary
 from agent.errors import DataError, NumericError, Unsupported
 from agent.files import read_jsonl
 from agent.raft import model as model_module
@@ -23,13 +23,14 @@ from agent.raft import state as files
 from agent.raft import worker as worker_module
 from agent.raft.budget import Spending
 from agent.raft.engine import SelectMeasure, Training
-from agent.raft.evaluate import Examiner, metric_of
+from agent.raft.evaluate import Examiner, digest_of, metric_of, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch
 from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy, load_policy
 from agent.raft.pulse import EndTraining, Pulse
-from agent.raft.rollout import Completion, Row
+from agent.raft.rollout import Completion, Request, Row
+from agent.raft.seeds import seed_of
 from agent.raft.worker import Worker
 from agent.recipe.files import resolved_text
 from agent.recipe.schema import Budget, Recipe
@@ -198,7 +199,88 @@ def test_a_saved_state_comes_back_whole(make: Any) -> None:
     for mine, theirs in ((again.policy.snapshot(), first.policy.snapshot()), (again.best.weights, first.best.weights)):
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert again.source.draw(5) == first.source.draw(5)
-    assert len(list(read_jsonl(again.out / "cycles.jsonl"))) == 4
+    for name in ("cycles.jsonl", "select.jsonl"):
+        assert len(list(read_jsonl(again.out / name))) == 4
+
+
+def ended_in(training: Training, phase: str, cycle: int) -> None:
+    """As by a SIGTERM in the first step of this phase of this cycle."""
+    beat = training.pulse.beat
+
+    def stop(now: str, **more: Any) -> None:
+        training.pulse.terminated |= (now, training.pulse.cycle) == (phase, cycle)
+        beat(now, **more)
+
+    training.pulse.beat = stop
+    assert training.run() == "sigterm"
+
+
+def lines(training: Training) -> list[str]:
+    files_of_cycles = [training.out / name for name in ("cycles.jsonl", "select.jsonl")]
+    return [line for path in files_of_cycles for line in path.read_text().splitlines()]
+
+
+def test_a_training_that_is_stopped_while_it_samples_repeats_nothing(make: Any) -> None:
+    """Although none of its cycles was saved before."""
+    first = make({"budget": {"cycles": 5}})
+    ended_in(first, "generate", 3)
+    before = lines(first)
+    assert len(before) == 2 * 3
+    again = make({"budget": {"cycles": 5}})
+    assert again.run() == "budget"
+    assert [row["cycle"] for row in read_jsonl(again.out / "select.jsonl")] == list(range(6))
+    assert set(before) < set(lines(again)), "the times of the first start are still in its rows"
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_stopped_in_the_middle_of_a_change_it_goes_back_to_what_was_saved(make: Any, phase: str) -> None:
+    first = make({"budget": {"cycles": 5}})
+    first.state.due = lambda: first.spending.cycles == 1
+    ended_in(first, phase, 3)
+    assert len(lines(first)) == 2 * 3
+    again = make({"budget": {"cycles": 5}})
+    again._resume()
+    assert again.spending.cycles == 1
+    assert [json.loads(line)["cycle"] for line in lines(again)] == [0, 1, 0, 1]
+    assert again.pulse.budget_spent == pytest.approx(1 / 5)
+
+
+def test_stopped_before_anything_was_saved_it_begins_with_no_rows_and_its_samples(make: Any) -> None:
+    first = make()
+    ended_in(first, "train", 1)
+    assert len(lines(first)) == 2 * 1
+    again = make()
+    again._resume()
+    assert again.spending.cycles == 0
+    assert lines(again) == []
+    again.pulse.beat = lambda phase, **more: pytest.fail("drawn again") if phase == "generate" else None
+    again.sample(0)
+
+
+def test_a_state_that_would_take_too_long_to_save_is_not_saved_at_a_stop(make: Any) -> None:
+    first = make({"budget": {"cycles": 5}})
+    first.state._cost = 60.0
+    ended_in(first, "generate", 3)
+    assert not first.state.path.exists()
+
+
+def test_no_state_is_put_in_place_once_the_weights_may_change_under_it(tmp_path: Path) -> None:
+    folder = files.StateFolder(tmp_path, save_seconds=0.0)
+    folder.save({"made_by": "a"})
+    folder.close()
+    folder.save({"made_by": "b"})
+    assert files.StateFolder(tmp_path, save_seconds=0.0).load() == {"made_by": "a"}
+
+
+def test_select_is_measured_only_in_its_cycles_and_in_the_last(make: Any) -> None:
+    training = make({"budget": {"cycles": 5}, "evaluation": {"select_every": 2, "metric": "mean_reward"}})
+    training.run()
+    rows = [SelectRow(**row) for row in read_jsonl(training.out / "select.jsonl")]
+    assert [row.cycle for row in rows] == [0, 2, 4, 5]
+    metrics = [row["select_metric"] for row in read_jsonl(training.out / "cycles.jsonl")]
+    for row in rows:
+        values = [value for scores in row.scores.values() for value in scores]
+        assert sum(values) / len(values) == pytest.approx(metrics[row.cycle])
 
 
 def test_the_state_of_another_recipe_is_not_gone_on_with(make: Any) -> None:
@@ -289,6 +371,7 @@ def test_a_held_out_prompt_that_is_too_long_counts_as_failed(model_cache: Path, 
     assert len(measured.rows) == 16
     assert measured.metric == 0.0
     assert all((row.tokens, row.passed, row.formatted) == (0, False, False) for row in measured.rows)
+    assert {row.digest for row in measured.rows} == {None}, "no answer is not the same answer"
 
 
 def test_a_generous_verifier_rewards_no_answer_that_was_never_drawn(model_cache: Path, tmp_path: Path) -> None:
@@ -363,6 +446,31 @@ def test_answers_of_an_evaluation_can_be_read_as_they_come(
     assert [row["sample"] for row in rows] == [0, 1] * 8
 
 
+def test_a_training_that_is_stopped_while_it_is_evaluated_is_not_trained_again(
+    model_cache: Path, tmp_path: Path, undisturbed: None
+) -> None:
+    out = tmp_path / "out"
+    worker = in_process(small_recipe(), out, model_cache)
+    beat = worker.pulse.beat
+
+    def stop(phase: Any, **more: Any) -> None:
+        worker.pulse.terminated |= phase == "evaluate" and worker.training is not None and worker.training.finished
+        beat(phase, **more)
+
+    vars(worker.pulse)["beat"] = stop
+    worker.run()
+    told = json.loads((out / "summary.json").read_text())
+    assert (told["stopped"], told["metrics"], told["cycles"]) == (True, {}, 2)
+    before = [(out / name).read_text() for name in ("cycles.jsonl", "select.jsonl")]
+    again = Worker(worker.options, Pulse(out))
+    again.run()
+    assert [(out / name).read_text() for name in ("cycles.jsonl", "select.jsonl")] == before
+    after = json.loads((out / "summary.json").read_text())
+    assert (after["stopped"], after["cycles"], after["kept"]) == (False, 2, told["kept"])
+    assert set(after["metrics"]) == {"search"}
+    assert not (out / "state").exists()
+
+
 @pytest.mark.parametrize(
     ("lengths", "positions", "said"),
     [
@@ -419,6 +527,25 @@ def test_metrics_by_hand(model_cache: Path, tmp_path: Path) -> None:
     assert metric_of(marked, "pass_rate") == pytest.approx(3 / 6)
     assert metric_of(marked, "pass_at_k") == pytest.approx(2 / 3)
     assert metric_of(marked, "mean_reward") == pytest.approx(4.5 / 6)
+    assert list(sample_scores(marked, "mean_reward").values()) == [[1.0, 0.5], [0.0, 0.0], [2.0, 1.0]]
+    for metric in ("pass_rate", "pass_at_k"):
+        assert list(sample_scores(marked, metric).values()) == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+
+
+def test_a_digest_names_the_tokens_and_nothing_else(model_cache: Path, tmp_path: Path) -> None:
+    assert digest_of([1, 2, 50_000]) == "2f5a02f1", "the same on every machine"
+    assert digest_of([1, 2]) != digest_of([2, 1]) != digest_of([2, 1, 0])
+    recipe = small_recipe()
+    splits = load_splits(recipe.task, recipe.evaluation, base=tmp_path)
+    with build_verifier(recipe.task.verifier, base=tmp_path) as verifier:
+        asked = examiner(recipe, model_cache, verifier)
+        rows = asked.measure(splits.search, split="search", samples=16, on_step=lambda: None).rows
+        drawn, _ = asked._answers(
+            [Request(asked.prompt_of(e), 16, seed_of("evaluate", "search", e.id)) for e in splits.search],
+            None, on_finished=no_beat, on_step=no_beat,
+        )  # fmt: skip
+    texts = {tuple(completion.tokens) for group in drawn for completion in group}
+    assert len({row.digest for row in rows}) == len(texts) < len(rows)
 
 
 # Signs of life, and the end ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 from raft_recipes import small_recipe
 from torch.nn.functional import linear
 
-from agent.contract import TIMING_FIELDS, CycleRow, EvalRow, RunPlan, Summary
+from agent.contract import TIMING_FIELDS, CycleRow, EvalRow, RunPlan, SelectRow, Summary
 from agent.files import read_jsonl
 from agent.recipe.files import resolved_text
 
@@ -57,9 +57,9 @@ def started(out: Path, cache: Path, *arguments: str) -> Iterator[subprocess.Pope
         process.wait()
 
 
-def cycles(out: Path) -> list[dict[str, Any]]:
-    """Rows of cycles.jsonl without what may differ between two runs of the same training."""
-    return [untimed(row) for row in read_jsonl(out / "cycles.jsonl")]
+def cycles(out: Path, name: str = "cycles.jsonl") -> list[dict[str, Any]]:
+    """Rows by cycle without what may differ between two runs of the same training."""
+    return [untimed(row) for row in read_jsonl(out / name)]
 
 
 def assert_same(row: dict[str, Any], wanted: dict[str, Any], *, rounding: float) -> None:
@@ -110,6 +110,11 @@ def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None
     assert rows[0].pass_rate == rows[1].pass_rate, "cycle 1 trains on what cycle 0 sampled"
     assert rows[1].generated_tokens == 0
     assert all(row.select_metric is not None for row in rows)
+    measured = [SelectRow(**row) for row in read_jsonl(finished_run / "select.jsonl")]
+    assert [(row.cycle, row.budget_spent) for row in measured] == [(row.cycle, row.budget_spent) for row in rows]
+    for row, one in zip(rows, measured, strict=True):
+        assert [len(scores) for scores in one.scores.values()] == [1] * 8
+        assert sum(map(sum, one.scores.values())) / 8 == row.select_metric
     evals = [EvalRow(**row) for row in read_jsonl(finished_run / "eval.jsonl")]
     assert len(evals) == 8 * 2 + 4 * 2
     told = summary(finished_run)
@@ -138,6 +143,7 @@ def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
     write_recipe(out, SLOW)
     run(out, model_cache, "--split", "search", "--split", "confirm")
     assert cycles(out) == cycles(finished_run)
+    assert cycles(out, "select.jsonl") == cycles(finished_run, "select.jsonl")
     assert (out / "eval.jsonl").read_text() == (finished_run / "eval.jsonl").read_text()
     other = tmp_path / "other"
     write_recipe(other, {**SLOW, "budget": {"cycles": 1}})
@@ -146,36 +152,40 @@ def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
 
 
 @pytest.mark.parametrize(
-    ("phase", "targets"),
+    ("name", "phase", "targets"),
     [
-        ("generate", [3]),
-        pytest.param("generate", [2, 4], marks=pytest.mark.slow),
-        pytest.param("train", [2, 4], marks=pytest.mark.slow),
+        ("SIGTERM", "generate", [2]),
+        ("SIGKILL", "generate", [3]),
+        pytest.param("SIGTERM", "train", [2, 4], marks=pytest.mark.slow),
+        pytest.param("SIGKILL", "generate", [2, 4], marks=pytest.mark.slow),
+        pytest.param("SIGKILL", "train", [2, 4], marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_training_goes_on_to_the_same_result(
-    finished_run: Path, model_cache: Path, tmp_path: Path, phase: str, targets: list[int]
+def test_a_training_that_was_ended_goes_on_to_the_same_result(
+    finished_run: Path, model_cache: Path, tmp_path: Path, name: str, phase: str, targets: list[int]
 ) -> None:
-    """SIGKILL in a cycle, or in two, with a state saved after every cycle.
+    """In a cycle, or in two: by SIGKILL with a state saved after every cycle, by SIGTERM with one saved at the end.
 
     Samples that had been drawn are not drawn again, so that after a kill while sampling, steps have other rows than in
     one go. Where a product's last bits depend on its rows, as on AMD's processors, that is held up to rounding, and
     everywhere else to the letter.
     """
-    out = tmp_path / "killed"
+    out = tmp_path / "ended"
     write_recipe(out, SLOW)
-    arguments = ("--split", "search", "--split", "confirm", "--save-seconds", "0")
+    number, killed = signal.Signals[name], name == "SIGKILL"
+    arguments = ("--split", "search", "--split", "confirm", "--save-seconds", "0" if killed else "1000")
     for target in targets:
         with started(out, model_cache, *arguments) as process:
             wait_for(lambda: process.poll() is not None or _is_in(out, phase, target))  # noqa: B023  # called at once
             assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.send_signal(number)
+            assert process.wait() == (-number if killed else 0)
+        assert killed or summary(out).stopped
         assert len(list(read_jsonl(out / "cycles.jsonl"))) < 6
     run(out, model_cache, *arguments)
     rounding = 1e-5 if phase == "generate" and rows_change_last_bits() else 0.0
-    for name in ("cycles.jsonl", "eval.jsonl"):
-        resumed, in_one = (list(read_jsonl(folder / name)) for folder in (out, finished_run))
+    for file in ("cycles.jsonl", "select.jsonl", "eval.jsonl"):
+        resumed, in_one = (list(read_jsonl(folder / file)) for folder in (out, finished_run))
         for row, wanted in zip(resumed, in_one, strict=True):
             assert_same(untimed(row), untimed(wanted), rounding=rounding)
     assert summary(out).kept == summary(finished_run).kept
