@@ -113,8 +113,10 @@ class RunResult:
     """None where a signal ended it."""
     signal: int | None
     ended_by: EndedBy
-    """`itself`, or what made the launcher end it."""
+    """`itself`, or what made the launcher end it; `stop` where the caller asked for it. A training that was done by
+    then has a summary that is not `stopped`."""
     reason: str
+    """In words; begins with what `stop` said where that ended it."""
     elapsed_s: float
     summary: Summary | None
     """Of this start; the summary of an earlier one in the same folder does not count."""
@@ -155,11 +157,13 @@ def launch(
 ) -> RunResult:
     """Run the training of `request` to its end.
 
-    `stop` is asked at every poll and gives the reason to stop, or None. `command` is the trainer's command line,
-    to which the arguments of `agent.contract` are added. `standby` gives a process that was started ahead, where it
-    has one that fits, and starts the next one once this training is under way; the caller closes it. It is ignored
-    where it stands by for another `command`. `memory_floor_gb`: below this much free memory the training is ended
-    before the kernel ends something else; None is 1% of the memory, at least 0.5.
+    `stop` is asked at every poll, whatever the phase, and gives the reason to stop, or None; a trainer that keeps the
+    contract then ends within a step, and its folder can be gone on with. `on_progress` and `stop` hold up the watching,
+    so they have to be quick: `agent.run.telemetry.Tail` reads what has been measured meanwhile. `command` is the
+    trainer's command line, to which the arguments of `agent.contract` are added. `standby` gives a process that was
+    started ahead, where it has one that fits, and starts the next one once this training is under way; the caller
+    closes it. It is ignored where it stands by for another `command`. `memory_floor_gb`: below this much free memory
+    the training is ended before the kernel ends something else; None is 1% of the memory, at least 0.5.
 
     Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
     (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).

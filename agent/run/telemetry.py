@@ -6,11 +6,12 @@ Nothing here judges the numbers, and nothing here writes.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from agent.contract import (
     HEARTBEAT,
     LOG,
     PLAN,
+    SELECT,
     SUMMARY,
     CycleRow,
     EvalRow,
@@ -28,12 +30,15 @@ from agent.contract import (
     Heartbeat,
     Row,
     RunPlan,
+    SelectRow,
     Summary,
 )
 
 TAIL_BYTES = 128 * 1024
 """Of the log; a traceback through a compiler runs to some 30 KiB."""
 LONGEST_ROW = 1024 * 1024
+CHECKED_BYTES = 4096
+"""Before the place where a `Tail` goes on: the file is the one that was read before if they are still the same."""
 ATTEMPT = "=== raft-agent:"
 """Line in the log at which one start of the trainer begins; what lies before it belongs to an earlier one."""
 
@@ -56,13 +61,15 @@ class RunRecord:
     log_tail: str
     problems: tuple[str, ...]
     """Lines and files that could not be understood, in words."""
+    select: list[SelectRow] = field(default_factory=list)
+    """By cycle number, each once; none where the trainer does not write them."""
 
 
 def read_run(out: Path) -> RunRecord:
     """Read the folder of a run in any state. Never raises for what a trainer wrote."""
     problems: list[str] = []
-    cycles = _rows(out / CYCLES, CycleRow, lambda row: row.cycle, problems)
-    evals = _rows(out / EVAL, EvalRow, lambda row: (row.split, row.id, row.sample), problems)
+    cycles = _rows(out / CYCLES, CycleRow, _cycle_of, problems)
+    evals = _rows(out / EVAL, EvalRow, _sample_of, problems)
     return RunRecord(
         out=out,
         plan=_object(out / PLAN, RunPlan, problems),
@@ -72,8 +79,14 @@ def read_run(out: Path) -> RunRecord:
         failure=_object(out / FAILURE, Failure, problems),
         heartbeat=read_heartbeat(out),
         log_tail=log_tail(out),
+        select=_select(out, problems),
         problems=tuple(problems),
     )
+
+
+def read_select(out: Path) -> list[SelectRow]:
+    """The measurements of `select` so far, by cycle number, each once; empty where there is no file."""
+    return _select(out, [])
 
 
 def read_heartbeat(out: Path) -> Heartbeat | None:
@@ -110,6 +123,97 @@ def log_tail(out: Path, *, most: int = TAIL_BYTES) -> str:
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
 
 
+class Tail(Generic[R]):
+    """Rows of a file that a trainer is writing. Each `read` takes in what is new, and costs next to nothing where
+    nothing is.
+
+    A line that is not whole yet is kept back; one that is no row is passed over. Where the trainer has replaced, cut or
+    removed the file (a resume takes out the cycles that it repeats, the end of an evaluation puts rows into order),
+    what was read of it is forgotten, and it is read from its beginning.
+    """
+
+    def __init__(self, path: Path, model: type[R], key: Callable[[R], Hashable]):
+        self.path = path
+        self.model = model
+        self.key = key
+        self.rows: dict[Hashable, R] = {}
+        """All that the file holds, by key; the later line counts."""
+        self._seen: tuple[int, int, int] | None = None
+        self._offset = 0
+        self._before = b""
+        """The last bytes before the offset."""
+
+    def read(self) -> list[R]:
+        """The rows that have come since the last call, all of them where the file is another one. Never raises for what
+        a trainer wrote."""
+        try:
+            with self.path.open("rb") as file:
+                data = self._new_bytes(file)
+        except FileNotFoundError:
+            self._begin_anew()
+            return []
+        except OSError:
+            return []
+        whole, newline, _ = data.rpartition(b"\n")
+        if not newline:
+            return []
+        self._offset += len(whole) + 1
+        self._before = (whole + newline)[-CHECKED_BYTES:]
+        rows = [row for line in whole.split(b"\n") if (row := self._row(line)) is not None]
+        self.rows.update((self.key(row), row) for row in rows)
+        return rows
+
+    def _new_bytes(self, file: IO[bytes]) -> bytes:
+        status = os.fstat(file.fileno())
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen == self._seen:
+            return b""
+        if not self._is_the_same(file, status):
+            self._begin_anew()
+        self._seen = seen
+        file.seek(self._offset)
+        return file.read()
+
+    def _is_the_same(self, file: IO[bytes], status: os.stat_result) -> bool:
+        """A file's number is given to another one as soon as it is gone, so what was read last is compared too."""
+        if self._seen is None or status.st_ino != self._seen[0] or status.st_size < self._offset:
+            return False
+        file.seek(self._offset - len(self._before))
+        return file.read(len(self._before)) == self._before
+
+    def _begin_anew(self) -> None:
+        self.rows.clear()
+        self._seen, self._offset, self._before = None, 0, b""
+
+    def _row(self, line: bytes) -> R | None:
+        try:
+            return _row(line, self.model) if line.strip() else None
+        except (ValueError, RecursionError):
+            return None
+
+
+def follow_select(out: Path) -> Tail[SelectRow]:
+    """The measurements of `select` of a running training; keys are cycle numbers."""
+    return Tail(out / SELECT, SelectRow, _cycle_of)
+
+
+def follow_evals(out: Path) -> Tail[EvalRow]:
+    """The held-out rows of a running evaluation, prompt by prompt as they are judged; keys are split, id and sample."""
+    return Tail(out / EVAL, EvalRow, _sample_of)
+
+
+def _cycle_of(row: CycleRow | SelectRow) -> int:
+    return row.cycle
+
+
+def _sample_of(row: EvalRow) -> tuple[str, str, int]:
+    return row.split, row.id, row.sample
+
+
+def _select(out: Path, problems: list[str]) -> list[SelectRow]:
+    return sorted(_rows(out / SELECT, SelectRow, _cycle_of, problems), key=_cycle_of)
+
+
 def _object(path: Path, model: type[R], problems: list[str]) -> R | None:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -122,7 +226,7 @@ def _object(path: Path, model: type[R], problems: list[str]) -> R | None:
         return None
 
 
-def _rows(path: Path, model: type[R], key: Any, problems: list[str]) -> list[R]:
+def _rows(path: Path, model: type[R], key: Callable[[R], Hashable], problems: list[str]) -> list[R]:
     """Rows by key, the later one counting. The last line may be torn: a trainer can die while it writes."""
     found: dict[Hashable, R] = {}
     try:

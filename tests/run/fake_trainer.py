@@ -100,6 +100,7 @@ def good(arguments: argparse.Namespace) -> int:
     print(f"starting at cycle {done}")
     for cycle in range(done, 3):
         beat(arguments.out, "train", cycle, budget_spent=cycle / 3, note="hello")
+        line(arguments.out / "select.jsonl", cycle=cycle, budget_spent=cycle / 3, scores={"a": [1.0, 0.0], "b": [0.0]})
         line(path, cycle=cycle, loss=1.0 / (cycle + 1), samples=8, kept=4)
         time.sleep(0.05)
     return finish(arguments, cycles=3, stopped=False)
@@ -116,6 +117,24 @@ def steady(arguments: argparse.Namespace) -> int:
         beat(arguments.out, "generate", step)
         time.sleep(0.02)
     return finish(arguments, cycles=step, stopped=True)
+
+
+def says_one_thing(arguments: argparse.Namespace) -> int:
+    """A long evaluation in which every prompt gets the same answer; stops in good order on SIGTERM."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    step = 0
+    while not asked:
+        step += 1
+        beat(arguments.out, "evaluate", step)
+        line(
+            arguments.out / "eval.jsonl",
+            split="search", id=f"search-{step}", sample=0, reward=1.0, passed=True, tokens=5, finish_reason="stop",
+            digest="0011aabb",
+        )  # fmt: skip
+        time.sleep(0.02)
+    arguments.split = []
+    return finish(arguments, cycles=3, stopped=True)
 
 
 def stubborn(arguments: argparse.Namespace) -> int:
@@ -198,8 +217,9 @@ def hungry(arguments: argparse.Namespace) -> int:
 
 
 FAKES = {
-    "good": good, "steady": steady, "stubborn": stubborn, "leaves_children": leaves_children, "killed": killed,
-    "hung": hung, "garbage": garbage, "named_failure": named_failure, "hungry": hungry,
+    "good": good, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
+    "leaves_children": leaves_children, "killed": killed, "hung": hung, "garbage": garbage,
+    "named_failure": named_failure, "hungry": hungry,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from agent.recipe.schema import Recipe
 from agent.run import launcher
 from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in, wait_for_idle
 from agent.run.processes import ProcessIdentity, is_alive
-from agent.run.telemetry import ATTEMPT, log_tail, read_run
+from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
 
@@ -185,6 +185,28 @@ def test_a_stop_request_is_obeyed_with_its_reason(tmp_path: Path) -> None:
     assert result.reason.startswith("the campaign's budget is spent")
     assert result.summary is not None
     assert result.summary.stopped
+
+
+def test_what_an_evaluation_shows_can_end_it(tmp_path: Path) -> None:
+    """`stop` is asked while a trainer evaluates too, and can judge by the rows that are there."""
+    tail = follow_evals(tmp_path / "run")
+    seen: list[int] = []
+
+    def gamed() -> str | None:
+        tail.read()
+        seen.append(len(tail.rows))
+        digests = {row.digest for row in tail.rows.values()}
+        return "one answer to every prompt" if len(tail.rows) >= 20 and len(digests) == 1 else None
+
+    phases: list[str] = []
+    result = run(tmp_path, "says_one_thing", stop=gamed, on_progress=lambda progress: phases.append(progress.phase))
+    assert (result.ended_by, result.exit_code) == ("stop", 0)
+    assert result.reason.startswith("one answer to every prompt; ")
+    assert result.summary is not None
+    assert result.summary.stopped
+    assert phases[-1] == "evaluate"
+    assert seen == sorted(seen)
+    assert seen[-2] < 20 <= seen[-1]
 
 
 def test_too_little_memory_ends_it_before_the_kernel_does(tmp_path: Path) -> None:
