@@ -235,8 +235,10 @@ class _Check:
             self._names(rule.prefer, self.pointers, "axis or tag", self._at("resources", rule.id, "prefer"))
         for queue in book.queues.values():
             self._names(queue.then, book.hypotheses, "hypothesis", self._at("queues", queue.id, "then"))
-            for key in queue.after_kept:
-                self._key(key, self._at("queues", queue.id, "after_kept"))
+            self._keys(queue.after_kept, self._at("queues", queue.id, "after_kept"))
+        for premise in book.premises.values():
+            self._keys(premise.keys, self._at("premises", premise.id, "keys"))
+            self._names(premise.order, premise.keys, "key of this premise", self._at("premises", premise.id, "order"))
         for template in book.templates.values():
             self._names([template.axis], book.axes, "axis", self._at("templates", template.id, "axis"))
             place = self._at("templates", template.id, "hypothesis")
@@ -248,6 +250,7 @@ class _Check:
         place = self._at("hypotheses", hypothesis.id)
         self._names(hypothesis.answers, self.book.symptoms, "symptom", f"{place}.answers")
         self._names(hypothesis.watch, self.book.watches, "watch", f"{place}.watch")
+        self._keys(hypothesis.premise, f"{place}.premise")
         self._values(hypothesis.comparator, f"{place}.comparator")
         for condition in hypothesis.requires.when:
             self._key(condition.key, f"{place}.requires.when")
@@ -260,9 +263,8 @@ class _Check:
     def _variant(self, variant: Variant, place: str) -> None:
         self._names(variant.answers, self.book.symptoms, "symptom", f"{place}.answers")
         self._values(variant.set, f"{place}.set")
-        for part, keys in (("scale", [*variant.scale]), ("toggle", variant.toggle)):
-            for key in keys:
-                self._key(key, f"{place}.{part}")
+        self._keys(variant.scale, f"{place}.scale")
+        self._keys(variant.toggle, f"{place}.toggle")
         for key in variant.scale:
             if not _is_number(key):
                 raise PlaybookError(f"{key} is no number, it cannot be scaled", where=f"{place}.scale")
@@ -288,6 +290,10 @@ class _Check:
                     self._names([name], ("open", "close"), "part of the verifier", f"{place}.{key}")
                 else:
                     self._names([name], OBSERVED, "observed fact", f"{place}.{key}")
+
+    def _keys(self, keys: Iterable[str], place: str) -> None:
+        for key in keys:
+            self._key(key, place)
 
     def _key(self, key: str, place: str) -> None:
         if field_at(key) is None:

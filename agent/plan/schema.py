@@ -179,6 +179,9 @@ class Hypothesis(Entry):
     judging it (a comparator, a probe)."""
     tags: list[Identifier] = []
     """Besides the axis: what kind of knob it is (precision, optimizer, sequence, ...)."""
+    premise: list[str] = []
+    """Further recipe keys (a section's name stands for all below it) that its result leans on, beside those of the
+    groups in `premises`: a kept change of one of them brings a failed try of it back."""
     comparator: dict[str, Any] = {}
     """Keys of the run this must beat besides the incumbent (a schedule: the same recipe at a constant rate)."""
     source: Literal["seed", "reference", "own"] = "own"
@@ -293,6 +296,27 @@ class Queue(Entry):
     boost: Unit = 0.5
 
 
+class Premise(Entry):
+    """Recipe keys that interact. The result of an idea that moved one of them leans on all of them."""
+
+    id: Identifier
+    says: str
+    """Why they belong together."""
+    keys: Annotated[list[str], Field(min_length=1)]
+    """Recipe keys; a section's name stands for all below it."""
+    crash_class: CrashClass | None = None
+    """Only for crashes of this class, and instead of all other groups. Such a crash loses its premise where one of
+    the keys needs less than it did: a smaller number, or an earlier one of the choices in `order`."""
+    order: dict[str, Annotated[list[Any], Field(min_length=2)]] = {}
+    """Key -> its choices, those that need least first."""
+
+    @model_validator(mode="after")
+    def _order_goes_with_a_crash(self) -> Premise:
+        if self.order and self.crash_class is None:
+            raise ValueError("order goes with crash_class")
+        return self
+
+
 class Template(Entry):
     id: Identifier
     axis: str
@@ -328,6 +352,7 @@ class RulesFile(Entry):
     resources: list[ResourceRule] = []
     crashes: list[CrashRule] = []
     queues: list[Queue] = []
+    premises: list[Premise] = []
     templates: list[Template] = []
     ground_rules: list[GroundRule] = []
     facts: list[Fact] = []
@@ -358,6 +383,7 @@ class Playbook:
     resources: dict[str, ResourceRule] = field(default_factory=dict)
     crashes: dict[str, CrashRule] = field(default_factory=dict)
     queues: dict[str, Queue] = field(default_factory=dict)
+    premises: dict[str, Premise] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
     ground_rules: dict[str, GroundRule] = field(default_factory=dict)
     facts: dict[str, Fact] = field(default_factory=dict)

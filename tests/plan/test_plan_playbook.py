@@ -10,6 +10,7 @@ from plan_fixtures import BOOK, ROOT, machine, shipped, tiny
 
 from agent.errors import PlaybookError
 from agent.plan.fit import build_change, fill, lacking
+from agent.plan.memory import below
 from agent.plan.playbook import check_playbook, load_playbook
 from agent.plan.schema import Hypothesis
 from agent.recipe.files import load_recipe
@@ -140,6 +141,19 @@ def test_every_schedule_names_the_constant_rate_as_comparator() -> None:
             assert entry.comparator == {"learner.lr_schedule.kind": "constant"}
 
 
+def test_what_a_hypothesis_moves_has_a_premise_beside_it() -> None:
+    """But for the two that only say which variables the process gets."""
+    groups = [premise.keys for premise in BOOK.premises.values() if premise.crash_class is None]
+    alone = {
+        key
+        for entry in BOOK.hypotheses.values()
+        for variant in entry.variants
+        for key in [*variant.set, *variant.scale, *variant.toggle]
+        if not any(below(key, keys) for keys in groups)
+    }
+    assert alone == {"backend.environment", "backend.env"}
+
+
 # --- what it refuses ---------------------------------------------------------------------------------------
 
 
@@ -223,6 +237,23 @@ HEAD = "axis: batch\nhypotheses:\n  - id: mine\n    claim: c\n    what: w\n"
         (
             "symptoms:\n  - {id: low_diversity, means: m, reading: accuracy, when: {signal: pass_rate, above: 1}}\n",
             ["'low_diversity' is already in", "symptoms.yaml"],
+        ),
+        (
+            "premises:\n  - {id: p, says: s, keys: [learner.packin]}\n",
+            ["zz.yaml: premises.0 (p).keys", "learner.packin: unknown recipe key", "did you mean learner.packing?"],
+        ),
+        ("premises:\n  - {id: p, says: s, keys: []}\n", ["zz.yaml: premises.0.keys"]),
+        (
+            "premises:\n  - {id: p, says: s, keys: [learner.packing], order: {learner.packing: [true, false]}}\n",
+            ["zz.yaml: premises.0", "order goes with crash_class"],
+        ),
+        (
+            "premises:\n  - {id: p, says: s, keys: [learner], crash_class: oom, order: {model.dtype: [a, b]}}\n",
+            ["premises.0 (p).order", "model.dtype: unknown key of this premise"],
+        ),
+        (
+            HEAD + "    premise: [rollout.temprature]\n    variants: [{name: v, toggle: [learner.packing]}]\n",
+            ["hypotheses.0 (mine).premise", "did you mean rollout.temperature?"],
         ),
         ("symptom: []\n", ["zz.yaml: symptom: unknown key", "did you mean symptoms?"]),
         (
