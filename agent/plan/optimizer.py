@@ -1,0 +1,251 @@
+"""Where several numbers of one axis matter together: points to try next, by TPE, from what the ledger has measured.
+
+The playbook says which numbers an axis has (what its hypotheses `scale`); those that attempts have moved and measured
+are its knobs. The sampler is Optuna's TPE (Bergstra et al. 2011, multivariate as in Falkner et al. 2018), seeded and
+warm-started with this campaign's attempts. It is imported when a point is asked for, and may be absent.
+
+The value of a trial is the attempt's difference from the incumbent that it was measured against, plus what keeps that
+moved knobs had gained until then, as if such gains added up. Crashes are told as pruned trials: TPE puts these with
+the bad ones and so stays away from where they are, while it passes over trials that are told as failed.
+
+What it does not do: use earlier campaigns (their incumbents' values are not all known), or decide whether a point may
+be tried (`planner.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.plan.fit import lacking
+from agent.plan.memory import TOLERANCE, Attempt, Constraint, distance, flat, is_number, way
+from agent.plan.schema import Hypothesis, Playbook, Variant
+from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
+from agent.recipe.files import bounds_of, get_key
+from agent.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from agent.hardware.probe import Machine
+
+LEAST_KNOBS = 2
+LEAST_ATTEMPTS = 4
+REACH = 1.25
+"""How far from the incumbent's value a knob is looked at, in full steps of the playbook: for a factor 2, from 0.42 to
+2.4 times. A little beyond the step, so that what both ways have shown lies inside."""
+FARTHEST = 8.0
+"""... but no further than this factor."""
+CANDIDATES = 64
+"""Points among which TPE takes the likeliest."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    key: str
+    now: float
+    low: float
+    high: float
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point in the knobs' space that was tried."""
+
+    point: Mapping[str, float]
+    gain: float | None
+    """Above the campaign's first incumbent, larger is better; None where it crashed."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """An axis whose numbers are worth looking at together."""
+
+    axis: str
+    knobs: tuple[Knob, ...]
+    trials: tuple[Trial, ...]
+    forms: tuple[tuple[Hypothesis, Variant], ...]
+    """The axis' own numeric forms of these knobs."""
+    bracketed: str
+    """The first knob that was tried both ways; empty where none was."""
+
+    @property
+    def crashes(self) -> int:
+        return sum(trial.gain is None for trial in self.trials)
+
+
+def refinement_of(
+    axis: str,
+    playbook: Playbook,
+    recipe: Recipe,
+    attempts: Sequence[Attempt],
+    *,
+    machine: Machine | None,
+    constraints: Sequence[Constraint] = (),
+) -> Refinement | None:
+    """The axis' knobs and what is known of them; None where fewer than two matter or too little was tried.
+
+    `attempts` are those of this campaign in order of time; `constraints` those that still hold.
+    """
+    forms = _numeric_forms(axis, playbook, recipe, machine)
+    steps = _steps(forms)
+    measured = [one for one in attempts if not one.open and _only_moves(one, steps)]
+    known = {key for one in measured if one.delta is not None for key in _ran(one)}
+    knobs = tuple(
+        knob
+        for key, step in steps.items()
+        if key in known and (knob := _knob(key, step, recipe, constraints)) is not None
+    )
+    keys = [knob.key for knob in knobs]
+    usable = [one for one in measured if _only_moves(one, keys)]
+    if len(knobs) < LEAST_KNOBS or len(usable) < LEAST_ATTEMPTS:
+        return None
+    return Refinement(
+        axis=axis,
+        knobs=knobs,
+        trials=tuple(_trials(knobs, attempts, sign=1 if recipe.evaluation.direction == "maximize" else -1)),
+        forms=tuple((h, v) for h, v in forms if set(v.scale) & set(keys)),
+        bracketed=next((key for key in keys if {way(*_ran(one).get(key, (0, 0))) for one in usable} >= {1, -1}), ""),
+    )
+
+
+def _numeric_forms(
+    axis: str, playbook: Playbook, recipe: Recipe, machine: Machine | None
+) -> list[tuple[Hypothesis, Variant]]:
+    return [
+        (hypothesis, variant)
+        for hypothesis in playbook.hypotheses.values()
+        if playbook.axis_of[hypothesis.id] == axis
+        for variant in hypothesis.variants
+        if variant.scale and lacking(hypothesis, variant, recipe, machine=machine) is None
+    ]
+
+
+def _steps(forms: Iterable[tuple[Hypothesis, Variant]]) -> dict[str, float]:
+    """Key -> its smallest full step, as a factor above 1. Learning rate and temperature never move together: of an
+    axis with both the learning rate stays."""
+    steps: dict[str, float] = {}
+    for _, variant in forms:
+        for key, factor in variant.scale.items():
+            step = max(factor, 1 / factor)
+            steps[key] = min(step, steps.get(key, step))
+    if any(key.startswith(LEARNING_RATE_KEYS) for key in steps):
+        steps = {key: step for key, step in steps.items() if not key.startswith(TEMPERATURE_KEYS)}
+    return steps
+
+
+def _knob(key: str, step: float, recipe: Recipe, constraints: Sequence[Constraint]) -> Knob | None:
+    """The knob with its range, or None where there is no room around a positive number."""
+    now = get_key(recipe, key)
+    if not is_number(now) or now <= 0 or key in recipe.unread_keys():
+        return None
+    reach = min(step**REACH, FARTHEST)
+    limits = bounds_of(key)
+    lows = [now / reach, *(limits[name] for name in ("ge", "gt") if name in limits)]
+    highs = [now * reach, *(limits[name] for name in ("le", "lt") if name in limits)]
+    for constraint in constraints:
+        if constraint.key == key:
+            lows += [constraint.at_least] if constraint.at_least is not None else []
+            highs += [constraint.at_most] if constraint.at_most is not None else []
+    low, high = max(lows), min(highs)
+    return Knob(key, now, low, high, isinstance(now, int)) if low < high else None
+
+
+def _ran(attempt: Attempt) -> dict[str, tuple[Any, Any]]:
+    return flat(attempt.ran or attempt.values)
+
+
+def _only_moves(attempt: Attempt, keys: Iterable[str]) -> bool:
+    """It moves some of the keys, as numbers, and nothing else, so its result is theirs."""
+    moves = _ran(attempt)
+    told = attempt.delta is not None or attempt.outcome == "crash"
+    return told and bool(moves) and moves.keys() <= set(keys) and all(way(*move) for move in moves.values())
+
+
+def _trials(knobs: Sequence[Knob], attempts: Sequence[Attempt], *, sign: int) -> Iterator[Trial]:
+    """What was measured inside the knobs' ranges, the first incumbent at 0 before all others."""
+    keys = {knob.key for knob in knobs}
+    bases = _incumbents(knobs, attempts)
+    start = bases[0] if bases else {knob.key: knob.now for knob in knobs}
+    gain = 0.0
+    found = [Trial(start, gain)]
+    for attempt, base in zip(attempts, bases, strict=True):
+        moves = _ran(attempt)
+        if not attempt.open and _only_moves(attempt, keys):
+            point = base | {key: new for key, (_, new) in moves.items()}
+            crashed = attempt.outcome == "crash" or attempt.delta is None
+            found.append(Trial(point, None if crashed else gain + sign * (attempt.delta or 0.0)))
+        if attempt.outcome == "keep" and moves.keys() & keys:
+            gain += sign * (attempt.delta or 0.0)
+    yield from (trial for trial in found if _inside(trial.point, knobs))
+
+
+def _incumbents(knobs: Sequence[Knob], attempts: Sequence[Attempt]) -> list[dict[str, float]]:
+    """The knobs' values of the incumbent that each attempt was measured against: from now backwards, keeps undone."""
+    values = {knob.key: knob.now for knob in knobs}
+    found = []
+    for attempt in reversed(attempts):
+        if attempt.outcome == "keep":
+            undone = {key: old for key, (old, _) in _ran(attempt).items() if key in values and is_number(old)}
+            values = values | undone
+        found.append(values)
+    return found[::-1]
+
+
+def _inside(point: Mapping[str, float], knobs: Iterable[Knob]) -> bool:
+    return all(knob.low <= point[knob.key] <= knob.high for knob in knobs)
+
+
+def points(refinement: Refinement, *, seed: int, most: int) -> Iterator[dict[str, float]]:
+    """Up to `most` points, the likeliest first; key -> value for the knobs that leave the incumbent's value.
+
+    Two significant digits, whole numbers for whole keys; a value within 10% of the incumbent's is left as it is. A
+    point that is not taken is told as a bad one, so the next lies elsewhere. ImportError where Optuna is absent.
+    """
+    import optuna
+
+    told = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = _study(refinement, seed)
+    finally:
+        optuna.logging.set_verbosity(told)
+    space = _space(refinement.knobs)
+    for _ in itertools.repeat(None, most):
+        trial = study.ask(space)
+        yield _as_moves(refinement.knobs, trial.params)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def _study(refinement: Refinement, seed: int) -> Any:
+    import optuna
+
+    sampler = optuna.samplers.TPESampler(
+        n_startup_trials=0, n_ei_candidates=CANDIDATES, seed=seed % 2**32, multivariate=True
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    space = _space(refinement.knobs)
+    for trial in refinement.trials:
+        state = optuna.trial.TrialState.PRUNED if trial.gain is None else optuna.trial.TrialState.COMPLETE
+        params = {name: float(trial.point[name]) for name in space}
+        study.add_trial(
+            optuna.trial.create_trial(state=state, value=trial.gain, params=params, distributions={**space})
+        )
+    return study
+
+
+def _space(knobs: Iterable[Knob]) -> dict[str, Any]:
+    import optuna
+
+    return {knob.key: optuna.distributions.FloatDistribution(knob.low, knob.high, log=True) for knob in knobs}
+
+
+def _as_moves(knobs: Iterable[Knob], params: Mapping[str, float]) -> dict[str, float]:
+    moves: dict[str, float] = {}
+    for knob in knobs:
+        value = float(f"{params[knob.key]:.2g}")
+        value = round(value) if knob.whole else value
+        if value > 0 and distance(value, knob.now) >= TOLERANCE:
+            moves[knob.key] = value
+    return moves
