@@ -8,6 +8,9 @@ The score of a proposal is a product whose factors are all told in `why`:
     record      what became of its axis and of itself, here and in earlier campaigns
     cost, size  what it costs to try, and how many keys it moves
 
+A dead end is not proposed again until its premise has moved (`memory.py`). Where two numbers or more of one axis were
+tried, one further proposal moves them together (`optimizer.py`).
+
 What it does not do: run anything, judge a result, or touch a locked key (agent.recipe.change refuses).
 The same arguments give the same ranking; `seed` only breaks ties.
 """
@@ -19,10 +22,12 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import UsageError
 from agent.plan.fit import build_change, lacking
+from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
+from agent.plan.optimizer import Refinement, points, refinement_of
 from agent.plan.playbook import nearest
 from agent.plan.schema import Hypothesis, Playbook, Variant
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
@@ -33,65 +38,22 @@ from agent.recipe.schema import Recipe
 if TYPE_CHECKING:
     from agent.hardware.probe import Machine
 
+__all__ = ["Attempt", "Constraint", "Proposal", "Ranking", "Skipped", "plan", "random_order"]
+
 READING_FACTOR = 1.15
-FRUITLESS_TRIES = 3
-"""Tries in a row on one axis without success after which the axis is changed."""
-FRUITLESS_FACTOR = 0.35
-FAILED_AGAIN = 0.6
-"""For each earlier failure of the same hypothesis."""
-EARLIER_WEIGHT = 0.5
-"""Of an attempt in an earlier campaign, or before the incumbent was last replaced, beside a fresh one."""
 SAME_HYPOTHESIS = 0.5
 """For each further form of a hypothesis that already stands higher in the list."""
-NARROWEST = 0.25
 VALIDATED = 1.1
+REFINE = "refine-"
+"""Before the axis: the hypothesis id of a refinement."""
+REFINED = 1.2
+"""Of a refinement beside the best numeric form of its axis ..."""
+REFINED_LATER = 0.8
+"""... and while it is the turn of one number at a time: until one was tried both ways, and after a refinement that was
+not kept. On a slanted optimum TPE is far ahead, on a round one single steps are; turns lose little on either."""
+REFINED_TRIES = 16
+"""Points that are asked for before a refinement is given up: the others were dead ends, or no valid recipe."""
 SUBJECT_LENGTH = 100
-
-Outcome = Literal["keep", "discard", "crash"]
-UNDERPOWERED = "underpowered"
-OPEN_REASONS = (UNDERPOWERED, "tainted", "interrupted")
-"""Reasons under which an idea counts as not yet tried out, and says nothing about its axis. An underpowered try still
-speaks against further forms of the same hypothesis for now: it did not get the training going either."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An idea that was tried, in this campaign or an earlier one."""
-
-    hypothesis: str
-    axis: str
-    values: Mapping[str, tuple[Any, Any]]
-    """Key -> (from, to)."""
-    signature: str
-    """Recipe.signature() of what was run; empty where it is not known."""
-    outcome: Outcome
-    reason: str = ""
-    delta: float | None = None
-    crash_class: str | None = None
-    campaign: str | None = None
-
-    @property
-    def open(self) -> bool:
-        return self.outcome != "keep" and self.reason.startswith(OPEN_REASONS)
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A limit learned from a crash: the planner proposes nothing beyond it."""
-
-    key: str
-    reason: str
-    at_most: float | None = None
-    at_least: float | None = None
-    not_value: Any = None
-
-    def broken_by(self, value: Any) -> bool:
-        if self.not_value is not None and value == self.not_value:
-            return True
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        too_high = self.at_most is not None and value > self.at_most
-        return too_high or (self.at_least is not None and value < self.at_least)
 
 
 @dataclass(frozen=True)
@@ -124,6 +86,7 @@ class Proposal:
 @dataclass(frozen=True)
 class Skipped:
     hypothesis: str
+    """Its id; `id/form` where other forms of it can be tried and this one is a dead end."""
     reason: str
 
 
@@ -174,6 +137,7 @@ def plan(
     _check_only(playbook, only)
     findings = diagnose(observation, playbook) if observation else []
     readings = read_bottleneck(observation, playbook) if observation else []
+    dead_ends = DeadEnds(playbook, history, recipe, campaign)
     context = _Context(
         playbook=playbook,
         recipe=recipe,
@@ -181,9 +145,12 @@ def plan(
         findings=findings,
         readings=readings,
         facts=observed(observation) if observation else {},
-        record=_Record(playbook, history, campaign),
+        record=Record(playbook, history, campaign, dead_ends),
+        dead_ends=dead_ends,
         constraints=constraints,
-        tried={recipe.signature(): "it is the incumbent"} | dict.fromkeys(tried, "tried before") | _signatures(history),
+        tried={recipe.signature(): "it is the incumbent"}
+        | dict.fromkeys(tried, "tried before")
+        | _signatures(history, campaign),
     )
     proposals: list[Proposal] = []
     skipped: list[Skipped] = []
@@ -193,7 +160,14 @@ def plan(
         found, reasons = _proposals_of(hypothesis, context)
         proposals += found
         if not found:
-            skipped.append(Skipped(hypothesis.id, "; ".join(dict.fromkeys(reasons))))
+            skipped.append(Skipped(hypothesis.id, "; ".join(dict.fromkeys(reasons.values()))))
+        else:
+            dead = {form: reason for form, reason in reasons.items() if reason.startswith(TRIED)}
+            skipped += [Skipped(f"{hypothesis.id}/{form}", reason) for form, reason in dead.items()]
+    proposals.sort(key=lambda proposal: _order(proposal, seed))
+    refined, given_up = _refinement(proposals, context, only=only, seed=seed)
+    proposals += [refined] if refined else []
+    skipped += [given_up] if given_up else []
     ranked = _spread(_without_twins(sorted(proposals, key=lambda proposal: _order(proposal, seed))), seed)
     return Ranking(
         proposals=ranked,
@@ -236,14 +210,16 @@ class _Context:
     findings: list[Finding]
     readings: list[ReadingFinding]
     facts: Mapping[str, str]
-    record: _Record
+    record: Record
+    dead_ends: DeadEnds
     constraints: Sequence[Constraint]
     tried: Mapping[str, str]
 
 
-def _proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Proposal], list[str]]:
-    """The forms of the hypothesis that can be tried now, and the reasons against the others."""
-    proposals, reasons = [], []
+def _proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Proposal], dict[str, str]]:
+    """The forms of the hypothesis that can be tried now, and the reasons against the others by name."""
+    proposals: list[Proposal] = []
+    reasons: dict[str, str] = {}
     for variant in hypothesis.variants:
         reason = lacking(hypothesis, variant, context.recipe, machine=context.machine)
         if reason is None:
@@ -251,7 +227,7 @@ def _proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Propo
             if proposal is not None:
                 proposals.append(proposal)
         if reason:
-            reasons.append(reason)
+            reasons[variant.name] = reason
     return proposals, reasons
 
 
@@ -261,23 +237,18 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
     if built.change is None:
         return None, built.why_not
     moves = built.change.values(context.recipe)
-    for constraint in context.constraints:
-        if constraint.key in moves and constraint.broken_by(moves[constraint.key][1]):
-            return None, f"{constraint.key} {short(moves[constraint.key][1])} is ruled out: {constraint.reason}"
-    try:
-        result = built.change.apply(context.recipe)
-    except ChangeRefused as error:
-        return None, error.message
-    if result.signature() in context.tried:
-        return None, f"the same recipe again: {context.tried[result.signature()]}"
-    score, why, answered = _score(hypothesis, variant, moves, context)
+    answered = _answered(hypothesis, variant, context)
+    result, words = _admitted(built.change, moves, answered, context)
+    if result is None:
+        return None, words[0]
+    score, why = _score(hypothesis, variant, context, keys=len(moves))
     return Proposal(
         hypothesis=hypothesis.id,
         axis=context.playbook.axis_of[hypothesis.id],
         change=built.change,
         recipe=result,
         score=score,
-        why=[*why, narrowed] if narrowed else why,
+        why=[*why, *words, narrowed] if narrowed else [*why, *words],
         symptom=answered[0].symptom if answered else None,
         answers=[finding.symptom for finding in answered],
         evidence=answered[0].evidence if answered else "",
@@ -292,10 +263,37 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
     ), ""
 
 
-def subject(axis: str, hypothesis: Hypothesis, variant: Variant, moves: Mapping[str, tuple[Any, Any]]) -> str:
+def _admitted(
+    change: Change, moves: Moves, answered: Sequence[Finding], context: _Context
+) -> tuple[Recipe | None, list[str]]:
+    """The changed recipe, and what was in its way and is no longer; or None, and the one reason against it."""
+    blocked, returned = context.dead_ends.recall(moves, [finding.symptom for finding in answered])
+    if blocked:
+        return None, [blocked]
+    words = [returned] if returned else []
+    for constraint in context.constraints:
+        if constraint.key in moves and constraint.broken_by(moves[constraint.key][1]):
+            lifted = context.dead_ends.lifted(constraint, moves)
+            if not lifted:
+                return None, [f"{constraint.key} {short(moves[constraint.key][1])} is ruled out: {constraint.reason}"]
+            words.append(lifted)
+    try:
+        result = change.apply(context.recipe)
+    except ChangeRefused as error:
+        return None, [error.message]
+    if result.signature() in context.tried:
+        return None, [f"the same recipe again: {context.tried[result.signature()]}"]
+    return result, words
+
+
+def subject(axis: str, hypothesis: Hypothesis, variant: Variant, moves: Moves) -> str:
     """`<axis>: <what changes>, <from> -> <to>`, on one line of at most SUBJECT_LENGTH characters."""
     shown = [key for key in variant.show if key in moves] or list(moves)[:1]
-    head = f"{axis}: {variant.what or hypothesis.what}, "
+    return _subject(axis, variant.what or hypothesis.what, moves, shown)
+
+
+def _subject(axis: str, what: str, moves: Moves, shown: Iterable[str]) -> str:
+    head = f"{axis}: {what}, "
     room = max(12, (SUBJECT_LENGTH - len(head) - 4) // 2)
     old, new = ("/".join(_in_subject(moves[key][side]) for key in shown) for side in (0, 1))
     return f"{head}{_cut(old, room)} -> {_cut(new, room)}"
@@ -319,26 +317,23 @@ def _comparator(hypothesis: Hypothesis, recipe: Recipe) -> Recipe | None:
 # --- the score ---------------------------------------------------------------------------------------------
 
 
-def _score(
-    hypothesis: Hypothesis, variant: Variant, moves: Mapping[str, tuple[Any, Any]], context: _Context
-) -> tuple[float, list[str], list[Finding]]:
-    """(score, its factors in words, the symptoms answered, best first)."""
-    need, why, answered = _need(hypothesis, variant, context)
+def _score(hypothesis: Hypothesis, variant: Variant, context: _Context, *, keys: int) -> tuple[float, list[str]]:
+    """(score, its factors in words) of a form that moves this many keys."""
+    need, why = _need(hypothesis, variant, context)
     factors = [
         _reading_factor(hypothesis, context),
         _machine_factor(hypothesis, context),
         *context.record.factors(hypothesis, variant),
-        _cost_factor(variant.cost or hypothesis.cost, len(moves)),
+        _cost_factor(variant.cost or hypothesis.cost, keys),
         (VALIDATED, "the claim is validated elsewhere") if hypothesis.status == "validated" else (1.0, ""),
     ]
     why += [f"x{factor:.2f} {reason}" for factor, reason in factors if factor != 1]
-    return need * math.prod(factor for factor, _ in factors), why, answered
+    return need * math.prod(factor for factor, _ in factors), why
 
 
-def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[float, list[str], list[Finding]]:
+def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[float, list[str]]:
     """How much this is called for: by symptoms, by the queue, or by its prior alone."""
-    fits = hypothesis.answers | variant.answers
-    answered = [(finding, fits[finding.symptom]) for finding in context.findings if fits.get(finding.symptom)]
+    answered = _fits(hypothesis, variant, context)
     left = math.prod(1 - finding.severity * fit for finding, fit in answered)
     why = [
         f"answers {finding.symptom} (severity {finding.severity:.2f}, fit {fit:.2f}): {finding.evidence}"
@@ -351,8 +346,18 @@ def _need(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tuple[
     need = max(1 - left, hypothesis.prior)
     if not why:
         why = [f"no symptom asks for it; worth {hypothesis.prior:.2f} by itself"]
-    best_first = sorted(answered, key=lambda pair: -pair[0].severity * pair[1])
-    return need, [f"need {need:.2f}", *why], [finding for finding, _ in best_first]
+    return need, [f"need {need:.2f}", *why]
+
+
+def _fits(hypothesis: Hypothesis, variant: Variant, context: _Context) -> list[tuple[Finding, float]]:
+    fits = hypothesis.answers | variant.answers
+    return [(finding, fits[finding.symptom]) for finding in context.findings if fits.get(finding.symptom)]
+
+
+def _answered(hypothesis: Hypothesis, variant: Variant, context: _Context) -> list[Finding]:
+    """The symptoms that it answers, best first."""
+    best_first = sorted(_fits(hypothesis, variant, context), key=lambda pair: -pair[0].severity * pair[1])
+    return [finding for finding, _ in best_first]
 
 
 def _reading_factor(hypothesis: Hypothesis, context: _Context) -> tuple[float, str]:
@@ -380,134 +385,104 @@ def _cost_factor(cost: float, keys: int) -> tuple[float, str]:
     return factor, " and ".join(parts)
 
 
-# --- what was tried ----------------------------------------------------------------------------------------
+# --- numbers of one axis together ---------------------------------------------------------------------------
 
 
-class _Record:
-    """What became of earlier attempts, weighted: fresh ones count whole, older and foreign ones half."""
-
-    def __init__(self, playbook: Playbook, history: Sequence[Attempt], campaign: str | None):
-        self.playbook = playbook
-        self.history = list(history)
-        self.here = [attempt for attempt in history if campaign is None or attempt.campaign == campaign]
-        keeps = [position for position, attempt in enumerate(self.history) if attempt.outcome == "keep"]
-        last_keep = keeps[-1] if keeps else -1
-        self.weights = [
-            1.0 if position >= last_keep and (campaign is None or attempt.campaign == campaign) else EARLIER_WEIGHT
-            for position, attempt in enumerate(self.history)
-        ]
-
-    def factors(self, hypothesis: Hypothesis, variant: Variant) -> list[tuple[float, str]]:
-        axis = self.playbook.axis_of[hypothesis.id]
-        return [
-            self._axis_factor(axis),
-            self._fruitless_factor(axis),
-            self._own_factor(hypothesis, variant),
-        ]
-
-    def _axis_factor(self, axis: str) -> tuple[float, str]:
-        """Success rate of the axis with one success and one failure added, relative to an even chance."""
-        closed = [(a, w) for a, w in zip(self.history, self.weights, strict=True) if a.axis == axis and not a.open]
-        if not closed:
-            return 1.0, ""
-        kept = sum(weight for attempt, weight in closed if attempt.outcome == "keep")
-        total = sum(weight for _, weight in closed)
-        count = sum(attempt.outcome == "keep" for attempt, _ in closed)
-        rate = (1 + kept) / (2 + total)
-        return 0.5 + rate, f"{axis}: {count} of {len(closed)} tries kept"
-
-    def _fruitless_factor(self, axis: str) -> tuple[float, str]:
-        row = 0
-        for attempt in reversed(self.here):
-            if attempt.axis != axis:
-                break
-            if attempt.outcome == "keep":
-                break
-            row += not attempt.open
-        if row < FRUITLESS_TRIES:
-            return 1.0, ""
-        return FRUITLESS_FACTOR, f"the last {row} tries were all of {axis} and kept nothing: time for another axis"
-
-    def _own_factor(self, hypothesis: Hypothesis, variant: Variant) -> tuple[float, str]:
-        failures = sum(
-            weight
-            for attempt, weight in zip(self.history, self.weights, strict=True)
-            if attempt.hypothesis == hypothesis.id
-            and attempt.outcome != "keep"
-            and (not attempt.open or attempt.reason.startswith(UNDERPOWERED))
-            and not _opposite(attempt, variant)
+def _refinement(
+    ranked: Sequence[Proposal], context: _Context, *, only: str | None, seed: int
+) -> tuple[Proposal | None, Skipped | None]:
+    """A proposal for the best axis whose numbers matter together, or why it has none. Most often neither."""
+    for axis in dict.fromkeys([*(proposal.axis for proposal in ranked), *context.playbook.axes]):
+        if only not in (None, axis):
+            continue
+        refinement = refinement_of(
+            axis,
+            context.playbook,
+            context.recipe,
+            context.record.here,
+            machine=context.machine,
+            constraints=[limit for limit in context.constraints if not context.dead_ends.lifted(limit, {})],
         )
-        if not failures:
-            return 1.0, ""
-        return FAILED_AGAIN**failures, f"{hypothesis.id} has failed before (weight {failures:g})"
-
-    def strength(self, hypothesis: Hypothesis, variant: Variant) -> tuple[float, str]:
-        """Exponent of the variant's factors: halved for each success of the knob, and each time that both ways have
-        failed around the value it has now; and the words for it."""
-        if not variant.scale:
-            return 1.0, ""
-        keys = set(variant.scale)
-        same = [attempt for attempt in self.here if _moved(attempt, keys) and attempt.hypothesis == hypothesis.id]
-        keeps = sum(attempt.outcome == "keep" for attempt in same)
-        since = same[max((i + 1 for i, a in enumerate(same) if a.outcome == "keep"), default=0) :]
-        ways = [_direction(attempt, keys) for attempt in since if attempt.outcome != "keep" and not attempt.open]
-        both = min(ways.count(1), ways.count(-1))
-        strength = max(NARROWEST, 0.5 ** (keeps + both))
-        if strength == 1:
-            return 1.0, ""
-        reason = f"{keeps} success{'es' if keeps > 1 else ''}" if keeps else "both ways failed"
-        reason += " and both ways failed since" if keeps and both else ""
-        factors = ", ".join(f"x{factor**strength:.3g} instead of x{factor:g}" for factor in variant.scale.values())
-        return strength, f"narrowed after {reason}: {factors}"
-
-    def queued(self, hypothesis: Hypothesis) -> tuple[float, str]:
-        """(boost, why) where a kept change has queued this hypothesis and nothing of its kind was tried since."""
-        for queue in self.playbook.queues.values():
-            if hypothesis.id not in queue.then:
-                continue
-            for attempt in reversed(self.here):
-                if attempt.hypothesis in queue.then and not attempt.open:
-                    break
-                if attempt.outcome == "keep" and any(_below(key, queue.after_kept) for key in attempt.values):
-                    return queue.boost, f"queued by the kept {attempt.hypothesis}: {queue.says}"
-        return 0.0, ""
+        if refinement is not None:
+            return _refined(refinement, context, seed)
+    return None, None
 
 
-def _below(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+def _refined(refinement: Refinement, context: _Context, seed: int) -> tuple[Proposal | None, Skipped | None]:
+    name = f"{REFINE}{refinement.axis}"
+    score, why, (hypothesis, variant) = _refined_score(refinement, name, context)
+    answered = _answered(hypothesis, variant, context)
+    try:
+        found = _first_admitted(refinement, answered, context, seed)
+    except ImportError:
+        return None, Skipped(name, "needs the package optuna, which is not installed")
+    if found is None:
+        return None, Skipped(name, f"none of {REFINED_TRIES} points that TPE gave is new and may be tried")
+    change, result, words = found
+    moves = change.values(context.recipe)
+    keys = " and ".join(knob.key for knob in refinement.knobs)
+    return Proposal(
+        hypothesis=name,
+        axis=refinement.axis,
+        change=change,
+        recipe=result,
+        score=score,
+        why=[*why, *words],
+        symptom=answered[0].symptom if answered else None,
+        answers=[finding.symptom for finding in answered],
+        evidence=answered[0].evidence if answered else "",
+        claim=f"{keys} have their best values together, near those that have done best so far.",
+        watch=list(context.playbook.axes[refinement.axis].watch),
+        subject=_subject(refinement.axis, "refined by TPE", moves, moves),
+        cost=variant.cost or hypothesis.cost,
+        variant="tpe",
+        values=moves,
+    ), None
 
 
-def _moved(attempt: Attempt, keys: set[str]) -> bool:
-    return keys <= set(attempt.values)
+def _first_admitted(
+    refinement: Refinement, answered: Sequence[Finding], context: _Context, seed: int
+) -> tuple[Change, Recipe, list[str]] | None:
+    """The first point that may be tried: its change, the recipe, and what was in its way and is no longer.
+
+    ImportError where the sampler is not installed."""
+    for values in points(refinement, seed=seed + len(refinement.trials), most=REFINED_TRIES):
+        if not values:
+            continue
+        change = Change(set=values)
+        result, words = _admitted(change, change.values(context.recipe), answered, context)
+        if result is not None:
+            return change, result, words
+    return None
 
 
-def _direction(attempt: Attempt, keys: Iterable[str]) -> int:
-    """1 up, -1 down, 0 not a number, of the first of the keys that the attempt moved."""
-    for key in keys:
-        old, new = attempt.values.get(key, (None, None))
-        if isinstance(old, int | float) and isinstance(new, int | float) and old != new:
-            return 1 if new > old else -1
-    return 0
-
-
-def _opposite(attempt: Attempt, variant: Variant) -> bool:
-    """Whether the attempt moved a number the other way: its failure does not speak against this form."""
-    first = next(iter(variant.scale), None)
-    if first is None:
-        return False
-    return _direction(attempt, [first]) == (-1 if variant.scale[first] > 1 else 1)
-
-
-def _signatures(history: Sequence[Attempt]) -> dict[str, str]:
-    words = {}
-    for attempt in history:
-        if attempt.signature:
-            where = f" in {attempt.campaign}" if attempt.campaign else ""
-            words[attempt.signature] = f"tried as {attempt.hypothesis}{where}: {attempt.outcome}"
-    return words
+def _refined_score(
+    refinement: Refinement, name: str, context: _Context
+) -> tuple[float, list[str], tuple[Hypothesis, Variant]]:
+    """That of the axis' best numeric form, times REFINED or REFINED_LATER; its factors in words; the form."""
+    scored = [
+        (*_score(hypothesis, variant, context, keys=len(variant.scale)), (hypothesis, variant))
+        for hypothesis, variant in refinement.forms
+    ]
+    score, why, form = max(scored, key=lambda entry: entry[0])
+    last = next((attempt for attempt in reversed(context.record.here) if attempt.axis == refinement.axis), None)
+    if last is not None and last.hypothesis == name and last.outcome != "keep":
+        factor, reason = REFINED_LATER, "the last refinement was not kept, so single numbers have their turn"
+    elif not refinement.bracketed:
+        factor, reason = REFINED_LATER, "no number was tried both ways yet"
+    else:
+        factor, reason = REFINED, f"{refinement.bracketed} was tried both ways"
+    knobs = ", ".join(knob.key for knob in refinement.knobs)
+    from_ = f"TPE over {knobs} from {len(refinement.trials)} points, {refinement.crashes} of them crashed"
+    why += [f"scored as {form[0].id}/{form[1].name}", from_, f"x{factor:.2f} {reason}"]
+    return score * factor, why, form
 
 
 # --- order, advice, words ----------------------------------------------------------------------------------
+
+
+def _signatures(history: Sequence[Attempt], campaign: str | None) -> dict[str, str]:
+    return {a.signature: f"{TRIED} {a.name(campaign)}: {a.result}" for a in history if a.signature}
 
 
 def _order(proposal: Proposal, seed: int) -> tuple[float, str]:
@@ -565,11 +540,13 @@ def _scalable(scale: Mapping[str, float], recipe: Recipe) -> bool:
 def _note(proposals: list[Proposal], skipped: list[Skipped], only: str | None) -> str:
     scope = f" of {only}" if only else ""
     if proposals:
-        hypotheses = len({proposal.hypothesis for proposal in proposals})
-        return f"{hypotheses} hypotheses{scope} in {len(proposals)} forms can be tried, {len(skipped)} are skipped"
+        left = {proposal.hypothesis for proposal in proposals}
+        without = len({skip.hypothesis.partition("/")[0] for skip in skipped} - left)
+        return f"{len(left)} hypotheses{scope} in {len(proposals)} forms can be tried, {without} are skipped"
     reasons: dict[str, int] = {}
     for skip in skipped:
-        kind = "tried already" if "the same recipe again" in skip.reason else "do not fit this recipe or machine"
+        tried = "the same recipe again" in skip.reason or TRIED in skip.reason
+        kind = "tried already" if tried else "do not fit this recipe or machine"
         reasons[kind] = reasons.get(kind, 0) + 1
     words = ", ".join(f"{count} {kind}" for kind, count in sorted(reasons.items()))
     return f"no idea{scope} is left: {words}" if words else f"no idea{scope} is left"

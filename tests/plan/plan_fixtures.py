@@ -7,6 +7,7 @@ from typing import Any
 
 from agent.contract import CycleRow, EvalRow, Summary
 from agent.hardware.probe import Machine
+from agent.plan.planner import Attempt, Proposal, Ranking
 from agent.plan.playbook import Playbook, load_playbook
 from agent.plan.signals import Observation
 from agent.recipe.files import load_recipe, with_keys
@@ -128,3 +129,22 @@ def evals(**fields: Any) -> list[EvalRow]:
         )
         for n in range(256)
     ]
+
+
+def attempt(proposal: Proposal, outcome: str = "discard", **fields: Any) -> Attempt:
+    """What became of a proposal, in a campaign called `now`."""
+    base: dict[str, Any] = {
+        "hypothesis": proposal.hypothesis,
+        "axis": proposal.axis,
+        "values": proposal.values,
+        "signature": proposal.recipe.signature(),
+        "outcome": outcome,
+        "campaign": "now",
+        "variant": proposal.variant,
+        "symptom": proposal.symptom,
+    }
+    return Attempt(**(base | fields))
+
+
+def named(ranking: Ranking, hypothesis: str, variant: str) -> Proposal:
+    return next(p for p in ranking.proposals if (p.hypothesis, p.variant) == (hypothesis, variant))

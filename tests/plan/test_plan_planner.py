@@ -7,31 +7,16 @@ import re
 from dataclasses import replace
 
 import pytest
-from plan_fixtures import BOOK, machine, run, shipped, tiny
+from plan_fixtures import BOOK, attempt, machine, named, run, shipped, tiny
 
 from agent.errors import UsageError
-from agent.plan.planner import FAILED_AGAIN, Attempt, Constraint, Proposal, Ranking, plan, random_order
+from agent.plan.memory import FAILED_AGAIN
+from agent.plan.planner import Attempt, Constraint, Ranking, plan, random_order
 from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
-
-
-def attempt(proposal: Proposal, outcome: str = "discard", **fields: object) -> Attempt:
-    base: dict = {
-        "hypothesis": proposal.hypothesis,
-        "axis": proposal.axis,
-        "values": proposal.values,
-        "signature": proposal.recipe.signature(),
-        "outcome": outcome,
-        "campaign": "now",
-    }
-    return Attempt(**(base | fields))
 
 
 def ideas(ranking: Ranking, count: int = 3) -> list[str]:
     return [proposal.hypothesis for proposal in ranking.proposals[:count]]
-
-
-def named(ranking: Ranking, hypothesis: str, variant: str) -> Proposal:
-    return next(p for p in ranking.proposals if (p.hypothesis, p.variant) == (hypothesis, variant))
 
 
 # --- symptoms lead -----------------------------------------------------------------------------------------
@@ -132,7 +117,7 @@ def test_never_the_same_effective_recipe_twice() -> None:
     assert ranking.note.startswith("no idea of learning-rate is left: ")
     assert "tried already" in ranking.note
     skipped = {s.hypothesis: s.reason for s in ranking.skipped}
-    assert "the same recipe again: tried as lr-cosine in now: discard" in skipped["lr-cosine"]
+    assert "tried as lr-cosine/to-a-tenth: discard; returns when one of " in skipped["lr-cosine"]
 
 
 def test_two_hypotheses_that_make_the_same_recipe_are_proposed_once() -> None:
