@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,13 +11,18 @@ from typing import Any
 from agent.campaign.evidence import Evidence
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
-from agent.ledger.events import ConstraintLearned
+from agent.errors import AgentError
+from agent.ledger.events import CampaignStarted, ConstraintLearned
+from agent.ledger.journal import Journal
 from agent.ledger.messages import experiment_body, slug_of
 from agent.ledger.table import read_rows
-from agent.plan.planner import Attempt, Constraint, Proposal, Ranking, plan
+from agent.plan.memory import Moves
+from agent.plan.planner import REFINE, Attempt, Constraint, Proposal, Ranking, plan
 from agent.plan.schema import Playbook
 from agent.plan.symptoms import Observation
 from agent.recipe.files import edit_text
+from agent.recipe.schema import Recipe
+from agent.run.remedies import moved_keys
 
 
 def rank(session: Session, evidence: Evidence | None) -> Ranking:
@@ -72,31 +78,65 @@ def attempts(session: Session) -> list[Attempt]:
                 delta=judged.numbers.get("delta"),
                 crash_class=judged.crash_class,
                 campaign=session.settings.campaign,
+                number=number,
+                variant=(planned.model_extra or {}).get("variant", ""),
+                symptom=planned.symptom,
+                ran=_as_it_ran(session, number) if experiment.fixes else {},
             )
         )
     return found
 
 
+def _as_it_ran(session: Session, number: int) -> Moves:
+    """What differed from the incumbent after fixes; nothing where one of the two recipes is not valid."""
+    planned = session.state.experiments[number].planned
+    try:
+        parent = session.recipe_of((planned.incumbent if planned else None) or 0)
+        return moved_keys(parent, session.recipe_of(number))
+    except AgentError:
+        return {}
+
+
 def earlier_attempts(session: Session) -> list[Attempt]:
-    """What `results.tsv` tells of other campaigns with this recipe file."""
+    """What `results.tsv` tells of other campaigns with this recipe file, this model and this task.
+
+    A campaign whose journal is gone is taken to have had them.
+    """
     rows = read_rows(session.table) if session.table.exists() else []
-    return [
-        attempt
-        for row in rows
-        if row.get("campaign") != session.settings.campaign and row.get("recipe") == session.recipe_path
-        for attempt in [_attempt_of_row(row, session.playbook)]
-        if attempt is not None
-    ]
+    rows = [row for row in rows if row.get("recipe") == session.recipe_path]
+    names = {row.get("campaign", "") for row in rows} - {session.settings.campaign}
+    alike = {name for name in names if _same_model_and_task(session, name)}
+    found = [_attempt_of_row(row, session.playbook) for row in rows if row.get("campaign", "") in alike]
+    return [attempt for attempt in found if attempt is not None]
+
+
+def _same_model_and_task(session: Session, campaign: str) -> bool:
+    """The file's name tells neither: what failed with another model or on another data set says little here."""
+    journal = Journal(session.folder.parent / campaign / "journal.jsonl")
+    started = next((event for event in journal.events() if isinstance(event, CampaignStarted)), None)
+    if started is None:
+        return True
+    files = started.files or {started.recipe_path: started.recipe}
+    try:
+        theirs = session.recipe_from(files, label=f"of-{campaign}")
+    except AgentError:
+        return True
+    return _model_and_task(theirs) == _model_and_task(session.recipe_of(0))
+
+
+def _model_and_task(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.model.source, recipe.task.dataset, recipe.task.parameters, recipe.task.verifier
 
 
 def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | None:
     outcome, hypothesis = row.get("status"), row.get("hypothesis", "")
-    if outcome not in ("keep", "discard", "crash") or hypothesis not in playbook.axis_of:
+    axis = _axis_of(hypothesis, playbook)
+    if outcome not in ("keep", "discard", "crash") or axis is None:
         return None
-    delta = row.get("delta", "")
+    index, delta = row.get("index", ""), row.get("delta", "")
     return Attempt(
         hypothesis=hypothesis,
-        axis=playbook.axis_of[hypothesis],
+        axis=axis,
         values=_moves_of(row.get("change", "")),
         signature="",
         outcome=outcome,  # type: ignore[arg-type]  # narrowed by the test above, which mypy does not follow on a str
@@ -104,7 +144,17 @@ def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | Non
         delta=_float(delta),
         crash_class=row.get("crash_class") or None,
         campaign=row.get("campaign") or None,
+        number=int(index) if index.isdecimal() else None,
+        symptom=row.get("symptom") or None,
     )
+
+
+def _axis_of(hypothesis: str, playbook: Playbook) -> str | None:
+    """The axis of a hypothesis or of a refinement (`refine-<axis>`); None where the playbook does not have it."""
+    refined = hypothesis.removeprefix(REFINE)
+    if refined != hypothesis and refined in playbook.axes:
+        return refined
+    return playbook.axis_of.get(hypothesis)
 
 
 def _moves_of(text: str) -> dict[str, tuple[Any, Any]]:
@@ -116,8 +166,14 @@ def _moves_of(text: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _value(text: str) -> Any:
+    """As `agent.recipe.change.short` wrote it; what that has cut stays as it stands, with its `...`."""
     number = _float(text)
-    return number if number is not None else {"True": True, "False": False, "none": None}.get(text, text.strip("'"))
+    if number is not None or text == "none":
+        return number
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _float(text: str) -> float | None:
@@ -137,7 +193,8 @@ def _tried_signatures(session: Session) -> list[str]:
 
 
 def _constraint(event: ConstraintLearned) -> Constraint:
-    limit = Constraint(key=event.key, reason=event.why)
+    context = (event.model_extra or {}).get("context", {})
+    limit = Constraint(key=event.key, reason=event.why, context=context, experiment=event.experiment)
     if event.relation == "<":
         return replace(limit, at_most=event.value - 1 if isinstance(event.value, int) else event.value * (1 - 1e-9))
     if event.relation == "<=":
