@@ -88,7 +88,7 @@ def _print_ranking(ranking: Ranking, *, most: int, with_skipped: bool) -> None:
         for skip in ranking.skipped:
             print(f"skipped   {skip.hypothesis}: {skip.reason}")
     elif ranking.skipped:
-        print(f"{len(ranking.skipped)} hypotheses skipped (--skipped says why), for example:")
+        print(f"{len(ranking.skipped)} ideas skipped (--skipped says why), for example:")
         for skip in ranking.skipped[:3]:
             print(f"  {skip.hypothesis}: {skip.reason}")
 
