@@ -1,9 +1,11 @@
 """A task's rows: where they come from, how they are dealt into splits, in which order training draws them.
 
-Dealing. Rows are grouped by question, so that a question that repeats lies in one split only. The groups are put in
-an order of their own, by a hash of split_seed and question, and dealt from the front: holdout, confirm, search,
-select; the rest is train. So the splits depend neither on the order of the rows, nor on `train_prompts` and `mix`;
-and a larger split keeps the prompts it had, and leaves those that were dealt before it as they were.
+Dealing. Rows are grouped by question, and questions that are near-duplicates (see `agent.tasks.duplicates`) are one
+group, so that what is asked in one split is asked in no other. Questions are put in an order of their own, by a hash
+of split_seed and question. Groups come in the order of their first questions, and are dealt from the front: holdout,
+confirm, search, select; of such a group only the first row of the first question is used, the others nowhere. The
+rest is train. So the splits depend neither on the order of the rows, nor on `train_prompts` and `mix`; and a larger
+split keeps the prompts it had, and leaves those that were dealt before it as they were.
 """
 
 from __future__ import annotations
@@ -22,19 +24,21 @@ from agent.errors import DataError, RecipeError
 from agent.recipe.schema import Curriculum, Evaluation, Task
 from agent.tasks import arithmetic, gym, jsonl
 from agent.tasks.curriculum import PassRates
+from agent.tasks.duplicates import group_numbers
 from agent.tasks.example import Example
 from agent.tasks.nearest import nearest
 
-__all__ = ["Example", "PromptSource", "Splits", "load_rows", "load_splits"]
+__all__ = ["Example", "PromptSource", "Splits", "load_rows", "load_splits", "refuse_shared_groups"]
 
 BUILTIN = {"builtin:addition": arithmetic.addition_rows, "builtin:arithmetic": arithmetic.arithmetic_rows}
 DEALING_ORDER = ("holdout", "confirm", "search", "select")
 """What must stay comparable for longest takes first."""
+REFUSED_PAIRS = 3
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint by question. A held-out question is there once; a training question as often as in the data."""
+    """Disjoint by group of questions. A held-out question is there once; one to train on as often as in the data."""
 
     train: tuple[Example, ...]
     select: tuple[Example, ...]
@@ -43,6 +47,17 @@ class Splits:
     holdout: tuple[Example, ...]
     digest: str
     """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout."""
+    refused: int = 0
+    """Rows that are not trained on because they are near-duplicates of a held-out one; exact repeats not counted."""
+    refused_pairs: tuple[tuple[str, str], ...] = ()
+    """Ids of a few of them, each after the id of the held-out row."""
+
+    def refusal(self) -> str | None:
+        """The same for people; None where nothing was refused."""
+        if not self.refused:
+            return None
+        pairs = ", ".join(f"{refused} (of {held_out})" for held_out, refused in self.refused_pairs)
+        return f"rows not trained on, as near-duplicates of held-out ones: {self.refused}, such as {pairs}"
 
 
 def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
@@ -50,15 +65,46 @@ def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
 
     Raises DataError where the rows do not suffice, and what `load_rows` raises.
     """
-    groups: dict[str, list[Example]] = {}
+    rows: dict[str, list[Example]] = {}
     for row in load_rows(task, base=base):
-        groups.setdefault(_question_key(row.question), []).append(row)
+        rows.setdefault(_question_key(row.question), []).append(row)
+    questions = sorted(rows, key=lambda key: _rank(key, task.split_seed))
+    groups = group_numbers(questions)
+    leaders = [number for number, group in enumerate(groups) if number == group]
     sizes = {name: int(getattr(evaluation, f"{name}_prompts")) for name in DEALING_ORDER}
-    _check_enough(sizes, groups, task)
-    order = iter(sorted(groups, key=lambda key: _rank(key, task.split_seed)))
-    held_out = {name: tuple(groups[key][0] for key in islice(order, sizes[name])) for name in DEALING_ORDER}
-    train = [row for key in order for row in groups[key]]
-    return Splits(train=tuple(train[: task.train_prompts]), **held_out, digest=_digest(held_out))
+    _check_enough(sizes, len(leaders), rows, task)
+    order = iter(leaders)
+    dealt = {group: name for name in DEALING_ORDER for group in islice(order, sizes[name])}
+    first = {group: rows[questions[group]][0] for group in dealt}
+    held_out = {name: tuple(first[group] for group in dealt if dealt[group] == name) for name in DEALING_ORDER}
+    placed = [(group, row) for question, group in zip(questions, groups, strict=True) for row in rows[question]]
+    train = [row for group, row in placed if group not in dealt]
+    refuse_shared_groups({**held_out, "train": train}, {row.id: group for group, row in placed})
+    members = [(group, row) for group, row in placed if group in dealt]
+    refused = [(first[group].id, row.id) for group, row in members if _question_key(row.question) != questions[group]]
+    return Splits(
+        train=tuple(train[: task.train_prompts]),
+        **held_out,
+        digest=_digest(held_out),
+        refused=len(refused),
+        refused_pairs=tuple(refused[:REFUSED_PAIRS]),
+    )
+
+
+def refuse_shared_groups(splits: Mapping[str, Sequence[Example]], group_of: Mapping[str, int]) -> None:
+    """Raises DataError, which names both rows, where rows of two splits are in one group. `group_of` is by row id.
+
+    Dealing never lets that happen; a held-out metric is worth nothing where it does.
+    """
+    owners: dict[int, tuple[str, Example]] = {}
+    for name, examples in splits.items():
+        for row in examples:
+            owner, first = owners.setdefault(group_of[row.id], (name, row))
+            if owner != name:
+                raise DataError(
+                    f"row {first.id} of {owner} and row {row.id} of {name} ask the same: {first.question!r:.200}",
+                    hint="This is a mistake of raft-agent: splits must be disjoint. Please report it.",
+                )
 
 
 def load_rows(task: Task, *, base: Path) -> list[Example]:
@@ -93,15 +139,16 @@ def _rank(key: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
 
 
-def _check_enough(sizes: Mapping[str, int], groups: Mapping[str, Sequence[Example]], task: Task) -> None:
+def _check_enough(sizes: Mapping[str, int], groups: int, rows: Mapping[str, Sequence[Example]], task: Task) -> None:
     """At least one question must be left to train on."""
     wanted = sum(sizes.values())
-    if wanted < len(groups):
+    if wanted < groups:
         return
-    rows = sum(map(len, groups.values()))
+    total = sum(map(len, rows.values()))
+    near = " (near-duplicates are one)" if groups < len(rows) else ""
     keys = ", ".join(f"evaluation.{name}_prompts ({size})" for name, size in sizes.items())
     raise DataError(
-        f"the data set has {rows} rows with {len(groups)} different questions, but the held-out splits take {wanted} "
+        f"the data set has {total} rows with {groups} different questions{near}, but the held-out splits take {wanted} "
         "and training needs some too",
         where=task.dataset,
         hint=f"Lower {keys}, or bring more rows.",

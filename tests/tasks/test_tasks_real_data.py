@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from agent.recipe.schema import Evaluation, Task, Verifier
+from agent.tasks.duplicates import group_numbers
+from agent.tasks.example import Example
 from agent.tasks.tasks import load_rows, load_splits
 from agent.tasks.verifiers import build_verifier
 
@@ -59,6 +62,31 @@ def test_gsm8k_deals_into_the_default_splits() -> None:
     questions = len({" ".join(row.question.split()).casefold() for row in load_rows(GSM8K, base=DATA)})
     assert len({row.question for row in splits.train}) == questions - 64 - 3 * 128
     assert splits.digest == load_splits(GSM8K, Evaluation(), base=DATA).digest
+
+
+def test_gsm8k_asks_one_question_of_two_people() -> None:
+    rows = load_rows(GSM8K, base=DATA)
+    assert near_duplicates(rows) == [("line:2484", "line:6692")]
+    splits = load_splits(GSM8K.model_copy(update={"split_seed": 4}), Evaluation(), base=DATA)
+    assert splits.refused_pairs == (("line:2484", "line:6692"),)
+    assert splits.refused == 1
+    assert len(splits.train) == len(rows) - 64 - 3 * 128 - 1
+
+
+def test_mbpp_asks_some_questions_twice() -> None:
+    found = near_duplicates(load_rows(MBPP, base=DATA))
+    # One article more; left or right; even or odd; with or without `by using regex`.
+    assert ("758", "779") in found
+    assert len(found) == 17
+    sizes = dict.fromkeys(("select_prompts", "search_prompts", "confirm_prompts", "holdout_prompts"), 40)
+    splits = load_splits(MBPP, Evaluation(**sizes), base=DATA)
+    assert 0 < splits.refused == 374 - 160 - len(splits.train)
+
+
+def near_duplicates(rows: Sequence[Example]) -> list[tuple[str, str]]:
+    """Id of the first row of a group and of each later one."""
+    groups = group_numbers([row.question for row in rows])
+    return [(rows[group].id, rows[number].id) for number, group in enumerate(groups) if group != number]
 
 
 def test_mbpp_rows_load_and_each_has_tests_that_run_something() -> None:
