@@ -260,5 +260,7 @@ class RunPlan(Row):
     trainable_parameters: int | None = None
     rows: dict[str, int] = {}
     """Data-set rows by split."""
+    refused_rows: int = 0
+    """Rows that are not trained on because they are near-duplicates of held-out ones."""
     settings: dict[str, Any] = {}
     """The remaining settings that shape execution but need not change a number (slots, microbatch, parallel sizes)."""

@@ -167,6 +167,8 @@ class Worker:
 
         base = Path.cwd()
         self.splits = load_splits(self.recipe.task, self.recipe.evaluation, base=base)
+        if refusal := self.splits.refusal():
+            print(refusal, file=sys.stderr, flush=True)
         allowed = self.options.allow_untrusted_code
         return build_verifier(
             self.recipe.task.verifier,
@@ -271,6 +273,7 @@ class Worker:
             parameters=parameters,
             trainable_parameters=trainable,
             rows={name: len(getattr(self.splits, name)) for name in SPLITS},
+            refused_rows=self.splits.refused,
             settings={
                 "device_why": policy.device_why,
                 "implementation": "agent.raft.llama" if policy.native else "transformers",
