@@ -13,8 +13,9 @@ import pytest
 AGENT = Path(__file__).parent.parent / "agent"
 LEAVES = {"errors", "files", "contract"}
 ARROWS = {
-    "cli": {"campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
+    "cli": {"simulate", "campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
     "campaign": {"plan", "run", "ledger", "report", "recipe", "hardware"},
+    "simulate": {"campaign", "recipe", "report"},
     "plan": {"recipe", "hardware"},
     "run": {"recipe", "hardware"},
     "ledger": {"recipe"},

@@ -118,6 +118,7 @@ class RunCost:
 
 
 CONFIRM_SEEDS = 2
+"""Fresh seeds of each arm that a confirmation takes at least, and for which time is held back."""
 
 
 @dataclass(frozen=True)

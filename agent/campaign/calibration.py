@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +15,15 @@ from agent.campaign.budget import (
     plan_night,
     reserve_seconds,
 )
+from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise
 from agent.campaign.evidence import Evidence, arm_scores
-from agent.campaign.repair import train_with_repairs
-from agent.campaign.runs import Done, Job, Runner
-from agent.campaign.session import Session
-from agent.campaign.verdict import (
-    Comparison,
-    RunNoise,
-    alpha_of_confirmation,
-    compare,
-    mean_score,
-    run_noise,
-    smallest_detectable,
-)
-from agent.contract import UNTRAINED
-from agent.errors import AgentError, BudgetError, TrainingFailed
-from agent.recipe.schema import Recipe
+from agent.campaign.lab import Lab, Measured, Order
+from agent.campaign.levels import next_level
+from agent.campaign.rules import Rules
+from agent.campaign.scores import Scores
+from agent.campaign.verdict import span_of
+from agent.errors import BudgetError
+from agent.recipe.schema import Budget
 from agent.report.words import duration, points
 
 
@@ -37,116 +31,80 @@ from agent.report.words import duration, points
 class Calibration:
     """What the baseline's repeats say. Metrics are those of the search split, larger is better."""
 
-    untrained: Done
-    runs: tuple[Done, ...]
+    untrained: Measured
+    runs: tuple[Measured, ...]
     noise: RunNoise | None
     night: NightPlan
-    gain: Comparison | None
+    gain: Comparison
     """Untrained -> baseline."""
+    detectable: float | None
+    """Smallest gain that a confirmation finds with 80% power."""
 
 
-def calibrate(session: Session, runner: Runner, evidence: Evidence) -> Calibration:
+def calibrate(lab: Lab, evidence: Evidence) -> Calibration:
     """Run what is missing of it, and say what it means. Raises TrainingFailed, BudgetError, CutShort."""
-    recipe = session.recipe_of(0)
-    night = plan_first(session, recipe)
-    untrained = runner.run(_untrained_job(session, recipe))
-    if not untrained.ok:
-        raise _failed(untrained)
-    runs = [_baseline_run(session, runner, index=0)]
-    evidence.add(runs[0], experiment=0, arm="baseline")
-    night = _replan(session, recipe, runs[0], night)
-    runs += [_baseline_run(session, runner, index=index) for index in range(1, night.baseline_seeds)]
-    for run in runs[1:]:
+    night = plan_first(lab)
+    untrained = lab.run(Order(0, "untrained"))
+    runs = [lab.run(Order(0, "baseline", 0))]
+    night = _replan(lab, night)
+    runs += [lab.run(Order(0, "baseline", index)) for index in range(1, night.baseline_seeds)]
+    runs = _those_that_ran(lab, runs)
+    for run in runs:
         evidence.add(run, experiment=0, arm="baseline")
-    _warn_if_untrained(session, runs)
-    return _told(session, recipe, untrained, runs, night)
+    _warn_if_untrained(lab, runs)
+    return _told(lab, untrained, runs, night)
 
 
-def plan_first(session: Session, recipe: Recipe) -> NightPlan:
+def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
+    """A seed that crashed where others ran is left out: the noise is known from the rest, and less well."""
+    ran = [run for run in runs if run.ok and not run.faults()]
+    for run in runs:
+        if not run.ok:
+            lab.warn(f"a baseline run crashed ({run.crash_words}); its seed is left out of the calibration")
+        elif run.faults():
+            lab.warn(f"a baseline run has no valid metric ({'; '.join(run.faults())}); it is left out")
+    return ran
+
+
+def plan_first(lab: Lab) -> NightPlan:
     """The night as far as it can be planned before anything ran; BudgetError where it affords no idea."""
-    cost = session.cost(recipe)
-    budget = session.clock.consumed_s + session.clock.left_s
+    cost = lab.cost(0)
+    budget = lab.clock.consumed_s + lab.clock.left_s
     try:
-        return plan_night(budget, cost, baseline_seeds=session.settings.baseline_seeds, allow_fewer_seeds=True)
+        return plan_night(budget, cost, baseline_seeds=lab.baseline_seeds, allow_fewer_seeds=True)
     except BudgetError:
-        if recipe.budget.train_seconds is not None:
+        if lab.budget.train_seconds is not None:
             raise
     # how long so many tokens or cycles take is a guess, which refuses nothing; starting and evaluating take time anyway
     plan_night(budget, RunCost(cost.overhead_s, 0.0, 0.0), baseline_seeds=2, allow_fewer_seeds=True)
     return _tight(cost)
 
 
-def baseline_seed(session: Session, index: int) -> int:
-    return session.recipe_of(0).seed + 1 + index
-
-
-def _untrained_job(session: Session, recipe: Recipe) -> Job:
-    return Job(
-        key="untrained-search",
-        what="untrained model",
-        recipe=session.with_shared_layer(recipe),
-        seed=recipe.seed,
-        role="baseline",
-        rung="calibrate",
-        arm=UNTRAINED,
-        evaluate=UNTRAINED,
-    )
-
-
-def _baseline_run(session: Session, runner: Runner, *, index: int) -> Done:
-    outcome = train_with_repairs(
-        session,
-        runner,
-        experiment=0,
-        key="baseline",
-        what=f"baseline {index + 1} of {session.settings.baseline_seeds}",
-        seed=baseline_seed(session, index),
-        role="baseline",
-        rung="calibrate",
-    )
-    if not outcome.ok:
-        raise _failed(outcome)
-    return outcome
-
-
-def _warn_if_untrained(session: Session, runs: Sequence[Done]) -> None:
+def _warn_if_untrained(lab: Lab, runs: Sequence[Measured]) -> None:
     """Once for all seeds: a baseline that hardly trains is a finding of its own."""
-    least = session.recipe_of(0).budget.min_optimizer_steps
+    least = lab.budget.min_optimizer_steps
     steps = [run.summary.optimizer_steps for run in runs if run.summary]
     if steps and min(steps) < least:
-        session.observer.warn(
+        lab.warn(
             f"the baseline took {' / '.join(map(str, steps))} optimizer steps, fewer than budget.min_optimizer_steps "
             f"{least}: the diagnosis looks for the reason"
         )
 
 
-def _failed(run: Done) -> AgentError:
-    """The trainer's own error where it named one (no such model, a bad data row), else what triage found."""
-    if run.named_error is not None:
-        return run.named_error
-    diagnosis = run.diagnosis
-    what = f"{diagnosis.crash_class}: {diagnosis.reason}" if diagnosis else "it left no summary"
-    return TrainingFailed(
-        f"the baseline does not run, so there is nothing to improve ({what})",
-        where=run.key,
-        hint=f"raft-agent diagnose {run.key} shows its log",
-    )
-
-
-def _replan(session: Session, recipe: Recipe, first: Done, night: NightPlan) -> NightPlan:
+def _replan(lab: Lab, night: NightPlan) -> NightPlan:
     """With the first run measured, divide the budget again."""
-    cost = session.cost(recipe)
-    budget = session.clock.consumed_s + session.clock.left_s
+    cost = lab.cost(0)
+    budget = lab.clock.consumed_s + lab.clock.left_s
     try:
         planned = plan_night(budget, cost, baseline_seeds=night.baseline_seeds, allow_fewer_seeds=True)
     except BudgetError as error:
-        if recipe.budget.train_seconds is None:
-            raise _too_small(recipe, error, cost, budget) from None
-        session.observer.warn(f"{error.message}; going on with two baseline seeds and as many ideas as fit")
+        if lab.budget.train_seconds is None:
+            raise _too_small(lab.budget, error, cost, budget) from None
+        lab.warn(f"{error.message}; going on with two baseline seeds and as many ideas as fit")
         planned = _tight(cost)
-    if planned.baseline_seeds < session.settings.baseline_seeds:
-        session.observer.warn(
-            f"the budget affords {planned.baseline_seeds} baseline seeds instead of {session.settings.baseline_seeds}: "
+    if planned.baseline_seeds < lab.baseline_seeds:
+        lab.warn(
+            f"the budget affords {planned.baseline_seeds} baseline seeds instead of {lab.baseline_seeds}: "
             "the run noise is known less well, and verdicts are wider for it"
         )
     return planned
@@ -156,10 +114,10 @@ def _tight(cost: RunCost) -> NightPlan:
     return NightPlan(2, 2 * cost.total_s, cost.total_s, confirmation_seconds(cost), reserve_seconds(cost), 0)
 
 
-def _too_small(recipe: Recipe, error: BudgetError, cost: RunCost, budget_s: float) -> BudgetError:
+def _too_small(per_run: Budget, error: BudgetError, cost: RunCost, budget_s: float) -> BudgetError:
     """The refusal in the unit of the recipe's own budget."""
-    unit = "tokens" if recipe.budget.tokens else "cycles"
-    amount = recipe.budget.tokens or recipe.budget.cycles or 1
+    unit = "tokens" if per_run.tokens else "cycles"
+    amount = per_run.tokens or per_run.cycles or 1
     runs, evaluations = 2 + 1 + 2 * CONFIRM_SEEDS, 2 + 2 * CONFIRM_SEEDS
     fixed = runs * (cost.overhead_s + cost.evaluate_s) + evaluations * cost.evaluation_s
     affordable = (budget_s - fixed) / runs
@@ -168,43 +126,72 @@ def _too_small(recipe: Recipe, error: BudgetError, cost: RunCost, budget_s: floa
     return BudgetError(error.message, hint=hint)
 
 
-def _told(session: Session, recipe: Recipe, untrained: Done, runs: Sequence[Done], night: NightPlan) -> Calibration:
-    evaluation = recipe.evaluation
-    baseline = arm_scores(runs, split="search", evaluation=evaluation)
-    base = arm_scores([untrained], split="search", evaluation=evaluation)
-    noise = run_noise([baseline])
+def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightPlan) -> Calibration:
+    baseline, base = arm_scores(runs, "search"), arm_scores([untrained], "search")
+    noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
-    detectable = detectable_gain(baseline, noise)
+    smallest = detectable_gain(baseline, noise, lab.rules, ideas=lab.ideas_left())
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     values = {
-        "metric": evaluation.metric,
-        "untrained": abs(mean_score(base[0])),
-        "baseline": abs(statistics.fmean(mean_score(run) for run in baseline)),
+        "metric": lab.evaluation.metric,
+        "untrained": abs(base[0].mean),
+        "baseline": abs(statistics.fmean(run.mean for run in baseline)),
         "sigma_run": noise.sigma if noise else None,
-        "smallest_detectable": detectable,
+        "smallest_detectable": smallest,
         "tokens_per_s": statistics.median(throughput) if throughput else None,
         "seeds": len(runs),
         "ideas_affordable": night.ideas,
     }
-    if session.state.calibration != values:
-        session.tell("calibrated", values=values)
-    low, high = gain.interval
+    lab.calibrated(values)
     spread = f"run noise sigma {100 * noise.sigma:.1f}pp" if noise else "run noise unknown"
-    shown = f"smallest gain a confirmation finds: about {100 * detectable:.1f}pp; " if detectable else ""
-    session.observer.say(
-        f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({evaluation.metric}, "
-        f"{points(gain.delta)} [{points(low)}, {points(high)}]), {spread} over {len(runs)} seeds"
+    shown = f"smallest gain a confirmation finds: about {100 * smallest:.1f}pp; " if smallest else ""
+    lab.say(
+        f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({lab.evaluation.metric}, "
+        f"{span_of(gain)}), {spread} over {len(runs)} seeds"
     )
-    session.observer.say(f"{shown}about {night.ideas} ideas fit, {duration(session.clock.left_s)} left")
-    session.observer.board(session.board())
-    return Calibration(untrained, tuple(runs), noise, night, gain)
+    lab.say(f"{shown}about {night.ideas} ideas fit, {duration(lab.clock.left_s)} left")
+    _warn_of_a_blunt_yardstick(lab, baseline, smallest)
+    return Calibration(untrained, tuple(runs), noise, night, gain, smallest)
 
 
-def detectable_gain(baseline: Sequence[dict[str, list[float]]], noise: RunNoise | None) -> float | None:
-    """Smallest gain that the first confirmation finds with 80% power, from the baseline compared with itself."""
+def detectable_gain(baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, ideas: int) -> float | None:
+    """Smallest gain that the first confirmation finds with 80% power, once it has all the seeds it may have.
+
+    From the baseline compared with itself, in units of the metric. The run noise will then be known better than now,
+    by the confirming runs themselves. None where nothing varies, or the baseline ran once.
+    """
     if len(baseline) < 2 or noise is None:
         return None
+    seeds = rules.most_seeds
     itself = compare([baseline[0]], [baseline[1]], noise)
-    # two runs an arm: the pair error falls with the runs that are averaged, and so does the run noise
-    error = ((itself.pair_error**2 + itself.run_error**2) / CONFIRM_SEEDS) ** 0.5
-    return smallest_detectable(error, itself.df, alpha=alpha_of_confirmation(1))
+    then = dataclasses.replace(
+        itself,
+        seeds_candidate=seeds,
+        seeds_incumbent=seeds,
+        pair_error=itself.pair_error / seeds**0.5,
+        run_error=itself.run_error / seeds**0.5,
+        standard_error=itself.standard_error / seeds**0.5,
+        noise=dataclasses.replace(noise, df=noise.df + 2 * (seeds - 1)),
+    )
+    level = rules.looks[seeds] * next_level(rules, [], ideas=ideas)
+    return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None
+
+
+def _warn_of_a_blunt_yardstick(lab: Lab, baseline: Sequence[Scores], smallest: float | None) -> None:
+    """What no night can mend: a metric that cannot move, or moves too little to be seen."""
+    evaluation = lab.evaluation
+    values = {round(float(value), 12) for run in baseline for value in run.values}
+    if len(values) == 1:
+        lab.warn(
+            f"{evaluation.metric} is {abs(values.pop()):g} for every prompt and seed of the baseline: nothing tells "
+            "two recipes apart until that changes"
+        )
+    if smallest is None or evaluation.metric == "mean_reward":
+        return
+    best = statistics.fmean(run.mean for run in baseline)
+    room = 1 - best if evaluation.direction == "maximize" else -best
+    if smallest > room:
+        lab.warn(
+            f"the baseline leaves {points(room)} to gain and gains below {points(smallest)} cannot be shown: raise "
+            "evaluation.search_prompts and confirm_prompts, or take a harder task"
+        )

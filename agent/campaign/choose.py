@@ -51,7 +51,7 @@ def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int)
         recipe=session.recipe_of(experiment),
         cycles=run.record.cycles,
         summary=run.record.summary,
-        evals=evidence.search_rows(run),
+        evals=run.rows("search"),
         untrained_metric=calibration.get("untrained"),
         noise=noise.sigma if noise else None,
         reference_tokens_per_s=evidence.usual_tokens_per_s(experiment),

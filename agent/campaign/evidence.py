@@ -5,66 +5,66 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Generic, TypeVar
 
-from agent.campaign.runs import Done, Runner
-from agent.campaign.session import Session
-from agent.campaign.verdict import RunNoise, run_noise, scores_of
-from agent.contract import EvalRow
-from agent.recipe.schema import Evaluation
-
-Arm = Literal["baseline", "search", "candidate", "incumbent"]
-"""baseline: its calibrating repeats. search: the run that was filtered. candidate: its confirming runs.
-incumbent: fresh confirming runs of a recipe that others challenge."""
+from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, pool
+from agent.campaign.lab import Arm, Measured
+from agent.campaign.scores import Scores
 
 
-def arm_scores(runs: Sequence[Done], *, split: str, evaluation: Evaluation) -> list[dict[str, list[float]]]:
+def arm_scores(runs: Sequence[Measured], split: str, metric: str | None = None) -> list[Scores]:
     """Scores of each run on the split; runs that were not evaluated there are left out."""
-    scored = [scores_of(run.record.evals, split=split, evaluation=evaluation) for run in runs]
-    return [scores for scores in scored if scores]
+    scored = [run.scores(split, metric) for run in runs]
+    return [scores for scores in scored if scores is not None]
 
 
-class Evidence:
+M = TypeVar("M", bound=Measured)
+
+
+class Evidence(Generic[M]):
     """Remembers which runs belong to which recipe and arm. Experiment 0 is the baseline."""
 
-    def __init__(self, evaluation: Evaluation):
-        self.evaluation = evaluation
-        self._runs: dict[tuple[int, Arm], list[Done]] = defaultdict(list)
+    def __init__(self) -> None:
+        self._runs: dict[tuple[int, Arm], list[M]] = defaultdict(list)
+        self._noise: dict[tuple[int, Arm, str | None], tuple[int, RunNoise | None]] = {}
 
-    def add(self, run: Done, *, experiment: int, arm: Arm) -> None:
+    def add(self, run: M, *, experiment: int, arm: Arm) -> None:
         """Adding a run again changes nothing."""
         known = self._runs[experiment, arm]
         if all(one.key != run.key for one in known):
             known.append(run)
 
-    def baseline(self) -> list[Done]:
-        return list(self._runs[0, "baseline"])
+    def runs(self, experiment: int, arm: Arm) -> list[M]:
+        return list(self._runs.get((experiment, arm), ()))
 
-    def candidate(self, experiment: int) -> list[Done]:
+    def baseline(self) -> list[M]:
+        return self.runs(0, "baseline")
+
+    def candidate(self, experiment: int) -> list[M]:
         """The confirming runs of an experiment as candidate."""
-        return list(self._runs[experiment, "candidate"])
+        return self.runs(experiment, "candidate")
 
-    def fresh_incumbent(self, experiment: int) -> list[Done]:
+    def fresh_incumbent(self, experiment: int) -> list[M]:
         """Confirming runs of a recipe as incumbent, with seeds it was not kept for."""
-        return list(self._runs[experiment, "incumbent"])
+        return self.runs(experiment, "incumbent")
 
-    def search_runs(self, experiment: int) -> list[Done]:
+    def search_runs(self, experiment: int) -> list[M]:
         """Runs of a recipe that were measured on the search split, those not chosen for their result first.
 
         The baseline has its repeats; a kept recipe its fresh runs as incumbent, until there are any its confirming
         runs, which favour it and so make the filter stricter for its challengers.
         """
         for runs in (
-            [*self._runs[experiment, "baseline"], *self._runs[experiment, "incumbent"]],
-            self._runs[experiment, "candidate"],
-            self._runs[experiment, "search"],
+            [*self.runs(experiment, "baseline"), *self.runs(experiment, "incumbent")],
+            self.runs(experiment, "candidate"),
+            self.runs(experiment, "search"),
         ):
-            searched = [run for run in runs if self.search_rows(run)]
+            searched = [run for run in runs if run.scores("search") is not None]
             if searched:
                 return searched
         return []
 
-    def last_run(self, experiment: int) -> Done | None:
+    def last_run(self, experiment: int) -> M | None:
         """The run whose telemetry stands for the recipe."""
         runs = self.search_runs(experiment)
         return runs[-1] if runs else None
@@ -76,28 +76,44 @@ class Evidence:
         known = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
         return statistics.median(known) if len(known) > 1 else None
 
+    # --- comparisons ----------------------------------------------------------------------------------------
+
     @property
     def noise(self) -> RunNoise | None:
+        """Run noise of the metric."""
+        return self.noise_of()
+
+    def noise_of(self, metric: str | None = None) -> RunNoise | None:
         """Run noise pooled over all recipes that ran with several fresh seeds.
 
         The run that let an idea through the filter was chosen for being good and does not count.
         """
-        groups = [arm_scores(self._runs[0, "baseline"], split="search", evaluation=self.evaluation)]
-        for (_, arm), runs in list(self._runs.items()):
+        found = [self._group(0, "baseline", "search", metric)]
+        for number, arm in list(self._runs):
             if arm in ("candidate", "incumbent"):
-                groups.append(arm_scores(runs, split="confirm", evaluation=self.evaluation))
-        return run_noise(groups)
+                found.append(self._group(number, arm, "confirm", metric))
+        return pool([noise for noise in found if noise is not None])
 
-    def search_rows(self, run: Done) -> list[EvalRow]:
-        return [row for row in run.record.evals if row.split == "search"]
+    def _group(self, experiment: int, arm: Arm, split: str, metric: str | None) -> RunNoise | None:
+        runs = self._runs.get((experiment, arm), [])
+        known = self._noise.get((experiment, arm, metric))
+        if known is None or known[0] != len(runs):
+            known = len(runs), group_noise(arm_scores(runs, split, metric))
+            self._noise[experiment, arm, metric] = known
+        return known[1]
 
+    def on_search(self, run: M, incumbent: int) -> Comparison:
+        """An idea's run against the incumbent's, on the split that filters."""
+        theirs = [one for one in self.search_runs(incumbent) if one.key != run.key]
+        return compare(arm_scores([run], "search"), arm_scores(theirs, "search"), self.noise)
 
-def gather(session: Session, runner: Runner, evidence: Evidence) -> None:
-    """Read back what earlier sessions of the campaign measured."""
-    for key, words in runner.finished_well():
-        number = int(key[:3]) if key[:3].isdigit() else 0
-        if words.arm in ("candidate", "incumbent"):
-            arm: Arm = "search" if words.role == "experiment" else words.arm  # type: ignore[assignment]  # tested above
-            evidence.add(runner.read_back(key), experiment=number, arm=arm)
-        elif words.role == "baseline" and words.arm is None:
-            evidence.add(runner.read_back(key), experiment=0, arm="baseline")
+    def on_confirm(self, number: int, incumbent: int, metric: str | None = None) -> Comparison:
+        """The confirming runs of both, on prompts that the search never saw."""
+        ours = arm_scores(self.candidate(number), "confirm", metric)
+        theirs = arm_scores(self.fresh_incumbent(incumbent), "confirm", metric)
+        return compare(ours, theirs, self.noise_of(metric))
+
+    def on_comparator(self, number: int) -> Comparison:
+        """An idea's confirming runs against the same recipe at a constant rate."""
+        ours = arm_scores(self.candidate(number), "confirm")
+        return compare(ours, arm_scores(self.runs(number, "comparator"), "confirm"), self.noise)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.campaign.comparison import Comparison, compare
 from agent.campaign.evidence import Evidence, arm_scores
-from agent.campaign.runs import CutShort, Done, Job, Runner
+from agent.campaign.lab import CutShort
+from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
-from agent.campaign.verdict import Comparison, compare, mean_score
 from agent.contract import CHECKPOINT, UNTRAINED
 from agent.report.words import duration, points
 
@@ -35,7 +36,7 @@ class Ending:
     """The closing words, in order."""
 
 
-def finish(session: Session, runner: Runner, evidence: Evidence, *, reason: str) -> Ending:
+def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason: str) -> Ending:
     """Evaluate the holdout if it can be afforded, tidy up, and say what the night came to."""
     winner = session.incumbent
     holdout: dict[str, Any] = {}
@@ -52,7 +53,7 @@ def finish(session: Session, runner: Runner, evidence: Evidence, *, reason: str)
     return ending
 
 
-def _winner_runs(evidence: Evidence, winner: int) -> list[Done]:
+def _winner_runs(evidence: Evidence[Done], winner: int) -> list[Done]:
     fresh = [*evidence.candidate(winner), *evidence.fresh_incumbent(winner)]
     return fresh if winner else evidence.baseline() or fresh
 
@@ -70,18 +71,17 @@ def _best_run(runs: Sequence[Done]) -> Done | None:
 # --- holdout -----------------------------------------------------------------------------------------------
 
 
-def _holdout(session: Session, runner: Runner, evidence: Evidence, winner: int) -> dict[str, Any]:
+def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner: int) -> dict[str, Any]:
     """Untrained, baseline and winner on the prompts that nobody has seen; each checkpoint once."""
     arms: dict[str, list[Done]] = {UNTRAINED: [_evaluate(session, runner, 0, UNTRAINED, UNTRAINED, "untrained")]}
     arms["baseline"] = _checkpoints(session, runner, 0, evidence.baseline(), "baseline")
     if winner:
         arms["winner"] = _checkpoints(session, runner, winner, _winner_runs(evidence, winner), "winner")
-    evaluation = evidence.evaluation
-    scores = {name: arm_scores(runs, split="holdout", evaluation=evaluation) for name, runs in arms.items()}
+    scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items()}
     told: dict[str, Any] = {
-        name: abs(sum(mean_score(run) for run in runs) / len(runs)) for name, runs in scores.items() if runs
+        name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items() if runs
     }
-    told["prompts"] = max((len(run) for runs in scores.values() for run in runs), default=0)
+    told["prompts"] = max((len(run.ids) for runs in scores.values() for run in runs), default=0)
     pairs = [("baseline", UNTRAINED)] + ([("winner", "baseline")] if winner else [])
     for ours, theirs in pairs:
         if scores.get(ours) and scores.get(theirs):
@@ -125,7 +125,7 @@ def _evaluate(session: Session, runner: Runner, experiment: int, checkpoint: str
 
 
 def _tell(
-    session: Session, evidence: Evidence, winner: int, best: Done | None, holdout: dict[str, Any], reason: str
+    session: Session, evidence: Evidence[Done], winner: int, best: Done | None, holdout: dict[str, Any], reason: str
 ) -> Ending:
     state = session.state
     ideas = {number: one for number, one in state.experiments.items() if number > 0 and one.judged}
@@ -213,7 +213,7 @@ def _plain(ending: Ending) -> dict[str, Any]:
 # --- disk --------------------------------------------------------------------------------------------------
 
 
-def tidy_checkpoints(session: Session, evidence: Evidence, winner: int) -> None:
+def tidy_checkpoints(session: Session, evidence: Evidence[Done], winner: int) -> None:
     """Remove the weights of runs that nobody needs any more; the incumbent's and the baseline's always stay."""
     needed = {run.key for run in [*evidence.baseline(), *_winner_runs(evidence, winner)]}
     needed |= {run.key for run in evidence.candidate(session.incumbent)}

@@ -12,6 +12,7 @@ from agent.campaign.capacity import refuse_too_large
 from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
+from agent.campaign.workbench import Workbench
 from agent.errors import UsageError, WorkspaceError
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.events import CampaignResumed
@@ -68,7 +69,7 @@ def start(
         parse_target(settings.target, metric=recipe.evaluation.metric)
     if settings.only:
         _check_only(session, settings.only)
-    plan_first(session, recipe)
+    plan_first(Workbench(session))
     create_table(workspace.results)
     session.tell(
         "campaign_started",

@@ -6,16 +6,13 @@ import datetime
 import statistics
 from typing import Any
 
-from agent.campaign.evidence import arm_scores
-from agent.campaign.experiment import Judgement, fixes_of
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
-from agent.campaign.verdict import Comparison, Verdict, mean_score
+from agent.campaign.verdict import Judgement
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
 from agent.ledger.table import append_row, read_rows, rebuild
 from agent.recipe.change import describe_moves
-from agent.recipe.schema import Evaluation
 
 
 def judge(session: Session, number: int, judgement: Judgement) -> None:
@@ -25,13 +22,13 @@ def judge(session: Session, number: int, judgement: Judgement) -> None:
     row = row_of(session, experiment, judgement)
     watches = {f"watch {report.watch}": report.text for report in judgement.watches}
     shown = {"kind": verdict.kind, "change": row["change"], **_numbers_in_words(row), **watches}
-    diagnosis = judgement.search.diagnosis
+    diagnosis = _search_of(judgement).diagnosis
     session.tell(
         "experiment_judged",
         experiment=number,
         outcome=verdict.outcome,
         reason=verdict.reason,
-        numbers={"delta": row["delta"], "metric_value": row["metric_value"], "kind": verdict.kind},
+        numbers={"delta": row["delta"], "metric_value": row["metric_value"], **evidence_of(judgement)},
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),
         row=row,
@@ -81,7 +78,8 @@ def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> di
     sign = 1 if evaluation.direction == "maximize" else -1
     low, high = comparison.interval if comparison else (None, None)
     moves = {key: (move[0], move[1]) for key, move in planned.changes.items()} if planned else {}
-    runs = judgement.confirming or [judgement.search]
+    search = _search_of(judgement)
+    runs = [run for run in judgement.confirming if isinstance(run, Done)] or [search]
     base = _common(session, experiment, runs)
     return base | {
         "metric_name": evaluation.metric,
@@ -95,9 +93,34 @@ def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> di
         "delta": sign * comparison.delta if comparison else None,
         "ci_low": _signed(sign, low, high),
         "ci_high": _signed(sign, high, low),
-        "crash_class": judgement.search.diagnosis.crash_class if judgement.search.diagnosis else None,
+        "crash_class": search.diagnosis.crash_class if search.diagnosis else None,
         "fixes": fixes_of(experiment) or None,
         "reason": verdict.reason,
+    }
+
+
+def _search_of(judgement: Judgement) -> Done:
+    """The run that was filtered, as the campaign's own runner executed it."""
+    assert isinstance(judgement.search, Done)
+    return judgement.search
+
+
+def evidence_of(judgement: Judgement) -> dict[str, Any]:
+    """What the verdict rests on, for `raft-agent show` and for the level of the next test."""
+    verdict = judgement.verdict
+    return {
+        "kind": verdict.kind,
+        "level": judgement.used.level if judgement.used else None,
+        "looks": list(judgement.looks),
+        "flags": list(judgement.flags),
+        "guards": dict(verdict.guards),
+        "search": judgement.on_search,
+        "basis": verdict.basis,
+        "runs": {
+            "search": [judgement.search.key],
+            "candidate": [run.key for run in judgement.confirming],
+            "incumbent": [run.key for run in judgement.beside],
+        },
     }
 
 
@@ -156,11 +179,6 @@ def _numbers_in_words(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in (*names, "memory_gb", "elapsed_min", "fixes")}
 
 
-def baseline_judgement(runs: list[Done], evaluation: Evaluation, gain: Comparison) -> Judgement:
-    """The baseline's row: number 0, kept by definition; its reference is the untrained model."""
-    scores = arm_scores(runs, split="search", evaluation=evaluation)
-    spread = ", ".join(f"{abs(mean_score(run)):.1%}" for run in scores)
-    verdict = Verdict(
-        "keep", f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model", gain, "baseline"
-    )
-    return Judgement(verdict, runs[0], confirming=runs)
+def fixes_of(experiment: Experiment) -> str:
+    """The fixes in words, for the table."""
+    return "; ".join(fix.subject for _, fix in sorted(experiment.fixes.items()) if fix.subject)

@@ -120,7 +120,7 @@ def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
         key=error.key,
         suggestion=error.suggestion,
     )
-    return Done(key, record, None, triage(Evidence(failure=failure)))
+    return Done(key, record, None, triage(Evidence(failure=failure)), session.evaluation)
 
 
 def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) -> Remedy | None:
@@ -201,6 +201,28 @@ def _fixed_text(session: Session, experiment: int, remedy: Remedy) -> str:
     except RecipeError:
         text = session.files_of(session.incumbent)[path]
     return edit_text(text, remedy.values, where=path)
+
+
+def commit_experiment(session: Session, number: int) -> None:
+    """The idea's commit on its branch, and those of its fixes."""
+    assert session.branches is not None
+    experiment = session.state.experiments[number]
+    planned = experiment.planned
+    if planned is None:
+        return
+    if experiment.committed is None:
+        sha = session.branches.commit_experiment(
+            experiment.number,
+            planned.slug,
+            planned.files,
+            subject=planned.subject,
+            body=planned.body,
+            trailers=planned.trailers,
+            parent=planned.parent_commit,
+        )
+        branch = session.branches.experiment_branches()[experiment.number]
+        session.tell("experiment_committed", experiment=experiment.number, branch=branch, commit=sha)
+    commit_pending_fixes(session, experiment.number)
 
 
 def commit_pending_fixes(session: Session, experiment: int) -> None:

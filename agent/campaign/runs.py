@@ -8,17 +8,20 @@ started ahead; whoever has a Runner closes it, so that none is left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.campaign.health import faults_of, health_of
+from agent.campaign.lab import CutShort, Health
 from agent.campaign.observer import Activity, Pulse
+from agent.campaign.scores import Scores, scores_of
 from agent.campaign.session import Session
-from agent.contract import Split, Summary
+from agent.contract import EvalRow, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
-from agent.recipe.schema import Recipe
+from agent.recipe.schema import Evaluation, Recipe
 from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
 from agent.run.processes import ProcessIdentity, end_process_group
 from agent.run.standby import Standby
@@ -30,14 +33,6 @@ SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
 Launch = Callable[..., RunResult]
-
-
-class CutShort(Exception):
-    """The campaign itself ended a run: a person's wish, or the end of the budget. The run proves nothing."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,10 @@ class Done:
     elapsed_s: float | None
     diagnosis: Diagnosis | None
     """Why it failed; None for a run with a summary."""
+    evaluation: Evaluation
+    ended_s: float | None = None
+    """Consumed seconds of the campaign when it ended."""
+    _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
     def summary(self) -> Summary | None:
@@ -73,6 +72,12 @@ class Done:
     @property
     def ok(self) -> bool:
         return self.diagnosis is None and self.record.summary is not None
+
+    @property
+    def crash_words(self) -> str | None:
+        if self.ok:
+            return None
+        return f"{self.diagnosis.crash_class}: {self.diagnosis.reason}" if self.diagnosis else "it left no summary"
 
     @property
     def named_error(self) -> AgentError | None:
@@ -85,6 +90,23 @@ class Done:
             hint = "make room (disk, shared memory, processes, open files); raft-agent resume then goes on"
             named = ResourceError(diagnosis.reason, where=self.key, hint=hint)
         return named
+
+    # --- what it measured -----------------------------------------------------------------------------------
+
+    def rows(self, split: str) -> list[EvalRow]:
+        return [row for row in self.record.evals if row.split == split]
+
+    def scores(self, split: str, metric: str | None = None) -> Scores | None:
+        if (split, metric) not in self._known:
+            found = scores_of(self.record.evals, split=split, evaluation=self.evaluation, metric=metric)
+            self._known[split, metric] = found
+        return self._known[split, metric]
+
+    def health(self, split: str) -> Health | None:
+        return health_of(self.rows(split))
+
+    def faults(self) -> list[str]:
+        return faults_of(self.record, self.evaluation) if self.ok else []
 
 
 class Runner:
@@ -121,7 +143,21 @@ class Runner:
     def read_back(self, key: str) -> Done:
         """A finished run from its folder."""
         record = read_run(self.session.runs_folder / key)
-        return Done(key, record, record.summary.elapsed_s if record.summary else None, None)
+        known = [run for run in self.session.state.runs.values() if _key_of(run) == key and _counts(run)]
+        return self._done(
+            key,
+            record,
+            elapsed_s=record.summary.elapsed_s if record.summary else None,
+            run=known[-1] if known else None,
+        )
+
+    def _done(
+        self, key: str, record: RunRecord, *, elapsed_s: float | None, diagnosis: Diagnosis | None = None,
+        run: Run | None = None,
+    ) -> Done:  # fmt: skip
+        """`run`: what the journal knows of it, where it ended before now."""
+        ended = run.finished.consumed_s if run is not None and run.finished else self.session.clock.consumed_s
+        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 
@@ -129,7 +165,8 @@ class Runner:
         assert run.finished is not None
         told = (run.finished.model_extra or {}).get("diagnosis")
         diagnosis = Diagnosis(**told) if told else None
-        return Done(job.key, read_run(self.session.runs_folder / job.key), run.finished.elapsed_s, diagnosis)
+        record = read_run(self.session.runs_folder / job.key)
+        return self._done(job.key, record, elapsed_s=run.finished.elapsed_s, diagnosis=diagnosis, run=run)
 
     def _settle(self, job: Job, out: Path, before: list[Run]) -> Done | None:
         """End what still runs in the folder and close the journal's open lines; a whole summary is a finished run."""
@@ -142,7 +179,7 @@ class Runner:
         summary = record.summary
         if open_runs and summary is not None and not summary.stopped:
             self._finish(open_runs[-1].id, ended_by="itself", exit_code=0, record=record, elapsed_s=summary.elapsed_s)
-            return Done(job.key, record, summary.elapsed_s, None)
+            return self._done(job.key, record, elapsed_s=summary.elapsed_s)
         for run in open_runs:
             self.session.tell("run_finished", run=run.id, ended_by="lost", reason="the agent ended before the run did")
         return None
@@ -259,7 +296,7 @@ class Runner:
         self.session.observer.ended(_how_it_ended(record, result, diagnosis))
         if ended_by == "stop":
             raise CutShort(self._why_stop() or result.reason)
-        return Done(job.key, record, result.elapsed_s, diagnosis)
+        return self._done(job.key, record, elapsed_s=result.elapsed_s, diagnosis=diagnosis)
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None

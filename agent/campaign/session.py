@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import statistics
@@ -18,7 +19,7 @@ from agent.errors import RecipeError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
 from agent.ledger.git import CampaignBranches, Repository
-from agent.ledger.journal import CampaignState, Journal
+from agent.ledger.journal import CampaignState, Experiment, Journal
 from agent.plan.schema import Playbook
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
 from agent.recipe.schema import Evaluation, Recipe
@@ -50,6 +51,8 @@ class Session:
     branches: CampaignBranches | None = None
     stop_request: Callable[[], str | None] = lambda: None
     """Why a person or a signal wants the campaign to stop now, or None."""
+    estimate: float | None = None
+    """The incumbent's metric from all its fresh runs, once there are any in this session."""
     _state: CampaignState | None = field(default=None, repr=False)
 
     @property
@@ -88,6 +91,11 @@ class Session:
     def recipe_of(self, experiment: int) -> Recipe:
         """The validated recipe of an experiment, without the shared layer. RecipeError where it is not valid."""
         return self.recipe_from(self.files_of(experiment), label=f"{experiment:03d}")
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """How every run of the campaign is measured."""
+        return self.recipe_of(0).evaluation
 
     def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
         """Load a recipe from texts by path, through real files, so that messages name file and line."""
@@ -148,7 +156,7 @@ class Session:
         best, metric, name = self.incumbent, numbers.get("baseline"), "baseline"
         if best:
             judged, planned = state.experiments[best].judged, state.experiments[best].planned
-            metric = judged.row.get("metric_value") if judged else None
+            metric = self.estimate if self.estimate is not None else judged.row.get("metric_value") if judged else None
             name = f"#{best} {planned.hypothesis if planned else ''}".strip()
         return Board(
             campaign=self.settings.campaign,
@@ -199,6 +207,12 @@ def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
         if parent is None:
             return files
         path = (path.parent / parent).resolve()
+
+
+def title(experiment: Experiment) -> str:
+    """`#3 learning-rate: raise the rate, 0.0005 -> 0.001`."""
+    planned = experiment.planned
+    return f"#{experiment.number} {planned.subject if planned else ''}".strip()
 
 
 def run_key(parts: Iterable[object]) -> str:

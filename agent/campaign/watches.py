@@ -1,4 +1,4 @@
-"""What to watch besides the metric, and what forbids a keep. Which watches there are: `plan/watches.py`.
+"""What to watch besides the metric. Which watches there are: `plan/watches.py`; what forbids a keep: `guards.py`.
 
 A probe evaluates a finished checkpoint with other prompt keys: reward on paraphrases, a prompt's gain at another
 prompt length. It is measured on the search split, costs no training, and is left out where time is short.
@@ -8,34 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.choose import observe
-from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.evidence import Evidence
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
-from agent.campaign.verdict import mean_score
+from agent.campaign.verdict import Report
 from agent.contract import CHECKPOINT
 from agent.plan.symptoms import signals
 from agent.plan.watches import Probe, ProbeResult, WatchReading, probes, read_probes, report_watches
 from agent.recipe.schema import Recipe
 
-GUARD_TRUNCATION = 0.5
-"""A candidate of which more than this share of held-out samples is cut, twice the incumbent's share, is not kept."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """One watch, read."""
-
-    watch: str
-    text: str
-    alarm: bool = False
-
 
 def watch(
-    session: Session, evidence: Evidence, experiment: int, run: Done, *, runner: Runner | None = None
+    session: Session, evidence: Evidence[Done], experiment: int, run: Done, *, runner: Runner | None = None
 ) -> list[Report]:
     """Read every watch of the hypothesis. Probes only with a runner, and where their time is there."""
     planned = session.state.experiments[experiment].planned
@@ -59,7 +46,7 @@ def _report(reading: WatchReading) -> Report:
     return Report(reading.watch, reading.text + alarm, bool(reading.alarms))
 
 
-def _signals(session: Session, evidence: Evidence, experiment: int, run: Done) -> dict[str, float | None]:
+def _signals(session: Session, evidence: Evidence[Done], experiment: int, run: Done) -> dict[str, float | None]:
     return signals(observe(session, evidence, run, experiment=experiment))
 
 
@@ -69,7 +56,7 @@ def _signals(session: Session, evidence: Evidence, experiment: int, run: Done) -
 def _probed(
     session: Session,
     runner: Runner,
-    evidence: Evidence,
+    evidence: Evidence[Done],
     experiment: int,
     run: Done,
     last: Done,
@@ -93,8 +80,8 @@ def _probed(
         mine = _evaluate(session, runner, experiment, run, probe)
         other = _evaluate(session, runner, session.incumbent, last, beside)
         if mine.ok and other.ok:
-            results[probe.watch].append(ProbeResult(probe.name, _metric(evidence, mine), _metric(evidence, other)))
-    gain = _metric(evidence, run) - _metric(evidence, last)
+            results[probe.watch].append(ProbeResult(probe.name, _metric(mine), _metric(other)))
+    gain = _metric(run) - _metric(last)
     return [_report(read_probes(session.playbook.watches[name], gain, found)) for name, found in results.items()]
 
 
@@ -108,9 +95,9 @@ def _affordable(session: Session, evaluations: int) -> bool:
     return session.clock.left_s > (evaluations + 1) * cost.evaluation_s + holdout_seconds(cost)
 
 
-def _metric(evidence: Evidence, run: Done) -> float:
-    scores = arm_scores([run], split="search", evaluation=evidence.evaluation)
-    return mean_score(scores[0]) if scores else float("nan")
+def _metric(run: Done) -> float:
+    scores = run.scores("search")
+    return scores.mean if scores is not None else float("nan")
 
 
 def _evaluate(session: Session, runner: Runner, experiment: int, run: Done, probe: Probe) -> Done:
@@ -126,28 +113,3 @@ def _evaluate(session: Session, runner: Runner, experiment: int, run: Done, prob
             evaluate=str(session.runs_folder / run.key / CHECKPOINT),
         )
     )
-
-
-# --- guards ------------------------------------------------------------------------------------------------
-
-
-def broken_guards(evidence: Evidence, experiment: int, incumbent: int) -> dict[str, str]:
-    """What forbids to keep a candidate whatever its metric says, with the numbers."""
-    ours, theirs = evidence.candidate(experiment), evidence.fresh_incumbent(incumbent)
-    broken: dict[str, str] = {}
-    expected = {(row.id, row.sample) for run in theirs for row in run.record.evals if row.split == "confirm"}
-    for run in ours:
-        found = {(row.id, row.sample) for row in run.record.evals if row.split == "confirm"}
-        if found != expected:
-            broken["evaluation"] = (
-                f"{len(expected - found)} held-out samples are missing, {len(found - expected)} too many"
-            )
-    cut, cut_before = _truncated(ours), _truncated(theirs)
-    if cut > GUARD_TRUNCATION and cut > 2 * cut_before:
-        broken["truncation"] = f"held-out completions that were cut: {cut_before:.0%} -> {cut:.0%}"
-    return broken
-
-
-def _truncated(runs: Sequence[Done]) -> float:
-    rows = [row for run in runs for row in run.record.evals if row.split == "confirm"]
-    return sum(row.finish_reason == "length" for row in rows) / len(rows) if rows else 0.0

@@ -138,7 +138,7 @@ def _campaign(
 ) -> None:
     """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
     from agent.campaign.loop import run_campaign
-    from agent.campaign.runs import Runner
+    from agent.campaign.workbench import Workbench
     from agent.hardware.sleep import stay_awake
     from agent.ledger.lock import hold
     from agent.report.terminal import TerminalObserver, console_for
@@ -157,7 +157,7 @@ def _campaign(
         _opening_words(session, observer)
         if not awake.held:
             observer.warn(awake.words)
-        ending = run_campaign(session, Runner(session))
+        ending = run_campaign(Workbench(session))
     if json_output:
         print_json(_ending_json(session, ending))
     else:
@@ -166,6 +166,7 @@ def _campaign(
 
 def _opening_words(session: Session, observer: TerminalObserver) -> None:
     from agent.campaign.calibration import plan_first
+    from agent.campaign.workbench import Workbench
 
     recipe = session.recipe_of(0)
     settings = session.settings
@@ -174,7 +175,7 @@ def _opening_words(session: Session, observer: TerminalObserver) -> None:
     observer.say(f"campaign {settings.campaign}: {session.recipe_path}, {time}, on {session.machine.summary}")
     if session.state.sessions <= 1 and session.settings.budget_s is not None:
         guess = "" if recipe.budget.train_seconds else " (a guess until the first run)"
-        observer.say(f"plan{guess}: {plan_first(session, recipe).words()}")
+        observer.say(f"plan{guess}: {plan_first(Workbench(session)).words()}")
 
 
 def _closing_words(session: Session, ending: Ending) -> None:
@@ -217,13 +218,14 @@ def _dry_run(workspace: Workspace, settings: Settings) -> None:
     from agent.campaign.capacity import refuse_too_large
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare
+    from agent.campaign.workbench import Workbench
 
     session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
     recipe = session.recipe_of(0)
     refuse_too_large(recipe, session.machine, cache=session.cache, base=workspace.root, where=settings.recipe_path)
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:
-        print(f"plan (times are guesses until the first run): {plan_first(session, recipe).words()}")
+        print(f"plan (times are guesses until the first run): {plan_first(Workbench(session)).words()}")
     ranking = choose.rank(session, None)
     print(f"without telemetry yet, these would come first; {ranking.note}")
     print(choose.explain(ranking, most=8))

@@ -45,11 +45,10 @@ def plan(
 
 def _session(workspace: Workspace, recipe: str | None, only: str | None) -> tuple[Session, Any]:
     """The last campaign with this recipe, or an empty one."""
-    from agent.campaign.evidence import Evidence, gather
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare
-    from agent.campaign.runs import Runner
     from agent.campaign.settings import Settings
+    from agent.campaign.workbench import Workbench
     from agent.ledger.journal import Journal
 
     path = recipe_path(workspace, recipe) if recipe else None
@@ -64,8 +63,9 @@ def _session(workspace: Workspace, recipe: str | None, only: str | None) -> tupl
     session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
     if chosen is None:
         return session, None
-    evidence = Evidence(session.recipe_of(0).evaluation)
-    gather(session, Runner(session), evidence)
+    bench = Workbench(session)
+    bench.gather()
+    evidence = bench.evidence
     return session, evidence if evidence.last_run(session.incumbent) else None
 
 

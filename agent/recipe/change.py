@@ -7,6 +7,7 @@ could be laid to neither.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -17,6 +18,17 @@ from agent.recipe.schema import Recipe, leaf_keys
 
 LEARNING_RATE_KEYS = ("learner.learning_rate", "learner.lr_schedule", "learner.warmup")
 TEMPERATURE_KEYS = ("rollout.temperature", "rollout.temperature_schedule")
+SAME_SPEED_KEYS = (
+    *LEARNING_RATE_KEYS,
+    "learner.beta2",
+    "learner.weight_decay",
+    "learner.max_grad_norm",
+    "learner.clip_range",
+    "task.reward.scale",
+    "execution.placebo",
+)
+"""Keys that change what a step does and not how long it takes, so that a training with another speed was disturbed.
+(A better policy may give shorter answers; a tokens-a-second figure hardly moves with that.)"""
 
 
 class ChangeRefused(AgentError):
@@ -74,6 +86,11 @@ class Change(BaseModel):
     def describe(self, recipe: Recipe) -> str:
         """`learner.learning_rate 5e-05 -> 0.0001, ...`, short enough for a table."""
         return describe_moves(self.values(recipe))
+
+
+def touches_speed(keys: Iterable[str]) -> bool:
+    """Whether moving these keys may change how many tokens a second a training does."""
+    return not all(key.startswith(SAME_SPEED_KEYS) for key in keys)
 
 
 def describe_moves(moves: dict[str, tuple[Any, Any]]) -> str:

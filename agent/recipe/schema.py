@@ -445,6 +445,17 @@ class Backend(Section):
     """Environment variables on top of the preset."""
 
 
+class MetricGuard(Section):
+    """A second metric of the confirming runs that a candidate may not make worse."""
+
+    metric: Literal["pass_rate", "pass_at_k", "mean_reward", "mean_tokens"]
+    """mean_tokens: length of a held-out completion."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """Which way is better."""
+    margin: Number = Field(0.0, ge=0)
+    """How much worse it may become, in units of the metric; beyond that and beyond noise, the candidate is not kept."""
+
+
 class Evaluation(Section):
     """How a result is measured. All of it is locked."""
 
@@ -472,6 +483,30 @@ class Evaluation(Section):
     """Which way is better."""
     min_effect: Number = Field(0.0, ge=0)
     """Smallest difference of the metric worth keeping."""
+    guards: list[MetricGuard] = []
+    """Second metrics that can veto a keep."""
+
+    @model_validator(mode="after")
+    def _min_effect_is_possible(self) -> Evaluation:
+        if self.metric != "mean_reward" and self.min_effect >= 1:
+            raise ValueError(
+                f"evaluation.min_effect must be below 1, {self.metric} lies between 0 and 1 (0.02 is two points); "
+                f"got {self.min_effect:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_do_not_contradict(self) -> Evaluation:
+        for guard in self.guards:
+            if guard.metric == self.metric and guard.direction != self.direction:
+                raise ValueError(
+                    f"evaluation.guards: {guard.metric} is to be {self.direction}d and its guard asks to "
+                    f"{guard.direction} it: nothing could ever be kept"
+                )
+        names = [guard.metric for guard in self.guards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluation.guards names a metric twice: {', '.join(names)}")
+        return self
 
 
 class Budget(Section):

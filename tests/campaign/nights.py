@@ -22,6 +22,7 @@ from agent.campaign.open import resume, start
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session
 from agent.campaign.settings import Settings
+from agent.campaign.workbench import Workbench
 from agent.hardware.probe import Machine
 from agent.ledger.workspace import Workspace
 from agent.recipe.files import resolved_text
@@ -111,14 +112,14 @@ class Night:
 
     def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
         session = self.open(**settings)
-        return run_campaign(session, Runner(session, launcher=launcher or forked_launch))
+        return run_campaign(Workbench(session, Runner(session, launcher=launcher or forked_launch)))
 
     def resume(self, *, launcher: Any = None, **keys: Any) -> Ending:
         self.session = resume(
             self.workspace, None, observer=self.observer, machine=MACHINE,
             model_cache=self.root / "models", stop_request=self.stop_request, **keys,
         )  # fmt: skip
-        return run_campaign(self.session, Runner(self.session, launcher=launcher or forked_launch))
+        return run_campaign(Workbench(self.session, Runner(self.session, launcher=launcher or forked_launch)))
 
     def git(self, *arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)

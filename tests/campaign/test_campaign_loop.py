@@ -14,6 +14,7 @@ from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothes
 
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
+from agent.campaign.workbench import Workbench
 from agent.errors import BudgetError, DataError, ResourceError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
@@ -354,7 +355,7 @@ def test_a_typo_is_fixed_by_a_commit_on_the_branch(
         files={"recipes/test.yaml": broken or text + f"{section}:\n{line}\nrollout: {{prompts_per_cycle: 32}}\n"},
         changes={key: [None, value], "rollout.prompts_per_cycle": [64, 32]},
     )
-    run_campaign(session, Runner(session, launcher=forked_launch))
+    run_campaign(Workbench(session, Runner(session, launcher=forked_launch)))
     row = rows(night)[1]
     assert row["status"] in ("keep", "discard"), row["reason"]
     assert "fix typo" in row["fixes"]

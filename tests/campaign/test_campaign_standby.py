@@ -12,6 +12,7 @@ from nights import FAKE, NOTHING, RATE_UP, Night, fake_launch, forked_launch, hy
 
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
+from agent.campaign.workbench import Workbench
 from agent.ledger.events import RunStarted
 from agent.run.standby import Standby
 
@@ -34,7 +35,7 @@ def test_a_paused_campaign_leaves_none_behind(night: Night) -> None:
         return (fake_launch() if "001-search" in request.out.name else forked_launch)(request, **keys)
 
     with pytest.raises(Paused, match="stopped by a test"):
-        run_campaign(session, Runner(session, launcher=launcher, standby=standby))
+        run_campaign(Workbench(session, Runner(session, launcher=launcher, standby=standby)))
     [pid] = started_ahead(night)
     assert not psutil.pid_exists(pid)
     assert standby.waiting is None
@@ -48,7 +49,7 @@ def test_a_campaign_with_processes_started_ahead_ends_as_one_without(
     night.playbook(RATE_UP, NOTHING)
     session = night.open()
     standby = Standby(trainer=FAKE, command=AHEAD)
-    ending = run_campaign(session, Runner(session, launcher=fake_launch(), standby=standby))
+    ending = run_campaign(Workbench(session, Runner(session, launcher=fake_launch(), standby=standby)))
     ran = [event.pid for event in session.journal.events() if isinstance(event, RunStarted)]
     ahead = started_ahead(night)
     assert set(ahead[:-1]) <= set(ran), "each run gets the process that waited for it"

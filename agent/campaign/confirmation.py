@@ -1,0 +1,192 @@
+"""Fresh seeds for both arms on prompts that the search never saw, more of them while the matter is open.
+
+One seed of the candidate first: most ideas that the filter let through by luck go no further. From the second on,
+each look is a test at its share of the level that the campaign's rule gives the confirmation (`levels.py`); what is
+neither shown nor hopeless gets further seeds, as far as the time goes.
+
+The incumbent's runs serve every candidate that challenges it, so its estimate becomes better as the night goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent.campaign.budget import holdout_seconds
+from agent.campaign.comparison import Comparison
+from agent.campaign.evidence import Evidence
+from agent.campaign.guards import broken_guards, suspicions
+from agent.campaign.lab import Lab, Measured, Order
+from agent.campaign.levels import Used, next_level
+from agent.campaign.verdict import Judgement, Verdict, judge_confirmed, span_of
+from agent.report.words import points
+
+MARGIN = 0.01
+"""Non-inferiority margin of a simpler or cheaper recipe where min_effect names none, in units of the metric."""
+
+
+def margin_of(lab: Lab) -> float:
+    return lab.evaluation.min_effect or MARGIN
+
+
+def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
+    """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
+    cost = lab.cost(number)
+    theirs = len(evidence.fresh_incumbent(lab.incumbent))
+    missing = max(0, seeds - theirs) + max(0, seeds - len(evidence.candidate(number)))
+    needed = missing * cost.total_s + holdout_seconds(cost)
+    if needed <= lab.clock.left_s:
+        return None
+    return f"it would take {needed:.0f}s with the holdout, {max(0.0, lab.clock.left_s):.0f}s are left"
+
+
+@dataclass
+class _Way:
+    """A confirmation under way."""
+
+    number: int
+    incumbent: int
+    search: Measured
+    on_search: Comparison
+    advantage: str | None
+    level: float
+    """Of the whole confirmation."""
+    looks: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+
+def confirm(
+    lab: Lab, evidence: Evidence, number: int, *, search: Measured, on_search: Comparison, advantage: str | None
+) -> Judgement:
+    """Carry a candidate from the filter to its verdict. Raises CutShort where the campaign ends first."""
+    level = next_level(lab.rules, lab.used_levels(), ideas=lab.ideas_left())
+    way = _Way(number, lab.incumbent, search, on_search, advantage, level)
+    verdict = _step_by_step(lab, evidence, way)
+    if verdict.outcome == "keep" and lab.has_comparator(number):
+        verdict = _against_comparator(lab, evidence, way, verdict)
+    return Judgement(
+        verdict,
+        search,
+        confirming=evidence.candidate(number),
+        beside=evidence.fresh_incumbent(way.incumbent),
+        on_search=on_search,
+        watches=lab.watch(number, search, probe=verdict.outcome != "crash"),
+        used=Used(level, kept=verdict.outcome == "keep"),
+        looks=tuple(way.looks),
+        flags=tuple(way.flags),
+    )
+
+
+def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
+    rules, verdict = lab.rules, None
+    for seeds in range(1, rules.most_seeds + 1):
+        lacking = lacking_time(lab, evidence, way.number, seeds=seeds) if verdict else None
+        if lacking and verdict:
+            return Verdict("discard", f"{verdict.reason}; {lacking}", verdict.basis, "inconclusive")
+        crash = _bring(lab, evidence, way, seeds)
+        if crash:
+            return Verdict("crash", f"{crash}, in confirmation", way.on_search, "crash")
+        found = evidence.on_confirm(way.number, way.incumbent)
+        if seeds not in rules.looks:
+            if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way)) > rules.hold_p:
+                return _did_not_hold(way, found)
+            way.looks.append(f"{_seeds(found)}: {span_of(found)}, worth another")
+            continue
+        verdict = _test(lab, evidence, way, found)
+        hopeless = found.p_above(_bar(lab, way)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
+        if verdict.outcome == "keep" or verdict.kind in ("guard", "suspect", "regressed") or hopeless:
+            return verdict
+    assert verdict is not None
+    return verdict
+
+
+def _bar(lab: Lab, way: _Way) -> float:
+    """The difference that has to be beaten: 0, or minus the margin where being no worse is enough."""
+    return -margin_of(lab) if way.advantage else 0.0
+
+
+def _seeds(found: Comparison) -> str:
+    return f"{found.seeds_candidate}+{found.seeds_incumbent} seeds"
+
+
+def _did_not_hold(way: _Way, found: Comparison) -> Verdict:
+    way.looks.append(f"{_seeds(found)}: {span_of(found)}, given up")
+    reason = f"inconclusive: did not hold on fresh prompts with a fresh seed, {span_of(found)}"
+    return Verdict("discard", reason, found, "inconclusive")
+
+
+def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict:
+    """One look, at its share of the confirmation's level."""
+    level = lab.rules.looks[found.seeds_candidate] * way.level
+    verdict = judge_confirmed(
+        found,
+        level=level,
+        min_effect=lab.evaluation.min_effect,
+        margin=margin_of(lab),
+        advantage=way.advantage,
+        guards=broken_guards(lab, evidence, way.number, way.incumbent),
+    )
+    if verdict.outcome == "keep":
+        verdict = suspicions(lab, evidence, way.number, way.incumbent, verdict, flags=way.flags)
+    way.looks.append(f"{_seeds(found)}: {span_of(found)}, {_against(lab, way, found, level)}: {verdict.kind}")
+    return verdict
+
+
+def _against(lab: Lab, way: _Way, found: Comparison, level: float) -> str:
+    return f"lower bound {points(found.lower(level))} at level {level:.4f} against {points(_bar(lab, way))}"
+
+
+# --- runs --------------------------------------------------------------------------------------------------
+
+
+def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> str | None:
+    """Both arms to so many fresh seeds, by turns. Why a run crashed, or None."""
+    for index in range(seeds):
+        for arm in (way.number, way.incumbent):
+            is_candidate = arm == way.number
+            order = (
+                Order(arm, "candidate", index) if is_candidate else Order(arm, "incumbent", index, beside=way.number)
+            )
+            crash = _one(lab, evidence, order)
+            if crash:
+                return crash
+    if seeds == 1:
+        return _refresh(lab, evidence, way)
+    return None
+
+
+def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> str | None:
+    """One more incumbent run beside ones that are old: machines drift over a night."""
+    runs = evidence.fresh_incumbent(way.incumbent)
+    ends = [run.ended_s for run in runs if run.ended_s is not None]
+    if not ends or lab.clock.consumed_s - max(ends) <= lab.rules.stale_s:
+        return None
+    lab.say(f"  the incumbent ran last {(lab.clock.consumed_s - max(ends)) / 3600:.1f}h ago: a fresh run beside it")
+    return _one(lab, evidence, Order(way.incumbent, "incumbent", len(runs), beside=way.number))
+
+
+def _one(lab: Lab, evidence: Evidence, order: Order) -> str | None:
+    run = lab.run(order)
+    if not run.ok:
+        return run.crash_words or "no summary"
+    evidence.add(run, experiment=order.experiment, arm=order.arm)
+    return None
+
+
+# --- a schedule against a constant rate --------------------------------------------------------------------
+
+
+def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdict) -> Verdict:
+    """A schedule is kept only if it also beats the same recipe at a constant rate."""
+    for index in range(len(evidence.candidate(way.number))):
+        if _one(lab, evidence, Order(way.number, "comparator", index)):
+            reason = "inconclusive: its constant-rate comparator did not run"
+            return Verdict("discard", reason, verdict.basis, "inconclusive")
+    beside = evidence.on_comparator(way.number)
+    # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
+    level = lab.rules.looks[beside.seeds_candidate] * way.level
+    second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=margin_of(lab))
+    way.looks.append(f"against a constant rate, {_seeds(beside)}: {span_of(beside)}: {second.kind}")
+    if second.outcome == "keep":
+        return verdict
+    reason = f"inconclusive: not shown better than a constant rate ({second.reason})"
+    return Verdict("discard", reason, verdict.basis, "inconclusive")

@@ -1,0 +1,69 @@
+"""What a run's held-out rows show besides the metric, and what makes its numbers invalid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from agent.campaign.lab import Health
+from agent.campaign.scores import scores_of
+from agent.contract import EvalRow
+from agent.recipe.schema import Evaluation
+from agent.run.telemetry import RunRecord
+
+ROUNDING = 1e-6
+
+
+def health_of(rows: Sequence[EvalRow]) -> Health | None:
+    """None where there are no rows."""
+    if not rows:
+        return None
+    digests = [row.digest for row in rows if row.digest is not None]
+    formatted = [row.formatted for row in rows if row.formatted is not None]
+    return Health(
+        samples=len(rows),
+        truncated=sum(row.finish_reason == "length" for row in rows) / len(rows),
+        tokens=sum(row.tokens for row in rows) / len(rows),
+        distinct=len(set(digests)) / len(digests) if len(digests) == len(rows) else None,
+        formatted=sum(formatted) / len(formatted) if formatted else None,
+    )
+
+
+def faults_of(record: RunRecord, evaluation: Evaluation) -> list[str]:
+    """Why the numbers of a finished run cannot be right: a trainer of another make, or a broken evaluation, gave them.
+
+    The metric must be finite, a rate within 0 and 1, the summary must say what the rows add up to, and no pass@1 may
+    lie above its pass@k.
+    """
+    summary = record.summary
+    if summary is None:
+        return []
+    faults = []
+    for split, value in summary.metrics.items():
+        if not math.isfinite(value):
+            faults.append(f"{evaluation.metric} on {split} is {value}")
+        elif evaluation.metric != "mean_reward" and not 0 <= value <= 1:
+            faults.append(f"{evaluation.metric} on {split} is {value:g}, outside 0 to 1")
+        else:
+            faults += _against_the_rows(record, evaluation, split, value)
+    extra = {name: value for name, value in (summary.model_extra or {}).items() if isinstance(value, int | float)}
+    at_1, at_k = extra.get("pass_at_1"), extra.get("pass_at_k")
+    if at_1 is not None and at_k is not None and at_1 > at_k + ROUNDING:
+        faults.append(f"pass@1 {at_1:g} is above pass@k {at_k:g}")
+    return faults
+
+
+def _against_the_rows(record: RunRecord, evaluation: Evaluation, split: str, told: float) -> list[str]:
+    rows = [row for row in record.evals if row.split == split]
+    if any(not math.isfinite(row.reward) for row in rows):
+        return [f"a reward on {split} is not finite"]
+    scores = scores_of(rows, split=split, evaluation=evaluation)
+    if scores is None:
+        return [f"{evaluation.metric} on {split} is {told:g}, and eval.jsonl has no row of it"]
+    sign = 1 if evaluation.direction == "maximize" else -1
+    # every prompt has as many samples as the others, so the mean over prompts is the mean over samples
+    if abs(sign * scores.mean - told) > 1e-3 and len({row.id for row in rows}) * evaluation.samples_per_prompt == len(
+        rows
+    ):
+        return [f"{evaluation.metric} on {split} is {told:.4f} in the summary, its rows say {sign * scores.mean:.4f}"]
+    return []

@@ -1,0 +1,204 @@
+"""What the loop needs of the world: runs of recipes, a clock, a journal, a planner.
+
+The loop, calibration, experiments, confirmation and ablation decide; everything that they do to the world goes through
+`Lab`. There are two: `workbench.py` trains, commits and writes; `agent.simulate` draws what a training would have
+measured, so that thousands of nights go through the same decisions.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from agent.campaign.budget import BudgetClock, RunCost, reserve_seconds
+from agent.campaign.levels import Used
+from agent.campaign.rules import Rules
+from agent.campaign.scores import Scores
+from agent.campaign.verdict import Judgement, Report
+from agent.contract import Split, Summary
+from agent.recipe.schema import Budget, Evaluation
+
+Arm = Literal["untrained", "baseline", "search", "candidate", "incumbent", "comparator"]
+"""untrained: the model as it comes, evaluated. baseline: its calibrating repeats. search: the run that is filtered.
+candidate: confirming runs of an idea. incumbent: fresh confirming runs of a recipe that others challenge.
+comparator: the same idea without its schedule."""
+
+MEASURED_ON: dict[Arm, tuple[Split, ...]] = {
+    "untrained": ("search",),
+    "baseline": ("search",),
+    "search": ("search",),
+    "candidate": ("confirm", "search"),
+    "incumbent": ("confirm", "search"),
+    "comparator": ("confirm",),
+}
+
+
+MANY_IDEAS = 1000
+
+
+class CutShort(Exception):
+    """The campaign itself ended a run: a person's wish, or the end of the budget. The run proves nothing."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run of an experiment's recipe. 0 is the baseline. The lab knows the seed that goes with it."""
+
+    experiment: int
+    arm: Arm
+    index: int = 0
+    beside: int | None = None
+    """The idea on whose behalf the incumbent runs."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What else a run shows on a held-out split."""
+
+    samples: int
+    truncated: float
+    """Share of completions that were cut."""
+    tokens: float
+    """Mean length of a completion."""
+    distinct: float | None
+    """Distinct completions / samples; None where the trainer does not tell."""
+    formatted: float | None
+    """Share from which an answer could be extracted."""
+
+
+class Measured(Protocol):
+    """A run that has come to an end of its own."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def crash_words(self) -> str | None:
+        """`oom: ran out of memory`; None for a run with a summary."""
+
+    @property
+    def summary(self) -> Summary | None: ...
+    @property
+    def ended_s(self) -> float | None:
+        """Consumed seconds of the campaign when it ended."""
+
+    def scores(self, split: str, metric: str | None = None) -> Scores | None:
+        """None where it was not measured there. `metric` instead of the evaluation's own."""
+
+    def health(self, split: str) -> Health | None: ...
+    def faults(self) -> list[str]:
+        """What makes its numbers invalid."""
+
+
+class Lab(abc.ABC):
+    """The world of one campaign."""
+
+    rules: Rules
+    evaluation: Evaluation
+    budget: Budget
+    """Of one training; the same for every recipe of the campaign."""
+    baseline_seeds: int
+    max_experiments: int | None
+    target: str | None
+
+    @property
+    @abc.abstractmethod
+    def clock(self) -> BudgetClock: ...
+
+    # --- for people -----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def say(self, text: str) -> None: ...
+
+    @abc.abstractmethod
+    def warn(self, text: str) -> None: ...
+
+    @abc.abstractmethod
+    def stop_request(self) -> str | None:
+        """Why a person or a signal wants the campaign to stop now, or None."""
+
+    # --- what is known --------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def incumbent(self) -> int:
+        """Experiment number of the best recipe so far; 0 is the baseline."""
+
+    @abc.abstractmethod
+    def outcomes(self) -> Sequence[tuple[int, str]]:
+        """(number, outcome) of the ideas that were judged, in that order; the baseline is not among them."""
+
+    @abc.abstractmethod
+    def open_experiment(self) -> int | None:
+        """An idea that was planned and has no outcome yet."""
+
+    @abc.abstractmethod
+    def best_metric(self) -> float | None:
+        """The incumbent's confirmed metric (the baseline's from its repeats), in its own direction."""
+
+    @abc.abstractmethod
+    def used_levels(self) -> list[Used]:
+        """Of the confirmations of all ideas that were judged."""
+
+    @abc.abstractmethod
+    def title(self, number: int) -> str: ...
+
+    @abc.abstractmethod
+    def cost(self, experiment: int) -> RunCost:
+        """Predicted seconds of a run of its recipe."""
+
+    @abc.abstractmethod
+    def simpler(self, number: int) -> int:
+        """How many settings fewer than the incumbent's differ from the defaults."""
+
+    @abc.abstractmethod
+    def has_comparator(self, number: int) -> bool:
+        """Whether it must also beat the same recipe at a constant rate."""
+
+    @abc.abstractmethod
+    def touches_speed(self, number: int) -> bool:
+        """Whether the idea's change may make a training faster or slower."""
+
+    def ideas_left(self) -> int:
+        """How many more ideas the budget affords, or the user allows, after the one at hand."""
+        cost = self.cost(self.incumbent)
+        by_time = (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
+        by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
+        return int(max(0.0, min(by_time, by_wish, MANY_IDEAS)))
+
+    # --- what is done ---------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def next_idea(self) -> tuple[int | None, str]:
+        """Plan the next idea: its number, or None and why there is none."""
+
+    @abc.abstractmethod
+    def commit(self, number: int) -> None:
+        """Make the idea durable before its first run."""
+
+    @abc.abstractmethod
+    def run(self, order: Order) -> Measured:
+        """Execute it once, or read it back. Raises CutShort, and AgentErrors that no idea can mend."""
+
+    @abc.abstractmethod
+    def again(self, run: Measured, order: Order) -> Measured:
+        """Evaluate what the run delivered once more, in a process of its own."""
+
+    @abc.abstractmethod
+    def calibrated(self, values: dict[str, Any]) -> None:
+        """Write down what the baseline's repeats say."""
+
+    @abc.abstractmethod
+    def watch(self, number: int, search: Measured, *, probe: bool) -> list[Report]:
+        """Read what the hypothesis says should be watched; `probe` allows evaluations for it."""
+
+    @abc.abstractmethod
+    def conclude(self, number: int, judgement: Judgement) -> None:
+        """Write the outcome down where it lasts."""

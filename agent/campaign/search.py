@@ -1,0 +1,88 @@
+"""The search: baseline, then ideas until a stop rule is met, each carried to its outcome. The same in every lab."""
+
+from __future__ import annotations
+
+from agent.campaign.budget import reserve_seconds
+from agent.campaign.calibration import Calibration, calibrate
+from agent.campaign.evidence import Evidence
+from agent.campaign.experiment import attempt
+from agent.campaign.lab import CutShort, Lab
+from agent.campaign.settings import parse_target
+from agent.campaign.verdict import Judgement, Verdict
+from agent.report.words import duration
+
+CRASHES_IN_A_ROW = 4
+"""After this many crashed ideas in a row something is wrong with the machine, not with the ideas."""
+
+
+def spend_the_night(lab: Lab, evidence: Evidence) -> str:
+    """Baseline, then ideas until a stop rule is met: the rule in words. Raises CutShort."""
+    lab.conclude(0, baseline_judgement(calibrate(lab, evidence)))
+    return search(lab, evidence)
+
+
+def baseline_judgement(calibration: Calibration) -> Judgement:
+    """The baseline's row: number 0, kept by definition; its reference is the untrained model."""
+    runs = list(calibration.runs)
+    spread = ", ".join(f"{abs(scores.mean):.1%}" for run in runs if (scores := run.scores("search")) is not None)
+    words = f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model"
+    return Judgement(Verdict("keep", words, calibration.gain, "baseline"), runs[0], confirming=runs)
+
+
+def search(lab: Lab, evidence: Evidence) -> str:
+    """Try ideas until a stop rule is met; returns the rule in words."""
+    while True:
+        number = lab.open_experiment()
+        if number is None:
+            reason = why_stop(lab)
+            if reason is not None:
+                return reason
+            number, reason = lab.next_idea()
+            if number is None:
+                return reason
+        lab.say(f"idea {lab.title(number)}")
+        judgement = attempt(lab, evidence, number)
+        lab.conclude(number, judgement)
+        _report(lab, number, judgement)
+
+
+def why_stop(lab: Lab) -> str | None:
+    """The stop rule that is met, in words, or None."""
+    asked = lab.stop_request()
+    if asked:
+        raise CutShort(asked)
+    judged = lab.outcomes()
+    if lab.max_experiments is not None and len(judged) >= lab.max_experiments:
+        return f"--max-experiments {lab.max_experiments} reached"
+    if _target_reached(lab):
+        return f"--target {lab.target} reached"
+    last = [outcome for _, outcome in judged[-CRASHES_IN_A_ROW:]]
+    if len(last) >= CRASHES_IN_A_ROW and set(last) == {"crash"}:
+        return f"{CRASHES_IN_A_ROW} ideas in a row crashed: something is wrong with the machine or the recipe"
+    cost = lab.cost(lab.incumbent)
+    reserve = reserve_seconds(cost)
+    if not lab.clock.affords(cost.total_s, reserve_s=reserve):
+        return (
+            f"the next idea would need {duration(cost.total_s)} and {duration(reserve)} are held back, "
+            f"{duration(lab.clock.left_s)} are left"
+        )
+    return None
+
+
+def _target_reached(lab: Lab) -> bool:
+    """By the confirmed metric of the incumbent; a lucky search run does not count."""
+    if lab.target is None:
+        return False
+    metric = lab.best_metric()
+    return metric is not None and parse_target(lab.target, metric=lab.evaluation.metric).reached(metric)
+
+
+def _report(lab: Lab, number: int, judgement: Judgement) -> None:
+    """After each idea: the outcome, and in words whether a stop rule is met and what remains."""
+    lab.say(f"{judgement.verdict.outcome} #{number}: {judgement.verdict.reason}")
+    try:
+        reason = why_stop(lab)
+    except CutShort as cut:
+        reason = cut.reason
+    rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {duration(lab.clock.left_s)} left"
+    lab.say(f"  {rest}")

@@ -1,0 +1,322 @@
+"""The lab that trains: every order becomes a process, a line in the journal, a commit, a row.
+
+Decides nothing. The loop asks for runs and says what came of them; how a run is repaired is in `repair.py`, how an
+outcome is written in `record.py`, which idea comes next in `choose.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from agent.campaign import choose
+from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.finish import tidy_checkpoints
+from agent.campaign.lab import MEASURED_ON, Arm, Lab, Measured, Order
+from agent.campaign.levels import Used
+from agent.campaign.record import judge, record, restore_rows
+from agent.campaign.repair import commit_experiment, train_with_repairs
+from agent.campaign.rules import Rules
+from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.session import Session, run_key, title
+from agent.campaign.verdict import Judgement, Report
+from agent.campaign.watches import watch
+from agent.contract import CHECKPOINT, UNTRAINED
+from agent.errors import AgentError, TrainingFailed
+from agent.ledger.events import RunPlanned, RunStarted
+from agent.recipe.change import touches_speed
+from agent.recipe.files import recipe_from
+from agent.recipe.schema import Recipe
+
+SEED_OF: dict[Arm, int] = {"search": 0, "candidate": 100, "incumbent": 500, "comparator": 700}
+"""Added to the experiment's own thousand, so that no two runs of a campaign share a seed."""
+
+
+class Workbench(Lab):
+    def __init__(self, session: Session, runner: Runner | None = None, *, rules: Rules | None = None):
+        self.session = session
+        self.runner = runner or Runner(session)
+        self.rules = rules or Rules()
+        self.evidence: Evidence[Done] = Evidence()
+        self.evaluation = session.evaluation
+        self.budget = session.recipe_of(0).budget
+        self.baseline_seeds = session.settings.baseline_seeds
+        self.max_experiments = session.settings.max_experiments
+        self.target = session.settings.target
+
+    def close(self) -> None:
+        """No further run will come."""
+        self.runner.close()
+
+    @property
+    def clock(self) -> BudgetClock:
+        return self.session.clock
+
+    # --- for people -----------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        self.session.observer.say(text)
+
+    def warn(self, text: str) -> None:
+        self.session.observer.warn(text)
+
+    def stop_request(self) -> str | None:
+        return self.session.stop_request()
+
+    # --- what is known --------------------------------------------------------------------------------------
+
+    @property
+    def incumbent(self) -> int:
+        return self.session.incumbent
+
+    def recipe_of(self, experiment: int) -> Recipe:
+        return self.session.recipe_of(experiment)
+
+    def outcomes(self) -> Sequence[tuple[int, str]]:
+        state = self.session.state
+        return [(number, state.experiments[number].outcome or "") for number in state.judged_order if number > 0]
+
+    def has_baseline(self) -> bool:
+        baseline = self.session.state.experiments.get(0)
+        return baseline is not None and baseline.judged is not None
+
+    def open_experiment(self) -> int | None:
+        for number, experiment in sorted(self.session.state.experiments.items()):
+            if number > 0 and experiment.planned and experiment.judged is None:
+                return number
+        return None
+
+    def best_metric(self) -> float | None:
+        """Better known with each fresh run of the incumbent, which were not chosen for their result."""
+        number = self.incumbent
+        runs = self.evidence.fresh_incumbent(number) if number else self.evidence.baseline()
+        scores = arm_scores(runs, "confirm" if number else "search")
+        if number and len(scores) < self.rules.confirm_seeds:
+            judged = self.session.state.experiments[number].judged
+            return judged.row.get("metric_value") if judged else None
+        return abs(statistics.fmean(run.mean for run in scores)) if scores else None
+
+    def used_levels(self) -> list[Used]:
+        state = self.session.state
+        judged = [state.experiments[number].judged for number in state.judged_order]
+        told = [(event.numbers.get("level"), event.outcome == "keep") for event in judged if event]
+        return [Used(float(level), kept) for level, kept in told if level is not None]
+
+    def title(self, number: int) -> str:
+        return title(self.session.state.experiments[number])
+
+    def cost(self, experiment: int) -> RunCost:
+        return self.session.cost(self.session.recipe_of(experiment))
+
+    def simpler(self, number: int) -> int:
+        return overrides(self.recipe_of(self.incumbent)) - overrides(self.recipe_of(number))
+
+    def has_comparator(self, number: int) -> bool:
+        return bool(self._planned(number).get("comparator"))
+
+    def touches_speed(self, number: int) -> bool:
+        """Where the budget is tokens or cycles, speed changes nothing that is measured."""
+        if self.recipe_of(0).budget.train_seconds is None:
+            return True
+        planned = self.session.state.experiments[number].planned
+        fixed = bool(self.session.state.experiments[number].fixes)
+        return fixed or planned is None or touches_speed(planned.changes)
+
+    def _planned(self, number: int) -> dict[str, Any]:
+        planned = self.session.state.experiments[number].planned
+        return dict(planned.model_extra or {}) if planned else {}
+
+    # --- before the first idea ------------------------------------------------------------------------------
+
+    def plan_baseline(self) -> None:
+        """The baseline is experiment 0: the null change, a row like any other."""
+        session = self.session
+        if 0 not in session.state.experiments or session.state.experiments[0].planned is None:
+            session.tell(
+                "experiment_planned",
+                experiment=0,
+                hypothesis="baseline",
+                axis="baseline",
+                slug="baseline",
+                subject="baseline",
+                files={},
+                recipe_signature=session.recipe_of(0).signature(),
+            )
+        self.commit(0)
+
+    def gather(self) -> None:
+        """Read back what earlier sessions of the campaign measured."""
+        for key, words in self.runner.finished_well():
+            arm = _arm_of(words)
+            number = int(key[:3]) if key[:3].isdigit() else 0
+            if arm is not None:
+                self.evidence.add(self.runner.read_back(key), experiment=number, arm=arm)
+
+    def settle(self) -> None:
+        """Write down what an earlier session judged and did not record, and what the table has lost since."""
+        for number in list(self.session.state.judged_order):
+            if self.session.state.experiments[number].recorded is None:
+                record(self.session, number)
+        restore_rows(self.session)
+
+    # --- what is done ---------------------------------------------------------------------------------------
+
+    def next_idea(self) -> tuple[int | None, str]:
+        ranking = choose.rank(self.session, self.evidence)
+        proposal, why = ranking.best()
+        if proposal is None:
+            return None, f"the playbook is exhausted: {why}"
+        self.say(choose.explain(ranking))
+        return choose.announce(self.session, proposal), ""
+
+    def commit(self, number: int) -> None:
+        commit_experiment(self.session, number)
+
+    def run(self, order: Order) -> Done:
+        if order.arm == "untrained":
+            done = self.runner.run(self._untrained())
+        elif order.arm == "baseline":
+            done = self._repaired(order, key="baseline", what=f"baseline {order.index + 1} of {self.baseline_seeds}")
+        elif order.arm == "search":
+            again = ", once more" if order.index else ""
+            done = self._repaired(
+                order, key=f"{order.experiment:03d}-search", what=f"{self.title(order.experiment)}{again}"
+            )
+        else:
+            done = self.runner.run(self._confirming(order))
+        first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
+        if first and not done.ok:
+            raise _failed(done)
+        return done
+
+    def _untrained(self) -> Job:
+        recipe = self.recipe_of(0)
+        return Job(
+            key="untrained-search",
+            what="untrained model",
+            recipe=self.session.with_shared_layer(recipe),
+            seed=recipe.seed,
+            role="baseline",
+            rung="calibrate",
+            arm=UNTRAINED,
+            evaluate=UNTRAINED,
+        )
+
+    def _repaired(self, order: Order, *, key: str, what: str) -> Done:
+        baseline = order.arm == "baseline"
+        return train_with_repairs(
+            self.session,
+            self.runner,
+            experiment=order.experiment,
+            key=key,
+            what=what,
+            seed=self.seed_of(order),
+            role="baseline" if baseline else "experiment",
+            rung="calibrate" if baseline else "full",
+            arm=None if baseline else "candidate",
+        )
+
+    def _confirming(self, order: Order) -> Job:
+        """An incumbent's runs serve for every candidate that challenges it.
+
+        A recipe that was kept was kept for its own confirming runs: as the incumbent it needs fresh ones.
+        """
+        of, seed = order.experiment, self.seed_of(order)
+        name = "confirm" if order.arm == "candidate" else order.arm
+        recipe = self.recipe_of(of)
+        if order.arm == "comparator":
+            recipe = recipe_from(self._planned(of)["comparator"], where=f"comparator of #{of}")
+        return Job(
+            key=run_key([f"{of:03d}-{name}", f"s{seed}"]),
+            what=self._words(order),
+            recipe=self.session.with_shared_layer(recipe),
+            seed=seed,
+            role="confirm",
+            rung="confirm",
+            experiment=None if order.arm == "incumbent" else of,
+            arm=order.arm,
+            splits=MEASURED_ON[order.arm],
+        )
+
+    def _words(self, order: Order) -> str:
+        if order.arm == "candidate":
+            return f"confirming {self.title(order.experiment)}"
+        if order.arm == "comparator":
+            return f"constant-rate comparator of #{order.experiment}"
+        name = f"incumbent #{order.experiment}" if order.experiment else "baseline"
+        return f"{name} beside #{order.beside}"
+
+    def seed_of(self, order: Order) -> int:
+        first = self.recipe_of(0).seed
+        if order.arm == "baseline":
+            return first + 1 + order.index
+        return first + 1000 * order.experiment + SEED_OF[order.arm] + order.index
+
+    def again(self, run: Measured, order: Order) -> Done:
+        recipe = self.session.with_shared_layer(self.recipe_of(order.experiment))
+        return self.runner.run(
+            Job(
+                key=run_key([run.key, "again"]),
+                what=f"a second look at {run.key}",
+                recipe=recipe,
+                seed=recipe.seed,
+                role="confirm",
+                rung="confirm",
+                experiment=order.experiment,
+                arm="again",
+                splits=("confirm",),
+                evaluate=str(self.session.runs_folder / run.key / CHECKPOINT),
+            )
+        )
+
+    def calibrated(self, values: dict[str, Any]) -> None:
+        if self.session.state.calibration != values:
+            self.session.tell("calibrated", values=values)
+        self.session.observer.board(self.session.board())
+
+    def watch(self, number: int, search: Measured, *, probe: bool) -> list[Report]:
+        assert isinstance(search, Done)
+        return watch(self.session, self.evidence, number, search, runner=self.runner if probe else None)
+
+    def conclude(self, number: int, judgement: Judgement) -> None:
+        if self.session.state.experiments[number].judged is None:
+            judge(self.session, number, judgement)
+        record(self.session, number)
+        if number:
+            tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
+        self.session.estimate = self.best_metric()
+        self.session.observer.board(self.session.board())
+
+
+def _arm_of(words: RunPlanned | RunStarted) -> Arm | None:
+    """The arm of evidence that a journalled run belongs to; None for probes, holdout and the untrained model."""
+    if words.role == "experiment":
+        return "search" if words.arm == "candidate" else None
+    if words.role == "confirm":
+        known: dict[str | None, Arm] = {"candidate": "candidate", "incumbent": "incumbent", "comparator": "comparator"}
+        return known.get(words.arm)
+    return "baseline" if words.role == "baseline" and words.arm is None else None
+
+
+def _failed(run: Done) -> AgentError:
+    """The trainer's own error where it named one (no such model, a bad data row), else what triage found."""
+    if run.named_error is not None:
+        return run.named_error
+    return TrainingFailed(
+        f"the baseline does not run, so there is nothing to improve ({run.crash_words})",
+        where=run.key,
+        hint=f"raft-agent diagnose {run.key} shows its log",
+    )
+
+
+def overrides(recipe: Recipe) -> int:
+    """Number of tunable settings that differ from the schema's defaults."""
+    return _count(
+        recipe.model_dump(mode="json", exclude_defaults=True, exclude={"evaluation", "budget", "description"})
+    )
+
+
+def _count(value: Any) -> int:
+    return sum(_count(inner) for inner in value.values()) if isinstance(value, dict) else 1

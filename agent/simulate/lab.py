@@ -1,0 +1,248 @@
+"""The lab that draws instead of training: the same orders, budget and outcomes, on a clock that only runs cost.
+
+Its planner offers the ideas in the order of their scores (how well the scores know the truth is the mix's matter),
+never one that was discarded, unless a kept idea touches its premise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.lab import MEASURED_ON, CutShort, Health, Lab, Measured, Order
+from agent.campaign.levels import Used
+from agent.campaign.rules import Rules
+from agent.campaign.scores import Scores
+from agent.campaign.verdict import Judgement, Report
+from agent.contract import Summary
+from agent.recipe.schema import Budget, Evaluation
+from agent.simulate.world import Prompts, Truth, measure, run_value
+
+SUMMARY = Summary.model_construct(
+    seed=0, recipe_signature="", metric="pass_rate", cycles=10, optimizer_steps=100, kept=1000, ended_by="budget"
+)
+
+
+class SimulatedRun:
+    """What one run measured. It satisfies `Measured`."""
+
+    def __init__(self, key: str, *, values: dict[str, Scores], ended_s: float, crash_words: str | None = None):
+        self.key = key
+        self.values = values
+        self.ended_s = ended_s
+        self.crash_words = crash_words
+
+    @property
+    def ok(self) -> bool:
+        return self.crash_words is None
+
+    @property
+    def summary(self) -> Summary | None:
+        return SUMMARY if self.ok else None
+
+    def scores(self, split: str, metric: str | None = None) -> Scores | None:
+        return self.values.get(split)
+
+    def health(self, split: str) -> Health | None:
+        return None
+
+    def faults(self) -> list[str]:
+        return []
+
+
+@dataclasses.dataclass
+class Tried:
+    """One experiment of the simulated campaign."""
+
+    moves: frozenset[int]
+    """Ideas that it adds to the recipe, or takes away where they are in it."""
+    recipe: frozenset[int]
+    incumbent: int
+    judgement: Judgement | None = None
+
+
+class SimulatedLab(Lab):
+    def __init__(
+        self,
+        truth: Truth,
+        *,
+        scores: Sequence[float],
+        random: np.random.Generator,
+        budget_s: float,
+        rules: Rules | None = None,
+        baseline_seeds: int = 3,
+        max_experiments: int | None = None,
+    ):
+        """`scores`: how the planner ranks the ideas, one number each, larger first."""
+        world = truth.world
+        self.truth = truth
+        self.random = random
+        self.prompts = Prompts(world, random)
+        self.rules = rules or Rules()
+        self.evaluation = _evaluation(world.prompts, world.samples)
+        self.budget = _budget(world.train_s)
+        self.baseline_seeds = baseline_seeds
+        self.max_experiments = max_experiments
+        self.target = None
+        self.spent_s = 0.0
+        self._clock = BudgetClock(budget_s, monotonic=lambda: self.spent_s)
+        self.queue = sorted(range(len(truth.ideas)), key=lambda number: -scores[number])
+        """Ideas that wait, the best ranked first."""
+        self._place = {number: place for place, number in enumerate(self.queue)}
+        self._incumbent = 0
+        self.tried: list[Tried] = [Tried(frozenset(), frozenset(), 0)]
+        self.calibration: dict[str, Any] = {}
+        self.words: list[str] | None = None
+        """Where given, everything that is said."""
+        self._runs: dict[Order, SimulatedRun] = {}
+        self._judged: list[int] = []
+
+    @property
+    def clock(self) -> BudgetClock:
+        return self._clock
+
+    def say(self, text: str) -> None:
+        if self.words is not None:
+            self.words.append(text)
+
+    def warn(self, text: str) -> None:
+        self.say(text)
+
+    def stop_request(self) -> str | None:
+        return None
+
+    # --- what is known --------------------------------------------------------------------------------------
+
+    @property
+    def incumbent(self) -> int:
+        return self._incumbent
+
+    def outcome(self, number: int) -> str:
+        judgement = self.tried[number].judgement
+        return judgement.verdict.outcome if judgement else ""
+
+    def outcomes(self) -> Sequence[tuple[int, str]]:
+        return [(number, self.outcome(number)) for number in self._judged if number]
+
+    def open_experiment(self) -> int | None:
+        return None
+
+    def best_metric(self) -> float | None:
+        return None
+
+    def used_levels(self) -> list[Used]:
+        judgements = [self.tried[number].judgement for number in self._judged]
+        return [judgement.used for judgement in judgements if judgement and judgement.used]
+
+    def title(self, number: int) -> str:
+        return f"#{number} ideas {sorted(self.tried[number].moves)}"
+
+    def cost(self, experiment: int) -> RunCost:
+        world = self.truth.world
+        return RunCost(world.overhead_s, world.train_s, world.evaluate_s, world.overhead_s + world.evaluate_s)
+
+    def simpler(self, number: int) -> int:
+        return len(self.tried[self.incumbent].recipe) - len(self.tried[number].recipe)
+
+    def has_comparator(self, number: int) -> bool:
+        return False
+
+    def touches_speed(self, number: int) -> bool:
+        return True
+
+    @property
+    def winner(self) -> frozenset[int]:
+        """Ideas in the best recipe."""
+        return self.tried[self.incumbent].recipe
+
+    # --- the planner ----------------------------------------------------------------------------------------
+
+    def next_idea(self) -> tuple[int | None, str]:
+        if not self.queue:
+            return None, "every idea was tried"
+        return self.plan(frozenset([self.queue.pop(0)])), ""
+
+    def plan(self, moves: frozenset[int]) -> int:
+        """Announce an experiment that toggles these ideas in the incumbent."""
+        self.tried.append(Tried(moves, self.winner ^ moves, self.incumbent))
+        return len(self.tried) - 1
+
+    def _back_into_the_queue(self, kept: frozenset[int]) -> None:
+        """Discarded ideas whose premise a kept one touches."""
+        waiting = set(self.queue) | self.winner
+        returned = [
+            number
+            for number, idea in enumerate(self.truth.ideas)
+            if idea.premise & kept and number not in waiting and not idea.crashes
+        ]
+        if returned:
+            self.queue = sorted([*self.queue, *returned], key=lambda number: self._place[number])
+
+    # --- what is done ---------------------------------------------------------------------------------------
+
+    def commit(self, number: int) -> None: ...
+
+    def run(self, order: Order) -> SimulatedRun:
+        order = dataclasses.replace(order, beside=None)
+        if order not in self._runs:
+            self._runs[order] = self._execute(order)
+        return self._runs[order]
+
+    def _execute(self, order: Order) -> SimulatedRun:
+        world = self.truth.world
+        recipe = self.tried[order.experiment].recipe
+        key = f"{order.experiment:03d}-{order.arm}-{order.index}"
+        if order.arm != "untrained" and self.truth.crashes(recipe):
+            self._spend(world.crash_s)
+            return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
+        trained = order.arm != "untrained"
+        splits = MEASURED_ON[order.arm]
+        self._spend(world.overhead_s + world.train_s * trained + world.evaluate_s)
+        value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
+        values: dict[str, Scores] = {
+            split: Scores(self.prompts.ids[split], measure(self.prompts, split, recipe, value, self.random))
+            for split in splits
+        }
+        return SimulatedRun(key, values=values, ended_s=self.spent_s)
+
+    def _spend(self, seconds: float) -> None:
+        if seconds > self._clock.left_s:
+            self.spent_s += max(0.0, self._clock.left_s)
+            raise CutShort("the budget is spent")
+        self.spent_s += seconds
+
+    def again(self, run: Measured, order: Order) -> SimulatedRun:
+        """The same weights give the same answers."""
+        self._spend(self.truth.world.overhead_s + self.truth.world.evaluate_s)
+        return self.run(order)
+
+    def calibrated(self, values: dict[str, Any]) -> None:
+        self.calibration = values
+
+    def watch(self, number: int, search: Measured, *, probe: bool) -> list[Report]:
+        return []
+
+    def conclude(self, number: int, judgement: Judgement) -> None:
+        self.tried[number].judgement = judgement
+        self._judged.append(number)
+        if judgement.verdict.outcome == "keep":
+            self._incumbent = number
+            self._back_into_the_queue(self.tried[number].moves)
+
+
+def _evaluation(prompts: int, samples: int) -> Evaluation:
+    return Evaluation(
+        select_prompts=prompts,
+        search_prompts=prompts,
+        confirm_prompts=prompts,
+        holdout_prompts=prompts,
+        samples_per_prompt=samples,
+    )
+
+
+def _budget(train_s: float) -> Budget:
+    return Budget(train_seconds=train_s)

@@ -1,0 +1,38 @@
+"""The campaign's level: what is spent, and that it is never more than there is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.campaign.levels import Used, left, next_level
+from agent.campaign.rules import Rules
+
+RULES = Rules()
+
+
+def test_a_kept_candidate_gives_its_level_back() -> None:
+    assert left(RULES, [Used(0.01, kept=False), Used(0.02, kept=True)]) == pytest.approx(0.04)
+
+
+def test_the_fewer_ideas_are_to_come_the_more_a_confirmation_may_use() -> None:
+    few, many = (next_level(RULES, [], ideas=ideas) for ideas in (2, 20))
+    assert few > many
+    assert next_level(RULES, [], ideas=10_000) == pytest.approx(RULES.alpha * RULES.least_share)
+    assert next_level(RULES, [], ideas=0) == pytest.approx(RULES.alpha * RULES.most_share)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=60))
+def test_candidates_that_are_not_kept_never_use_up_more_than_the_level(nights: list[tuple[int, bool]]) -> None:
+    used: list[Used] = []
+    for ideas, kept in nights:
+        level = next_level(RULES, used, ideas=ideas)
+        assert 0 < level <= RULES.alpha
+        used.append(Used(level, kept))
+    assert sum(one.level for one in used if not one.kept) < RULES.alpha
+
+
+def test_the_looks_of_a_confirmation_share_its_level() -> None:
+    assert sum(RULES.looks.values()) == pytest.approx(1)
+    assert min(RULES.looks) == RULES.confirm_seeds
