@@ -86,7 +86,7 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
         if crash:
             return Verdict("crash", f"{crash}, in confirmation", way.on_search, "crash")
         found = evidence.on_confirm(way.number, way.incumbent)
-        if seeds not in rules.looks:
+        if not rules.share_of_look(seeds):
             if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way)) > rules.hold_p:
                 return _did_not_hold(way, found)
             way.looks.append(f"{_seeds(found)}: {span_of(found)}, worth another")
@@ -116,7 +116,7 @@ def _did_not_hold(way: _Way, found: Comparison) -> Verdict:
 
 def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict:
     """One look, at its share of the confirmation's level."""
-    level = lab.rules.looks[found.seeds_candidate] * way.level
+    level = lab.rules.share_of_look(found.seeds_candidate) * way.level
     verdict = judge_confirmed(
         found,
         level=level,
@@ -183,7 +183,7 @@ def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdic
             return Verdict("discard", reason, verdict.basis, "inconclusive")
     beside = evidence.on_comparator(way.number)
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
-    level = lab.rules.looks[beside.seeds_candidate] * way.level
+    level = lab.rules.share_of_look(beside.seeds_candidate) * way.level
     second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=margin_of(lab))
     way.looks.append(f"against a constant rate, {_seeds(beside)}: {span_of(beside)}: {second.kind}")
     if second.outcome == "keep":

@@ -5,8 +5,7 @@ They were tuned on other mixes of effects and other seeds than those that docs/v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agent.campaign.budget import CONFIRM_SEEDS
 
@@ -23,8 +22,9 @@ class Rules:
     """One-sided level at which a search result is worth a confirmation."""
     confirm_seeds: int = CONFIRM_SEEDS
     """Fresh seeds of each arm before the first test."""
-    looks: Mapping[int, float] = field(default_factory=lambda: {2: 0.4, 3: 0.2, 5: 0.4})
-    """Fresh seeds of each arm at which a confirmation looks -> share of its level for that look. They add up to 1."""
+    looks: tuple[tuple[int, float], ...] = ((2, 0.4), (3, 0.2), (5, 0.4))
+    """Fresh seeds of each arm at which a confirmation looks, and the share of its level for that look. The shares add
+    up to 1."""
     hold_p: float = 0.35
     """After its first fresh seed a candidate goes on where the one-sided p-value of the confirming runs is below."""
     go_on_p: float = 0.15
@@ -34,4 +34,8 @@ class Rules:
 
     @property
     def most_seeds(self) -> int:
-        return max(self.looks)
+        return max(seeds for seeds, _ in self.looks)
+
+    def share_of_look(self, seeds: int) -> float:
+        """0 where no look is made with so many seeds."""
+        return dict(self.looks).get(seeds, 0.0)

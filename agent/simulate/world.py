@@ -47,12 +47,12 @@ class Idea:
 class World:
     """A task, a trainer and its costs. Times in seconds, rates in [0, 1]."""
 
-    prompts: int = 128
+    prompts: int = 256
     """On each held-out split."""
     samples: int = 4
-    base: float = 0.45
+    base: float = 0.30
     """True value of the baseline."""
-    untrained: float = 0.20
+    untrained: float = 0.15
     difficulty: float = 2.0
     """Standard deviation of the prompts' difficulty, logits."""
     per_run: float = 0.5

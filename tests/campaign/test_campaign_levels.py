@@ -34,5 +34,6 @@ def test_candidates_that_are_not_kept_never_use_up_more_than_the_level(nights: l
 
 
 def test_the_looks_of_a_confirmation_share_its_level() -> None:
-    assert sum(RULES.looks.values()) == pytest.approx(1)
-    assert min(RULES.looks) == RULES.confirm_seeds
+    assert sum(share for _, share in RULES.looks) == pytest.approx(1)
+    assert RULES.looks[0][0] == RULES.confirm_seeds
+    assert (RULES.share_of_look(RULES.most_seeds), RULES.share_of_look(99)) == (RULES.looks[-1][1], 0)

@@ -1,0 +1,116 @@
+"""What a simulated night holds: how many ideas, how many of them help, harm, crash, or work only together.
+
+Sizes are in units that mean the same in every world: `detectable` is the smallest gain that the campaign itself would
+print after its calibration (the median over nights), `noise` the standard deviation of one run's measured metric.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.campaign.calibration import detectable_gain
+from agent.campaign.comparison import group_noise
+from agent.campaign.rules import Rules
+from agent.campaign.scores import Scores
+from agent.simulate.world import Idea, Prompts, Truth, World, measure, run_value
+
+CALIBRATIONS = 200
+"""Simulated calibrations from which the detectable gain of a world is taken."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    name: str
+    says: str
+    ideas: int = 50
+    planted: int = 0
+    """Ideas of which each gains `gain` times the detectable gain."""
+    gain: float = 1.5
+    harmful: float = 0.0
+    """Share of the other ideas that lose between half and three times the noise."""
+    pairs: int = 0
+    """Pairs of ideas that gain `gain` times the detectable gain together, and nothing alone."""
+    followers: int = 0
+    """Ideas that gain that much once a planted one is in the recipe, and lose half the noise before."""
+    small: float = 0.0
+    """Standard deviation of the effects of the remaining ideas, in units of the noise."""
+    crashing: float = 0.0
+    """Share of the ideas of which every training crashes."""
+    skill: float = 0.0
+    """Correlation of the planner's ranking with the true effects."""
+    runs: float | None = 80.0
+    """Budget, in runs of the baseline; None ends with the ideas."""
+
+
+MIXES = {
+    mix.name: mix
+    for mix in (
+        Mix("null", "nothing has any effect", runs=None),
+        Mix("sparse", "four of fifty ideas help, the others do nothing", planted=4),
+        Mix("harmful", "four help, half of the others harm", planted=4, harmful=0.5),
+        Mix("together",
+            "two help, two more once those are in, two pairs only as pairs", planted=2, followers=2, pairs=2),
+        Mix("short", "as `harmful`, with time for thirty runs", planted=4, harmful=0.5, runs=30.0),
+        Mix("crashing", "as `harmful`, and a fifth of the ideas crash", planted=4, harmful=0.5, crashing=0.2),
+        Mix("guided", "as `short`, with a planner that knows something", planted=4, harmful=0.5, runs=30.0, skill=0.4),
+        Mix("many-small", "every idea does a little, for better or worse", small=0.4),
+    )
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def detectable_of(world: World, rules: Rules, *, ideas: int, seeds: int = 3) -> float:
+    """Median over simulated calibrations of the smallest detectable gain that would be printed."""
+    found = []
+    for night in range(CALIBRATIONS):
+        random = np.random.default_rng([night, 20260102])
+        prompts = Prompts(world, random)
+        runs = [
+            Scores(prompts.ids["search"], measure(prompts, "search", (), run_value(world, world.base, random), random))
+            for _ in range(seeds)
+        ]
+        gain = detectable_gain(runs, group_noise(runs), rules, ideas=ideas)
+        if gain is not None:
+            found.append(gain)
+    return statistics.median(found)
+
+
+def draw(mix: Mix, world: World, rules: Rules, random: np.random.Generator) -> tuple[Truth, list[float]]:
+    """The ideas of one night, and the planner's score of each."""
+    size = mix.gain * detectable_of(world, rules, ideas=mix.ideas)
+    noise = world.total_noise
+    places = [int(place) for place in random.permutation(mix.ideas)]
+    special = mix.planted + mix.followers + 2 * mix.pairs
+    planted, followers = places[: mix.planted], places[mix.planted : mix.planted + mix.followers]
+    paired = places[mix.planted + mix.followers : special]
+    ideas = [_ordinary(mix, noise, random) for _ in places]
+    for place in planted:
+        ideas[place] = Idea(size)
+    for turn, place in enumerate(followers):
+        leader = planted[turn % len(planted)]
+        ideas[place] = Idea(size, frozenset([leader]), -0.5 * noise, premise=frozenset([leader]))
+    for first, second in zip(paired[::2], paired[1::2], strict=True):
+        for one, other in ((first, second), (second, first)):
+            ideas[one] = Idea(size / 2, frozenset([other]), premise=frozenset([other]))
+    for place in places[special : special + round(mix.crashing * mix.ideas)]:
+        ideas[place] = Idea(0.0, crashes=True)
+    return Truth(world, ideas), _scores(mix, ideas, random)
+
+
+def _ordinary(mix: Mix, noise: float, random: np.random.Generator) -> Idea:
+    if random.random() < mix.harmful:
+        return Idea(-noise * float(random.uniform(0.5, 3.0)))
+    return Idea(mix.small * noise * float(random.standard_normal()) if mix.small else 0.0)
+
+
+def _scores(mix: Mix, ideas: list[Idea], random: np.random.Generator) -> list[float]:
+    effects = np.array([idea.effect for idea in ideas])
+    spread = float(effects.std())
+    known = (effects - effects.mean()) / spread if spread else effects
+    guess = random.standard_normal(len(ideas))
+    return [float(score) for score in mix.skill * known + math.sqrt(1 - mix.skill**2) * guess]
