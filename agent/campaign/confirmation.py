@@ -31,12 +31,18 @@ def margin_of(lab: Lab) -> float:
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
     """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
     cost = lab.cost(number)
-    theirs = len(evidence.fresh_incumbent(lab.incumbent))
-    missing = max(0, seeds - theirs) + max(0, seeds - len(evidence.candidate(number)))
+    theirs = fresh_needed(lab, evidence, lab.incumbent, seeds) - len(evidence.fresh_incumbent(lab.incumbent))
+    missing = max(0, theirs) + max(0, seeds - len(evidence.candidate(number)))
     needed = missing * cost.total_s + holdout_seconds(cost)
     if needed <= lab.clock.left_s:
         return None
     return f"it would take {needed:.0f}s with the holdout, {max(0.0, lab.clock.left_s):.0f}s are left"
+
+
+def fresh_needed(lab: Lab, evidence: Evidence, incumbent: int, seeds: int) -> int:
+    """Fresh runs of the incumbent beside `seeds` of a candidate: as many, less those that it has from its own
+    confirmation, but never fewer than a confirmation asks for."""
+    return max(seeds - len(evidence.candidate(incumbent)), min(seeds, lab.rules.confirm_seeds))
 
 
 @dataclass
@@ -67,7 +73,7 @@ def confirm(
         verdict,
         search,
         confirming=evidence.candidate(number),
-        beside=evidence.fresh_incumbent(way.incumbent),
+        beside=evidence.standing(way.incumbent),
         on_search=on_search,
         watches=lab.watch(number, search, probe=verdict.outcome != "crash"),
         used=Used(level, kept=verdict.outcome == "keep"),
@@ -140,12 +146,12 @@ def _against(lab: Lab, way: _Way, found: Comparison, level: float) -> str:
 
 def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> str | None:
     """Both arms to so many fresh seeds, by turns. Why a run crashed, or None."""
+    fresh = fresh_needed(lab, evidence, way.incumbent, seeds)
     for index in range(seeds):
-        for arm in (way.number, way.incumbent):
-            is_candidate = arm == way.number
-            order = (
-                Order(arm, "candidate", index) if is_candidate else Order(arm, "incumbent", index, beside=way.number)
-            )
+        orders = [Order(way.number, "candidate", index)]
+        if index < fresh:
+            orders.append(Order(way.incumbent, "incumbent", index, beside=way.number))
+        for order in orders:
             crash = _one(lab, evidence, order)
             if crash:
                 return crash

@@ -49,13 +49,10 @@ class Evidence(Generic[M]):
         return self.runs(experiment, "incumbent")
 
     def search_runs(self, experiment: int) -> list[M]:
-        """Runs of a recipe that were measured on the search split, those not chosen for their result first.
-
-        The baseline has its repeats; a kept recipe its fresh runs as incumbent, until there are any its confirming
-        runs, which favour it and so make the filter stricter for its challengers.
-        """
+        """Runs of a recipe that stand for it on the search split: the baseline's repeats; of a kept recipe its
+        confirming runs, which favour it a little and so make the filter stricter for its challengers."""
         for runs in (
-            [*self.runs(experiment, "baseline"), *self.runs(experiment, "incumbent")],
+            self.runs(experiment, "baseline"),
             self.runs(experiment, "candidate"),
             self.runs(experiment, "search"),
         ):
@@ -107,10 +104,15 @@ class Evidence(Generic[M]):
         theirs = [one for one in self.search_runs(incumbent) if one.key != run.key]
         return compare(arm_scores([run], "search"), arm_scores(theirs, "search"), self.noise)
 
+    def standing(self, incumbent: int) -> list[M]:
+        """All runs that a challenger is confirmed against: fresh ones, and those for which the incumbent was kept
+        itself, which favour it a little and so can only hold a challenger back."""
+        return [*self.candidate(incumbent), *self.fresh_incumbent(incumbent)]
+
     def on_confirm(self, number: int, incumbent: int, metric: str | None = None) -> Comparison:
         """The confirming runs of both, on prompts that the search never saw."""
         ours = arm_scores(self.candidate(number), "confirm", metric)
-        theirs = arm_scores(self.fresh_incumbent(incumbent), "confirm", metric)
+        theirs = arm_scores(self.standing(incumbent), "confirm", metric)
         return compare(ours, theirs, self.noise_of(metric))
 
     def on_comparator(self, number: int) -> Comparison:

@@ -31,7 +31,7 @@ TOO_GOOD_GAIN = 0.2
 
 def broken_guards(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> dict[str, str]:
     """Guard -> its evidence in words; empty where none is broken."""
-    ours, theirs = evidence.candidate(number), evidence.fresh_incumbent(incumbent)
+    ours, theirs = evidence.candidate(number), evidence.standing(incumbent)
     mine, other = _health(ours), _health(theirs)
     broken: dict[str, str] = {}
     if mine and other:
@@ -144,7 +144,7 @@ def _reward_alone(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> 
     if lab.evaluation.metric != "mean_reward":
         return []
     ours = arm_scores(evidence.candidate(number), "confirm", "pass_rate")
-    theirs = arm_scores(evidence.fresh_incumbent(incumbent), "confirm", "pass_rate")
+    theirs = arm_scores(evidence.standing(incumbent), "confirm", "pass_rate")
     passed, before = _mean([run.mean for run in ours]), _mean([run.mean for run in theirs])
     if passed > before:
         return []

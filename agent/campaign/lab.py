@@ -30,9 +30,11 @@ MEASURED_ON: dict[Arm, tuple[Split, ...]] = {
     "baseline": ("search",),
     "search": ("search",),
     "candidate": ("confirm", "search"),
-    "incumbent": ("confirm", "search"),
+    "incumbent": ("confirm",),
     "comparator": ("confirm",),
 }
+"""A candidate's confirming runs are what its challengers are filtered against once it is kept. The incumbent's fresh
+runs are not: a run that let an idea through, by being a bad one, must not also confirm it."""
 
 
 MANY_IDEAS = 1000

@@ -201,7 +201,7 @@ class SimulatedLab(Lab):
             return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
         trained = order.arm != "untrained"
         splits = MEASURED_ON[order.arm]
-        self._spend(world.overhead_s + world.train_s * trained + world.evaluate_s)
+        self._spend(world.overhead_s + world.train_s * trained + world.evaluate_s * len(splits))
         value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
         values: dict[str, Scores] = {
             split: Scores(self.prompts.ids[split], measure(self.prompts, split, recipe, value, self.random))
