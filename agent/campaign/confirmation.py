@@ -20,13 +20,6 @@ from agent.campaign.levels import Used, next_level
 from agent.campaign.verdict import Judgement, Verdict, judge_confirmed, span_of
 from agent.report.words import points
 
-MARGIN = 0.01
-"""Non-inferiority margin of a simpler or cheaper recipe where min_effect names none, in units of the metric."""
-
-
-def margin_of(lab: Lab) -> float:
-    return lab.evaluation.min_effect or MARGIN
-
 
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
     """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
@@ -107,7 +100,7 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
 
 def _bar(lab: Lab, way: _Way) -> float:
     """The difference that has to be beaten: 0, or minus the margin where being no worse is enough."""
-    return -margin_of(lab) if way.advantage else 0.0
+    return -lab.margin(way.number) if way.advantage else 0.0
 
 
 def _seeds(found: Comparison) -> str:
@@ -127,7 +120,7 @@ def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict
         found,
         level=level,
         min_effect=lab.evaluation.min_effect,
-        margin=margin_of(lab),
+        margin=lab.margin(way.number),
         advantage=way.advantage,
         guards=broken_guards(lab, evidence, way.number, way.incumbent),
     )
@@ -190,7 +183,7 @@ def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdic
     beside = evidence.on_comparator(way.number)
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
     level = lab.rules.share_of_look(beside.seeds_candidate) * way.level
-    second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=margin_of(lab))
+    second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=lab.margin(way.number))
     way.looks.append(f"against a constant rate, {_seeds(beside)}: {span_of(beside)}: {second.kind}")
     if second.outcome == "keep":
         return verdict

@@ -5,8 +5,9 @@ planned -> committed -> trained (repaired where it broke) -> filtered on search 
 
 from __future__ import annotations
 
+from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
-from agent.campaign.confirmation import confirm, lacking_time, margin_of
+from agent.campaign.confirmation import confirm, lacking_time
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.taint import tainted
@@ -70,14 +71,23 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     worth, words = passes_filter(on_search, rules.filter_alpha)
     lab.say(f"  {words}")
     advantage = _advantage(lab, evidence, number, search)
-    if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -margin_of(lab)):
+    if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -lab.margin(number)):
         verdict = judge_filtered(on_search, rules.filter_alpha)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
-    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
+    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds) or _better_together(lab, number)
     if lacking:
         return Judgement(_unconfirmed(on_search, lacking), search, on_search=on_search)
     return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=advantage)
+
+
+def _better_together(lab: Lab, number: int) -> str | None:
+    """Late in a night, or in a short one, what is promising is confirmed as one recipe (`endgame.py`)."""
+    cost = lab.cost(number)
+    runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
+    if lab.is_last(number) or runs >= lab.rules.alone_runs:
+        return None
+    return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 
 
 def _unconfirmed(on_search: Comparison, lacking: str) -> Verdict:

@@ -38,6 +38,8 @@ runs are not: a run that let an idea through, by being a bad one, must not also 
 
 
 MANY_IDEAS = 1000
+MARGIN = 0.01
+"""Non-inferiority margin of a simpler or cheaper recipe where min_effect names none, in units of the metric."""
 
 
 class CutShort(Exception):
@@ -46,6 +48,21 @@ class CutShort(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Past:
+    """An idea that was judged."""
+
+    number: int
+    outcome: str
+    kind: str
+    delta: float | None
+    """Measured difference to the incumbent of its time, larger is better."""
+    p_value: float | None = None
+    """One-sided, of that difference."""
+    parts: tuple[int, ...] = ()
+    """Ideas that it put together, or the one that it dropped."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,10 @@ class Measured(Protocol):
 
     def scores(self, split: str, metric: str | None = None) -> Scores | None:
         """None where it was not measured there. `metric` instead of the evaluation's own."""
+
+    def progress(self, share: float) -> Scores | None:
+        """By prompt of the `select` split, the mean of what was measured while the training spent this share of its
+        budget, cycle 0 left out; None where nothing was."""
 
     def health(self, split: str) -> Health | None: ...
     def faults(self) -> list[str]:
@@ -146,6 +167,26 @@ class Lab(abc.ABC):
         """The incumbent's confirmed metric (the baseline's from its repeats), in its own direction."""
 
     @abc.abstractmethod
+    def planned_against(self, number: int) -> int:
+        """The incumbent that the idea changes."""
+
+    @abc.abstractmethod
+    def waiting(self) -> int:
+        """Ideas that could be planned now."""
+
+    @abc.abstractmethod
+    def past(self) -> Sequence[Past]:
+        """The ideas that were judged, in that order."""
+
+    @abc.abstractmethod
+    def is_last(self, number: int) -> bool:
+        """Whether it is an experiment of the end (`endgame.py`)."""
+
+    @abc.abstractmethod
+    def margin(self, number: int) -> float:
+        """How much worse the idea may be where it is simpler or cheaper, in units of the metric."""
+
+    @abc.abstractmethod
     def used_levels(self) -> list[Used]:
         """Of the confirmations of all ideas that were judged."""
 
@@ -182,12 +223,25 @@ class Lab(abc.ABC):
         """Plan the next idea: its number, or None and why there is none."""
 
     @abc.abstractmethod
+    def plan_together(self, numbers: Sequence[int]) -> int | None:
+        """Plan one experiment of what these ideas change, as far as they go together, the first ones first; None
+        where none is left to try."""
+
+    @abc.abstractmethod
+    def plan_without(self, number: int, *, margin: float) -> int | None:
+        """Plan the incumbent without a kept idea; None where the idea is in it no more."""
+
+    @abc.abstractmethod
     def commit(self, number: int) -> None:
         """Make the idea durable before its first run."""
 
     @abc.abstractmethod
     def run(self, order: Order) -> Measured:
         """Execute it once, or read it back. Raises CutShort, and AgentErrors that no idea can mend."""
+
+    @abc.abstractmethod
+    def screen(self, number: int, share: float) -> Measured:
+        """Begin the idea's search run and pause it at this share of its budget; `run` goes on with it."""
 
     @abc.abstractmethod
     def again(self, run: Measured, order: Order) -> Measured:

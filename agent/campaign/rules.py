@@ -29,6 +29,18 @@ class Rules:
     """After its first fresh seed a candidate goes on where the one-sided p-value of the confirming runs is below."""
     go_on_p: float = 0.15
     """After a test that did not decide, further seeds are bought where the p-value is below."""
+    batch: int = 9
+    """Ideas that are screened together; with fewer waiting there is no screening."""
+    screen_share: float = 0.25
+    """Of its budget that an idea is trained for a screening."""
+    survivors: float = 1 / 3
+    """Share of a screened batch that goes on."""
+    scarce: float = 1.0
+    """Ideas are screened where the night affords fewer than this times those that wait."""
+    alone_runs: float = 25.0
+    """With time left for fewer runs than this, promising ideas are not confirmed one by one but together at the end."""
+    together_p: float = 0.35
+    """Near-misses go into the experiment of the end where their one-sided p-value was below."""
     stale_s: float = 3 * 3600.0
     """Incumbent runs older than this (consumed seconds) are joined by a fresh one before they confirm anything."""
 

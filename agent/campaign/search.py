@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
+from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import CutShort, Lab
+from agent.campaign.screening import screen_batch, worth_screening
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.words import duration
@@ -37,13 +39,38 @@ def search(lab: Lab, evidence: Evidence) -> str:
             reason = why_stop(lab)
             if reason is not None:
                 return reason
-            number, reason = lab.next_idea()
+            if worth_screening(lab) and not last_chance(lab):
+                screen_batch(lab, evidence)
+                continue
+            number, reason = _next(lab)
             if number is None:
                 return reason
+        if lab.planned_against(number) != lab.incumbent:
+            lab.conclude(number, _superseded(lab, evidence, number))
+            continue
         lab.say(f"idea {lab.title(number)}")
         judgement = attempt(lab, evidence, number)
         lab.conclude(number, judgement)
         _report(lab, number, judgement)
+
+
+def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
+    """An idea that was screened beside one that has been kept since: it would be compared with a recipe that it does
+    not contain. It is open again, on the new incumbent."""
+    before, now = lab.planned_against(number), lab.incumbent
+    words = f"superseded: planned as a change of #{before}, which #{now} has replaced; it is open again"
+    return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number, lab.rules.screen_share))
+
+
+def _next(lab: Lab) -> tuple[int | None, str]:
+    """The next idea; where there is none, or no time for one, the experiments of the end."""
+    reason = out_of_time(lab)
+    number = last_experiment(lab) if reason is None and last_chance(lab) else None
+    if number is None and reason is None:
+        number, reason = lab.next_idea()
+    if number is None:
+        number = last_experiment(lab)
+    return number, reason or ""
 
 
 def why_stop(lab: Lab) -> str | None:
@@ -59,6 +86,11 @@ def why_stop(lab: Lab) -> str | None:
     last = [outcome for _, outcome in judged[-CRASHES_IN_A_ROW:]]
     if len(last) >= CRASHES_IN_A_ROW and set(last) == {"crash"}:
         return f"{CRASHES_IN_A_ROW} ideas in a row crashed: something is wrong with the machine or the recipe"
+    return None
+
+
+def out_of_time(lab: Lab) -> str | None:
+    """Why no further idea may start, or None."""
     cost = lab.cost(lab.incumbent)
     reserve = reserve_seconds(cost)
     if not lab.clock.affords(cost.total_s, reserve_s=reserve):
@@ -81,7 +113,7 @@ def _report(lab: Lab, number: int, judgement: Judgement) -> None:
     """After each idea: the outcome, and in words whether a stop rule is met and what remains."""
     lab.say(f"{judgement.verdict.outcome} #{number}: {judgement.verdict.reason}")
     try:
-        reason = why_stop(lab)
+        reason = why_stop(lab) or out_of_time(lab)
     except CutShort as cut:
         reason = cut.reason
     rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {duration(lab.clock.left_s)} left"

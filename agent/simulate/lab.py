@@ -7,20 +7,20 @@ never one that was discarded, unless a kept idea touches its premise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.lab import MEASURED_ON, CutShort, Health, Lab, Measured, Order
+from agent.campaign.lab import MARGIN, MEASURED_ON, CutShort, Health, Lab, Measured, Order, Past
 from agent.campaign.levels import Used
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report
 from agent.contract import Summary
 from agent.recipe.schema import Budget, Evaluation
-from agent.simulate.world import Prompts, Truth, measure, run_value
+from agent.simulate.world import Prompts, Truth, measure, measure_progress, run_value
 
 SUMMARY = Summary.model_construct(
     seed=0, recipe_signature="", metric="pass_rate", cycles=10, optimizer_steps=100, kept=1000, ended_by="budget"
@@ -30,9 +30,19 @@ SUMMARY = Summary.model_construct(
 class SimulatedRun:
     """What one run measured. It satisfies `Measured`."""
 
-    def __init__(self, key: str, *, values: dict[str, Scores], ended_s: float, crash_words: str | None = None):
+    def __init__(
+        self,
+        key: str,
+        *,
+        values: dict[str, Scores],
+        ended_s: float,
+        crash_words: str | None = None,
+        draw: Callable[[float], Scores] | None = None,
+    ):
         self.key = key
         self.values = values
+        self.drawn: dict[float, Scores] = {}
+        self.draw = draw
         self.ended_s = ended_s
         self.crash_words = crash_words
 
@@ -46,6 +56,13 @@ class SimulatedRun:
 
     def scores(self, split: str, metric: str | None = None) -> Scores | None:
         return self.values.get(split)
+
+    def progress(self, share: float) -> Scores | None:
+        if self.draw is None:
+            return None
+        if share not in self.drawn:
+            self.drawn[share] = self.draw(share)
+        return self.drawn[share]
 
     def health(self, split: str) -> Health | None:
         return None
@@ -63,6 +80,8 @@ class Tried:
     recipe: frozenset[int]
     incumbent: int
     judgement: Judgement | None = None
+    parts: tuple[int, ...] = ()
+    margin: float = MARGIN
 
 
 class SimulatedLab(Lab):
@@ -94,6 +113,10 @@ class SimulatedLab(Lab):
         """Ideas that wait, the best ranked first."""
         self._place = {number: place for place, number in enumerate(self.queue)}
         self._incumbent = 0
+        self._open: list[int] = []
+        """Experiments that were planned together, in order."""
+        self._begun: dict[int, tuple[float, float]] = {}
+        """Screened experiments: share of the budget they have had, and the value their run will have."""
         self.tried: list[Tried] = [Tried(frozenset(), frozenset(), 0)]
         self.calibration: dict[str, Any] = {}
         self.words: list[str] | None = None
@@ -129,10 +152,39 @@ class SimulatedLab(Lab):
         return [(number, self.outcome(number)) for number in self._judged if number]
 
     def open_experiment(self) -> int | None:
-        return None
+        return next((number for number in self._open if self.tried[number].judgement is None), None)
+
+    def planned_against(self, number: int) -> int:
+        return self.tried[number].incumbent
+
+    def waiting(self) -> int:
+        return len(self.queue)
 
     def best_metric(self) -> float | None:
         return None
+
+    def past(self) -> Sequence[Past]:
+        return [self._past(number) for number in self._judged if number]
+
+    def _past(self, number: int) -> Past:
+        judgement = self.tried[number].judgement
+        assert judgement is not None
+        basis = judgement.verdict.basis
+        verdict = judgement.verdict
+        return Past(
+            number,
+            verdict.outcome,
+            verdict.kind,
+            basis.delta if basis else None,
+            basis.p_value if basis else None,
+            self.tried[number].parts,
+        )
+
+    def is_last(self, number: int) -> bool:
+        return bool(self.tried[number].parts)
+
+    def margin(self, number: int) -> float:
+        return self.tried[number].margin
 
     def used_levels(self) -> list[Used]:
         judgements = [self.tried[number].judgement for number in self._judged]
@@ -164,12 +216,30 @@ class SimulatedLab(Lab):
     def next_idea(self) -> tuple[int | None, str]:
         if not self.queue:
             return None, "every idea was tried"
-        return self.plan(frozenset([self.queue.pop(0)])), ""
+        number = self.plan(frozenset([self.queue.pop(0)]))
+        self._open.append(number)
+        return number, ""
 
     def plan(self, moves: frozenset[int]) -> int:
         """Announce an experiment that toggles these ideas in the incumbent."""
         self.tried.append(Tried(moves, self.winner ^ moves, self.incumbent))
         return len(self.tried) - 1
+
+    def plan_together(self, numbers: Sequence[int]) -> int | None:
+        moves = frozenset(idea for number in numbers for idea in self.tried[number].moves) - self.winner
+        if not moves:
+            return None
+        planned = self.plan(moves)
+        self.tried[planned].parts = tuple(numbers)
+        return planned
+
+    def plan_without(self, number: int, *, margin: float) -> int | None:
+        moves = self.tried[number].moves & self.winner
+        if not moves or moves == self.winner:
+            return None
+        planned = self.plan(moves)
+        self.tried[planned].parts, self.tried[planned].margin = (number,), margin
+        return planned
 
     def _back_into_the_queue(self, kept: frozenset[int]) -> None:
         """Discarded ideas whose premise a kept one touches."""
@@ -201,13 +271,34 @@ class SimulatedLab(Lab):
             return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
         trained = order.arm != "untrained"
         splits = MEASURED_ON[order.arm]
-        self._spend(world.overhead_s + world.train_s * trained + world.evaluate_s * len(splits))
-        value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
+        share, value = self._begun.get(order.experiment, (0.0, None)) if order.arm == "search" else (0.0, None)
+        self._spend(world.overhead_s + world.train_s * trained * (1 - share) + world.evaluate_s * len(splits))
+        if value is None:
+            value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
         values: dict[str, Scores] = {
             split: Scores(self.prompts.ids[split], measure(self.prompts, split, recipe, value, self.random))
             for split in splits
         }
-        return SimulatedRun(key, values=values, ended_s=self.spent_s)
+        return SimulatedRun(key, values=values, ended_s=self.spent_s, draw=self._progress_of(recipe, value))
+
+    def _progress_of(self, recipe: frozenset[int], value: float) -> Callable[[float], Scores]:
+        return lambda share: Scores(
+            self.prompts.ids["select"], measure_progress(self.prompts, recipe, value, share, self.random)
+        )
+
+    def screen(self, number: int, share: float) -> SimulatedRun:
+        world, recipe = self.truth.world, self.tried[number].recipe
+        key = f"{number:03d}-screen"
+        if self.truth.crashes(recipe):
+            if number not in self._begun:
+                self._spend(world.crash_s)
+                self._begun[number] = (0.0, world.untrained)
+            return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
+        if number not in self._begun:
+            self._spend(world.overhead_s + share * world.train_s)
+            self._begun[number] = (share, run_value(world, self.truth.value(recipe), self.random))
+        draw = self._progress_of(recipe, self._begun[number][1])
+        return SimulatedRun(key, values={}, ended_s=self.spent_s, draw=draw)
 
     def _spend(self, seconds: float) -> None:
         if seconds > self._clock.left_s:
@@ -229,6 +320,8 @@ class SimulatedLab(Lab):
     def conclude(self, number: int, judgement: Judgement) -> None:
         self.tried[number].judgement = judgement
         self._judged.append(number)
+        if judgement.verdict.reason.startswith("superseded"):
+            self.queue = [*self.tried[number].moves, *self.queue]
         if judgement.verdict.outcome == "keep":
             self._incumbent = number
             self._back_into_the_queue(self.tried[number].moves)

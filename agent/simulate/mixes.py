@@ -19,7 +19,7 @@ from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.simulate.world import Idea, Prompts, Truth, World, measure, run_value
 
-CALIBRATIONS = 200
+CALIBRATIONS = 1000
 """Simulated calibrations from which the detectable gain of a world is taken."""
 
 
@@ -43,7 +43,7 @@ class Mix:
     """Share of the ideas of which every training crashes."""
     skill: float = 0.0
     """Correlation of the planner's ranking with the true effects."""
-    runs: float | None = 80.0
+    runs: float | None = 100.0
     """Budget, in runs of the baseline; None ends with the ideas."""
 
 
@@ -51,13 +51,14 @@ MIXES = {
     mix.name: mix
     for mix in (
         Mix("null", "nothing has any effect", runs=None),
-        Mix("sparse", "four of fifty ideas help, the others do nothing", planted=4),
+        Mix("few", "four of fifty ideas help, a third of the others harm", planted=4, harmful=1 / 3),
         Mix("harmful", "four help, half of the others harm", planted=4, harmful=0.5),
-        Mix("together",
-            "two help, two more once those are in, two pairs only as pairs", planted=2, followers=2, pairs=2),
-        Mix("short", "as `harmful`, with time for thirty runs", planted=4, harmful=0.5, runs=30.0),
-        Mix("crashing", "as `harmful`, and a fifth of the ideas crash", planted=4, harmful=0.5, crashing=0.2),
-        Mix("guided", "as `short`, with a planner that knows something", planted=4, harmful=0.5, runs=30.0, skill=0.4),
+        Mix("together", "two help, two more once those are in, a pair only as a pair, a third of the others harm",
+            planted=2, followers=2, pairs=1, harmful=1 / 3),
+        Mix("crashing", "as `few`, and a fifth of the ideas crash", planted=4, harmful=1 / 3, crashing=0.2),
+        Mix("guided", "as `few`, with a planner that knows something", planted=4, harmful=1 / 3, skill=0.4),
+        Mix("short", "as `few`, with time for thirty runs", planted=4, harmful=1 / 3, runs=30.0),
+        Mix("harmless", "four help, the others do nothing", planted=4),
         Mix("many-small", "every idea does a little, for better or worse", small=0.4),
     )
 }  # fmt: skip

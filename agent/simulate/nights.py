@@ -89,8 +89,8 @@ def _sum_up(plan: Plan, lab: SimulatedLab, a_run: float) -> Night:
         tried |= helps
         if outcome == "keep":
             kept |= helps
-            margin = 0.01 if one.judgement and one.judgement.verdict.kind in ("simpler", "cheaper") else 0.0
-            false += after - before < -margin if margin else after - before <= 0
+            advantage = one.judgement is not None and one.judgement.verdict.kind in ("simpler", "cheaper")
+            false += after - before <= (-one.margin if advantage else 0.0)
         basis = one.judgement.verdict.basis if one.judgement else None
         if basis is not None and one.judgement is not None:
             low, high = basis.interval

@@ -48,7 +48,11 @@ class World:
     """A task, a trainer and its costs. Times in seconds, rates in [0, 1]."""
 
     prompts: int = 256
-    """On each held-out split."""
+    """On each of search, confirm and holdout."""
+    select_prompts: int = 64
+    """On the split that is measured after every cycle, one sample each."""
+    cycles: int = 12
+    """Of one training."""
     samples: int = 4
     base: float = 0.30
     """True value of the baseline."""
@@ -139,8 +143,9 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for split in HELD_OUT:
-            self.difficulty[split] = self.world.difficulty * self.random.standard_normal(self.world.prompts)
-            self.ids[split] = _ids(split, self.world.prompts)
+            size = self.world.select_prompts if split == "select" else self.world.prompts
+            self.difficulty[split] = self.world.difficulty * self.random.standard_normal(size)
+            self.ids[split] = _ids(split, size)
 
     def logits(self, split: str, recipe: Iterable[int]) -> np.ndarray:
         """(prompts,): difficulty and what the recipe's ideas do to each prompt."""
@@ -149,7 +154,7 @@ class Prompts:
             for idea in recipe:
                 key = (split, idea)
                 if key not in self.by_idea:
-                    self.by_idea[key] = self.world.per_idea * self.random.standard_normal(self.world.prompts)
+                    self.by_idea[key] = self.world.per_idea * self.random.standard_normal(len(found))
                 found = found + self.by_idea[key]
         return found
 
@@ -160,15 +165,36 @@ def _ids(split: str, prompts: int) -> tuple[str, ...]:
 
 
 def measure(
-    prompts: Prompts, split: str, recipe: Iterable[int], value: float, random: np.random.Generator
+    prompts: Prompts,
+    split: str,
+    recipe: Iterable[int],
+    value: float,
+    random: np.random.Generator,
+    *,
+    samples: int | None = None,
 ) -> np.ndarray:
     """(prompts,): share of the samples of each prompt that pass, for a run whose own value is `value`."""
     world = prompts.world
+    samples = samples or world.samples
     logits = prompts.logits(split, recipe) + world.logit_of(value)
     if world.per_run:
-        logits = logits + world.per_run * random.standard_normal(world.prompts)
+        logits = logits + world.per_run * random.standard_normal(len(logits))
     chance = 1 / (1 + np.exp(-logits))
-    return random.binomial(world.samples, chance) / world.samples
+    return random.binomial(samples, chance) / samples
+
+
+def measure_progress(
+    prompts: Prompts, recipe: Iterable[int], value: float, share: float, random: np.random.Generator
+) -> np.ndarray:
+    """(prompts,): mean over the cycles within `share` of the budget of what the `select` split measured.
+
+    The value in between is that of the middle of the way, which is near the mean of the curve.
+    """
+    world = prompts.world
+    cycles = max(1, round(share * world.cycles))
+    way = sum(world.curve((cycle + 1) / world.cycles) for cycle in range(cycles)) / cycles
+    so_far = world.untrained + (value - world.untrained) * way
+    return measure(prompts, "select", recipe, so_far, random, samples=cycles)
 
 
 def run_value(world: World, value: float, random: np.random.Generator) -> float:
