@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,10 @@ from agent.plan.memory import Moves
 from agent.plan.planner import REFINE, Attempt, Constraint, Proposal, Ranking, plan
 from agent.plan.schema import Playbook
 from agent.plan.symptoms import Observation
-from agent.recipe.files import edit_text
+from agent.recipe.change import Change, short
+from agent.recipe.files import edit_text, get_key
 from agent.recipe.schema import Recipe
+from agent.report.words import points
 from agent.run.remedies import moved_keys
 
 
@@ -184,12 +187,9 @@ def _float(text: str) -> float | None:
 
 
 def _tried_signatures(session: Session) -> list[str]:
-    """Recipes of all judged experiments of this campaign, the baseline among them, with the fixes they were given."""
-    return [
-        experiment.recipe_signature
-        for experiment in session.state.experiments.values()
-        if experiment.recipe_signature and experiment.outcome in ("keep", "discard", "crash")
-    ]
+    """Recipes of all experiments of this campaign, the baseline and those under way among them, with the fixes they
+    were given."""
+    return [one.recipe_signature for one in session.state.experiments.values() if one.recipe_signature]
 
 
 def _constraint(event: ConstraintLearned) -> Constraint:
@@ -204,8 +204,100 @@ def _constraint(event: ConstraintLearned) -> Constraint:
     return replace(limit, not_value=event.value)
 
 
-def announce(session: Session, proposal: Proposal) -> int:
-    """Write the idea into the journal with everything that its commit needs; returns its number."""
+def first_other(ranking: Ranking, session: Session) -> Proposal | None:
+    """The best proposal of a hypothesis that is not under way already."""
+    under_way = {one.planned.hypothesis for one in session.state.experiments.values() if one.planned and not one.judged}
+    return next((proposal for proposal in ranking.proposals if proposal.hypothesis not in under_way), None)
+
+
+def announce_together(session: Session, numbers: Sequence[int]) -> int | None:
+    """One experiment of what several ideas change, the first ones first. What does not go with those before it is left
+    out: a key that one of them or the incumbent has moved, or a change that is refused. None where nothing is left."""
+    recipe = session.recipe_of(session.incumbent)
+    moves: dict[str, tuple[Any, Any]] = {}
+    parts = []
+    for number in numbers:
+        theirs = _moves_that_ran(session, number)
+        fits = all(key not in moves and _plain(get_key(recipe, key)) == old for key, (old, _) in theirs.items())
+        together = {key: new for key, (_, new) in {**moves, **theirs}.items()}
+        if theirs and fits and _applied(recipe, together) is not None:
+            moves |= theirs
+            parts.append(number)
+    if not parts:
+        return None
+    names = ", ".join(f"#{number}" for number in parts)
+    claim = f"What {names} could not show alone shows together."
+    proposal = _of_the_end(recipe, moves, hypothesis="together", what=f"near-misses {names}", claim=claim)
+    return announce(session, proposal, parts=parts)
+
+
+def announce_without(session: Session, number: int, *, margin: float) -> int | None:
+    """The incumbent with the keys of a kept idea put back; None where they were moved on since."""
+    recipe = session.recipe_of(session.incumbent)
+    theirs = _moves_that_ran(session, number)
+    moves = {key: (new, old) for key, (old, new) in theirs.items()}
+    stands = all(_plain(get_key(recipe, key)) == now for key, (now, _) in moves.items())
+    if not moves or not stands or _applied(recipe, {key: new for key, (_, new) in moves.items()}) is None:
+        return None
+    claim = (
+        f"Less than half of the gain for which #{number} was kept ({points(2 * margin)}) is left; it is a passenger."
+    )
+    proposal = _of_the_end(recipe, moves, hypothesis="ablation", what=f"without #{number}", claim=claim)
+    return announce(session, proposal, parts=[number], without=number, margin=margin)
+
+
+def _moves_that_ran(session: Session, number: int) -> Moves:
+    """What an idea changed, with its fixes. Nothing of one that was itself put together at the end."""
+    experiment = session.state.experiments[number]
+    planned = experiment.planned
+    if planned is None:
+        return {}
+    if experiment.fixes:
+        return _as_it_ran(session, number)
+    return {key: (move[0], move[1]) for key, move in planned.changes.items()}
+
+
+def _applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe | None:
+    try:
+        return Change(set=dict(values)).apply(recipe)
+    except AgentError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A recipe's value as the journal holds it."""
+    return json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
+
+
+def _of_the_end(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, claim: str) -> Proposal:
+    """A proposal that no playbook holds (`endgame.py`)."""
+    values = {key: new for key, (_, new) in moves.items()}
+    changed = _applied(recipe, values)
+    assert changed is not None
+    shown = [short(move[side]) for side in (0, 1) for move in [next(iter(moves.values()))]]
+    return Proposal(
+        hypothesis=hypothesis,
+        axis=hypothesis,
+        change=Change(set=values),
+        recipe=changed,
+        score=0.0,
+        why=["an experiment of the end: no further idea can be had or afforded"],
+        symptom=None,
+        answers=[],
+        evidence="",
+        claim=claim,
+        watch=[],
+        subject=f"{hypothesis}: {what}, {' -> '.join(shown)}",
+        cost=1.0,
+        values=dict(moves),
+    )
+
+
+def announce(session: Session, proposal: Proposal, **known: Any) -> int:
+    """Write the idea into the journal with everything that its commit needs; returns its number.
+
+    `known` is further things to know of it: its batch, what it puts together or leaves out.
+    """
     number = session.state.next_number
     files = session.files_of(session.incumbent)
     path = session.recipe_path
@@ -242,6 +334,7 @@ def announce(session: Session, proposal: Proposal) -> int:
         watch=proposal.watch,
         score=proposal.score,
         comparator=proposal.comparator.model_dump(mode="json") if proposal.comparator else None,
+        **{name: value for name, value in known.items() if value is not None},
     )
     return number
 

@@ -27,6 +27,9 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
         lab.say(f"  {taint}: once more")
         search = lab.run(Order(number, "search", 1))
         taint = tainted(lab, evidence, number, search)
+    if search.gave_up:
+        verdict = Verdict("discard", f"regressed: {search.gave_up}", _so_far(evidence, lab, search), "regressed")
+        return Judgement(verdict, search)
     broken = _no_measurement(search)
     if broken:
         return Judgement(Verdict("crash", broken, None, "crash"), search)
@@ -36,6 +39,11 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
         verdict = Verdict("discard", weak or f"tainted: {taint}", None, "underpowered" if weak else "tainted")
         return Judgement(verdict, search, watches=lab.watch(number, search, probe=False))
     return _weigh(lab, evidence, number, search)
+
+
+def _so_far(evidence: Evidence, lab: Lab, run: Measured) -> Comparison | None:
+    """What was measured on the search split before the run was given up."""
+    return evidence.on_search(run, lab.incumbent) if run.scores("search") is not None else None
 
 
 def _no_measurement(run: Measured) -> str | None:
@@ -98,8 +106,8 @@ def _unconfirmed(on_search: Comparison, lacking: str) -> Verdict:
 def _advantage(lab: Lab, evidence: Evidence, number: int, search: Measured) -> str | None:
     """Why the candidate would be preferred at equal quality: simpler, or cheaper beyond the cost's own noise."""
     fewer = lab.simpler(number)
-    if fewer > 0:
-        return f"simpler: {fewer} setting{'s' if fewer > 1 else ''} fewer that differ from the defaults"
+    if fewer:
+        return f"simpler: {fewer}"
     return _cheaper(search, evidence.search_runs(lab.incumbent))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
@@ -217,6 +218,8 @@ def tidy_checkpoints(session: Session, evidence: Evidence[Done], winner: int) ->
     """Remove the weights of runs that nobody needs any more; the incumbent's and the baseline's always stay."""
     needed = {run.key for run in [*evidence.baseline(), *_winner_runs(evidence, winner)]}
     needed |= {run.key for run in evidence.candidate(session.incumbent)}
+    undecided = [one for one in session.state.experiments.values() if one.judged is None]
+    needed |= {Path(run.words.out).name for one in undecided for run in one.runs if run.words}
     for run in session.state.runs.values():
         if run.finished is None or run.words is None:
             continue

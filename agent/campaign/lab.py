@@ -103,6 +103,10 @@ class Measured(Protocol):
         """`oom: ran out of memory`; None for a run with a summary."""
 
     @property
+    def gave_up(self) -> str | None:
+        """Why it was ended early, where it had become hopeless."""
+
+    @property
     def summary(self) -> Summary | None: ...
     @property
     def ended_s(self) -> float | None:
@@ -170,6 +174,11 @@ class Lab(abc.ABC):
     def planned_against(self, number: int) -> int:
         """The incumbent that the idea changes."""
 
+    def open_batches(self) -> list[list[int]]:
+        """Ideas that were planned to be screened together and have not all got their outcome: an earlier session was
+        ended in the middle of it."""
+        return []
+
     @abc.abstractmethod
     def waiting(self) -> int:
         """Ideas that could be planned now."""
@@ -198,8 +207,8 @@ class Lab(abc.ABC):
         """Predicted seconds of a run of its recipe."""
 
     @abc.abstractmethod
-    def simpler(self, number: int) -> int:
-        """How many settings fewer than the incumbent's differ from the defaults."""
+    def simpler(self, number: int) -> str | None:
+        """In what it is simpler than the incumbent, or None."""
 
     @abc.abstractmethod
     def has_comparator(self, number: int) -> bool:
@@ -219,8 +228,8 @@ class Lab(abc.ABC):
     # --- what is done ---------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def next_idea(self) -> tuple[int | None, str]:
-        """Plan the next idea: its number, or None and why there is none."""
+    def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
+        """Plan the next idea: its number, or None and why there is none. Ideas of one `batch` are screened together."""
 
     @abc.abstractmethod
     def plan_together(self, numbers: Sequence[int]) -> int | None:

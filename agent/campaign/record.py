@@ -116,6 +116,7 @@ def evidence_of(judgement: Judgement) -> dict[str, Any]:
         "guards": dict(verdict.guards),
         "search": judgement.on_search,
         "basis": verdict.basis,
+        "p_value": verdict.basis.p_value if verdict.basis else None,
         "runs": {
             "search": [judgement.search.key],
             "candidate": [run.key for run in judgement.confirming],

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed
@@ -40,6 +40,7 @@ def train_with_repairs(
     rung: str,
     splits: tuple[Split, ...] = ("search",),
     arm: str | None = None,
+    early: Early | None = None,
 ) -> Done:
     """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
     tried: list[Remedy] = []
@@ -50,8 +51,8 @@ def train_with_repairs(
         # the key tells fixes and repeats, so that a resumed campaign finds each of these runs again
         label = run_key([f"f{fixes}" if fixes else "", f"r{repeats}" if repeats else ""])
         plan = Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm)
-        done = _one_run(session, runner, probing, plan)
-        if done.ok:
+        done = _one_run(session, runner, probing, plan, early)
+        if done.ok or done.ended_early:
             if probing is not None:
                 _adopt(session, probing, experiment)
             return done
@@ -82,7 +83,7 @@ class Plan:
     arm: str | None
 
 
-def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan) -> Done:
+def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan, early: Early | None) -> Done:
     try:
         recipe = session.with_shared_layer(session.recipe_of(plan.experiment))
         if shared is not None:
@@ -103,7 +104,7 @@ def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan
         arm=plan.arm,
         splits=plan.splits,
     )
-    return runner.run(job)
+    return runner.run(job, early=early)
 
 
 def _unreadable(key: str, error: RecipeError, session: Session) -> Done:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import CutShort, Health
 from agent.campaign.observer import Activity, Pulse
-from agent.campaign.scores import Scores, scores_of
+from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
 from agent.contract import EvalRow, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
@@ -29,8 +29,14 @@ from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import Diagnosis, evidence_of, triage
 
 TICK_EVERY_S = 30.0
+PAUSED = "paused for a screening"
+"""Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""
+HOPELESS = "hopeless"
+"""How the reason of a run begins that the campaign ended because it could not win any more; it is finished so."""
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
+
+ROUNDING = 1e-9
 
 Launch = Callable[..., RunResult]
 
@@ -63,6 +69,8 @@ class Done:
     evaluation: Evaluation
     ended_s: float | None = None
     """Consumed seconds of the campaign when it ended."""
+    ended_early: str | None = None
+    """Why the campaign ended it: it begins with PAUSED or HOPELESS. None for a run that ended by itself."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,11 +79,16 @@ class Done:
 
     @property
     def ok(self) -> bool:
-        return self.diagnosis is None and self.record.summary is not None
+        return self.diagnosis is None and self.record.summary is not None and self.ended_early is None
+
+    @property
+    def gave_up(self) -> str | None:
+        reason = self.ended_early or ""
+        return reason.removeprefix(HOPELESS).lstrip(": ") if reason.startswith(HOPELESS) else None
 
     @property
     def crash_words(self) -> str | None:
-        if self.ok:
+        if self.ok or self.ended_early:
             return None
         return f"{self.diagnosis.crash_class}: {self.diagnosis.reason}" if self.diagnosis else "it left no summary"
 
@@ -102,11 +115,26 @@ class Done:
             self._known[split, metric] = found
         return self._known[split, metric]
 
+    def progress(self, share: float) -> Scores | None:
+        measured = [row for row in self.record.select if row.cycle > 0]
+        within = [row for row in measured if (row.budget_spent or 0.0) <= share + ROUNDING] or measured[:1]
+        return select_scores(within, self.evaluation)
+
     def health(self, split: str) -> Health | None:
         return health_of(self.rows(split))
 
     def faults(self) -> list[str]:
         return faults_of(self.record, self.evaluation) if self.ok else []
+
+
+class Early(Protocol):
+    """Looks at a training while it runs, and says why it should end before its time."""
+
+    is_pause: bool
+    """The training is going on later."""
+
+    def why(self, out: Path) -> str | None:
+        """A reason that begins with PAUSED or HOPELESS, or None. Asked several times a second."""
 
 
 class Runner:
@@ -119,17 +147,22 @@ class Runner:
         """No further run will come: end the process that waits for one."""
         self._standby.close()
 
-    def run(self, job: Job) -> Done:
-        """Execute the job, or read it back. Raises CutShort; AgentErrors that are not the training's fault."""
+    def run(self, job: Job, *, early: Early | None = None) -> Done:
+        """Execute the job, or read it back. `early` is asked while it runs, and says why it should end.
+
+        Raises CutShort; AgentErrors that are not the training's fault.
+        """
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if _key_of(run) == job.key]
         finished = next((run for run in before if _counts(run)), None)
         if finished is not None:
             return self._from_disk(job, finished)
+        if early is not None and early.is_pause and any(_paused(run) for run in before):
+            return self._done(job.key, read_run(out), elapsed_s=None, ended_early=PAUSED)
         recovered = self._settle(job, out, before)
         if recovered is not None:
             return recovered
-        return self._execute(job, out, attempt=len(before) + 1)
+        return self._execute(job, out, attempt=len(before) + 1, early=early)
 
     def finished_well(self) -> list[tuple[str, RunPlanned | RunStarted]]:
         """Key and words of every run that the journal knows to have ended with a summary, oldest first."""
@@ -152,12 +185,21 @@ class Runner:
         )
 
     def _done(
-        self, key: str, record: RunRecord, *, elapsed_s: float | None, diagnosis: Diagnosis | None = None,
+        self,
+        key: str,
+        record: RunRecord,
+        *,
+        elapsed_s: float | None,
+        diagnosis: Diagnosis | None = None,
         run: Run | None = None,
-    ) -> Done:  # fmt: skip
+        ended_early: str | None = None,
+    ) -> Done:
         """`run`: what the journal knows of it, where it ended before now."""
-        ended = run.finished.consumed_s if run is not None and run.finished else self.session.clock.consumed_s
-        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended)
+        ended_s = self.session.clock.consumed_s
+        if run is not None and run.finished:
+            ended_s = run.finished.consumed_s or ended_s
+            ended_early = run.finished.reason if run.finished.reason.startswith(HOPELESS) else ended_early
+        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 
@@ -186,7 +228,7 @@ class Runner:
 
     # --- now ------------------------------------------------------------------------------------------------
 
-    def _execute(self, job: Job, out: Path, *, attempt: int) -> Done:
+    def _execute(self, job: Job, out: Path, *, attempt: int, early: Early | None) -> Done:
         session = self.session
         asked = self._why_stop()
         if asked:
@@ -210,7 +252,7 @@ class Runner:
             self._request(job, out, self._time_limit(predicted)),
             on_started=lambda identity: self._started(words, identity),
             on_progress=self._progress(),
-            stop=self._why_stop,
+            stop=lambda: self._why_stop() or (early.why(out) if early else None),
             machine=session.machine,
             standby=self._standby,
         )
@@ -294,9 +336,10 @@ class Runner:
             diagnosis=diagnosis,
         )
         self.session.observer.ended(_how_it_ended(record, result, diagnosis))
-        if ended_by == "stop":
+        if ended_by == "stop" and not result.reason.startswith((PAUSED, HOPELESS)):
             raise CutShort(self._why_stop() or result.reason)
-        return self._done(job.key, record, elapsed_s=result.elapsed_s, diagnosis=diagnosis)
+        early = result.reason if ended_by == "stop" else None
+        return self._done(job.key, record, elapsed_s=result.elapsed_s, diagnosis=diagnosis, ended_early=early)
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None
@@ -310,14 +353,20 @@ def _key_of(run: Run) -> str | None:
 
 
 def _counts(run: Run) -> bool:
-    """A run that ended by itself, well or badly; not one that the campaign or a power cut ended.
+    """A run that ended by itself, well or badly, or that was hopeless; no other that the campaign or a power cut ended.
 
     Nor one that failed for want of data, a model or disk: a person may have mended that since.
     """
-    if run.finished is None or run.finished.ended_by in ("stop", "lost"):
+    if run.finished is None or run.finished.ended_by == "lost":
         return False
+    if run.finished.ended_by == "stop":
+        return run.finished.reason.startswith(HOPELESS)
     told = (run.finished.model_extra or {}).get("diagnosis") or {}
     return told.get("crash_class") not in ("data", "resource")
+
+
+def _paused(run: Run) -> bool:
+    return run.finished is not None and run.finished.ended_by == "stop" and run.finished.reason.startswith(PAUSED)
 
 
 def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.contract import EvalRow
+from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 
 
@@ -58,6 +58,18 @@ def _value(row: EvalRow, metric: str) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def select_scores(rows: Sequence[SelectRow], evaluation: Evaluation) -> Scores | None:
+    """By prompt, the mean over several measurements of the `select` split; None without one."""
+    if not rows:
+        return None
+    sign = 1.0 if evaluation.direction == "maximize" else -1.0
+    combine = max if evaluation.metric == "pass_at_k" else _mean
+    ids = tuple(sorted(set.intersection(*(set(row.scores) for row in rows))))
+    if not ids:
+        return None
+    return Scores(ids, sign * np.array([_mean([combine(row.scores[prompt]) for row in rows]) for prompt in ids]))
 
 
 def table(runs: Sequence[Scores]) -> np.ndarray:

@@ -9,17 +9,28 @@ part of theirs. No verdict is spent: what goes on is filtered and confirmed like
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from agent.campaign.comparison import Comparison, compare, group_noise
 from agent.campaign.evidence import Evidence
+from agent.campaign.experiment import underpowered
 from agent.campaign.lab import Lab
 from agent.campaign.verdict import Judgement, Verdict, span_of
 from agent.report.words import points
 
 
-def worth_screening(lab: Lab) -> bool:
-    """Enough ideas wait, and not all of them can be afforded whole."""
+def worth_screening(lab: Lab, evidence: Evidence) -> bool:
+    """Enough ideas wait, not all of them can be afforded whole, and a part of a training tells something.
+
+    It tells nothing where the trainer does not measure `select`, or the incumbent itself hardly trains: then the
+    first idea is the one that mends it.
+    """
     rules = lab.rules
+    last = evidence.last_run(lab.incumbent)
+    if last is None or last.progress(rules.screen_share) is None or underpowered(lab.budget, last):
+        return False
+    if lab.max_experiments is not None and lab.max_experiments - len(lab.outcomes()) < rules.batch:
+        return False
     waiting = lab.waiting()
     return waiting >= rules.batch and lab.ideas_left() + 1 < rules.scarce * waiting
 
@@ -29,7 +40,12 @@ def screen_batch(lab: Lab, evidence: Evidence) -> None:
 
     Raises CutShort where the campaign ends first.
     """
-    numbers = _planned_batch(lab)
+    rank_batch(lab, evidence, _planned_batch(lab))
+
+
+def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
+    """Train each a little, discard the weaker ones. What is done already is read back."""
+    judged = {number for number, _ in lab.outcomes()}
     lab.say(f"screening {len(numbers)} ideas over {lab.rules.screen_share:.0%} of their budget")
     ranked = sorted(
         ((_first_part(lab, evidence, number), number) for number in numbers),
@@ -44,14 +60,16 @@ def screen_batch(lab: Lab, evidence: Evidence) -> None:
             f"screened: place {place} of {len(ranked)} after {lab.rules.screen_share:.0%} of the budget, "
             f"{points(found.delta)} on select"
         )
+        if number in judged:
+            continue
         run = lab.screen(number, lab.rules.screen_share)
         lab.conclude(number, Judgement(Verdict("discard", reason, found, "screened"), run))
 
 
 def _planned_batch(lab: Lab) -> list[int]:
-    numbers = []
+    numbers: list[int] = []
     while len(numbers) < lab.rules.batch:
-        number, _ = lab.next_idea()
+        number, _ = lab.next_idea(batch=numbers[0] if numbers else 0)
         if number is None:
             break
         numbers.append(number)

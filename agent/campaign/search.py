@@ -8,7 +8,7 @@ from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import CutShort, Lab
-from agent.campaign.screening import screen_batch, worth_screening
+from agent.campaign.screening import rank_batch, screen_batch, worth_screening
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.words import duration
@@ -33,13 +33,15 @@ def baseline_judgement(calibration: Calibration) -> Judgement:
 
 def search(lab: Lab, evidence: Evidence) -> str:
     """Try ideas until a stop rule is met; returns the rule in words."""
+    for batch in lab.open_batches():
+        rank_batch(lab, evidence, batch)
     while True:
         number = lab.open_experiment()
         if number is None:
             reason = why_stop(lab)
             if reason is not None:
                 return reason
-            if worth_screening(lab) and not last_chance(lab):
+            if worth_screening(lab, evidence) and not last_chance(lab):
                 screen_batch(lab, evidence)
                 continue
             number, reason = _next(lab)

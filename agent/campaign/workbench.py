@@ -12,14 +12,15 @@ from typing import Any
 
 from agent.campaign import choose
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.early import Hopeless, Pause
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
-from agent.campaign.lab import MEASURED_ON, Arm, Lab, Measured, Order
+from agent.campaign.lab import MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
 from agent.campaign.levels import Used
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
-from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key, title
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
@@ -110,8 +111,45 @@ class Workbench(Lab):
     def cost(self, experiment: int) -> RunCost:
         return self.session.cost(self.session.recipe_of(experiment))
 
-    def simpler(self, number: int) -> int:
-        return overrides(self.recipe_of(self.incumbent)) - overrides(self.recipe_of(number))
+    def simpler(self, number: int) -> str | None:
+        without = self._planned(number).get("without")
+        if without is not None:
+            return f"without #{without}"
+        fewer = overrides(self.recipe_of(self.incumbent)) - overrides(self.recipe_of(number))
+        return f"{fewer} setting{'s' if fewer > 1 else ''} fewer that differ from the defaults" if fewer > 0 else None
+
+    def margin(self, number: int) -> float:
+        return float(self._planned(number).get("margin") or self.evaluation.min_effect or MARGIN)
+
+    def is_last(self, number: int) -> bool:
+        return bool(self._planned(number).get("parts"))
+
+    def past(self) -> Sequence[Past]:
+        found = []
+        for number, outcome in self.outcomes():
+            judged = self.session.state.experiments[number].judged
+            numbers = judged.numbers if judged else {}
+            basis = numbers.get("basis") or {}
+            parts = tuple(self._planned(number).get("parts") or ())
+            kind = str(numbers.get("kind", ""))
+            found.append(Past(number, outcome, kind, basis.get("delta"), numbers.get("p_value"), parts))
+        return found
+
+    def planned_against(self, number: int) -> int:
+        planned = self.session.state.experiments[number].planned
+        return (planned.incumbent if planned else None) or 0
+
+    def open_batches(self) -> list[list[int]]:
+        batches: dict[int, list[int]] = {}
+        for number in sorted(self.session.state.experiments):
+            batch = self._planned(number).get("batch")
+            if batch is not None:
+                batches.setdefault(batch or number, []).append(number)
+        experiments = self.session.state.experiments
+        return [batch for batch in batches.values() if any(experiments[number].judged is None for number in batch)]
+
+    def waiting(self) -> int:
+        return len({proposal.hypothesis for proposal in choose.rank(self.session, self.evidence).proposals})
 
     def has_comparator(self, number: int) -> bool:
         return bool(self._planned(number).get("comparator"))
@@ -163,27 +201,35 @@ class Workbench(Lab):
 
     # --- what is done ---------------------------------------------------------------------------------------
 
-    def next_idea(self) -> tuple[int | None, str]:
+    def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
         ranking = choose.rank(self.session, self.evidence)
-        proposal, why = ranking.best()
+        proposal = choose.first_other(ranking, self.session)
         if proposal is None:
-            return None, f"the playbook is exhausted: {why}"
-        self.say(choose.explain(ranking))
-        return choose.announce(self.session, proposal), ""
+            return None, f"the playbook is exhausted: {ranking.note}"
+        if not batch:
+            self.say(choose.explain(ranking))
+        return choose.announce(self.session, proposal, batch=batch), ""
+
+    def plan_together(self, numbers: Sequence[int]) -> int | None:
+        return choose.announce_together(self.session, numbers)
+
+    def plan_without(self, number: int, *, margin: float) -> int | None:
+        return choose.announce_without(self.session, number, margin=margin)
 
     def commit(self, number: int) -> None:
         commit_experiment(self.session, number)
+
+    def screen(self, number: int, share: float) -> Done:
+        """The journal knows it as a run that was stopped; `run` finds its folder and goes on."""
+        return self._repaired(Order(number, "search"), early=Pause(share))
 
     def run(self, order: Order) -> Done:
         if order.arm == "untrained":
             done = self.runner.run(self._untrained())
         elif order.arm == "baseline":
-            done = self._repaired(order, key="baseline", what=f"baseline {order.index + 1} of {self.baseline_seeds}")
+            done = self._repaired(order)
         elif order.arm == "search":
-            again = ", once more" if order.index else ""
-            done = self._repaired(
-                order, key=f"{order.experiment:03d}-search", what=f"{self.title(order.experiment)}{again}"
-            )
+            done = self._repaired(order, early=self._hopeless())
         else:
             done = self.runner.run(self._confirming(order))
         first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
@@ -204,18 +250,32 @@ class Workbench(Lab):
             evaluate=UNTRAINED,
         )
 
-    def _repaired(self, order: Order, *, key: str, what: str) -> Done:
+    def _repaired(self, order: Order, *, early: Early | None = None) -> Done:
         baseline = order.arm == "baseline"
+        again = ", once more" if order.index else ""
+        name = f"baseline {order.index + 1} of {self.baseline_seeds}"
         return train_with_repairs(
             self.session,
             self.runner,
             experiment=order.experiment,
-            key=key,
-            what=what,
+            key="baseline" if baseline else f"{order.experiment:03d}-search",
+            what=name if baseline else f"{self.title(order.experiment)}{again}",
             seed=self.seed_of(order),
             role="baseline" if baseline else "experiment",
-            rung="calibrate" if baseline else "full",
+            rung="calibrate" if baseline else "screen" if early is not None and early.is_pause else "full",
             arm=None if baseline else "candidate",
+            early=early,
+        )
+
+    def _hopeless(self) -> Early | None:
+        runs = self.evidence.search_runs(self.incumbent)
+        if len(runs) < 2:
+            return None
+        return Hopeless(
+            self.evaluation,
+            curves=[run.record.select for run in runs],
+            scores=arm_scores(runs, "search"),
+            noise=self.evidence.noise,
         )
 
     def _confirming(self, order: Order) -> Job:

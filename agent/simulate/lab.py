@@ -47,6 +47,10 @@ class SimulatedRun:
         self.crash_words = crash_words
 
     @property
+    def gave_up(self) -> str | None:
+        return None
+
+    @property
     def ok(self) -> bool:
         return self.crash_words is None
 
@@ -197,8 +201,9 @@ class SimulatedLab(Lab):
         world = self.truth.world
         return RunCost(world.overhead_s, world.train_s, world.evaluate_s, world.overhead_s + world.evaluate_s)
 
-    def simpler(self, number: int) -> int:
-        return len(self.tried[self.incumbent].recipe) - len(self.tried[number].recipe)
+    def simpler(self, number: int) -> str | None:
+        fewer = len(self.tried[self.incumbent].recipe) - len(self.tried[number].recipe)
+        return f"{fewer} ideas fewer" if fewer > 0 else None
 
     def has_comparator(self, number: int) -> bool:
         return False
@@ -213,7 +218,7 @@ class SimulatedLab(Lab):
 
     # --- the planner ----------------------------------------------------------------------------------------
 
-    def next_idea(self) -> tuple[int | None, str]:
+    def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
         if not self.queue:
             return None, "every idea was tried"
         number = self.plan(frozenset([self.queue.pop(0)]))

@@ -259,13 +259,7 @@ def after_calibration_the_clock_jumps(night: Night) -> Any:
         session.clock.budget_s = session.clock.consumed_s + 0.5
         return fake_launch()(request, **keys)
 
-    # the session is assigned only after `start` returns, so it is found through the stop callback instead
-    def finding(request: Any, **keys: Any) -> Any:
-        owner = keys["stop"].__self__
-        night.session = owner.session
-        return launcher(request, **keys)
-
-    return finding
+    return launcher
 
 
 def test_a_name_that_is_taken_and_a_budget_too_small_are_refused_before_anything_is_written(night: Night) -> None:

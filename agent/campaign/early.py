@@ -1,0 +1,136 @@
+"""Ends a training before its time: paused after the first part of its budget, or given up because it cannot win.
+
+Giving up is for the clear cases. A training is hopeless when, measured on the same `select` prompts at the same share
+of the budget, it lies so far below the incumbent's runs that it would have to gain more than twice what they gained
+from there to their end; or when, in its final evaluation, the prompts that were answered so far put it below them.
+Both at a level of a few percent, at a few fixed places, because a late bloomer that is stopped is lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent.campaign.comparison import RunNoise, compare, group_noise
+from agent.campaign.runs import HOPELESS, PAUSED
+from agent.campaign.scores import Scores, scores_of, select_scores
+from agent.contract import EvalRow, SelectRow
+from agent.recipe.schema import Evaluation
+from agent.report.words import points
+from agent.run.telemetry import Tail, follow_evals, follow_select
+
+PLACES = (0.25, 0.5, 0.75)
+"""Shares of the training budget, and of the held-out prompts, after which a training is looked at."""
+LEVEL = 0.02
+"""One-sided, of each look."""
+WINDOW = 3
+"""Measurements of `select` that are averaged at each place."""
+LOOK_EVERY_S = 1.0
+
+
+class Pause:
+    """Ends a training once it has measured the `select` split at this share of its budget."""
+
+    is_pause = True
+
+    def __init__(self, share: float):
+        self.share = share
+        self._select: Tail[SelectRow] | None = None
+
+    def why(self, out: Path) -> str | None:
+        if self._select is None:
+            self._select = follow_select(out)
+        self._select.read()
+        reached = any((row.budget_spent or 0.0) >= self.share for row in self._select.rows.values())
+        return f"{PAUSED} at {self.share:.0%} of its budget" if reached else None
+
+
+class Hopeless:
+    """Gives a training up that cannot win against the incumbent's runs any more."""
+
+    is_pause = False
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        *,
+        curves: Sequence[Sequence[SelectRow]],
+        scores: Sequence[Scores],
+        noise: RunNoise | None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`curves`: what each of the incumbent's runs measured on `select`; `scores`: on search."""
+        self.evaluation = evaluation
+        self.curves = [list(curve) for curve in curves if curve]
+        self.scores = list(scores)
+        self.noise = noise
+        self.clock = clock
+        self._looked_at: set[tuple[str, float]] = set()
+        self._next = 0.0
+        self._select: Tail[SelectRow] | None = None
+        self._evals: Tail[EvalRow] | None = None
+
+    def why(self, out: Path) -> str | None:
+        if self.clock() < self._next:
+            return None
+        self._next = self.clock() + LOOK_EVERY_S
+        return self._in_training(out) or self._in_evaluation(out)
+
+    # --- while it trains ------------------------------------------------------------------------------------
+
+    def _in_training(self, out: Path) -> str | None:
+        if self._select is None:
+            self._select = follow_select(out)
+        if len(self.curves) < 2 or not self._select.read():
+            return None
+        rows = sorted(self._select.rows.values(), key=lambda row: row.cycle)
+        spent = rows[-1].budget_spent or 0.0
+        place = max((place for place in PLACES if place <= spent), default=None)
+        if place is None or ("train", place) in self._looked_at:
+            return None
+        self._looked_at.add(("train", place))
+        ours = window(rows, spent, self.evaluation)
+        theirs = [one for curve in self.curves if (one := window(curve, spent, self.evaluation)) is not None]
+        ends = [one for curve in self.curves if (one := window(curve, 1.0, self.evaluation)) is not None]
+        if ours is None or len(theirs) < 2 or not ends:
+            return None
+        still_to_come = max(0.0, _mean(ends) - _mean(theirs))
+        found = compare([ours], theirs, group_noise(theirs))
+        if found.upper(LEVEL) >= -still_to_come:
+            return None
+        return (
+            f"{HOPELESS}: given up at {spent:.0%} of the training budget, {points(found.delta)} on select where the "
+            f"incumbent's runs gain {points(still_to_come)} from there"
+        )
+
+    # --- while it is evaluated ------------------------------------------------------------------------------
+
+    def _in_evaluation(self, out: Path) -> str | None:
+        if self._evals is None:
+            self._evals = follow_evals(out)
+        if not self.scores or not self._evals.read():
+            return None
+        ours = scores_of(list(self._evals.rows.values()), split="search", evaluation=self.evaluation)
+        if ours is None:
+            return None
+        share = len(ours.ids) / self.evaluation.search_prompts
+        place = max((place for place in PLACES if place <= share), default=None)
+        if place is None or share >= 1 or ("evaluate", place) in self._looked_at:
+            return None
+        self._looked_at.add(("evaluate", place))
+        found = compare([ours], self.scores, self.noise)
+        if found.upper(LEVEL) >= 0:
+            return None
+        answered = f"{found.prompts} of {self.evaluation.search_prompts} held-out prompts"
+        return f"{HOPELESS}: given up after {answered}, {points(found.delta)}"
+
+
+def window(rows: Sequence[SelectRow], spent: float, evaluation: Evaluation) -> Scores | None:
+    """The last WINDOW measurements up to this share of the budget, cycle 0 left out."""
+    known = [row for row in rows if row.cycle > 0 and (row.budget_spent or 0.0) <= spent + 1e-9]
+    return select_scores(known[-WINDOW:], evaluation)
+
+
+def _mean(runs: Sequence[Scores]) -> float:
+    return sum(run.mean for run in runs) / len(runs)
