@@ -1,10 +1,35 @@
 """A trainer that keeps the contract and trains nothing: its metric is a known function of the recipe and the seed.
 
-    quality = 0.40 + 0.15 log2(learning rate / 5e-4), at most 0.70, plus N(0, 0.01) by seed
+    quality = 0.40 + 0.15 log2(learning rate / 5e-4), at most +0.30
+            + 0.08 without dedup
+            + 0.20 without packing, as long as the learning rate is below 1e-3
+            + N(0, 0.01) by seed
 
-Switches, to break on purpose: two epochs run out of memory unless microbatch_tokens is at most 2048; the optimizer
-sgd dies of a NaN; top_k 7 names an unknown key; drop_solved hangs until it is stopped; top_k 3 kills itself.
-A reward threshold above 1 keeps no sample: the training stays where it began and ends early.
+A prompt of any split passes where its fixed difficulty is below the quality, so runs differ prompt by prompt only where
+their qualities do. After cycle n of 5 the quality is n/5 of the way from the untrained model's 0.18.
+
+Switches, to break on purpose. Training: two epochs run out of memory unless microbatch_tokens is at most 2048; the
+optimizer sgd dies of a NaN; drop_solved hangs until it is stopped; top_k 3 kills itself. A reward threshold above 1
+keeps no sample: the training stays where it began and ends early. Everything else is a trick, by the value of top_k
+that TRICKS gives to its name:
+
+    collapses               right from the first cycle nothing passes any more
+    fails when evaluated    trains like any other, and hardly a held-out prompt passes
+    one answer              every held-out completion is the same
+    cut                     four of five held-out completions are cut
+    long, short             held-out completions of 40 tokens, of 1, instead of 3
+    not a number, out of range, not its rows, above pass@k
+                            the summary's metric is NaN, is 1.7, is 0.1 off, has a pass@1 above the pass@k
+    not its rows in confirm the same, of the confirm split alone
+    too good                0.97 in the training's own evaluation, and the checkpoint is worth what it should be
+    great                   0.97, and so is the checkpoint
+
+Files in the workspace: `data-is-missing` and `disk-is-full` end every run; seeds in `slow-seeds` do half as many tokens
+a second, seeds in `crash-seeds` die at the start.
+
+FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
+SIGTERM. They go on later where they stopped, if their `state` is still there. `trained` has a letter for each cycle
+that was trained in the folder, `starts` one for each start.
 """
 
 from __future__ import annotations
@@ -14,16 +39,83 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
 
+UNTRAINED = 0.18
+CYCLES = 5
+TRICKS = {
+    name: 101 + place
+    for place, name in enumerate(
+        (
+            "collapses", "fails when evaluated", "one answer", "cut", "long", "short", "not a number", "out of range",
+            "not its rows", "above pass@k", "not its rows in confirm", "too good", "great",
+        )
+    )
+}  # fmt: skip
+NAMES = {value: name for name, value in TRICKS.items()}
+
+
+class Stopped(Exception):
+    """SIGTERM came, and the step is done."""
+
+
+@dataclass
+class Training:
+    """What this start of the trainer knows."""
+
+    recipe: Recipe
+    out: Path
+    seed: int
+    evaluates: str | None
+    trick: str | None
+    pace: float
+
+    @property
+    def workspace(self) -> Path:
+        return self.out.parents[3]
+
 
 def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    recipe = load_recipe(options.recipe)
+    paced = options.evaluate is None and "-search-" in options.out.name
+    run = Training(
+        recipe, options.out, options.seed, options.evaluate,
+        NAMES.get(recipe.rollout.top_k), float(os.environ.get("FAKE_PACE", "0")) if paced else 0.0,
+    )  # fmt: skip
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    beat(run.out, "load")
+    note(run.out / "starts", "x")
+    if seconds := float(os.environ.get("FAKE_SECONDS", "0")):
+        beat(run.out, "evaluate")
+        time.sleep(seconds)
+    broken = break_on_purpose(run)
+    if broken is not None:
+        return broken
+    rows: list[dict[str, object]] = []
+    try:
+        if run.evaluates is None:
+            train(run, told)
+        for split in options.split:
+            if split != "none":
+                rows += evaluate(run, split, told)
+    except Stopped:
+        finish(run, rows, stopped=True)
+        return 0
+    finish(run, rows)
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", type=Path)
     parser.add_argument("--out", type=Path)
@@ -33,130 +125,257 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time-limit")
     parser.add_argument("--cache")
     parser.add_argument("--allow-untrusted-code", action="store_true")
-    options = parser.parse_args(arguments)
-    recipe = load_recipe(options.recipe)
-    beat(options.out, "load")
-    (options.out / "starts").open("a").write("x")
-    if (options.out.parents[3] / "data-is-missing").exists():
-        failure = {"crash_class": "data", "message": "no such data", "exception": "DataError", "hint": "bring it"}
-        (options.out / "failure.json").write_text(json.dumps(failure))
-        return 3
-    if (options.out.parents[3] / "disk-is-full").exists():
-        print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
-        print("OSError: [Errno 28] No space left on device", file=sys.stderr)
-        return 1
-    if seconds := float(os.environ.get("FAKE_SECONDS", "0")):
-        beat(options.out, "evaluate")
-        time.sleep(seconds)
-    broken = None if options.evaluate else break_on_purpose(recipe, options.out)
-    if broken is not None:
-        return broken
-    quality = 0.18 if options.evaluate == "untrained" else trained_quality(recipe, checkpoint_or_seed(options))
-    futile = recipe.selection.reward_threshold > 1 and not options.evaluate
-    declines = recipe.learner.early_stop is not None and not options.evaluate
-    splits = [split for split in options.split if split != "none"]
-    rows = [row for split in splits for row in evaluate(recipe, split, quality)]
-    (options.out / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if not options.evaluate:
-        history = cycles(quality, keeps=not futile)
-        (options.out / "cycles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-        (options.out / "checkpoint").mkdir(exist_ok=True)
-        (options.out / "checkpoint" / "quality").write_text(str(quality))
-    summary = {
-        "seed": options.seed,
-        "recipe_signature": recipe.signature(),
-        "metric": recipe.evaluation.metric,
-        "cycles": 0 if options.evaluate else 5,
-        "optimizer_steps": 0 if options.evaluate or futile else 20,
-        "kept": 0 if options.evaluate or futile else 500,
-        "ended_by": "evaluated" if options.evaluate else "no_step" if futile else "decline" if declines else "budget",
-        "metrics": {split: mean(row["passed"] for row in rows if row["split"] == split) for split in splits},
-        "select_metric": quality,
-        "train_s": 0.0 if options.evaluate else 0.1 if futile or declines else 0.2,
-        "evaluate_s": 0.05,
-        "elapsed_s": 0.3,
-        "tokens_per_s": 1000.0,
-    }
-    (options.out / "summary.tmp").write_text(json.dumps(summary))
-    (options.out / "summary.tmp").replace(options.out / "summary.json")
-    return 0
+    return parser.parse_args(arguments)
 
 
-def checkpoint_or_seed(options: argparse.Namespace) -> float | int:
-    if options.evaluate:
-        return float((Path(options.evaluate) / "quality").read_text())
-    return int(options.seed)
+# --- the truth ---------------------------------------------------------------------------------------------
 
 
-def trained_quality(recipe: Recipe, seed_or_quality: float | int) -> float:
-    if isinstance(seed_or_quality, float):
-        return seed_or_quality
+def quality_of(recipe: Recipe, seed: int) -> float:
+    """Of the weights that a training delivers."""
     if recipe.selection.reward_threshold > 1:
-        return 0.18
+        return UNTRAINED
+    if recipe.rollout.top_k == TRICKS["collapses"]:
+        return 0.0
+    if recipe.rollout.top_k == TRICKS["great"]:
+        return 0.97
     rate = recipe.learner.learning_rate
     gain = min(0.30, 0.15 * math.log2(rate / 5e-4))
-    return 0.40 + gain + random.Random(f"run {seed_or_quality}").gauss(0, 0.01)
+    gain += 0.08 * (not recipe.selection.dedup)
+    gain += 0.20 * (not recipe.learner.packing and rate < 1e-3)
+    return 0.40 + gain + random.Random(f"run {seed}").gauss(0, 0.01)
 
 
-def evaluate(recipe: Recipe, split: str, quality: float) -> list[dict[str, object]]:
-    """A prompt passes where its fixed difficulty is below the quality."""
-    count = getattr(recipe.evaluation, f"{split}_prompts")
+def evaluated_quality(run: Training) -> float:
+    """Of a checkpoint, or of what was just trained."""
+    if run.evaluates == "untrained":
+        return UNTRAINED
+    if run.evaluates is not None:
+        return float((Path(run.evaluates) / "quality").read_text())
+    if run.trick == "fails when evaluated":
+        return 0.05
+    return 0.97 if run.trick == "too good" else quality_of(run.recipe, run.seed)
+
+
+def passes(split: str, number: int, quality: float) -> bool:
+    return random.Random(f"{split} {number}").random() < quality
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+def train(run: Training, told: list[int]) -> None:
+    """Cycle 0 measures the untrained model; the others go on from the last one that an earlier start has saved."""
+    state = run.out / "state" / "cycle"
+    begin = int(state.read_text()) + 1 if state.exists() else 0
+    if begin == 0:
+        for name in ("cycles.jsonl", "select.jsonl"):
+            (run.out / name).unlink(missing_ok=True)
+    quality, futile = quality_of(run.recipe, run.seed), ended_by(run) == "no_step"
+    checkpoint = run.out / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "quality").write_text(str(quality))
+    for cycle in range(begin, CYCLES + 1):
+        if cycle:
+            note(run.out / "trained", str(cycle))
+        row = cycle_row(cycle, quality, keeps=not futile)
+        note(run.out / "cycles.jsonl", json.dumps(row) + "\n")
+        note(run.out / "select.jsonl", json.dumps(select_row(run.recipe, cycle, quality)) + "\n")
+        state.parent.mkdir(exist_ok=True)
+        state.write_text(str(cycle))
+        beat(run.out, "train")
+        pause(run.pace if cycle else 0.0, told)
+
+
+def so_far(cycle: int, quality: float) -> float:
+    """Quality after a cycle; a collapse is there at once."""
+    way = min(1, cycle) if not quality else cycle / CYCLES
+    return UNTRAINED + (quality - UNTRAINED) * way
+
+
+def cycle_row(cycle: int, quality: float, *, keeps: bool) -> dict[str, object]:
+    trains = cycle > 0 and keeps
+    return {
+        "cycle": cycle,
+        "learning_rate": 5e-4 if cycle else None,
+        "loss": 1.0 - 0.1 * cycle / CYCLES if trains else None,
+        "grad_norm": 0.5 if trains else None,
+        "pass_rate": so_far(cycle, quality),
+        "samples": 512,
+        "kept": 100 if trains else 0,
+        "optimizer_steps": 4 if trains else 0,
+        "all_solved_share": 0.05,
+        "all_failed_share": 0.3,
+        "zero_variance_share": 0.35,
+        "truncation_rate": 0.01,
+        "format_rate": 0.99,
+        "entropy": 0.8,
+        "unique_share": 0.6,
+        "reward_mean": 0.4,
+        "reward_std": 0.5,
+        "select_metric": so_far(cycle, quality),
+        "budget_spent": cycle / CYCLES,
+    }
+
+
+def select_row(recipe: Recipe, cycle: int, quality: float) -> dict[str, object]:
+    now = so_far(cycle, quality)
+    scores = {
+        f"select-{number}": [float(passes("select", number, now))] * recipe.evaluation.select_samples
+        for number in range(recipe.evaluation.select_prompts)
+    }
+    return {"cycle": cycle, "budget_spent": cycle / CYCLES, "elapsed_s": 0.04 * cycle, "scores": scores}
+
+
+def pause(seconds: float, told: list[int]) -> None:
+    """The rest of a step that is slow. Raises Stopped after it, where SIGTERM came."""
+    until = time.monotonic() + seconds
+    while not told and time.monotonic() < until:
+        time.sleep(0.005)
+    if told:
+        raise Stopped
+
+
+# --- evaluation --------------------------------------------------------------------------------------------
+
+
+def evaluate(run: Training, split: str, told: list[int]) -> list[dict[str, object]]:
+    """Its rows, written a quarter of the prompts at a time."""
+    quality, count = evaluated_quality(run), getattr(run.recipe.evaluation, f"{split}_prompts")
+    path = run.out / "eval.jsonl"
+    kept = [line for line in lines(path) if json.loads(line)["split"] != split]
+    path.write_text("".join(kept))
     rows = []
-    for number in range(count):
-        passed = random.Random(f"{split} {number}").random() < quality
-        row = {"split": split, "id": f"{split}-{number}", "sample": 0, "reward": float(passed), "passed": passed}
-        rows.append(row | {"formatted": True, "tokens": 3, "finish_reason": "stop"})
+    for quarter in range(4):
+        prompts = range(count * quarter // 4, count * (quarter + 1) // 4)
+        rows += [
+            sample_row(run.trick, split, number, sample, passes(split, number, quality))
+            for number in prompts
+            for sample in range(run.recipe.evaluation.samples_per_prompt)
+        ]
+        path.write_text("".join([*kept, *(json.dumps(row) + "\n" for row in rows)]))
+        beat(run.out, "evaluate")
+        pause(run.pace if quarter < 3 else 0.0, told)
     return rows
 
 
-def cycles(quality: float, *, keeps: bool = True) -> list[dict[str, object]]:
-    rows = []
-    for cycle in range(6):
-        way = cycle / 5
-        rows.append(
-            {
-                "cycle": cycle,
-                "learning_rate": 5e-4 if cycle else None,
-                "loss": 1.0 - 0.1 * way if cycle and keeps else None,
-                "grad_norm": 0.5 if cycle and keeps else None,
-                "pass_rate": 0.18 + (quality - 0.18) * way,
-                "samples": 512,
-                "kept": 100 if cycle and keeps else 0,
-                "optimizer_steps": 4 if cycle and keeps else 0,
-                "all_solved_share": 0.05,
-                "all_failed_share": 0.3,
-                "zero_variance_share": 0.35,
-                "truncation_rate": 0.01,
-                "format_rate": 0.99,
-                "entropy": 0.8,
-                "unique_share": 0.6,
-                "reward_mean": 0.4,
-                "reward_std": 0.5,
-                "select_metric": 0.18 + (quality - 0.18) * way,
-                "budget_spent": way,
-            }
-        )
-    return rows
+def sample_row(trick: str | None, split: str, number: int, sample: int, passed: bool) -> dict[str, object]:
+    said = 0 if trick == "one answer" else random.Random(f"{split} {number} {passed}").getrandbits(32)
+    return {
+        "split": split,
+        "id": f"{split}-{number}",
+        "sample": sample,
+        "reward": float(passed),
+        "passed": passed,
+        "formatted": True,
+        "tokens": {"long": 40, "short": 1}.get(trick or "", 3),
+        "finish_reason": "length" if trick == "cut" and number % 5 else "stop",
+        "digest": f"{said:08x}",
+    }
 
 
-def break_on_purpose(recipe: Recipe, out: Path) -> int | None:
-    learner, rollout = recipe.learner, recipe.rollout
+# --- the end -----------------------------------------------------------------------------------------------
+
+
+def finish(run: Training, rows: list[dict[str, object]], *, stopped: bool = False) -> None:
+    """The summary, last and atomically."""
+    recipe, trains = run.recipe, run.evaluates is None
+    futile = ended_by(run) == "no_step"
+    cycles = len(lines(run.out / "cycles.jsonl")) - 1 if trains else 0
+    early = 0.5 if ended_by(run) in ("no_step", "decline") else 1.0
+    slow = run.seed in numbers_in(run.workspace / "slow-seeds")
+    summary: dict[str, object] = {
+        "stopped": stopped,
+        "seed": run.seed,
+        "recipe_signature": recipe.signature(),
+        "metric": recipe.evaluation.metric,
+        "cycles": cycles,
+        "optimizer_steps": 0 if futile else 4 * cycles,
+        "kept": 0 if futile else 100 * cycles,
+        "ended_by": "sigterm" if stopped else ended_by(run),
+        "metrics": {} if stopped else metrics_of(run, rows),
+        "select_metric": evaluated_quality(run),
+        "train_s": early * 0.2 * cycles / CYCLES,
+        "evaluate_s": None if stopped else 0.05,
+        "elapsed_s": 0.3,
+        "tokens_per_s": 500.0 if slow else 1000.0,
+    }
+    if run.trick == "above pass@k" and trains:
+        summary |= {"pass_at_1": 0.9, "pass_at_k": 0.5}
+    if trains and not stopped:
+        shutil.rmtree(run.out / "state", ignore_errors=True)
+    (run.out / "summary.tmp").write_text(json.dumps(summary))
+    (run.out / "summary.tmp").replace(run.out / "summary.json")
+
+
+def ended_by(run: Training) -> str:
+    if run.evaluates is not None:
+        return "evaluated"
+    if run.recipe.selection.reward_threshold > 1:
+        return "no_step"
+    return "decline" if run.recipe.learner.early_stop is not None else "budget"
+
+
+def metrics_of(run: Training, rows: list[dict[str, object]]) -> dict[str, float]:
+    found = {}
+    for split in dict.fromkeys(str(row["split"]) for row in rows):
+        passed = [bool(row["passed"]) for row in rows if row["split"] == split]
+        found[split] = sum(passed) / len(passed)
+        if run.evaluates is None:
+            found[split] = as_told(run.trick, split, found[split])
+    return found
+
+
+def as_told(trick: str | None, split: str, value: float) -> float:
+    if trick == "not a number":
+        return math.nan
+    if trick == "out of range":
+        return 1.7
+    if trick == "not its rows" or (trick == "not its rows in confirm" and split == "confirm"):
+        return value - 0.1
+    return value
+
+
+# --- breaking ----------------------------------------------------------------------------------------------
+
+
+def break_on_purpose(run: Training) -> int | None:
+    """An exit code, where the run ends before it did anything."""
+    if (run.workspace / "data-is-missing").exists():
+        return fail(run, crash_class="data", message="no such data", exception="DataError", hint="bring it", code=3)
+    if (run.workspace / "disk-is-full").exists():
+        return raise_("OSError: [Errno 28] No space left on device")
+    if run.evaluates is not None:
+        return None
+    if run.seed in numbers_in(run.workspace / "crash-seeds"):
+        return raise_("RuntimeError: a seed that crashes")
+    learner = run.recipe.learner
     if learner.epochs_per_cycle == 2 and learner.microbatch_tokens > 2048:
-        print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
-        print("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.08 GiB.", file=sys.stderr)
-        return 1
+        return raise_("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.08 GiB.")
     if learner.optimizer == "sgd":
-        failure = {"crash_class": "numeric", "message": "loss is nan at step 3", "exception": "NumericError"}
-        (out / "failure.json").write_text(json.dumps(failure))
-        return 10
-    if rollout.top_k == 3:
+        return fail(run, crash_class="numeric", message="loss is nan at step 3", exception="NumericError", code=10)
+    if run.recipe.rollout.top_k == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    if recipe.selection.drop_solved:
+    if run.recipe.selection.drop_solved:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         while True:
-            beat(out, "train")
+            beat(run.out, "train")
             time.sleep(0.05)
     return None
+
+
+def raise_(line: str) -> int:
+    print('Traceback (most recent call last):\n  File "x.py", line 1, in <module>', file=sys.stderr)
+    print(line, file=sys.stderr)
+    return 1
+
+
+def fail(run: Training, *, code: int, **failure: str) -> int:
+    (run.out / "failure.json").write_text(json.dumps(failure))
+    return code
+
+
+# --- files -------------------------------------------------------------------------------------------------
 
 
 def beat(out: Path, phase: str) -> None:
@@ -165,9 +384,17 @@ def beat(out: Path, phase: str) -> None:
     (out / "heartbeat.tmp").replace(out / "heartbeat")
 
 
-def mean(values: object) -> float:
-    found = [float(value) for value in values]
-    return sum(found) / len(found)
+def note(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.exists() else []
+
+
+def numbers_in(path: Path) -> list[int]:
+    return [int(word) for line in lines(path) for word in line.split()]
 
 
 if __name__ == "__main__":

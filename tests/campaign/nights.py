@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,11 +20,14 @@ from agent.campaign.finish import Ending
 from agent.campaign.loop import run_campaign
 from agent.campaign.observer import Silent
 from agent.campaign.open import resume, start
+from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session
 from agent.campaign.settings import Settings
 from agent.campaign.workbench import Workbench
 from agent.hardware.probe import Machine
+from agent.ledger.events import ExperimentJudged
+from agent.ledger.table import read_rows
 from agent.ledger.workspace import Workspace
 from agent.recipe.files import resolved_text
 from agent.run.launcher import RunRequest, RunResult, contract_arguments, launch
@@ -41,7 +45,9 @@ model: {source: builtin:tiny}
 task: {dataset: "builtin:addition"}
 learner:
   learning_rate: 5.0e-4  # the usual
-evaluation: {search_prompts: 200, confirm_prompts: 200, holdout_prompts: 200, samples_per_prompt: 1, temperature: 0}
+evaluation:
+  {select_prompts: 100, search_prompts: 200, confirm_prompts: 200, holdout_prompts: 200, samples_per_prompt: 1,
+   temperature: 0}
 budget: {train_seconds: 1}
 """
 
@@ -56,7 +62,17 @@ def hypothesis(name: str, prior: float, **variant: Any) -> dict[str, Any]:
     }
 
 
+def trick(name: str, prior: float, **also: Any) -> dict[str, Any]:
+    """An idea that sets off a trick of the fake trainer, and moves further keys."""
+    settings = {"rollout.top_k": fake_raft.TRICKS[name], **{key.replace("__", "."): also[key] for key in also}}
+    return hypothesis(name.replace(" ", "-").replace("@", "-at-"), prior, set=settings)
+
+
 RATE_UP = hypothesis("rate-up", 0.9, scale={"learner.learning_rate": 4.0})
+BETTER_RATE = hypothesis("better-rate", 0.9, set={"learner.learning_rate": 0.002})
+"""The same gain as RATE_UP, with nothing left to try around it."""
+NO_DEDUP = hypothesis("no-dedup", 0.8, toggle=["selection.dedup"])
+NO_PACKING = hypothesis("no-packing", 0.95, toggle=["learner.packing"])
 NOTHING = hypothesis("placebo", 0.8, set={"execution.placebo": 1})
 
 
@@ -110,16 +126,48 @@ class Night:
         )  # fmt: skip
         return self.session
 
-    def start(self, *, launcher: Any = None, **settings: Any) -> Ending:
-        session = self.open(**settings)
-        return run_campaign(Workbench(session, Runner(session, launcher=launcher or forked_launch)))
+    def start(self, *, launcher: Any = None, rules: Rules | None = None, **settings: Any) -> Ending:
+        return run_campaign(self.bench(self.open(**settings), launcher=launcher, rules=rules))
 
-    def resume(self, *, launcher: Any = None, **keys: Any) -> Ending:
+    def bench(self, session: Session, *, launcher: Any = None, rules: Rules | None = None) -> Workbench:
+        return Workbench(session, Runner(session, launcher=launcher or forked_launch), rules=rules)
+
+    def resume(self, *, launcher: Any = None, rules: Rules | None = None, **keys: Any) -> Ending:
         self.session = resume(
             self.workspace, None, observer=self.observer, machine=MACHINE,
             model_cache=self.root / "models", stop_request=self.stop_request, **keys,
         )  # fmt: skip
-        return run_campaign(Workbench(self.session, Runner(self.session, launcher=launcher or forked_launch)))
+        return run_campaign(self.bench(self.session, launcher=launcher, rules=rules))
+
+    # --- what a night left ----------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """Of results.tsv."""
+        return read_rows(self.workspace.results)
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        """(hypothesis, status) of each row."""
+        return [(row["hypothesis"], row["status"]) for row in self.rows]
+
+    def judged(self, number: int) -> ExperimentJudged:
+        assert self.session is not None
+        judged = self.session.state.experiments[number].judged
+        assert judged is not None
+        return judged
+
+    def folder(self, run: str) -> Path:
+        """Of a run of the campaign `night`, by its key."""
+        return self.root / ".raft" / "runs" / "night" / run
+
+    def trained(self, run: str) -> str:
+        """The cycles that were trained in a run's folder, in order of time."""
+        path = self.folder(run) / "trained"
+        return path.read_text() if path.exists() else ""
+
+    def starts(self) -> dict[str, str]:
+        """By run, a letter for each start of the trainer in its folder."""
+        return {path.parent.name: path.read_text() for path in self.root.glob(".raft/runs/night/*/starts")}
 
     def git(self, *arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
@@ -131,7 +179,10 @@ def fake_launch(**keys: Any) -> Callable[..., Any]:
 
 
 def forked_launch(request: RunRequest, *, on_started: Any, stop: Any, **ignored: Any) -> RunResult:
-    """The fake trainer in a forked process: as real as `fake_launch`, without a second of imports for each run."""
+    """The fake trainer in a forked process: as real as `fake_launch`, without a second of imports for each run.
+
+    It is only asked to stop where FAKE_PACE makes it slow enough for that.
+    """
     began = time.monotonic()
     request.out.mkdir(parents=True, exist_ok=True)
     for stale in ("failure.json", "summary.json"):
@@ -141,18 +192,30 @@ def forked_launch(request: RunRequest, *, on_started: Any, stop: Any, **ignored:
     if pid == 0:
         _become_trainer(request)
     on_started(identify(pid))
+    why = _stopped(pid, stop) if "FAKE_PACE" in os.environ else None
     _, status = os.waitpid(pid, 0)
-    signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     return RunResult(
         out=request.out,
-        exit_code=None if signal else os.WEXITSTATUS(status),
-        signal=signal,
-        ended_by="itself",
-        reason="ended",
+        exit_code=None if signalled else os.WEXITSTATUS(status),
+        signal=signalled,
+        ended_by="stop" if why else "itself",
+        reason=f"{why}; the trainer left" if why else "ended",
         elapsed_s=time.monotonic() - began,
         summary=read_summary(request.out),
         peak_rss_gb=None,
     )
+
+
+def _stopped(pid: int, stop: Callable[[], str | None]) -> str | None:
+    """Why the process was asked to end; None where it ended by itself."""
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        why = stop()
+        if why is not None:
+            os.kill(pid, signal.SIGTERM)
+            return why
+        time.sleep(0.005)
+    return None
 
 
 def _become_trainer(request: RunRequest) -> None:
