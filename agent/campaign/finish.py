@@ -187,15 +187,16 @@ def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:
 
 
 def training_share(session: Session) -> float | None:
-    """Seconds in training cycles / consumed seconds."""
+    """Seconds in training cycles / consumed seconds. A run that was paused counts them from its first start on."""
     consumed = session.clock.consumed_s
     if consumed <= 0:
         return None
-    spent = 0.0
+    spent: dict[str, float] = {}
     for run in session.state.runs.values():
         if run.finished and run.finished.summary:
-            spent += float(run.finished.summary.get("train_s") or 0.0)
-    return spent / consumed
+            folder = run.words.out if run.words else run.id
+            spent[folder] = max(spent.get(folder, 0.0), float(run.finished.summary.get("train_s") or 0.0))
+    return sum(spent.values()) / consumed
 
 
 def _plain(ending: Ending) -> dict[str, Any]:

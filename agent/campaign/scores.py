@@ -14,6 +14,9 @@ import numpy as np
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 
+FEWEST_PROMPTS = 2
+"""Of fewer the error of a mean is not known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -61,15 +64,18 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def select_scores(rows: Sequence[SelectRow], evaluation: Evaluation) -> Scores | None:
-    """By prompt, the mean over several measurements of the `select` split; None without one."""
+    """By prompt, the mean over several measurements of the `select` split; None without one, and where there are not
+    the two prompts that a comparison needs, or a value is no number."""
     if not rows:
         return None
     sign = 1.0 if evaluation.direction == "maximize" else -1.0
     combine = max if evaluation.metric == "pass_at_k" else _mean
-    ids = tuple(sorted(set.intersection(*(set(row.scores) for row in rows))))
-    if not ids:
+    answered = [{prompt for prompt, samples in row.scores.items() if samples} for row in rows]
+    ids = tuple(sorted(set.intersection(*answered)))
+    if len(ids) < FEWEST_PROMPTS:
         return None
-    return Scores(ids, sign * np.array([_mean([combine(row.scores[prompt]) for row in rows]) for prompt in ids]))
+    values = np.array([_mean([combine(row.scores[prompt]) for row in rows]) for prompt in ids])
+    return Scores(ids, sign * values) if np.isfinite(values).all() else None
 
 
 def table(runs: Sequence[Scores]) -> np.ndarray:

@@ -49,7 +49,7 @@ def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
     lab.say(f"screening {len(numbers)} ideas over {lab.rules.screen_share:.0%} of their budget")
     ranked = sorted(
         ((_first_part(lab, evidence, number), number) for number in numbers),
-        key=lambda one: -one[0].delta if one[0] else -math.inf,
+        key=lambda one: -one[0].delta if one[0] else math.inf,
     )
     goes_on = max(1, round(lab.rules.survivors * len(numbers)))
     for place, (found, number) in enumerate(ranked, start=1):

@@ -6,6 +6,7 @@ import functools
 import re
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.contract import DECLINE, NO_STEP
 from agent.errors import RecipeError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
+from agent.ledger.events import RunFinished
 from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
 from agent.plan.schema import Playbook
@@ -124,8 +126,7 @@ class Session:
 
     def cost(self, recipe: Recipe) -> RunCost:
         """Predicted seconds of a run of this recipe: medians of what was measured, else a first guess."""
-        finished = [run.finished for run in self.state.runs.values() if run.finished]
-        told = [(event, event.summary) for event in finished if event.summary]
+        told = self._in_one_go()
         trained = [(event, summary) for event, summary in told if summary.get("train_s")]
         if not trained:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
@@ -139,6 +140,18 @@ class Session:
         alone = [(event.elapsed_s or 0.0, summary) for event, summary in told if summary.get("ended_by") == "evaluated"]
         cost = RunCost(max(0.0, rest - evaluate), train, evaluate)
         return replace(cost, alone_s=evaluation_alone(recipe.evaluation, alone, most_s=cost.overhead_s))
+
+    def _in_one_go(self) -> list[tuple[RunFinished, dict[str, Any]]]:
+        """(end, summary) of each run that was neither stopped nor went on where another start had stopped: a part of a
+        training does not tell what a whole one costs."""
+        runs = [run for run in self.state.runs.values() if run.words]
+        starts = Counter(run.words.out for run in runs if run.words)
+        return [
+            (run.finished, run.finished.summary)
+            for run in runs
+            if run.words and starts[run.words.out] == 1
+            and run.finished and run.finished.summary and not run.finished.summary.get("stopped")
+        ]  # fmt: skip
 
     def _guessed_seconds(self, recipe: Recipe) -> float:
         """Of a training whose budget is tokens or cycles. Only for a first plan; nothing is refused on a guess."""

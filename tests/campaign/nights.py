@@ -71,7 +71,7 @@ def trick(name: str, prior: float, **also: Any) -> dict[str, Any]:
 RATE_UP = hypothesis("rate-up", 0.9, scale={"learner.learning_rate": 4.0})
 BETTER_RATE = hypothesis("better-rate", 0.9, set={"learner.learning_rate": 0.002})
 """The same gain as RATE_UP, with nothing left to try around it."""
-NO_DEDUP = hypothesis("no-dedup", 0.8, toggle=["selection.dedup"])
+NO_DEDUP = hypothesis("no-dedup", 0.85, toggle=["selection.dedup"])
 NO_PACKING = hypothesis("no-packing", 0.95, toggle=["learner.packing"])
 NOTHING = hypothesis("placebo", 0.8, set={"execution.placebo": 1})
 
@@ -143,8 +143,8 @@ class Night:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """Of results.tsv."""
-        return read_rows(self.workspace.results)
+        """Of results.tsv, by number; it has them in the order in which the ideas were judged."""
+        return sorted(read_rows(self.workspace.results), key=lambda row: int(row["index"]))
 
     def outcomes(self) -> list[tuple[str, str]]:
         """(hypothesis, status) of each row."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.campaign.scores import Scores, scores_of, table
-from agent.contract import EvalRow
+from agent.campaign.scores import Scores, scores_of, select_scores, table
+from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 
 
@@ -51,3 +51,32 @@ def test_runs_are_laid_side_by_side_on_the_prompts_they_share() -> None:
         table([first, Scores(("x",), np.array([1.0]))])
     with pytest.raises(ValueError, match="needs a run"):
         table([])
+
+
+def measured(cycle: int, **scores: list[float]) -> SelectRow:
+    return SelectRow(cycle=cycle, scores=scores)
+
+
+def test_several_measurements_of_select_are_averaged_by_prompt() -> None:
+    rows = [measured(1, a=[0.0, 1.0], b=[0.0, 0.0]), measured(2, a=[1.0, 1.0], b=[0.0, 1.0], only_here=[1.0])]
+    found = select_scores(rows, Evaluation())
+    assert found is not None
+    assert (found.ids, found.values.tolist()) == (("a", "b"), [0.75, 0.25])
+    at_k = select_scores(rows, Evaluation(metric="pass_at_k", direction="minimize"))
+    assert at_k is not None
+    assert at_k.values.tolist() == [-1.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [measured(1, a=[1.0])],
+        [measured(1, a=[1.0], b=[1.0]), measured(2, b=[1.0], c=[1.0])],
+        [measured(1, a=[1.0], b=[])],
+        [measured(1, a=[1.0], b=[float("nan")])],
+    ],
+    ids=["nothing", "one prompt", "one prompt in common", "a prompt without samples", "not a number"],
+)
+def test_measurements_of_select_that_no_comparison_can_be_made_of_are_none(rows: list[SelectRow]) -> None:
+    assert select_scores(rows, Evaluation()) is None
