@@ -173,7 +173,7 @@ def detectable_gain(baseline: Sequence[Scores], noise: RunNoise | None, rules: R
         standard_error=itself.standard_error / seeds**0.5,
         noise=dataclasses.replace(noise, df=noise.df + 2 * (seeds - 1)),
     )
-    level = rules.share_of_look(seeds) * next_level(rules, [], ideas=ideas)
+    level = rules.shares(seeds)[seeds] * next_level(rules, [], ideas=ideas)
     return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None
 
 

@@ -228,7 +228,7 @@ def announce_together(session: Session, numbers: Sequence[int]) -> int | None:
     names = ", ".join(f"#{number}" for number in parts)
     claim = f"What {names} could not show alone shows together."
     proposal = _of_the_end(recipe, moves, hypothesis="together", what=f"near-misses {names}", claim=claim)
-    return announce(session, proposal, parts=parts)
+    return announce(session, proposal, together=parts)
 
 
 def announce_without(session: Session, number: int, *, margin: float) -> int | None:
@@ -243,7 +243,7 @@ def announce_without(session: Session, number: int, *, margin: float) -> int | N
         f"Less than half of the gain for which #{number} was kept ({points(2 * margin)}) is left; it is a passenger."
     )
     proposal = _of_the_end(recipe, moves, hypothesis="ablation", what=f"without #{number}", claim=claim)
-    return announce(session, proposal, parts=[number], without=number, margin=margin)
+    return announce(session, proposal, without=number, margin=margin)
 
 
 def _moves_that_ran(session: Session, number: int) -> Moves:

@@ -15,7 +15,8 @@ from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken_guards, suspicions
-from agent.campaign.lab import Lab, Measured, Order
+from agent.campaign.health import unmeasured
+from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Used, next_level
 from agent.campaign.verdict import Judgement, Verdict, judge_confirmed, span_of
 from agent.report.words import points
@@ -30,6 +31,12 @@ def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> st
     if needed <= lab.clock.left_s:
         return None
     return f"it would take {needed:.0f}s with the holdout, {max(0.0, lab.clock.left_s):.0f}s are left"
+
+
+def affordable_seeds(lab: Lab, evidence: Evidence, number: int) -> int:
+    """How many seeds of each arm the time allows, beside the holdout."""
+    looks = [seeds for seeds, _ in lab.rules.looks]
+    return max((seeds for seeds in looks if lacking_time(lab, evidence, number, seeds=seeds) is None), default=0)
 
 
 def fresh_needed(lab: Lab, evidence: Evidence, incumbent: int, seeds: int) -> int:
@@ -49,6 +56,8 @@ class _Way:
     advantage: str | None
     level: float
     """Of the whole confirmation."""
+    shares: dict[int, float]
+    """Seeds at which it looks -> share of the level. Fixed before the first confirming run."""
     looks: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
 
@@ -58,7 +67,8 @@ def confirm(
 ) -> Judgement:
     """Carry a candidate from the filter to its verdict. Raises CutShort where the campaign ends first."""
     level = next_level(lab.rules, lab.used_levels(), ideas=lab.ideas_left())
-    way = _Way(number, lab.incumbent, search, on_search, advantage, level)
+    shares = lab.rules.shares(affordable_seeds(lab, evidence, number))
+    way = _Way(number, lab.incumbent, search, on_search, advantage, level, shares)
     verdict = _step_by_step(lab, evidence, way)
     if verdict.outcome == "keep" and lab.has_comparator(number):
         verdict = _against_comparator(lab, evidence, way, verdict)
@@ -77,7 +87,7 @@ def confirm(
 
 def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
     rules, verdict = lab.rules, None
-    for seeds in range(1, rules.most_seeds + 1):
+    for seeds in range(1, max(way.shares) + 1):
         lacking = lacking_time(lab, evidence, way.number, seeds=seeds) if verdict else None
         if lacking and verdict:
             return Verdict("discard", f"{verdict.reason}; {lacking}", verdict.basis, "inconclusive")
@@ -85,7 +95,7 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
         if crash:
             return Verdict("crash", f"{crash}, in confirmation", way.on_search, "crash")
         found = evidence.on_confirm(way.number, way.incumbent)
-        if not rules.share_of_look(seeds):
+        if seeds not in way.shares:
             if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way)) > rules.hold_p:
                 return _did_not_hold(way, found)
             way.looks.append(f"{_seeds(found)}: {span_of(found)}, worth another")
@@ -115,7 +125,7 @@ def _did_not_hold(way: _Way, found: Comparison) -> Verdict:
 
 def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict:
     """One look, at its share of the confirmation's level."""
-    level = lab.rules.share_of_look(found.seeds_candidate) * way.level
+    level = way.shares[found.seeds_candidate] * way.level
     verdict = judge_confirmed(
         found,
         level=level,
@@ -138,7 +148,7 @@ def _against(lab: Lab, way: _Way, found: Comparison, level: float) -> str:
 
 
 def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> str | None:
-    """Both arms to so many fresh seeds, by turns. Why a run crashed, or None."""
+    """Both arms to so many fresh seeds, by turns. Why a run measured nothing, or None."""
     fresh = fresh_needed(lab, evidence, way.incumbent, seeds)
     for index in range(seeds):
         orders = [Order(way.number, "candidate", index)]
@@ -165,10 +175,10 @@ def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> str | None:
 
 def _one(lab: Lab, evidence: Evidence, order: Order) -> str | None:
     run = lab.run(order)
-    if not run.ok:
-        return run.crash_words or "no summary"
-    evidence.add(run, experiment=order.experiment, arm=order.arm)
-    return None
+    broken = unmeasured(run, MEASURED_ON[order.arm][0])
+    if broken is None:
+        evidence.add(run, experiment=order.experiment, arm=order.arm)
+    return broken
 
 
 # --- a schedule against a constant rate --------------------------------------------------------------------
@@ -182,7 +192,7 @@ def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdic
             return Verdict("discard", reason, verdict.basis, "inconclusive")
     beside = evidence.on_comparator(way.number)
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
-    level = lab.rules.share_of_look(beside.seeds_candidate) * way.level
+    level = way.shares[beside.seeds_candidate] * way.level
     second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=lab.margin(way.number))
     way.looks.append(f"against a constant rate, {_seeds(beside)}: {span_of(beside)}: {second.kind}")
     if second.outcome == "keep":

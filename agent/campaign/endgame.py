@@ -11,6 +11,8 @@ the idea was kept is left (non-inferiority by that margin, from the campaign's l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.lab import Lab, Past
 
@@ -28,7 +30,9 @@ def last_experiment(lab: Lab) -> int | None:
 
 
 def last_chance(lab: Lab) -> bool:
-    """Whether near-misses wait, and after one more idea there would be no time for them."""
+    """Whether near-misses wait that had no experiment together yet, and after one more idea there would be no time."""
+    if _times(lab.past()):
+        return False
     step = lab.cost(lab.incumbent).total_s * (1 + lab.rules.batch * lab.rules.screen_share)
     return lab.clock.left_s - step < _needed(lab) and bool(_near_misses(lab))
 
@@ -43,26 +47,43 @@ def _near_misses_together(lab: Lab) -> int | None:
     missed = _near_misses(lab)
     if not missed:
         return None
-    best_first = sorted(missed, key=lambda one: -(one.delta or 0.0))
+    best_first = sorted(missed, key=lambda one: one.p_value or 0.0)
     return lab.plan_together([one.number for one in best_first])
 
 
 def _near_misses(lab: Lab) -> list[Past]:
+    """What was discarded as inconclusive: less of it the first time on an incumbent, more of it where there is time for
+    a second."""
     past = lab.past()
-    spent = {part for one in past for part in one.parts}
-    return [
+    times = _times(past)
+    if times >= len(lab.rules.together_p):
+        return []
+    kept = {part for one in past if one.outcome == "keep" for part in one.together}
+    before = {part for one in past for part in one.together}
+    found = [
         one
         for one in past
-        if one.outcome == "discard" and one.kind in WORTH_ANOTHER and not one.parts and one.number not in spent
-        and one.p_value is not None and one.p_value < lab.rules.together_p
+        if one.outcome == "discard" and one.kind in WORTH_ANOTHER and not one.together and one.without is None
+        and one.p_value is not None and one.p_value < lab.rules.together_p[times] and one.number not in kept
     ]  # fmt: skip
+    return found if any(one.number not in before for one in found) else []
+
+
+def _times(past: Sequence[Past]) -> int:
+    """Experiments of near-misses together since the last keep."""
+    times = 0
+    for one in reversed(past):
+        if one.outcome == "keep":
+            break
+        times += bool(one.together)
+    return times
 
 
 def _winner_without(lab: Lab) -> int | None:
     """The kept idea with the smallest gain first, each once."""
     past = lab.past()
     kept = [one for one in past if one.outcome == "keep" and one.kind == "gain" and one.delta]
-    done = {part for one in past if one.kind != "gain" for part in one.parts}
+    done = {one.without for one in past}
     if len(kept) < FEWEST:
         return None
     for one in sorted(kept, key=lambda one: one.delta or 0.0):

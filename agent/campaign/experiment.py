@@ -9,6 +9,7 @@ from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
 from agent.campaign.evidence import Evidence
+from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter
@@ -30,7 +31,7 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     if search.gave_up:
         verdict = Verdict("discard", f"regressed: {search.gave_up}", _so_far(evidence, lab, search), "regressed")
         return Judgement(verdict, search)
-    broken = _no_measurement(search)
+    broken = unmeasured(search, "search")
     if broken:
         return Judgement(Verdict("crash", broken, None, "crash"), search)
     evidence.add(search, experiment=number, arm="search")
@@ -44,14 +45,6 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
 def _so_far(evidence: Evidence, lab: Lab, run: Measured) -> Comparison | None:
     """What was measured on the search split before the run was given up."""
     return evidence.on_search(run, lab.incumbent) if run.scores("search") is not None else None
-
-
-def _no_measurement(run: Measured) -> str | None:
-    """Why there is no valid metric, or None."""
-    if not run.ok:
-        return run.crash_words or "no summary"
-    faults = run.faults()
-    return f"invalid: {'; '.join(faults)}" if faults else None
 
 
 def underpowered(budget: Budget, run: Measured) -> str | None:
@@ -83,17 +76,17 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         verdict = judge_filtered(on_search, rules.filter_alpha)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
-    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds) or _better_together(lab, number)
+    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds) or _better_together(lab, number, on_search)
     if lacking:
         return Judgement(_unconfirmed(on_search, lacking), search, on_search=on_search)
     return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=advantage)
 
 
-def _better_together(lab: Lab, number: int) -> str | None:
+def _better_together(lab: Lab, number: int, on_search: Comparison) -> str | None:
     """Late in a night, or in a short one, what is promising is confirmed as one recipe (`endgame.py`)."""
     cost = lab.cost(number)
     runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
-    if lab.is_last(number) or runs >= lab.rules.alone_runs:
+    if lab.is_last(number) or runs >= lab.rules.alone_runs or on_search.p_value < lab.rules.alone_p:
         return None
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 

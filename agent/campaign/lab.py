@@ -61,8 +61,10 @@ class Past:
     """Measured difference to the incumbent of its time, larger is better."""
     p_value: float | None = None
     """One-sided, of that difference."""
-    parts: tuple[int, ...] = ()
-    """Ideas that it put together, or the one that it dropped."""
+    together: tuple[int, ...] = ()
+    """Ideas that it put together."""
+    without: int | None = None
+    """The kept idea that it left out."""
 
 
 @dataclass(frozen=True)

@@ -14,33 +14,37 @@ from agent.campaign.budget import CONFIRM_SEEDS
 class Rules:
     alpha: float = 0.05
     """Chance of any false keep in a campaign."""
-    least_share: float = 0.08
+    least_share: float = 0.12
     """Of the level that is left, for each confirmation."""
     most_share: float = 0.4
     """However few ideas are to come: the estimate of how many that are is rough."""
-    filter_alpha: float = 0.2
+    filter_alpha: float = 0.25
     """One-sided level at which a search result is worth a confirmation."""
     confirm_seeds: int = CONFIRM_SEEDS
     """Fresh seeds of each arm before the first test."""
-    looks: tuple[tuple[int, float], ...] = ((2, 0.4), (3, 0.2), (5, 0.4))
+    looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.3), (5, 0.5))
     """Fresh seeds of each arm at which a confirmation looks, and the share of its level for that look. The shares add
     up to 1."""
-    hold_p: float = 0.35
+    hold_p: float = 0.45
     """After its first fresh seed a candidate goes on where the one-sided p-value of the confirming runs is below."""
-    go_on_p: float = 0.15
+    go_on_p: float = 0.35
     """After a test that did not decide, further seeds are bought where the p-value is below."""
     batch: int = 9
     """Ideas that are screened together; with fewer waiting there is no screening."""
-    screen_share: float = 0.25
+    screen_share: float = 0.35
     """Of its budget that an idea is trained for a screening."""
     survivors: float = 1 / 3
     """Share of a screened batch that goes on."""
     scarce: float = 1.0
     """Ideas are screened where the night affords fewer than this times those that wait."""
-    alone_runs: float = 25.0
-    """With time left for fewer runs than this, promising ideas are not confirmed one by one but together at the end."""
-    together_p: float = 0.35
-    """Near-misses go into the experiment of the end where their one-sided p-value was below."""
+    alone_runs: float = 60.0
+    """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end."""
+    alone_p: float = 0.003
+    """It is confirmed at once all the same where its one-sided p-value on search is below this, so that the next ideas
+    build on it."""
+    together_p: tuple[float, ...] = (0.2, 0.5)
+    """What was discarded as inconclusive with a one-sided p-value below the first goes into one experiment at the end;
+    where that was not kept, or there is still time, below the second, and so on."""
     stale_s: float = 3 * 3600.0
     """Incumbent runs older than this (consumed seconds) are joined by a fresh one before they confirm anything."""
 
@@ -48,6 +52,11 @@ class Rules:
     def most_seeds(self) -> int:
         return max(seeds for seeds, _ in self.looks)
 
-    def share_of_look(self, seeds: int) -> float:
-        """0 where no look is made with so many seeds."""
-        return dict(self.looks).get(seeds, 0.0)
+    def shares(self, most: int) -> dict[int, float]:
+        """Looks of a confirmation that can afford so many seeds -> share of its level; they add up to 1.
+
+        Where not even the first look can be afforded, it is made all the same, by whoever finds the time.
+        """
+        afforded = [(seeds, share) for seeds, share in self.looks if seeds <= most] or list(self.looks[:1])
+        total = sum(share for _, share in afforded)
+        return {seeds: share / total for seeds, share in afforded}

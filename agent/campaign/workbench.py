@@ -122,7 +122,8 @@ class Workbench(Lab):
         return float(self._planned(number).get("margin") or self.evaluation.min_effect or MARGIN)
 
     def is_last(self, number: int) -> bool:
-        return bool(self._planned(number).get("parts"))
+        planned = self._planned(number)
+        return bool(planned.get("together")) or planned.get("without") is not None
 
     def past(self) -> Sequence[Past]:
         found = []
@@ -130,9 +131,18 @@ class Workbench(Lab):
             judged = self.session.state.experiments[number].judged
             numbers = judged.numbers if judged else {}
             basis = numbers.get("basis") or {}
-            parts = tuple(self._planned(number).get("parts") or ())
-            kind = str(numbers.get("kind", ""))
-            found.append(Past(number, outcome, kind, basis.get("delta"), numbers.get("p_value"), parts))
+            planned = self._planned(number)
+            found.append(
+                Past(
+                    number,
+                    outcome,
+                    str(numbers.get("kind", "")),
+                    basis.get("delta"),
+                    numbers.get("p_value"),
+                    tuple(planned.get("together") or ()),
+                    planned.get("without"),
+                )
+            )
         return found
 
     def planned_against(self, number: int) -> int:
@@ -229,7 +239,7 @@ class Workbench(Lab):
         elif order.arm == "baseline":
             done = self._repaired(order)
         elif order.arm == "search":
-            done = self._repaired(order, early=self._hopeless())
+            done = self._repaired(order, early=self._hopeless(order.experiment))
         else:
             done = self.runner.run(self._confirming(order))
         first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
@@ -267,7 +277,7 @@ class Workbench(Lab):
             early=early,
         )
 
-    def _hopeless(self) -> Early | None:
+    def _hopeless(self, number: int) -> Early | None:
         runs = self.evidence.search_runs(self.incumbent)
         if len(runs) < 2:
             return None
@@ -276,6 +286,7 @@ class Workbench(Lab):
             curves=[run.record.select for run in runs],
             scores=arm_scores(runs, "search"),
             noise=self.evidence.noise,
+            margin=self.margin(number),
         )
 
     def _confirming(self, order: Order) -> Job:

@@ -84,7 +84,8 @@ class Tried:
     recipe: frozenset[int]
     incumbent: int
     judgement: Judgement | None = None
-    parts: tuple[int, ...] = ()
+    together: tuple[int, ...] = ()
+    without: int | None = None
     margin: float = MARGIN
 
 
@@ -181,11 +182,12 @@ class SimulatedLab(Lab):
             verdict.kind,
             basis.delta if basis else None,
             basis.p_value if basis else None,
-            self.tried[number].parts,
+            self.tried[number].together,
+            self.tried[number].without,
         )
 
     def is_last(self, number: int) -> bool:
-        return bool(self.tried[number].parts)
+        return bool(self.tried[number].together) or self.tried[number].without is not None
 
     def margin(self, number: int) -> float:
         return self.tried[number].margin
@@ -235,7 +237,7 @@ class SimulatedLab(Lab):
         if not moves:
             return None
         planned = self.plan(moves)
-        self.tried[planned].parts = tuple(numbers)
+        self.tried[planned].together = tuple(numbers)
         return planned
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
@@ -243,7 +245,7 @@ class SimulatedLab(Lab):
         if not moves or moves == self.winner:
             return None
         planned = self.plan(moves)
-        self.tried[planned].parts, self.tried[planned].margin = (number,), margin
+        self.tried[planned].without, self.tried[planned].margin = number, margin
         return planned
 
     def _back_into_the_queue(self, kept: frozenset[int]) -> None:

@@ -51,15 +51,18 @@ MIXES = {
     mix.name: mix
     for mix in (
         Mix("null", "nothing has any effect", runs=None),
-        Mix("few", "four of fifty ideas help, a third of the others harm", planted=4, harmful=1 / 3),
-        Mix("harmful", "four help, half of the others harm", planted=4, harmful=0.5),
-        Mix("together", "two help, two more once those are in, a pair only as a pair, a third of the others harm",
-            planted=2, followers=2, pairs=1, harmful=1 / 3),
-        Mix("crashing", "as `few`, and a fifth of the ideas crash", planted=4, harmful=1 / 3, crashing=0.2),
-        Mix("guided", "as `few`, with a planner that knows something", planted=4, harmful=1 / 3, skill=0.4),
-        Mix("short", "as `few`, with time for thirty runs", planted=4, harmful=1 / 3, runs=30.0),
-        Mix("harmless", "four help, the others do nothing", planted=4),
-        Mix("many-small", "every idea does a little, for better or worse", small=0.4),
+        Mix("few", "three of forty ideas help, a third of the others harm",
+            ideas=40, planted=3, harmful=1 / 3, runs=80.0),
+        Mix("harmful", "three help, half of the others harm", ideas=40, planted=3, harmful=0.5, runs=80.0),
+        Mix("together", "two help, one more once they are in, two only as a pair, a third of the others harm",
+            ideas=40, planted=2, followers=1, pairs=1, harmful=1 / 3, runs=80.0),
+        Mix("crashing", "as `few`, and a fifth of the ideas crash",
+            ideas=40, planted=3, harmful=1 / 3, crashing=0.2, runs=80.0),
+        Mix("guided", "as `few`, with a planner that knows something",
+            ideas=40, planted=3, harmful=1 / 3, skill=0.4, runs=80.0),
+        Mix("short", "as `few`, with time for thirty runs", ideas=40, planted=3, harmful=1 / 3, runs=30.0),
+        Mix("harmless", "three help, the others do nothing", ideas=40, planted=3, runs=80.0),
+        Mix("many-small", "every idea does a little, for better or worse", ideas=40, small=0.3, runs=80.0),
     )
 }  # fmt: skip
 

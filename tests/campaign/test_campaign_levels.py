@@ -36,4 +36,7 @@ def test_candidates_that_are_not_kept_never_use_up_more_than_the_level(nights: l
 def test_the_looks_of_a_confirmation_share_its_level() -> None:
     assert sum(share for _, share in RULES.looks) == pytest.approx(1)
     assert RULES.looks[0][0] == RULES.confirm_seeds
-    assert (RULES.share_of_look(RULES.most_seeds), RULES.share_of_look(99)) == (RULES.looks[-1][1], 0)
+    assert RULES.shares(RULES.most_seeds) == dict(RULES.looks)
+    for most in range(RULES.most_seeds + 1):
+        assert sum(RULES.shares(most).values()) == pytest.approx(1)
+        assert max(RULES.shares(most)) <= max(most, RULES.confirm_seeds)
