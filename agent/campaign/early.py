@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.campaign.comparison import RunNoise, compare, group_noise
 from agent.campaign.runs import HOPELESS, PAUSED
-from agent.campaign.scores import Scores, scores_of, select_scores
+from agent.campaign.scores import FEWEST_PROMPTS, Scores, scores_of, select_scores
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 from agent.report.words import points
@@ -58,13 +58,16 @@ class Hopeless:
         curves: Sequence[Sequence[SelectRow]],
         scores: Sequence[Scores],
         noise: RunNoise | None,
+        margin: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`curves`: what each of the incumbent's runs measured on `select`; `scores`: on search."""
+        """`curves`: what each of the incumbent's runs measured on `select`; `scores`: on search. `margin`: by how much
+        the training may be worse and still be kept, for being simpler or cheaper."""
         self.evaluation = evaluation
         self.curves = [list(curve) for curve in curves if curve]
         self.scores = list(scores)
         self.noise = noise
+        self.margin = margin
         self.clock = clock
         self._looked_at: set[tuple[str, float]] = set()
         self._next = 0.0
@@ -97,7 +100,7 @@ class Hopeless:
             return None
         still_to_come = max(0.0, _mean(ends) - _mean(theirs))
         found = compare([ours], theirs, group_noise(theirs))
-        if found.upper(LEVEL) >= -still_to_come:
+        if found.upper(LEVEL) >= -still_to_come - self.margin:
             return None
         return (
             f"{HOPELESS}: given up at {spent:.0%} of the training budget, {points(found.delta)} on select where the "
@@ -112,7 +115,7 @@ class Hopeless:
         if not self.scores or not self._evals.read():
             return None
         ours = scores_of(list(self._evals.rows.values()), split="search", evaluation=self.evaluation)
-        if ours is None:
+        if ours is None or len(ours.ids) < FEWEST_PROMPTS:
             return None
         share = len(ours.ids) / self.evaluation.search_prompts
         place = max((place for place in PLACES if place <= share), default=None)
@@ -120,7 +123,7 @@ class Hopeless:
             return None
         self._looked_at.add(("evaluate", place))
         found = compare([ours], self.scores, self.noise)
-        if found.upper(LEVEL) >= 0:
+        if found.upper(LEVEL) >= -self.margin:
             return None
         answered = f"{found.prompts} of {self.evaluation.search_prompts} held-out prompts"
         return f"{HOPELESS}: given up after {answered}, {points(found.delta)}"

@@ -11,6 +11,7 @@ from agent.campaign.confirmation import confirm, lacking_time
 from agent.campaign.evidence import Evidence
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
+from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter
 from agent.contract import NO_STEP
@@ -44,7 +45,8 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
 
 def _so_far(evidence: Evidence, lab: Lab, run: Measured) -> Comparison | None:
     """What was measured on the search split before the run was given up."""
-    return evidence.on_search(run, lab.incumbent) if run.scores("search") is not None else None
+    scores = run.scores("search")
+    return evidence.on_search(run, lab.incumbent) if scores is not None and len(scores.ids) >= FEWEST_PROMPTS else None
 
 
 def underpowered(budget: Budget, run: Measured) -> str | None:

@@ -198,7 +198,8 @@ class Runner:
         ended_s = self.session.clock.consumed_s
         if run is not None and run.finished:
             ended_s = run.finished.consumed_s or ended_s
-            ended_early = run.finished.reason if run.finished.reason.startswith(HOPELESS) else ended_early
+            gave_up = run.finished.ended_by == "stop" and run.finished.reason.startswith(HOPELESS)
+            ended_early = run.finished.reason if gave_up else ended_early
         return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
@@ -322,8 +323,10 @@ class Runner:
     def _ended(self, job: Job, run: str, result: RunResult) -> Done:
         record = read_run(result.out)
         diagnosis = None if result.ok or result.ended_by == "stop" else triage(evidence_of(result))
-        stopped_early = result.summary is not None and result.summary.stopped
-        ended_by = "stop" if stopped_early and result.ended_by == "itself" else result.ended_by
+        ended_by: str = result.ended_by
+        if result.summary is not None and ended_by in ("itself", "stop"):
+            # a training that was done when it was asked to stop has measured everything
+            ended_by = "stop" if result.summary.stopped else "itself"
         self._finish(
             run,
             ended_by=ended_by,

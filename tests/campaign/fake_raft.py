@@ -51,8 +51,9 @@ from agent.recipe.schema import Recipe
 
 UNTRAINED = 0.18
 CYCLES = 5
+# far apart: the planner takes numbers that are nearly the same for the same idea
 TRICKS = {
-    name: 101 + place
+    name: 1000 * 2**place
     for place, name in enumerate(
         (
             "collapses", "fails when evaluated", "one answer", "cut", "long", "short", "not a number", "out of range",

@@ -156,7 +156,7 @@ class Dies(BaseException):
 @pytest.mark.parametrize("at", [6, 9], ids=["while the batch is trained", "after the weaker ones were discarded"])
 def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothing(night: Night, at: int) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, DIES)
-    rules = dataclasses.replace(RULES, alone_runs=1e9)
+    rules = dataclasses.replace(RULES, filter_alpha=1e-9)  # nothing is worth a confirmation
     started = 0
 
     def dying(*arguments: Any, **keys: Any) -> Any:
