@@ -1,0 +1,103 @@
+"""How the constants of `agent/campaign/rules.py` were chosen: random draws of them, and the share of the planted gains
+that nights under each deliver.
+
+    python tests/benchmarks/tune_rules.py --draws 60 --nights 60 --out FILE
+
+The mixes, the worlds and the numbers of the nights are others than those that docs/verdicts.md reports. Whatever is in
+FILE is not simulated again. It is no test: pytest does not collect it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+from agent.campaign.rules import Rules
+from agent.simulate.mixes import Mix, detectable_of
+from agent.simulate.nights import Plan, simulate, sum_up
+from agent.simulate.world import World
+
+FIRST_NIGHT = 900_000
+NOISE = (0.5, 2.0)
+MIXES = (
+    Mix("few", "", planted=4, harmful=1 / 3, runs=100.0),
+    Mix("harmful", "", planted=4, harmful=0.5, runs=100.0),
+    Mix("together", "", planted=2, followers=2, pairs=1, harmful=1 / 3, runs=100.0),
+    Mix("short", "", planted=4, harmful=1 / 3, runs=30.0),
+    Mix("harmless", "", planted=4, runs=100.0),
+)
+CHOICES: dict[str, list[Any]] = {
+    "filter_alpha": [0.15, 0.2, 0.25, 0.3],
+    "looks": [
+        ((2, 0.4), (3, 0.2), (5, 0.4)),
+        ((2, 0.3), (3, 0.3), (4, 0.4)),
+        ((2, 0.25), (4, 0.75)),
+        ((2, 0.2), (3, 0.3), (5, 0.5)),
+        ((2, 0.5), (4, 0.5)),
+        ((2, 0.3), (4, 0.3), (6, 0.4)),
+    ],
+    "hold_p": [0.25, 0.35, 0.45],
+    "go_on_p": [0.1, 0.15, 0.25, 0.35],
+    "alone_runs": [15.0, 25.0, 40.0, 60.0],
+    "alone_p": [0.0, 0.003, 0.02],
+    "together_p": [(0.2,), (0.2, 0.5), (0.3,), (0.5,)],
+    "batch": [6, 9, 12],
+    "survivors": [1 / 3, 0.45, 0.6],
+    "screen_share": [0.25, 0.35],
+    "scarce": [0.7, 1.0, 1.3],
+    "least_share": [0.05, 0.08, 0.12],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--nights", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    known = {}
+    if options.out.exists():
+        known = {row["rules"]: row for row in map(json.loads, options.out.read_text().splitlines())}
+    rng = random.Random(options.seed)
+    draws = [
+        Rules(),
+        *(Rules(**{key: rng.choice(some) for key, some in CHOICES.items()}) for _ in range(options.draws)),
+    ]
+    for rules in draws:
+        name = repr(rules)
+        if name not in known:
+            known[name] = {"rules": name, "nights": options.nights, **evaluate(rules, options.nights)}
+            with options.out.open("a") as file:
+                file.write(json.dumps(known[name]) + "\n")
+            print(f"{known[name]['mean']:.3f} false {known[name]['false']:.3f} {name}", flush=True)
+    for row in sorted(known.values(), key=lambda row: -row["mean"])[:10]:
+        print(f"{row['mean']:.3f} false {row['false']:.3f} {row['rules']}")
+
+
+def evaluate(rules: Rules, nights: int) -> dict[str, float]:
+    """Mean share of the planted gains that is delivered, the share by mix and noise, and the worst share of nights with
+    a false keep. Planted gains have the same size under all rules: that of the default ones."""
+    shares: dict[str, float] = {}
+    false = 0.0
+    for noise in NOISE:
+        plain = World(prompts=200, base=0.33, difficulty=1.7)
+        world = dataclasses.replace(plain, run_noise=noise * plain.evaluation_noise)
+        for mix in MIXES:
+            size = mix.gain * detectable_of(world, Rules(), ideas=mix.ideas)
+            sized = dataclasses.replace(mix, gain=size / detectable_of(world, rules, ideas=mix.ideas))
+            plan = Plan(sized, world, "ours", rules)
+            result = sum_up(plan, simulate(plan, nights, seed=FIRST_NIGHT))
+            most = size / world.total_noise * (mix.planted + mix.followers + mix.pairs)
+            shares[f"{mix.name} {noise:g}"] = result.gain / most
+            false = max(false, result.false_share)
+    return {"mean": statistics.fmean(shares.values()), "false": false, **shares}
+
+
+if __name__ == "__main__":
+    main()
