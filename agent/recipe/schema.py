@@ -193,6 +193,15 @@ class Reward(Section):
             raise ValueError(f"reward.clip must be [low, high] with low < high, got {list(self.clip)}")
         return self
 
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest reward that a response can get."""
+        low = min(0.0, self.format_bonus) - self.length_penalty
+        high = self.scale + max(0.0, self.format_bonus)
+        if self.clip is None:
+            return low, high
+        least, most = self.clip
+        return min(max(low, least), most), min(max(high, least), most)
+
 
 class Curriculum(Section):
     """Draws training prompts by their measured pass rate: often near the target, seldom where nothing is to learn.
@@ -500,12 +509,13 @@ class Evaluation(Section):
         for guard in self.guards:
             if guard.metric == self.metric and guard.direction != self.direction:
                 raise ValueError(
-                    f"evaluation.guards: {guard.metric} is to be {self.direction}d and its guard asks to "
-                    f"{guard.direction} it: nothing could ever be kept"
+                    f"evaluation.guards must not ask to {guard.direction} {guard.metric}, which evaluation.direction "
+                    f"asks to {self.direction}: nothing could ever be kept"
                 )
         names = [guard.metric for guard in self.guards]
-        if len(set(names)) < len(names):
-            raise ValueError(f"evaluation.guards names a metric twice: {', '.join(names)}")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"evaluation.guards must name each metric once; {twice[0]} is there {len(twice)} times")
         return self
 
 
@@ -564,6 +574,18 @@ class Recipe(Section):
                 "rollout.samples_per_prompt must be at least 2 for learner.algorithm: reinforce_rej, which learns from "
                 "prompts that have both a success and a failure"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _min_effect_is_a_reward(self) -> Recipe:
+        least = self.evaluation.min_effect
+        if self.evaluation.metric == "mean_reward" and least > 0:
+            low, high = self.task.reward.span()
+            if least >= high - low:
+                raise ValueError(
+                    f"evaluation.min_effect must be below {high - low:g}, mean_reward lies between {low:g} and "
+                    f"{high:g} (task.reward); got {least:g}"
+                )
         return self
 
     def signature(self) -> str:
