@@ -9,17 +9,20 @@ The incumbent's runs serve every candidate that challenges it, so its estimate b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.evidence import Evidence
-from agent.campaign.guards import broken_guards, suspicions
+from agent.campaign.guards import broken, look_at_guards, suspicions
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Used, next_level
-from agent.campaign.verdict import Judgement, Verdict, judge_confirmed, span_of
+from agent.campaign.verdict import Guard, Judgement, Look, Verdict, judge_confirmed, span_of
 from agent.report.words import points
+
+MOST_LOST = 0.5
+"""Share of the incumbent's metric that a simpler or cheaper recipe may lose, however large the margin is."""
 
 
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
@@ -58,8 +61,10 @@ class _Way:
     """Of the whole confirmation."""
     shares: dict[int, float]
     """Seeds at which it looks -> share of the level. Fixed before the first confirming run."""
-    looks: list[str] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    guards: tuple[Guard, ...] = ()
+    on_comparator: Comparison | None = None
 
 
 def confirm(
@@ -82,6 +87,8 @@ def confirm(
         used=Used(level, kept=verdict.outcome == "keep"),
         looks=tuple(way.looks),
         flags=tuple(way.flags),
+        guards=way.guards or _guards(lab, evidence, way),
+        on_comparator=way.on_comparator,
     )
 
 
@@ -96,29 +103,55 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
             return Verdict("crash", f"{crash}, in confirmation", way.on_search, "crash")
         found = evidence.on_confirm(way.number, way.incumbent)
         if seeds not in way.shares:
-            if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way)) > rules.hold_p:
-                return _did_not_hold(way, found)
-            way.looks.append(f"{_seeds(found)}: {span_of(found)}, worth another")
+            if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way, found)) > rules.hold_p:
+                return _did_not_hold(lab, way, found)
+            way.looks.append(_look(found, "worth another", bar=_bar(lab, way, found)))
             continue
         verdict = _test(lab, evidence, way, found)
-        hopeless = found.p_above(_bar(lab, way)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
+        hopeless = found.p_above(_bar(lab, way, found)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
         if verdict.outcome == "keep" or verdict.kind in ("guard", "suspect", "regressed") or hopeless:
             return verdict
     assert verdict is not None
     return verdict
 
 
-def _bar(lab: Lab, way: _Way) -> float:
+def _bar(lab: Lab, way: _Way, found: Comparison) -> float:
     """The difference that has to be beaten: 0, or minus the margin where being no worse is enough."""
-    return -lab.margin(way.number) if way.advantage else 0.0
+    return -_margin(lab, way, found) if way.advantage else 0.0
 
 
-def _seeds(found: Comparison) -> str:
-    return f"{found.seeds_candidate}+{found.seeds_incumbent} seeds"
+def _margin(lab: Lab, way: _Way, found: Comparison) -> float:
+    return min(lab.margin(way.number), MOST_LOST * abs(found.incumbent))
 
 
-def _did_not_hold(way: _Way, found: Comparison) -> Verdict:
-    way.looks.append(f"{_seeds(found)}: {span_of(found)}, given up")
+def _look(
+    found: Comparison, said: str, *, bar: float = 0.0, level: float | None = None, against: str = "incumbent"
+) -> Look:
+    low, high = found.interval
+    return Look(
+        found.seeds_candidate,
+        found.seeds_incumbent,
+        found.delta,
+        low,
+        high,
+        found.p_above(bar),
+        said,
+        bar,
+        level,
+        found.lower(level) if level is not None else None,
+        against,
+    )
+
+
+def _guards(lab: Lab, evidence: Evidence, way: _Way) -> tuple[Guard, ...]:
+    """What the guards see; nothing where an arm has no run that measured anything."""
+    if not evidence.candidate(way.number) or not evidence.standing(way.incumbent):
+        return ()
+    return look_at_guards(lab, evidence, way.number, way.incumbent)
+
+
+def _did_not_hold(lab: Lab, way: _Way, found: Comparison) -> Verdict:
+    way.looks.append(_look(found, "given up", bar=_bar(lab, way, found)))
     reason = f"inconclusive: did not hold on fresh prompts with a fresh seed, {span_of(found)}"
     return Verdict("discard", reason, found, "inconclusive")
 
@@ -126,22 +159,32 @@ def _did_not_hold(way: _Way, found: Comparison) -> Verdict:
 def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict:
     """One look, at its share of the confirmation's level."""
     level = way.shares[found.seeds_candidate] * way.level
+    margin = _margin(lab, way, found)
+    too_few = _alike_on_too_few(found, margin) if way.advantage else None
+    way.guards = _guards(lab, evidence, way)
     verdict = judge_confirmed(
         found,
         level=level,
         min_effect=lab.evaluation.min_effect,
-        margin=lab.margin(way.number),
-        advantage=way.advantage,
-        guards=broken_guards(lab, evidence, way.number, way.incumbent),
+        margin=margin,
+        advantage=None if too_few else way.advantage,
+        guards=broken(way.guards),
     )
+    if too_few and verdict.kind == "inconclusive":
+        verdict = replace(verdict, reason=f"inconclusive: {too_few}")
     if verdict.outcome == "keep":
         verdict = suspicions(lab, evidence, way.number, way.incumbent, verdict, flags=way.flags)
-    way.looks.append(f"{_seeds(found)}: {span_of(found)}, {_against(lab, way, found, level)}: {verdict.kind}")
+    way.looks.append(_look(found, verdict.kind, bar=_bar(lab, way, found), level=level))
     return verdict
 
 
-def _against(lab: Lab, way: _Way, found: Comparison, level: float) -> str:
-    return f"lower bound {points(found.lower(level))} at level {level:.4f} against {points(_bar(lab, way))}"
+def _alike_on_too_few(found: Comparison, margin: float) -> str | None:
+    """Where no prompt differs there is no spread to go by; one prompt more might differ. In words, where that one
+    would be more than the margin."""
+    if found.delta or found.pair_error or 1 / found.prompts <= margin:
+        return None
+    allowed = points(margin).lstrip("+")
+    return f"alike on all {found.prompts} prompts, too few to show that it is not worse by more than {allowed}"
 
 
 # --- runs --------------------------------------------------------------------------------------------------
@@ -194,7 +237,8 @@ def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdic
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
     level = way.shares[beside.seeds_candidate] * way.level
     second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=lab.margin(way.number))
-    way.looks.append(f"against a constant rate, {_seeds(beside)}: {span_of(beside)}: {second.kind}")
+    way.looks.append(_look(beside, second.kind, level=level, against="constant rate"))
+    way.on_comparator = beside
     if second.outcome == "keep":
         return verdict
     reason = f"inconclusive: not shown better than a constant rate ({second.reason})"

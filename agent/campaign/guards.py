@@ -1,7 +1,8 @@
 """What forbids a keep whatever the metric says, and what looks too good: flagged and measured again before it counts.
 
-Guards compare the confirming runs of candidate and incumbent: held-out samples that are missing, cut completions,
-lengths that collapse or explode, one completion for every prompt, a second metric of the recipe's. Suspicions are
+Guards compare the confirming runs of candidate and incumbent: a metric that cannot tell them apart, held-out samples
+that are missing, cut completions, lengths that collapse or explode, one completion for every prompt, a second metric of
+the recipe's. Suspicions are
 about a candidate that would be kept: its checkpoint is evaluated again in a process of its own, and it is kept only
 where that agrees.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.health import unmeasured
 from agent.campaign.lab import Health, Lab, Measured, Order
-from agent.campaign.verdict import Verdict
+from agent.campaign.verdict import Guard, Verdict
 from agent.report.words import points
 
 TRUNCATION = 0.5
@@ -29,14 +31,18 @@ TOO_GOOD_GAIN = 0.2
 """...where that is at least so much."""
 
 
-def broken_guards(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> dict[str, str]:
-    """Guard -> its evidence in words; empty where none is broken."""
-    ours, theirs = evidence.candidate(number), evidence.standing(incumbent)
-    mine, other = _health(ours), _health(theirs)
-    broken: dict[str, str] = {}
+def look_at_guards(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> tuple[Guard, ...]:
+    """Every guard with what it sees of the confirming runs, broken or not. Both arms need a run."""
+    mine, other = _health(evidence.candidate(number)), _health(evidence.standing(incumbent))
+    found = _blindness(lab, evidence, number, incumbent)
     if mine and other:
-        broken |= _samples(mine, other) | _truncation(mine, other) | _length(mine, other) | _distinct(mine, other)
-    return broken | _second_metrics(lab, evidence, number, incumbent)
+        found += [_samples(mine, other), _truncation(mine, other), _length(mine, other), *_distinct(mine, other)]
+    return (*found, *_second_metrics(lab, evidence, number, incumbent))
+
+
+def broken(guards: Sequence[Guard]) -> dict[str, str]:
+    """Guard -> its evidence in words; empty where none is broken."""
+    return {guard.name: guard.broken for guard in guards if guard.broken}
 
 
 def _health(runs: Sequence[Measured]) -> list[Health]:
@@ -48,47 +54,69 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _samples(mine: list[Health], other: list[Health]) -> dict[str, str]:
+def _blindness(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[Guard]:
+    """The metric has one and the same value everywhere: being no worse is no merit then. Named only where broken."""
+    found = evidence.on_confirm(number, incumbent)
+    if found.pair_error > 0 or found.delta:
+        return []
+    runs = arm_scores([*evidence.candidate(number), *evidence.standing(incumbent)], "confirm")
+    if any(run.values.min() < run.values.max() for run in runs):
+        return []
+    metric, value = lab.evaluation.metric, abs(found.candidate)
+    words = f"{metric} is {value:g} for every prompt of candidate and incumbent, which tells nothing of either"
+    return [Guard("metric", value, value, "", "one value for every prompt of both", words)]
+
+
+def _samples(mine: list[Health], other: list[Health]) -> Guard:
     expected = max(health.samples for health in other)
-    odd = [health.samples for health in mine if health.samples != expected]
-    return {"evaluation": f"{odd[0]} held-out samples instead of {expected}"} if odd else {}
+    odd = next((health.samples for health in mine if health.samples != expected), expected)
+    words = f"{odd} held-out samples instead of {expected}" if odd != expected else ""
+    return Guard("evaluation", expected, odd, "samples", "not as many as the incumbent", words)
 
 
-def _truncation(mine: list[Health], other: list[Health]) -> dict[str, str]:
+def _truncation(mine: list[Health], other: list[Health]) -> Guard:
     cut, before = _mean([health.truncated for health in mine]), _mean([health.truncated for health in other])
-    if cut > TRUNCATION and cut > 2 * before:
-        return {"truncation": f"held-out completions that were cut: {before:.0%} -> {cut:.0%}"}
-    return {}
+    bad = cut > TRUNCATION and cut > 2 * before
+    words = f"held-out completions that were cut: {before:.0%} -> {cut:.0%}" if bad else ""
+    return Guard("truncation", before, cut, "%", f"above {TRUNCATION:.0%} and twice the incumbent's", words)
 
 
-def _length(mine: list[Health], other: list[Health]) -> dict[str, str]:
+def _length(mine: list[Health], other: list[Health]) -> Guard:
     now, before = _mean([health.tokens for health in mine]), _mean([health.tokens for health in other])
     small, large = sorted((now, before))
-    if large > SHORT_ENOUGH and large > LENGTH_FACTOR * small:
-        verb = "collapsed" if now < before else "exploded"
-        return {"length": f"held-out completions {verb}: {before:.1f} -> {now:.1f} tokens"}
-    return {}
+    bad = large > SHORT_ENOUGH and large > LENGTH_FACTOR * small
+    verb = "collapsed" if now < before else "exploded"
+    words = f"held-out completions {verb}: {before:.1f} -> {now:.1f} tokens" if bad else ""
+    return Guard("length", before, now, "tokens", f"{LENGTH_FACTOR:g} times longer or shorter", words)
 
 
-def _distinct(mine: list[Health], other: list[Health]) -> dict[str, str]:
+def _distinct(mine: list[Health], other: list[Health]) -> list[Guard]:
+    """None where a trainer does not tell."""
     known = [health.distinct for health in mine if health.distinct is not None]
     usual = [health.distinct for health in other if health.distinct is not None]
-    if known and usual and _mean(known) < DISTINCT * _mean(usual):
-        return {"unique": f"distinct held-out completions: {_mean(usual):.0%} -> {_mean(known):.0%}"}
-    return {}
+    if not known or not usual:
+        return []
+    now, before = _mean(known), _mean(usual)
+    words = f"distinct held-out completions: {before:.0%} -> {now:.0%}" if now < DISTINCT * before else ""
+    return [Guard("unique", before, now, "%", f"below {DISTINCT:.0%} of the incumbent's", words)]
 
 
-def _second_metrics(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> dict[str, str]:
+def _second_metrics(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[Guard]:
     """The recipe's own guards: another metric that may not become worse by more than its margin, beyond noise."""
-    broken: dict[str, str] = {}
+    guards = []
     for guard in lab.evaluation.guards:
         found = evidence.on_confirm(number, incumbent, guard.metric)
         sign = 1 if guard.direction == "maximize" else -1
         worst = found.upper(lab.rules.filter_alpha) if sign > 0 else -found.lower(lab.rules.filter_alpha)
-        if worst < -guard.margin:
-            now, before = _plain(guard.metric, found.candidate), _plain(guard.metric, found.incumbent)
-            broken[guard.metric] = f"{guard.metric} {before} -> {now}, worse by more than {guard.margin:g}"
-    return broken
+        before, now = found.incumbent, found.candidate
+        values = f"{_plain(guard.metric, before)} -> {_plain(guard.metric, now)}"
+        bad = f"{guard.metric} {values}, worse by more than {guard.margin:g} (it is to be {guard.direction}d)"
+        words = bad if worst < -guard.margin else ""
+        unit = "tokens" if guard.metric == "mean_tokens" else "%"
+        way = "below" if sign > 0 else "above"
+        limit = f"{way} the incumbent's" + (f" by more than {guard.margin:g}" if guard.margin else "")
+        guards.append(Guard(guard.metric, before, now, unit, f"{limit}, beyond noise", words))
+    return guards
 
 
 def _plain(metric: str, value: float) -> str:
@@ -103,24 +131,36 @@ def suspicions(
 ) -> Verdict:
     """The verdict on a candidate that would be kept, after a second look where there is reason for one.
 
-    Adds to `flags` what was looked at. The second look is an evaluation of the checkpoint that the first confirming
-    run delivered: what it measures must agree with what was measured.
+    Adds to `flags` what was looked at. The second look is an evaluation of the checkpoint that a confirming run
+    delivered, the first one where it is still there: what it measures must agree with what was measured.
     """
     reasons = _odd(lab, evidence, number, incumbent)
     if not reasons:
         return verdict
-    first = evidence.candidate(number)[0]
-    again = lab.again(first, Order(number, "candidate", 0))
-    before, after = first.scores("confirm"), again.scores("confirm") if again.ok else None
-    if before is None or after is None:
-        flags += [f"{reason}; it could not be evaluated again" for reason in reasons]
-        return Verdict("discard", f"suspect: {flags[-1]}", verdict.basis, "suspect")
-    agrees = abs(after.mean - before.mean) <= _tolerance(lab)
-    words = f"evaluated again: {points(after.mean - before.mean)}"
+    moved, why = _once_more(lab, evidence, number)
+    words = f"evaluated again: {points(moved)}" if moved is not None else f"it could not be evaluated again: {why}"
     flags += [f"{reason}; {words}" for reason in reasons]
-    if agrees and not again.faults():
+    if moved is not None and abs(moved) <= _tolerance(lab):
         return verdict
     return Verdict("discard", f"suspect: {'; '.join(reasons)}; {words}", verdict.basis, "suspect")
+
+
+def _once_more(lab: Lab, evidence: Evidence, number: int) -> tuple[float | None, str]:
+    """By how much a confirming run's metric moves when its checkpoint is evaluated again; else why none could be.
+
+    A checkpoint that cannot be evaluated, as one that was deleted, leaves the next run's.
+    """
+    why = "there is no confirming run"
+    for index, run in enumerate(evidence.candidate(number)):
+        again = lab.again(run, Order(number, "candidate", index))
+        wrong = unmeasured(again, "confirm")
+        before, after = run.scores("confirm"), again.scores("confirm")
+        if wrong is None and before is not None and after is not None:
+            return after.mean - before.mean, ""
+        why = f"{run.key}: {wrong}"
+        if again.ok:
+            break
+    return None, why
 
 
 def _tolerance(lab: Lab) -> float:
@@ -141,7 +181,7 @@ def _odd(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[str]
 
 def _reward_alone(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[str]:
     """The metric is the reward, and it rose while no more answers pass."""
-    if lab.evaluation.metric != "mean_reward":
+    if lab.evaluation.metric != "mean_reward" or lab.evaluation.direction != "maximize":
         return []
     ours = arm_scores(evidence.candidate(number), "confirm", "pass_rate")
     theirs = arm_scores(evidence.standing(incumbent), "confirm", "pass_rate")

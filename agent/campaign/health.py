@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from agent.campaign.lab import Health
-from agent.campaign.scores import scores_of
+from agent.campaign.lab import Health, Measured
+from agent.campaign.scores import FEWEST_PROMPTS, scores_of
 from agent.contract import EvalRow
 from agent.recipe.schema import Evaluation
 from agent.run.telemetry import RunRecord
@@ -27,6 +27,19 @@ def health_of(rows: Sequence[EvalRow]) -> Health | None:
         distinct=len(set(digests)) / len(digests) if len(digests) == len(rows) else None,
         formatted=sum(formatted) / len(formatted) if formatted else None,
     )
+
+
+def unmeasured(run: Measured, split: str) -> str | None:
+    """Why the run has no valid metric on the split, in words; None where it has one."""
+    if not run.ok:
+        return run.crash_words or "no summary"
+    faults = run.faults()
+    scores = run.scores(split)
+    answered = len(scores.ids) if scores is not None else 0
+    if not faults and answered < FEWEST_PROMPTS:
+        number = "one prompt" if answered else "no prompt"
+        faults = [f"its evaluation has {number} of the {split} split, and a comparison needs {FEWEST_PROMPTS}"]
+    return f"invalid: {'; '.join(faults)}" if faults else None
 
 
 def faults_of(record: RunRecord, evaluation: Evaluation) -> list[str]:

@@ -44,6 +44,43 @@ class Report:
     alarm: bool = False
 
 
+@dataclass(frozen=True)
+class Guard:
+    """One guard, with what it saw, whether it held or not."""
+
+    name: str
+    incumbent: float
+    candidate: float
+    unit: str
+    """`%` of a share, `tokens`, `samples`, or nothing."""
+    limit: str
+    """What breaks it, in words."""
+    broken: str = ""
+    """The evidence in words where it is broken."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One step of a confirmation. Differences are larger-is-better, in units of the metric."""
+
+    seeds_candidate: int
+    seeds_incumbent: int
+    delta: float
+    low: float
+    high: float
+    p_value: float
+    """One-sided, of a difference above `bar`."""
+    said: str
+    """What came of it, in a word or a few."""
+    bar: float = 0.0
+    """What the difference has to beat: 0, or minus the margin where being no worse is enough."""
+    level: float | None = None
+    """Where it was a test."""
+    bound: float | None = None
+    """Lower bound at that level."""
+    against: str = "incumbent"
+
+
 @dataclass
 class Judgement:
     """The verdict with everything the ledger wants to know."""
@@ -58,8 +95,12 @@ class Judgement:
     watches: list[Report] = field(default_factory=list)
     used: Used | None = None
     """The level that the confirmation was given; None where there was none."""
-    looks: tuple[str, ...] = ()
-    """The confirmation step by step, in words."""
+    looks: tuple[Look, ...] = ()
+    """The confirmation step by step."""
+    guards: tuple[Guard, ...] = ()
+    """What the guards saw at the last look."""
+    on_comparator: Comparison | None = None
+    """Against the same recipe at a constant rate, where that had to be beaten too."""
     flags: tuple[str, ...] = ()
     """What looked too good or degenerate and was evaluated again."""
 

@@ -15,6 +15,7 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.early import Hopeless, Pause
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
+from agent.campaign.health import unmeasured
 from agent.campaign.lab import MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
 from agent.campaign.levels import Used
 from agent.campaign.record import judge, record, restore_rows
@@ -199,8 +200,11 @@ class Workbench(Lab):
         for key, words in self.runner.finished_well():
             arm = _arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
-            if arm is not None:
-                self.evidence.add(self.runner.read_back(key), experiment=number, arm=arm)
+            if arm is None:
+                continue
+            run = self.runner.read_back(key)
+            if unmeasured(run, MEASURED_ON[arm][0]) is None:
+                self.evidence.add(run, experiment=number, arm=arm)
 
     def settle(self) -> None:
         """Write down what an earlier session judged and did not record, and what the table has lost since."""
