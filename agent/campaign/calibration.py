@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +16,22 @@ from agent.campaign.budget import (
     plan_night,
     reserve_seconds,
 )
-from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise
+from agent.campaign.comparison import SMALLEST_ERROR, Comparison, RunNoise, compare, group_noise, quantile
 from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.levels import next_level
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import span_of
-from agent.errors import BudgetError
-from agent.recipe.schema import Budget
+from agent.errors import BudgetError, TrainingFailed
+from agent.recipe.schema import Budget, Evaluation
 from agent.report.words import duration, points
+
+HOLDOUT_SLACK = 1.1
+"""The holdout is called too small where what it shows is larger than the detectable gain by more than this factor."""
+MANY = 1000
+"""Degrees of freedom at which Student's t is a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Calibration:
 def calibrate(lab: Lab, evidence: Evidence) -> Calibration:
     """Run what is missing of it, and say what it means. Raises TrainingFailed, BudgetError, CutShort."""
     night = plan_first(lab)
-    untrained = lab.run(Order(0, "untrained"))
+    untrained = _valid(lab.run(Order(0, "untrained")))
     runs = [lab.run(Order(0, "baseline", 0))]
     night = _replan(lab, night)
     runs += [lab.run(Order(0, "baseline", index)) for index in range(1, night.baseline_seeds)]
@@ -55,14 +62,33 @@ def calibrate(lab: Lab, evidence: Evidence) -> Calibration:
     return _told(lab, untrained, runs, night)
 
 
+def _valid(run: Measured) -> Measured:
+    """The run, where it measured something. TrainingFailed where it did not."""
+    why = unmeasured(run, "search")
+    if why is None:
+        return run
+    hint = f"raft-agent diagnose {run.key} shows its log"
+    raise TrainingFailed(f"nothing can be compared with this run ({why})", where=run.key, hint=hint)
+
+
 def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
-    """A seed that crashed where others ran is left out: the noise is known from the rest, and less well."""
-    ran = [run for run in runs if run.ok and not run.faults()]
+    """A seed that crashed where others ran is left out: the noise is known from the rest, and less well.
+
+    TrainingFailed where none is left.
+    """
+    ran = [run for run in runs if unmeasured(run, "search") is None]
     for run in runs:
         if not run.ok:
             lab.warn(f"a baseline run crashed ({run.crash_words}); its seed is left out of the calibration")
-        elif run.faults():
-            lab.warn(f"a baseline run has no valid metric ({'; '.join(run.faults())}); it is left out")
+        elif run not in ran:
+            lab.warn(f"{run.key} is left out of the calibration: {unmeasured(run, 'search')}")
+    if not ran:
+        _valid(runs[0])
+    if len(ran) == 1:
+        lab.warn(
+            "one baseline seed is left: until a confirmation has measured the run noise, the filter has only the "
+            "prompts to go by and lets more through"
+        )
     return ran
 
 
@@ -130,7 +156,8 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     baseline, base = arm_scores(runs, "search"), arm_scores([untrained], "search")
     noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
-    smallest = detectable_gain(baseline, noise, lab.rules, ideas=lab.ideas_left())
+    prompts = lab.evaluation.confirm_prompts
+    smallest = detectable_gain(baseline, noise, lab.rules, ideas=lab.ideas_left(), prompts=prompts)
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     values = {
         "metric": lab.evaluation.metric,
@@ -147,38 +174,57 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     shown = f"smallest gain a confirmation finds: about {100 * smallest:.1f}pp; " if smallest else ""
     lab.say(
         f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({lab.evaluation.metric}, "
-        f"{span_of(gain)}), {spread} over {len(runs)} seeds"
+        f"{span_of(gain)}), {spread} over {len(runs)} seed{'s' if len(runs) > 1 else ''}"
     )
     lab.say(f"{shown}about {night.ideas} ideas fit, {duration(lab.clock.left_s)} left")
     _warn_of_a_blunt_yardstick(lab, baseline, smallest)
+    if smallest is not None and noise is not None:
+        _warn_of_a_small_holdout(lab, baseline, noise, smallest)
     return Calibration(untrained, tuple(runs), noise, night, gain, smallest)
 
 
-def detectable_gain(baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, ideas: int) -> float | None:
+def detectable_gain(
+    baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, ideas: int, prompts: int | None = None
+) -> float | None:
     """Smallest gain that the first confirmation finds with 80% power, once it has all the seeds it may have.
 
-    From the baseline compared with itself, in units of the metric. The run noise will then be known better than now,
-    by the confirming runs themselves. None where nothing varies, or the baseline ran once.
+    From the baseline compared with itself, in units of the metric. `prompts` of the confirm split; as many as the
+    baseline was measured on where not given. None where nothing varies, or the baseline ran once.
     """
     if len(baseline) < 2 or noise is None:
         return None
     seeds = rules.most_seeds
-    itself = compare([baseline[0]], [baseline[1]], noise)
-    then = dataclasses.replace(
-        itself,
-        seeds_candidate=seeds,
-        seeds_incumbent=seeds,
-        pair_error=itself.pair_error / seeds**0.5,
-        run_error=itself.run_error / seeds**0.5,
-        standard_error=itself.standard_error / seeds**0.5,
-        noise=dataclasses.replace(noise, df=noise.df + 2 * (seeds - 1)),
-    )
+    then = _itself(baseline, noise, seeds=seeds, prompts=prompts)
     level = rules.shares(seeds)[seeds] * next_level(rules, [], ideas=ideas)
     return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None
 
 
+def _itself(baseline: Sequence[Scores], noise: RunNoise, *, seeds: int, prompts: int | None = None) -> Comparison:
+    """Two runs of the baseline compared, with the errors of so many seeds an arm and so many prompts.
+
+    The run noise will then be known better than now, by the confirming runs themselves.
+    """
+    now = compare([baseline[0]], [baseline[1]], noise)
+    prompts = prompts or now.prompts
+    pair = now.pair_error * math.sqrt(now.prompts / prompts / seeds)
+    run = now.run_error / math.sqrt(seeds)
+    return dataclasses.replace(
+        now,
+        prompts=prompts,
+        seeds_candidate=seeds,
+        seeds_incumbent=seeds,
+        pair_error=pair,
+        run_error=run,
+        standard_error=max(math.hypot(pair, run), SMALLEST_ERROR),
+        noise=dataclasses.replace(noise, df=noise.df + 2 * (seeds - 1)),
+    )
+
+
+# --- what no night can mend --------------------------------------------------------------------------------
+
+
 def _warn_of_a_blunt_yardstick(lab: Lab, baseline: Sequence[Scores], smallest: float | None) -> None:
-    """What no night can mend: a metric that cannot move, or moves too little to be seen."""
+    """A metric that cannot move, or moves too little to be seen, or by less than the recipe asks for."""
     evaluation = lab.evaluation
     values = {round(float(value), 12) for run in baseline for value in run.values}
     if len(values) == 1:
@@ -186,12 +232,42 @@ def _warn_of_a_blunt_yardstick(lab: Lab, baseline: Sequence[Scores], smallest: f
             f"{evaluation.metric} is {abs(values.pop()):g} for every prompt and seed of the baseline: nothing tells "
             "two recipes apart until that changes"
         )
-    if smallest is None or evaluation.metric == "mean_reward":
-        return
-    best = statistics.fmean(run.mean for run in baseline)
-    room = 1 - best if evaluation.direction == "maximize" else -best
-    if smallest > room:
+    room = _room(evaluation, baseline)
+    if evaluation.min_effect > max(0.0, room):
+        lab.warn(
+            f"evaluation.min_effect asks for {points(evaluation.min_effect)} and the baseline leaves {points(room)} to "
+            "gain: no gain can be kept, only a simpler or cheaper recipe, which may be worse by as much"
+        )
+    elif smallest is not None and evaluation.metric != "mean_reward" and smallest > room:
         lab.warn(
             f"the baseline leaves {points(room)} to gain and gains below {points(smallest)} cannot be shown: raise "
             "evaluation.search_prompts and confirm_prompts, or take a harder task"
         )
+
+
+def _room(evaluation: Evaluation, baseline: Sequence[Scores]) -> float:
+    """From the baseline to the best that the metric can be: of a reward, the best that a prompt of it got."""
+    mean = statistics.fmean(run.mean for run in baseline)
+    if evaluation.metric == "mean_reward":
+        return max(float(run.values.max()) for run in baseline) - mean
+    return 1 - mean if evaluation.direction == "maximize" else -mean
+
+
+def _warn_of_a_small_holdout(lab: Lab, baseline: Sequence[Scores], noise: RunNoise, smallest: float) -> None:
+    """What a confirmation just finds should show at the end too: the holdout's 95% interval should leave out 0.
+
+    By then the run noise is known from a night's runs, so that only the prompts are short of degrees of freedom.
+    """
+    prompts = lab.evaluation.holdout_prompts
+    then = _itself(baseline, noise, seeds=CONFIRM_SEEDS, prompts=prompts)
+    shown = quantile(0.975, prompts - 1) * then.standard_error
+    if shown <= HOLDOUT_SLACK * smallest:
+        return
+    # the prompts' part of the variance that is left once the runs have had theirs
+    allowed = (smallest / quantile(0.975, MANY)) ** 2 - then.run_error**2
+    enough = math.ceil(prompts * then.pair_error**2 / allowed) if allowed > 0 else 0
+    mend = f"; evaluation.holdout_prompts: {enough} would show it" if enough > prompts else ""
+    lab.warn(
+        f"the holdout's {prompts} prompts show a gain from about {points(shown)}, a confirmation finds one from "
+        f"{points(smallest)}: what is kept may not show at the end{mend}"
+    )
