@@ -10,11 +10,12 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
 from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.health import unmeasured
 from agent.campaign.lab import CutShort
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
-from agent.report.words import duration, points
+from agent.report.words import duration, percent, points
 
 HOLDOUT_RUNS = 2
 """Checkpoints of the baseline, and of the winner, that are evaluated on the holdout."""
@@ -75,13 +76,16 @@ def _best_run(runs: Sequence[Done]) -> Done | None:
 def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner: int) -> dict[str, Any]:
     """Untrained, baseline and winner on the prompts that nobody has seen; each checkpoint once."""
     arms: dict[str, list[Done]] = {UNTRAINED: [_evaluate(session, runner, 0, UNTRAINED, UNTRAINED, "untrained")]}
-    arms["baseline"] = _checkpoints(session, runner, 0, evidence.baseline(), "baseline")
+    baseline = [*evidence.baseline(), *evidence.fresh_incumbent(0)]
+    arms["baseline"] = _checkpoints(session, runner, 0, baseline, "baseline")
     if winner:
         arms["winner"] = _checkpoints(session, runner, winner, _winner_runs(evidence, winner), "winner")
-    scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items()}
-    told: dict[str, Any] = {
-        name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items() if runs
-    }
+    why = {name: _why_not(runs) for name, runs in arms.items()}
+    scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items() if why[name] is None}
+    told: dict[str, Any] = {name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items()}
+    missing = {name: words for name, words in why.items() if words is not None}
+    if missing:
+        told["not evaluated"] = missing
     told["prompts"] = max((len(run.ids) for runs in scores.values() for run in runs), default=0)
     pairs = [("baseline", UNTRAINED)] + ([("winner", "baseline")] if winner else [])
     for ours, theirs in pairs:
@@ -96,13 +100,18 @@ def _interval(comparison: Comparison) -> dict[str, float]:
 
 
 def _checkpoints(session: Session, runner: Runner, experiment: int, runs: Sequence[Done], arm: str) -> list[Done]:
+    """Evaluations of the first runs whose checkpoints are there."""
     usable = [run for run in runs if (run.record.out / CHECKPOINT).exists()][:HOLDOUT_RUNS]
-    return [
-        done
-        for run in usable
-        for done in [_evaluate(session, runner, experiment, str(run.record.out / CHECKPOINT), run.key, arm)]
-        if done.ok
-    ]
+    return [_evaluate(session, runner, experiment, str(run.record.out / CHECKPOINT), run.key, arm) for run in usable]
+
+
+def _why_not(runs: list[Done]) -> str | None:
+    """Why an arm has no measurement on the holdout, or None. Runs that failed are taken out where others did not."""
+    failures = {run.key: unmeasured(run, "holdout") for run in runs}
+    if any(why is None for why in failures.values()):
+        runs[:] = [run for run in runs if failures[run.key] is None]
+        return None
+    return next((f"{key}: {why}" for key, why in failures.items()), "its checkpoints are gone")
 
 
 def _evaluate(session: Session, runner: Runner, experiment: int, checkpoint: str, label: str, arm: str) -> Done:
@@ -139,6 +148,7 @@ def _tell(
     counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
     lines = [
         headline,
+        *(f"not on the holdout: {arm}, {why}" for arm, why in holdout.get("not evaluated", {}).items()),
         f"stopped: {reason}; {duration(session.clock.consumed_s)} used"
         + (f", {share:.0%} of it in training" if share is not None else ""),
         f"ideas {len(ideas)}: {counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed",
@@ -153,9 +163,7 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
         first = f"{len(kept)} confirmed gain{'s' if len(kept) != 1 else ''}" if kept else "no confirmed improvement"
         return first + tail
     n = holdout.get("prompts", 0)
-    base = (
-        f"untrained {holdout.get(UNTRAINED, float('nan')):.1%} -> baseline {holdout.get('baseline', float('nan')):.1%}"
-    )
+    base = f"{UNTRAINED} {_value(holdout, UNTRAINED)} -> baseline {_value(holdout, 'baseline')}"
     if not winner:
         detectable = session.state.calibration.get("smallest_detectable")
         limit = f"; effects above {100 * detectable:.1f}pp would probably have been found" if detectable else ""
@@ -165,7 +173,14 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
         f" ({points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}] over the baseline)" if gain else ""
     )
     said = _what_the_holdout_says(gain) if gain else ""
-    return f"holdout (n={n}): {base} -> winner {holdout.get('winner', float('nan')):.1%}{span}{said}"
+    missing = [name for name in ("baseline", "winner") if name in holdout.get("not evaluated", {})]
+    if missing:
+        said = f"; without the {' and the '.join(missing)} the holdout says nothing of the confirmed gain"
+    return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{span}{said}"
+
+
+def _value(holdout: dict[str, Any], arm: str) -> str:
+    return percent(holdout.get(arm)) or "unknown"
 
 
 def _what_the_holdout_says(gain: dict[str, float]) -> str:
