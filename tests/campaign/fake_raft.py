@@ -25,7 +25,7 @@ that TRICKS gives to its name:
     great                   0.97, and so is the checkpoint
 
 Files in the workspace: `data-is-missing` and `disk-is-full` end every run; seeds in `slow-seeds` do half as many tokens
-a second, seeds in `crash-seeds` die at the start.
+a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off its rows.
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
 SIGTERM. They go on later where they stopped, if their `state` is still there. `trained` has a letter for each cycle
@@ -323,7 +323,8 @@ def metrics_of(run: Training, rows: list[dict[str, object]]) -> dict[str, float]
         passed = [bool(row["passed"]) for row in rows if row["split"] == split]
         found[split] = sum(passed) / len(passed)
         if run.evaluates is None:
-            found[split] = as_told(run.trick, split, found[split])
+            wrong = run.seed in numbers_in(run.workspace / "wrong-seeds")
+            found[split] = as_told("not its rows" if wrong else run.trick, split, found[split])
     return found
 
 
