@@ -24,6 +24,9 @@ from agent.report.words import points
 MOST_LOST = 0.5
 """Share of the incumbent's metric that a simpler or cheaper recipe may lose, however large the margin is."""
 
+SPARE_SEEDS = 2
+"""Of the incumbent that may measure nothing."""
+
 
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
     """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
@@ -93,9 +96,13 @@ def confirm(
 
 
 def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
+    """One seed after the other. A campaign that was killed in between goes on at the seed that it had come to: what was
+    looked at before that was undecided."""
     rules, verdict = lab.rules, None
-    for seeds in range(1, max(way.shares) + 1):
-        lacking = lacking_time(lab, evidence, way.number, seeds=seeds) if verdict else None
+    reached = max(1, len(evidence.candidate(way.number)))
+    for seeds in range(reached, max(way.shares) + 1):
+        next_look = min(look for look in way.shares if look >= seeds)
+        lacking = lacking_time(lab, evidence, way.number, seeds=next_look) if verdict else None
         if lacking and verdict:
             return Verdict("discard", f"{verdict.reason}; {lacking}", verdict.basis, "inconclusive")
         crash = _bring(lab, evidence, way, seeds)
@@ -111,8 +118,15 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
         hopeless = found.p_above(_bar(lab, way, found)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
         if verdict.outcome == "keep" or verdict.kind in ("guard", "suspect", "regressed") or hopeless:
             return verdict
-    assert verdict is not None
-    return verdict
+    return verdict or _no_time_to_go_on(lab, evidence, way, reached)
+
+
+def _no_time_to_go_on(lab: Lab, evidence: Evidence, way: _Way, reached: int) -> Verdict:
+    """A campaign that was killed is beyond the last look that it can still afford."""
+    found = evidence.on_confirm(way.number, way.incumbent)
+    next_look = min((look for look, _ in lab.rules.looks if look >= reached), default=reached)
+    lacking = lacking_time(lab, evidence, way.number, seeds=next_look) or "no further look"
+    return Verdict("discard", f"inconclusive: {span_of(found)}; {lacking}", found, "inconclusive")
 
 
 def _bar(lab: Lab, way: _Way, found: Comparison) -> float:
@@ -194,16 +208,24 @@ def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> str | None:
     """Both arms to so many fresh seeds, by turns. Why a run measured nothing, or None."""
     fresh = fresh_needed(lab, evidence, way.incumbent, seeds)
     for index in range(seeds):
-        orders = [Order(way.number, "candidate", index)]
-        if index < fresh:
-            orders.append(Order(way.incumbent, "incumbent", index, beside=way.number))
-        for order in orders:
-            crash = _one(lab, evidence, order)
-            if crash:
-                return crash
+        broken_run = _one(lab, evidence, Order(way.number, "candidate", index))
+        broken_run = broken_run or _incumbent(lab, evidence, way, wanted=min(index + 1, fresh))
+        if broken_run:
+            return broken_run
     if seeds == 1:
         return _refresh(lab, evidence, way)
     return None
+
+
+def _incumbent(lab: Lab, evidence: Evidence, way: _Way, *, wanted: int) -> str | None:
+    """So many fresh runs of the incumbent. A seed that measures nothing is left out, and the next stands in for it: it
+    would end the confirmation of every idea that comes after."""
+    broken_run = None
+    for index in range(wanted + SPARE_SEEDS):
+        if len(evidence.fresh_incumbent(way.incumbent)) >= wanted:
+            return None
+        broken_run = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number)) or broken_run
+    return None if len(evidence.fresh_incumbent(way.incumbent)) >= wanted else broken_run
 
 
 def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> str | None:
@@ -213,7 +235,7 @@ def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> str | None:
     if not ends or lab.clock.consumed_s - max(ends) <= lab.rules.stale_s:
         return None
     lab.say(f"  the incumbent ran last {(lab.clock.consumed_s - max(ends)) / 3600:.1f}h ago: a fresh run beside it")
-    return _one(lab, evidence, Order(way.incumbent, "incumbent", len(runs), beside=way.number))
+    return _incumbent(lab, evidence, way, wanted=len(runs) + 1)
 
 
 def _one(lab: Lab, evidence: Evidence, order: Order) -> str | None:

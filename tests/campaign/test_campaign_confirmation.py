@@ -1,0 +1,293 @@
+"""Confirmation: fresh seeds of both arms, more of them while the matter is open, and no more than the time allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from made import A_RUN, MadeLab, MadeRun, run, standing
+from nights import Night, forked_launch, hypothesis
+
+from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
+from agent.campaign.evidence import Evidence
+from agent.campaign.lab import Arm, Order
+from agent.campaign.levels import next_level
+from agent.campaign.rules import Rules
+from agent.campaign.verdict import Judgement
+
+RULES = Rules(
+    alpha=0.05, least_share=0.1, most_share=0.4, filter_alpha=0.2, confirm_seeds=2,
+    looks=((2, 0.3), (3, 0.3), (5, 0.4)), hold_p=0.4, go_on_p=0.4, stale_s=20 * A_RUN,
+)  # fmt: skip
+STEADY = (0.50, 0.53, 0.50, 0.52, 0.50)
+"""The incumbent's confirming runs."""
+SLOWLY = (0.54, 0.56, 0.53, 0.56, 0.54)
+"""A gain that five seeds show and three do not."""
+
+
+def results(**means: Sequence[float | None]) -> Callable[[Order], MadeRun]:
+    """Means of the runs of each arm by index; one that crashes where there is None."""
+
+    def made(order: Order) -> MadeRun:
+        key = f"{order.experiment}-{order.arm}-{order.index}"
+        mean = means[order.arm][order.index]
+        return (
+            MadeRun(key, crash_words="oom: no memory")
+            if mean is None
+            else run(key, mean, seed=zlib.crc32(key.encode()))
+        )
+
+    return made
+
+
+def lab_of(*, candidate: Sequence[float | None], incumbent: Sequence[float | None] = STEADY, **keys: Any) -> MadeLab:
+    comparator = keys.pop("comparator", ())
+    made = results(candidate=candidate, incumbent=incumbent, comparator=comparator, search=[0.6], baseline=[0.5] * 3)
+    return MadeLab(made, **{"rules": RULES, "incumbent": keys.pop("best", 0), **keys})
+
+
+def confirmed(lab: MadeLab, evidence: Evidence[Any] | None = None, *, number: int = 1) -> Judgement:
+    evidence = evidence if evidence is not None else Evidence()
+    if not evidence.search_runs(lab.incumbent):
+        standing(evidence, 0.50, 0.51, 0.50, experiment=lab.incumbent)
+    search = run("search", 0.6)
+    on_search = evidence.on_search(search, lab.incumbent)
+    return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=None)
+
+
+def arms(lab: MadeLab) -> dict[Arm, int]:
+    """How many runs there were of each arm."""
+    return {arm: sum(order.arm == arm for order in lab.ran) for arm in dict.fromkeys(order.arm for order in lab.ran)}
+
+
+# --- step by step ------------------------------------------------------------------------------------------
+
+
+def test_a_clear_gain_is_kept_at_the_first_look() -> None:
+    lab = lab_of(candidate=(0.70, 0.71))
+    judgement = confirmed(lab)
+    assert judgement.verdict.kind == "gain"
+    assert judgement.verdict.basis is not None
+    assert judgement.verdict.basis.delta == pytest.approx(0.19)
+    assert [(order.arm, order.index) for order in lab.ran] == [
+        ("candidate", 0), ("incumbent", 0), ("candidate", 1), ("incumbent", 1)
+    ]  # fmt: skip
+    assert [look.said for look in judgement.looks] == ["worth another", "gain"]
+    assert judgement.used is not None
+    assert judgement.used.kept
+
+
+def test_what_does_not_hold_with_one_fresh_seed_is_given_up() -> None:
+    lab = lab_of(candidate=(0.49,))
+    judgement = confirmed(lab)
+    assert arms(lab) == {"candidate": 1, "incumbent": 1}
+    assert (judgement.verdict.outcome, judgement.verdict.kind) == ("discard", "inconclusive")
+    assert judgement.verdict.reason.startswith("inconclusive: did not hold on fresh prompts with a fresh seed, -1.0pp")
+    assert [look.said for look in judgement.looks] == ["given up"]
+    # its level is gone all the same
+    assert judgement.used is not None
+    assert judgement.used.level == pytest.approx(next_level(RULES, [], ideas=lab.ideas_left()))
+    assert not judgement.used.kept
+
+
+def test_further_seeds_are_bought_while_it_is_undecided() -> None:
+    lab = lab_of(candidate=SLOWLY)
+    judgement = confirmed(lab)
+    assert judgement.verdict.kind == "gain"
+    assert arms(lab) == {"candidate": 5, "incumbent": 5}
+    assert [(look.seeds_candidate, look.said) for look in judgement.looks] == [
+        (1, "worth another"), (2, "inconclusive"), (3, "inconclusive"), (4, "worth another"), (5, "gain")
+    ]  # fmt: skip
+    level = judgement.used.level if judgement.used else 0.0
+    told = {look.seeds_candidate: look.level for look in judgement.looks if look.level is not None}
+    assert told == {seeds: pytest.approx(share * level) for seeds, share in RULES.looks}
+
+
+def test_what_shows_no_promise_gets_no_further_seeds() -> None:
+    lab = lab_of(candidate=(0.55, 0.47))
+    judgement = confirmed(lab)
+    assert arms(lab) == {"candidate": 2, "incumbent": 2}
+    assert judgement.verdict.kind == "inconclusive"
+
+
+def test_what_is_worse_is_called_so() -> None:
+    rules = dataclasses.replace(RULES, hold_p=1.0)
+    judgement = confirmed(lab_of(candidate=(0.30, 0.31), rules=rules))
+    assert judgement.verdict.kind == "regressed"
+
+
+def test_a_candidate_that_does_not_run_is_a_crash() -> None:
+    lab = lab_of(candidate=(0.7, None))
+    judgement = confirmed(lab)
+    assert (judgement.verdict.outcome, judgement.verdict.reason) == ("crash", "oom: no memory, in confirmation")
+    assert judgement.used is not None
+
+
+def test_a_seed_of_the_incumbent_that_does_not_run_is_left_out() -> None:
+    """Otherwise it would end the confirmation of every idea that comes after."""
+    lab = lab_of(candidate=(0.70, 0.71), incumbent=(0.5, None, 0.51, 0.5))
+    judgement = confirmed(lab)
+    assert judgement.verdict.kind == "gain"
+    assert lab.order_of("incumbent") == [0, 1, 2]
+    assert judgement.verdict.basis is not None
+    assert judgement.verdict.basis.seeds_incumbent == 2
+    never = lab_of(candidate=(0.70, 0.71), incumbent=(None,) * 9)
+    assert confirmed(never).verdict.reason == "oom: no memory, in confirmation"
+    assert len(never.order_of("incumbent")) < 5
+
+
+# --- the incumbent's runs ----------------------------------------------------------------------------------
+
+
+def test_an_incumbents_own_confirming_runs_stand_beside_at_least_two_fresh_ones() -> None:
+    evidence: Evidence[Any] = Evidence()
+    for index, mean in enumerate(STEADY):
+        evidence.add(run(f"own-{index}", mean, seed=50 + index), experiment=1, arm="candidate")
+    assert [fresh_needed(lab_of(candidate=()), evidence, 1, seeds) for seeds in (1, 2, 3, 5)] == [1, 2, 2, 2]
+    assert [fresh_needed(lab_of(candidate=()), evidence, 0, seeds) for seeds in (1, 2, 3, 5)] == [1, 2, 3, 5]
+    lab = lab_of(candidate=SLOWLY, incumbent=(0.51, 0.51), best=1)
+    judgement = confirmed(lab, evidence, number=2)
+    assert arms(lab)["incumbent"] == 2
+    assert judgement.verdict.basis is not None
+    assert judgement.verdict.basis.seeds_incumbent == len(STEADY) + 2
+    assert len(judgement.beside) == len(STEADY) + 2
+
+
+@pytest.mark.parametrize(("age", "fresh"), [(15, []), (25, [2])], ids=["recent", "old"])
+def test_old_runs_of_the_incumbent_are_joined_by_a_fresh_one(age: int, fresh: list[int]) -> None:
+    """Two fresh runs are there from an earlier challenger."""
+    lab = lab_of(candidate=(0.70, 0.71))
+    evidence: Evidence[Any] = Evidence()
+    for index in range(2):
+        evidence.add(lab.run(Order(0, "incumbent", index)), experiment=0, arm="incumbent")
+    lab.ran.clear()
+    lab.spent_s += age * A_RUN
+    judgement = confirmed(lab, evidence)
+    assert judgement.verdict.kind == "gain"
+    assert lab.order_of("incumbent") == fresh
+    assert any("a fresh run beside it" in said for said in lab.words or []) is (age > 20)
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def test_the_level_is_divided_among_the_looks_that_can_be_afforded() -> None:
+    """With time for two seeds of each arm and the holdout, the first look has all of it."""
+    evidence: Evidence[Any] = Evidence()
+    standing(evidence, 0.50, 0.51, 0.50)
+    lab = lab_of(candidate=SLOWLY)
+    holdout = 5 * 0.2  # evaluations alone, in runs
+    lab.clock.budget_s = (4 + holdout) * A_RUN
+    assert affordable_seeds(lab, evidence, 1) == 2
+    judgement = confirmed(lab, evidence)
+    assert judgement.used is not None
+    assert [look.level for look in judgement.looks] == [None, pytest.approx(judgement.used.level)]
+    assert arms(lab) == {"candidate": 2, "incumbent": 2}
+    assert lab.clock.left_s == pytest.approx(holdout * A_RUN)
+
+
+@pytest.mark.parametrize(("runs", "seeds"), [(9, 2), (12, 3), (15, 3)])
+def test_runs_that_took_longer_than_predicted_leave_no_time_for_more_seeds(runs: int, seeds: int) -> None:
+    """Twice as long. No seed is run that no look would see: in the time of 15 there were a fourth, but no fifth."""
+    rules = dataclasses.replace(RULES, looks=((2, 0.1), (3, 0.1), (5, 0.8)))
+    lab = lab_of(candidate=SLOWLY, rules=rules)
+    lab.clock.budget_s = runs * A_RUN
+    as_predicted = lab.results
+
+    def slower(order: Order) -> MadeRun:
+        lab.spent_s += A_RUN
+        return as_predicted(order)
+
+    lab.results = slower
+    judgement = confirmed(lab)
+    assert judgement.verdict.kind == "inconclusive"
+    assert "; it would take" in judgement.verdict.reason
+    assert arms(lab) == {"candidate": seeds, "incumbent": seeds}
+
+
+# --- a killed campaign -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [1, 2, 3, 4])
+def test_a_confirmation_goes_on_where_it_was_killed(known: int) -> None:
+    """The runs of an earlier session are evidence already; the verdict is that of a confirmation in one go."""
+    whole = confirmed(lab_of(candidate=SLOWLY)).verdict
+    lab, evidence = lab_of(candidate=SLOWLY), Evidence[Any]()
+    standing(evidence, 0.50, 0.51, 0.50)
+    for index in range(known):
+        evidence.add(lab.run(Order(1, "candidate", index)), experiment=1, arm="candidate")
+        if index < known - 1:  # killed in the incumbent's turn
+            evidence.add(lab.run(Order(0, "incumbent", index)), experiment=0, arm="incumbent")
+    judgement = confirmed(lab, evidence)
+    assert judgement.verdict.reason == whole.reason
+    assert arms(lab) == {"candidate": 5, "incumbent": 5}
+
+
+def test_a_killed_confirmation_without_time_for_its_next_look_ends_as_it_stands() -> None:
+    lab, evidence = lab_of(candidate=SLOWLY), Evidence[Any]()
+    standing(evidence, 0.50, 0.51, 0.50)
+    for index in range(4):
+        evidence.add(lab.run(Order(1, "candidate", index)), experiment=1, arm="candidate")
+        evidence.add(lab.run(Order(0, "incumbent", index)), experiment=0, arm="incumbent")
+    lab.clock.budget_s = lab.spent_s + 1.5 * A_RUN
+    lab.ran.clear()
+    judgement = confirmed(lab, evidence)
+    assert judgement.verdict.kind == "inconclusive"
+    assert "; it would take 300s with the holdout, 150s are left" in judgement.verdict.reason
+    assert lab.ran == []
+
+
+# --- a constant rate beside a schedule ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("comparator", "outcome", "words"),
+    [
+        ((0.50, 0.51), "keep", "gain +19.0pp"),
+        ((0.70, 0.71), "discard", "inconclusive: not shown better than a constant rate (inconclusive: +0.0pp"),
+        ((0.50, None), "discard", "inconclusive: its constant-rate comparator did not run"),
+    ],
+    ids=["the schedule is better", "the schedule is not", "the comparator crashes"],
+)
+def test_a_schedule_has_to_beat_its_constant_rate_too(
+    comparator: Sequence[float | None], outcome: str, words: str
+) -> None:
+    lab = lab_of(candidate=(0.70, 0.71), comparator=comparator)
+    lab.comparators = True
+    judgement = confirmed(lab)
+    assert judgement.verdict.outcome == outcome
+    assert judgement.verdict.reason.startswith(words)
+    assert judgement.used is not None
+    assert judgement.used.kept is (outcome == "keep")
+
+
+def test_a_comparator_is_not_run_for_what_is_not_kept_anyway() -> None:
+    lab = lab_of(candidate=(0.55, 0.47), comparator=())
+    lab.comparators = True
+    confirmed(lab)
+    assert "comparator" not in arms(lab)
+
+
+class Dies(BaseException):
+    """kill -9, as far as a test can tell."""
+
+
+def test_a_campaign_killed_in_a_confirmation_goes_on_with_it(night: Night) -> None:
+    """In a real lab: at the start of the fourth seed of a gain that only the last look can show."""
+    night.playbook(hypothesis("a-little", 0.9, set={"learner.learning_rate": 5.5e-4}))
+    rules = Rules(filter_alpha=0.9, hold_p=1.0, go_on_p=1.0, looks=((2, 1e-6), (3, 1e-6), (5, 1 - 2e-6)))
+
+    def dying(request: Any, **keys: Any) -> Any:
+        if request.out.name.startswith("001-confirm-s1104"):
+            raise Dies
+        return forked_launch(request, **keys)
+
+    with pytest.raises(Dies):
+        night.start(rules=rules, launcher=dying, max_experiments=1)
+    before = night.starts()
+    night.resume(rules=rules)
+    assert len(night.judged(1).numbers["runs"]["candidate"]) == 5
+    assert {name: night.starts()[name] for name in before} == before
