@@ -18,6 +18,9 @@ from agent.contract import NO_STEP
 from agent.recipe.schema import Budget
 from agent.report.words import points
 
+FEW_IDEAS = 3
+"""With fewer waiting, a promising idea has no company to wait for."""
+
 
 def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     """Carry an experiment to its verdict. Raises CutShort where the campaign ends first."""
@@ -90,6 +93,8 @@ def _better_together(lab: Lab, number: int, on_search: Comparison) -> str | None
     runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
     if lab.is_last(number) or runs >= lab.rules.alone_runs or on_search.p_value < lab.rules.alone_p:
         return None
+    if lab.max_experiments is not None or lab.waiting() < FEW_IDEAS:
+        return None  # no others will come that it could be confirmed with
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 
 
