@@ -24,7 +24,7 @@ FEWEST = 2
 
 def last_experiment(lab: Lab) -> int | None:
     """The next experiment of the end, planned; None where there is none, or no time for its confirmation."""
-    if _needed(lab) > lab.clock.left_s:
+    if seconds_of_the_end(lab) > lab.clock.left_s:
         return None
     return _near_misses_together(lab) or _winner_without(lab)
 
@@ -34,11 +34,11 @@ def last_chance(lab: Lab) -> bool:
     if _times(lab.past()):
         return False
     step = lab.cost(lab.incumbent).total_s * (1 + lab.rules.batch * lab.rules.screen_share)
-    return lab.clock.left_s - step < _needed(lab) and bool(_near_misses(lab))
+    return lab.clock.left_s - step < seconds_of_the_end(lab) and bool(_near_misses(lab))
 
 
-def _needed(lab: Lab) -> float:
-    """Seconds of an experiment with the smallest confirmation, and of the holdout."""
+def seconds_of_the_end(lab: Lab) -> float:
+    """Of an experiment with the smallest confirmation, and of the holdout."""
     cost = lab.cost(lab.incumbent)
     return (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
 

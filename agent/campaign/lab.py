@@ -173,6 +173,10 @@ class Lab(abc.ABC):
         """The incumbent's confirmed metric (the baseline's from its repeats), in its own direction."""
 
     @abc.abstractmethod
+    def paused(self, number: int) -> bool:
+        """Whether the idea was screened and has not gone on since."""
+
+    @abc.abstractmethod
     def planned_against(self, number: int) -> int:
         """The incumbent that the idea changes."""
 

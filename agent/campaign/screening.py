@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from agent.campaign.comparison import Comparison, compare, group_noise
+from agent.campaign.endgame import seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import underpowered
 from agent.campaign.lab import Lab
@@ -31,8 +32,17 @@ def worth_screening(lab: Lab, evidence: Evidence) -> bool:
         return False
     if lab.max_experiments is not None and lab.max_experiments - len(lab.outcomes()) < rules.batch:
         return False
+    if _seconds(lab) + seconds_of_the_end(lab) > lab.clock.left_s:
+        return False
     waiting = lab.waiting()
     return waiting >= rules.batch and lab.ideas_left() + 1 < rules.scarce * waiting
+
+
+def _seconds(lab: Lab) -> float:
+    """Of a batch, the full runs of those that go on included."""
+    rules, cost = lab.rules, lab.cost(lab.incumbent)
+    go_on = max(1, round(rules.survivors * rules.batch))
+    return rules.batch * (cost.overhead_s + rules.screen_share * cost.train_s) + go_on * cost.total_s
 
 
 def screen_batch(lab: Lab, evidence: Evidence) -> None:
@@ -52,18 +62,27 @@ def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
         key=lambda one: -one[0].delta if one[0] else math.inf,
     )
     goes_on = max(1, round(lab.rules.survivors * len(numbers)))
+    losers: list[tuple[int, str, Comparison]] = []
     for place, (found, number) in enumerate(ranked, start=1):
         if place <= goes_on or found is None:
             lab.say(f"  goes on: {lab.title(number)}" + (f", {span_of(found)} so far" if found else ""))
             continue
-        reason = (
-            f"screened: place {place} of {len(ranked)} after {lab.rules.screen_share:.0%} of the budget, "
-            f"{points(found.delta)} on select"
-        )
-        if number in judged:
-            continue
-        run = lab.screen(number, lab.rules.screen_share)
-        lab.conclude(number, Judgement(Verdict("discard", reason, found, "screened"), run))
+        losers.append((number, f"place {place} of {len(ranked)}", found))
+    for number, place_words, found in sorted(losers, key=lambda one: one[0]):
+        if number not in judged:
+            lab.conclude(number, _screened(lab, number, place_words, found))
+
+
+def not_gone_on(lab: Lab, evidence: Evidence, number: int, why: str) -> Judgement:
+    """An idea that was good enough to go on, and for which there is no time."""
+    return _screened(lab, number, f"not gone on with, {why}", _first_part(lab, evidence, number))
+
+
+def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Judgement:
+    share = lab.rules.screen_share
+    so_far = f", {points(found.delta)} on select" if found else ""
+    reason = f"screened: {words}; after {share:.0%} of the budget{so_far}"
+    return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number, share))
 
 
 def _planned_batch(lab: Lab) -> list[int]:

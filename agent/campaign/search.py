@@ -8,7 +8,7 @@ from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import CutShort, Lab
-from agent.campaign.screening import rank_batch, screen_batch, worth_screening
+from agent.campaign.screening import not_gone_on, rank_batch, screen_batch, worth_screening
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.words import duration
@@ -37,8 +37,11 @@ def search(lab: Lab, evidence: Evidence) -> str:
         rank_batch(lab, evidence, batch)
     while True:
         number = lab.open_experiment()
+        reason = why_stop(lab)
+        if number is not None and lab.paused(number) and (why := reason or out_of_time(lab)):
+            lab.conclude(number, not_gone_on(lab, evidence, number, why))
+            continue
         if number is None:
-            reason = why_stop(lab)
             if reason is not None:
                 return reason
             if worth_screening(lab, evidence) and not last_chance(lab):

@@ -21,7 +21,7 @@ from agent.campaign.levels import Used
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
-from agent.campaign.runs import Done, Early, Job, Runner
+from agent.campaign.runs import PAUSED, Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key, title
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
@@ -145,6 +145,12 @@ class Workbench(Lab):
                 )
             )
         return found
+
+    def paused(self, number: int) -> bool:
+        experiment = self.session.state.experiments[number]
+        ended = [run.finished for run in experiment.attempt if run.finished]
+        in_batch = self._planned(number).get("batch") is not None
+        return in_batch and bool(ended) and all(event.reason.startswith(PAUSED) for event in ended)
 
     def planned_against(self, number: int) -> int:
         planned = self.session.state.experiments[number].planned

@@ -159,6 +159,9 @@ class SimulatedLab(Lab):
     def open_experiment(self) -> int | None:
         return next((number for number in self._open if self.tried[number].judgement is None), None)
 
+    def paused(self, number: int) -> bool:
+        return number in self._begun and Order(number, "search") not in self._runs
+
     def planned_against(self, number: int) -> int:
         return self.tried[number].incumbent
 
