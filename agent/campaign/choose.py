@@ -318,7 +318,7 @@ def announce(session: Session, proposal: Proposal, **known: Any) -> int:
         ),
         files={path: text},
         trailers={
-            "Hypothesis": f"{proposal.hypothesis}/{proposal.variant}",
+            "Hypothesis": "/".join(name for name in (proposal.hypothesis, proposal.variant) if name),
             "Symptom": proposal.symptom or "none",
             "Incumbent": f"{incumbent:03d}",
         },

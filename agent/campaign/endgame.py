@@ -80,9 +80,12 @@ def _times(past: Sequence[Past]) -> int:
 
 
 def _winner_without(lab: Lab) -> int | None:
-    """The kept idea with the smallest gain first, each once."""
+    """The kept idea with the smallest gain first, each once. What was left out is in the winner no more, and having
+    left it out is no idea that could be taken back."""
     past = lab.past()
-    kept = [one for one in past if one.outcome == "keep" and one.kind == "gain" and one.delta]
+    gone = {one.without for one in past if one.outcome == "keep"}
+    ideas = [one for one in past if one.outcome == "keep" and one.without is None and one.number not in gone]
+    kept = [one for one in ideas if one.kind == "gain" and one.delta]
     done = {one.without for one in past}
     if len(kept) < FEWEST:
         return None

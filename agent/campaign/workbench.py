@@ -150,7 +150,7 @@ class Workbench(Lab):
         experiment = self.session.state.experiments[number]
         ended = [run.finished for run in experiment.attempt if run.finished]
         in_batch = self._planned(number).get("batch") is not None
-        return in_batch and bool(ended) and all(event.reason.startswith(PAUSED) for event in ended)
+        return in_batch and bool(ended) and ended[-1].ended_by == "stop" and ended[-1].reason.startswith(PAUSED)
 
     def planned_against(self, number: int) -> int:
         planned = self.session.state.experiments[number].planned

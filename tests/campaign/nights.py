@@ -71,8 +71,8 @@ def trick(name: str, prior: float, **also: Any) -> dict[str, Any]:
 RATE_UP = hypothesis("rate-up", 0.9, scale={"learner.learning_rate": 4.0})
 BETTER_RATE = hypothesis("better-rate", 0.9, set={"learner.learning_rate": 0.002})
 """The same gain as RATE_UP, with nothing left to try around it."""
-NO_DEDUP = hypothesis("no-dedup", 0.85, toggle=["selection.dedup"])
-NO_PACKING = hypothesis("no-packing", 0.95, toggle=["learner.packing"])
+NO_DEDUP = hypothesis("no-dedup", 0.85, set={"selection.dedup": False})
+NO_PACKING = hypothesis("no-packing", 0.95, set={"learner.packing": False})
 NOTHING = hypothesis("placebo", 0.8, set={"execution.placebo": 1})
 
 

@@ -14,6 +14,7 @@ from agent.campaign.lab import Order
 from agent.campaign.rules import Rules
 from agent.campaign.runs import PAUSED
 from agent.campaign.screening import screen_batch, worth_screening
+from agent.campaign.search import search
 from agent.recipe.schema import Budget
 from agent.simulate.lab import SimulatedLab, SimulatedRun
 from agent.simulate.world import Idea, Truth, World
@@ -34,7 +35,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def simulated(
-    *, ideas: int = 12, prompts: int = 16, runs: float = 10.0, batch: int = 5, most: int | None = None
+    *, ideas: int = 12, prompts: int = 16, runs: float = 14.0, batch: int = 5, most: int | None = None
 ) -> SimulatedLab:
     world = World(prompts=prompts, select_prompts=prompts)
     a_run = world.overhead_s + world.train_s + world.evaluate_s
@@ -53,6 +54,7 @@ def worth(lab: SimulatedLab) -> bool:
 def test_ideas_are_screened_where_more_wait_than_the_night_affords() -> None:
     assert worth(simulated())
     assert not worth(simulated(runs=100.0)), "all of them can be afforded whole"
+    assert not worth(simulated(runs=8.0)), "there is no time for a batch and for the end of the night"
     assert not worth(simulated(ideas=4)), "fewer wait than a batch"
     assert not worth(simulated(most=4)), "fewer are allowed than a batch"
     assert worth(simulated(most=5))
@@ -92,6 +94,20 @@ def test_the_better_ones_of_a_batch_stay_open_and_nothing_of_the_level_is_spent(
     assert lab.used_levels() == []
 
 
+def test_those_that_were_let_through_and_have_no_time_left_end_as_screened() -> None:
+    lab = simulated(ideas=6, prompts=300)
+    lab.rules = Rules(batch=6, survivors=0.5)
+    evidence: Evidence[Any] = Evidence()
+    evidence.add(lab.run(Order(0, "baseline", 0)), experiment=0, arm="baseline")
+    screen_batch(lab, evidence)
+    assert len(lab.outcomes()) == 3
+    lab.clock.budget_s = lab.spent_s + 1.0
+    search(lab, evidence)
+    assert len(lab.outcomes()) == 6
+    assert {one.kind for one in lab.past()} == {"screened"}
+    assert lab.open_experiment() is None
+
+
 def test_an_idea_of_which_nothing_can_be_told_yet_goes_on_beside_the_others() -> None:
     lab = simulated(ideas=4, prompts=300)
     lab.rules = Rules(batch=4, survivors=0.25)
@@ -125,7 +141,7 @@ def test_a_batch_is_screened_the_winner_kept_and_the_next_one_open_again(night: 
     ]  # fmt: skip
     reasons = [row["reason"] for row in night.rows]
     assert reasons[2].startswith("superseded: planned as a change of #0, which #1 has replaced; it is open again")
-    assert reasons[3].startswith("screened: place 3 of 4 after 60% of the budget")
+    assert reasons[3].startswith("screened: place 3 of 4; after 60% of the budget, ")
     assert reasons[4].startswith("screened: place 4 of 4")
     assert night.session.state.judged_order == [0, 3, 4, 1, 2, 5]
     assert [night.judged(number).numbers["level"] is None for number in (1, 2, 3, 4, 5)] == [
@@ -191,24 +207,38 @@ def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothi
 
 
 def test_a_real_process_is_paused_and_goes_on_where_it_stopped(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first start is lost with the agent."""
     monkeypatch.setenv("FAKE_PACE", "0.25")
     night.playbook(BETTER_RATE)
-    bench = night.bench(night.open(), launcher=fake_launch())
-    number, _ = bench.next_idea()
+    dying = True
+
+    def launcher(*arguments: Any, **keys: Any) -> Any:
+        if dying:
+            raise Dies
+        return fake_launch()(*arguments, **keys)
+
+    bench = night.bench(night.open(), launcher=launcher)
+    number, _ = bench.next_idea(batch=0)
     assert number == 1
     bench.commit(1)
-    paused = bench.screen(1, 0.4)
-    assert (paused.ok, paused.gave_up, paused.crash_words) == (False, None, None)
-    assert paused.summary is not None
-    assert paused.summary.stopped
-    assert night.trained(paused.key) == "12"
-    known = paused.progress(0.4)
+    with pytest.raises(Dies):
+        bench.screen(1, 0.4)
+    dying = False
+    assert not bench.paused(1)
+    first = bench.screen(1, 0.4)
+    assert (first.ok, first.gave_up, first.crash_words) == (False, None, None)
+    assert first.summary is not None
+    assert first.summary.stopped
+    assert night.trained(first.key) == "12"
+    assert bench.paused(1)
+    known = first.progress(0.4)
     assert known is not None
     assert bench.screen(1, 0.4).progress(0.4).mean == known.mean, "read back, not trained again"  # type: ignore[union-attr]
     whole = bench.run(Order(1, "search"))
     assert whole.ok
     assert whole.summary is not None
     assert not whole.summary.stopped
+    assert not bench.paused(1)
     assert night.trained(whole.key) == "12345"
     assert whole.progress(0.4).mean == known.mean  # type: ignore[union-attr]
     assert night.starts() == {"001-search-s1000": "xx"}
