@@ -75,18 +75,11 @@ class World:
     time_to_level: float = 0.3
     """Share of the budget after which a training has gone two thirds of its way."""
 
-    @functools.cached_property
-    def _rates(self) -> np.ndarray:
-        """Mean pass rate of the population of prompts at each of LOGITS."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(41)
-        spread = math.sqrt(self.difficulty**2 + self.per_run**2)
-        chance = 1 / (1 + np.exp(-(LOGITS[:, None] + spread * nodes[None, :])))
-        return np.asarray(chance @ (weights / weights.sum()))
-
-    def logit_of(self, value: float) -> float:
-        """q at which the population's pass rate is `value`."""
+    def logit_of(self, value: float, *, ideas: int = 0) -> float:
+        """q at which the population's pass rate is `value`, for a recipe with so many ideas."""
+        spread = math.sqrt(self.difficulty**2 + self.per_run**2 + ideas * self.per_idea**2)
         clipped = min(max(value, LEAST_VALUE), 1 - LEAST_VALUE)
-        return float(np.interp(clipped, self._rates, LOGITS))
+        return float(np.interp(clipped, _rates(spread), LOGITS))
 
     @functools.cached_property
     def evaluation_noise(self) -> float:
@@ -109,6 +102,14 @@ class World:
             return 1.0
         rate = 1 / self.time_to_level
         return (1 - math.exp(-rate * share)) / (1 - math.exp(-rate))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rates(spread: float) -> np.ndarray:
+    """Mean pass rate of a population of prompts whose logits have this standard deviation, at each of LOGITS."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(41)
+    chance = 1 / (1 + np.exp(-(LOGITS[:, None] + spread * nodes[None, :])))
+    return np.asarray(chance @ (weights / weights.sum()))
 
 
 @dataclass
@@ -176,7 +177,8 @@ def measure(
     """(prompts,): share of the samples of each prompt that pass, for a run whose own value is `value`."""
     world = prompts.world
     samples = samples or world.samples
-    logits = prompts.logits(split, recipe) + world.logit_of(value)
+    chosen = tuple(recipe)
+    logits = prompts.logits(split, chosen) + world.logit_of(value, ideas=len(chosen))
     if world.per_run:
         logits = logits + world.per_run * random.standard_normal(len(logits))
     chance = 1 / (1 + np.exp(-logits))
