@@ -169,7 +169,13 @@ class Dies(BaseException):
 
 
 @pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize("at", [6, 9], ids=["while the batch is trained", "after the weaker ones were discarded"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(6, id="while the batch is trained"),
+        pytest.param(9, id="after the weaker ones were discarded", marks=pytest.mark.slow),
+    ],
+)
 def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothing(night: Night, at: int) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, DIES)
     rules = dataclasses.replace(RULES, filter_alpha=1e-9)  # nothing is worth a confirmation
