@@ -6,6 +6,7 @@ import datetime
 import statistics
 from typing import Any
 
+from agent.campaign.rules import Rules
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
@@ -15,7 +16,7 @@ from agent.ledger.table import append_row, read_rows, rebuild
 from agent.recipe.change import describe_moves
 
 
-def judge(session: Session, number: int, judgement: Judgement) -> None:
+def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) -> None:
     """Journal the verdict with the row and the note that it leads to."""
     verdict = judgement.verdict
     experiment = session.state.experiments[number]
@@ -23,12 +24,26 @@ def judge(session: Session, number: int, judgement: Judgement) -> None:
     watches = {f"watch {report.watch}": report.text for report in judgement.watches}
     shown = {"kind": verdict.kind, "change": row["change"], **_numbers_in_words(row), **watches}
     diagnosis = _search_of(judgement).diagnosis
+    evaluation = session.evaluation
+    measured_by = {
+        "metric": evaluation.metric,
+        "direction": evaluation.direction,
+        "min_effect": evaluation.min_effect,
+        "filter_level": rules.filter_alpha,
+        "hold_p": rules.hold_p,
+        "alpha": rules.alpha,
+    }
     session.tell(
         "experiment_judged",
         experiment=number,
         outcome=verdict.outcome,
         reason=verdict.reason,
-        numbers={"delta": row["delta"], "metric_value": row["metric_value"], **evidence_of(judgement)},
+        numbers={
+            "delta": row["delta"],
+            "metric_value": row["metric_value"],
+            **evidence_of(judgement),
+            "measured_by": measured_by,
+        },
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),
         row=row,
@@ -114,8 +129,11 @@ def evidence_of(judgement: Judgement) -> dict[str, Any]:
         "looks": list(judgement.looks),
         "flags": list(judgement.flags),
         "guards": dict(verdict.guards),
+        "guard_readings": list(judgement.guards),
+        "watches": list(judgement.watches),
         "search": judgement.on_search,
         "basis": verdict.basis,
+        "comparator": judgement.on_comparator,
         "p_value": verdict.basis.p_value if verdict.basis else None,
         "runs": {
             "search": [judgement.search.key],

@@ -363,7 +363,7 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            judge(self.session, number, judgement)
+            judge(self.session, number, judgement, rules=self.rules)
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)

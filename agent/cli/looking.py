@@ -9,7 +9,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
-from agent.errors import UsageError
+from agent.errors import AgentError, UsageError
 from agent.report.words import duration, percent
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.campaign.session import Session
     from agent.ledger.journal import CampaignState, Experiment, Run
     from agent.ledger.workspace import Workspace
+    from agent.report.evidence import PromptLine
 
 NAME = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last one.")
 JSON = typer.Option(False, "--json", help="Print as JSON.")
@@ -138,11 +139,13 @@ def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
 def show(
     number: int = typer.Argument(..., min=0, help="Number of the idea; 0 is the baseline."),
     campaign: str | None = NAME,
+    diff: bool = typer.Option(False, "--diff", help="The whole diff, however long."),
+    prompts: bool = typer.Option(False, "--prompts", help="The held-out prompts that differ most."),
     json_output: bool = JSON,
 ) -> None:
     """Show one idea in full.
 
-    Why it was tried, its runs, the verdict, the diff.
+    Why it was tried, its runs, what was compared and how sure it is, which rule decided, the diff.
     """
     workspace = here()
     name = campaign_name(workspace, campaign)
@@ -152,14 +155,23 @@ def show(
         numbers = ", ".join(str(known) for known in sorted(state.experiments)) or "none"
         raise UsageError(f"campaign {name} has no idea {number}", hint=f"there are: {numbers}")
     if json_output:
-        print_json(_experiment_json(experiment))
+        print_json(_experiment_json(workspace, state, experiment, prompts=prompts))
         return
-    for line in _story(workspace, name, experiment):
+    _print_evidence(state, number)
+    if prompts:
+        _print_prompts(workspace, state, number)
+    for line in _diff(workspace, experiment, whole=diff):
         print(line)
 
 
-def _experiment_json(experiment: Experiment) -> dict[str, Any]:
-    return {
+def _experiment_json(
+    workspace: Workspace, state: CampaignState, experiment: Experiment, *, prompts: bool
+) -> dict[str, Any]:
+    import dataclasses
+
+    from agent.campaign.story import tell
+
+    told: dict[str, Any] = {
         "number": experiment.number,
         "status": experiment.status,
         "planned": experiment.planned.model_dump(exclude={"files"}) if experiment.planned else None,
@@ -170,35 +182,57 @@ def _experiment_json(experiment: Experiment) -> dict[str, Any]:
             for run in experiment.runs
         ],
         "judged": experiment.judged.model_dump() if experiment.judged else None,
+        "evidence": dataclasses.asdict(tell(state, experiment.number)),
     }
+    if prompts:
+        split, lines, gone = _prompts(workspace, state, experiment.number)
+        told["prompts"] = {"split": split, "differ": [dataclasses.asdict(line) for line in lines], "gone": gone}
+    return told
 
 
-def _story(workspace: Workspace, name: str, experiment: Experiment) -> list[str]:
+def _print_evidence(state: CampaignState, number: int) -> None:
+    from agent.campaign.story import tell
+    from agent.report.evidence import screen
+    from agent.report.terminal import console_for
+
+    console = console_for()
+    width = min(console.width, 100) if console.is_terminal else 80
+    console.print(screen(tell(state, number), width=width), width=width)
+
+
+def _prompts(workspace: Workspace, state: CampaignState, number: int) -> tuple[str, list[PromptLine], list[str]]:
+    from agent.campaign.story import differing_prompts
+
+    return differing_prompts(workspace.root, state, number)
+
+
+def _print_prompts(workspace: Workspace, state: CampaignState, number: int) -> None:
+    from agent.report.evidence import prompts_table
+    from agent.report.terminal import console_for
+
+    split, lines, gone = _prompts(workspace, state, number)
+    print()
+    if gone:
+        print(f"no rows of {', '.join(gone)} any more: the folders are gone, or have no evaluation of {split}")
+    if lines:
+        print(f"{len(lines)} prompts of {split} differ; over all runs of each arm:")
+        console_for().print(prompts_table(lines), width=80)
+    elif not gone:
+        print(f"no prompt of {split} differs")
+
+
+def _diff(workspace: Workspace, experiment: Experiment, *, whole: bool) -> list[str]:
     from agent.ledger.git import Repository
+    from agent.report.evidence import diff_lines
 
-    planned, judged = experiment.planned, experiment.judged
-    lines = [f"#{experiment.number} {planned.subject if planned else ''}"]
-    if planned and planned.body:
-        lines += ["", *planned.body.splitlines(), ""]
-    for reason in (planned.model_extra or {}).get("why", []) if planned else []:
-        lines.append(f"  ranked: {reason}")
-    for _, fix in sorted(experiment.fixes.items()):
-        lines += ["", f"{fix.subject}: {fix.why}"]
-    lines.append("")
-    for run in experiment.runs:
-        ended = run.finished
-        summary = ended.summary if ended else None
-        metrics = ", ".join(f"{split} {value:.1%}" for split, value in (summary or {}).get("metrics", {}).items())
-        took = f"{ended.elapsed_s:.0f}s" if ended and ended.elapsed_s else run.status
-        lines.append(f"run {run.id}: {metrics or (ended.reason if ended else 'under way')}, {took}")
-    if judged:
-        lines += ["", f"{judged.outcome}: {judged.reason}"]
-        if judged.note:
-            lines += [f"  {line}" for line in judged.note.splitlines()[2:]]
-    if experiment.commit and planned and planned.parent_commit:
-        diff = Repository(workspace.root).diff(planned.parent_commit, experiment.commit)
-        lines += ["", *diff.splitlines()]
-    return lines
+    parent = experiment.planned.parent_commit if experiment.planned else None
+    if not experiment.commit or not parent:
+        return []
+    try:
+        diff = Repository(workspace.root).diff(parent, experiment.commit)
+    except AgentError as error:
+        return ["", f"the diff cannot be shown: {error.message}"]
+    return ["", *diff_lines(diff, number=experiment.number, whole=whole)]
 
 
 def closing_words(session: Session, ending: Ending) -> list[str]:

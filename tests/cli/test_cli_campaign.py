@@ -43,7 +43,8 @@ def test_a_short_campaign_from_init_to_finalize(workspace: Path) -> None:
     status = json.loads(agent(workspace, "status", "--json").stdout)
     assert status["state"] == "finished"
     shown = agent(workspace, "show", "1").stdout
-    assert "run 001-search" in shown
+    assert "decided by " in shown
+    assert "raft-agent diagnose 001-search" in shown
     assert "+++ b/recipes/short.yaml" in shown
     diagnosed = agent(workspace, "diagnose", "baseline-s1").stdout
     assert "baseline-s1" in diagnosed
