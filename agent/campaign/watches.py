@@ -73,6 +73,7 @@ def _probed(
     if not _affordable(session, 2 * len(ours)):
         return [Report(name, "not probed, no time for it") for name in dict.fromkeys(probe.watch for probe in ours)]
     results: dict[str, list[ProbeResult]] = defaultdict(list)
+    failed: dict[str, str] = {}
     for probe in ours:
         beside = theirs.get((probe.watch, probe.name))
         if beside is None:
@@ -81,8 +82,12 @@ def _probed(
         other = _evaluate(session, runner, session.incumbent, last, beside)
         if mine.ok and other.ok:
             results[probe.watch].append(ProbeResult(probe.name, _metric(mine), _metric(other)))
+        else:
+            # a checkpoint that is gone, for one
+            failed[probe.watch] = f"not probed: {(other if mine.ok else mine).crash_words}"
     gain = _metric(run) - _metric(last)
-    return [_report(read_probes(session.playbook.watches[name], gain, found)) for name, found in results.items()]
+    reports = [_report(read_probes(session.playbook.watches[name], gain, found)) for name, found in results.items()]
+    return reports + [Report(name, why) for name, why in failed.items() if name not in results]
 
 
 def _recipe(session: Session, experiment: int) -> Recipe:

@@ -267,6 +267,16 @@ def test_an_evaluation_of_the_holdout_that_crashes_is_said(night: Night) -> None
     assert "nan" not in " ".join(ending.lines)
 
 
+def test_a_probe_of_a_checkpoint_that_is_gone_is_said(night: Night) -> None:
+    night.playbook({**RATE_UP, "watch": ["wordings"]})
+    probe = {"name": "polite", "set": {"prompt.system": "Please."}}
+    watches = {"watches": [{"id": "wordings", "read": "other words", "probe": [probe]}]}
+    (night.workspace.hypotheses / "watches.yaml").write_text(yaml.safe_dump(watches))
+    night.start(launcher=deleting("baseline-*", before="probe"), max_experiments=1)
+    note = night.git("log", "-1", "--notes=raft", "raft/night/exp/001-rate-up-up")
+    assert "watch wordings: not probed: unknown: " in note
+
+
 @pytest.mark.parametrize(("gone", "kept"), [("001-confirm-s1100", True), ("001-confirm-*", False)])
 def test_what_is_too_good_and_cannot_be_evaluated_again_is_not_kept(
     night: Night, monkeypatch: pytest.MonkeyPatch, gone: str, kept: bool
