@@ -194,13 +194,8 @@ class Reward(Section):
         return self
 
     def span(self) -> tuple[float, float]:
-        """Lowest and highest reward that a response can get."""
-        low = min(0.0, self.format_bonus) - self.length_penalty
-        high = self.scale + max(0.0, self.format_bonus)
-        if self.clip is None:
-            return low, high
-        least, most = self.clip
-        return min(max(low, least), most), min(max(high, least), most)
+        """Lowest and highest reward that a response can get before it is clipped."""
+        return min(0.0, self.format_bonus) - self.length_penalty, self.scale + max(0.0, self.format_bonus)
 
 
 class Curriculum(Section):
