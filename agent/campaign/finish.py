@@ -165,9 +165,7 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
     n = holdout.get("prompts", 0)
     base = f"{UNTRAINED} {_value(holdout, UNTRAINED)} -> baseline {_value(holdout, 'baseline')}"
     if not winner:
-        detectable = session.state.calibration.get("smallest_detectable")
-        limit = f"; effects above {100 * detectable:.1f}pp would probably have been found" if detectable else ""
-        return f"no confirmed improvement; holdout (n={n}): {base}{limit}"
+        return f"no confirmed improvement; holdout (n={n}): {base}{_limit(session)}"
     gain = holdout.get("winner - baseline")
     span = (
         f" ({points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}] over the baseline)" if gain else ""
@@ -177,6 +175,18 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
     if missing:
         said = f"; without the {' and the '.join(missing)} the holdout says nothing of the confirmed gain"
     return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{span}{said}"
+
+
+def _limit(session: Session) -> str:
+    """What would have been found, had it been there."""
+    numbers, evaluation = session.state.calibration, session.evaluation
+    detectable, baseline = numbers.get("smallest_detectable"), numbers.get("baseline")
+    if not detectable or baseline is None:
+        return ""
+    room = 1 - baseline if evaluation.direction == "maximize" else baseline
+    if evaluation.metric != "mean_reward" and detectable > room:
+        return "; the held-out prompts were too few to show any gain that was left"
+    return f"; effects above {points(detectable).lstrip('+')} would probably have been found"
 
 
 def _value(holdout: dict[str, Any], arm: str) -> str:

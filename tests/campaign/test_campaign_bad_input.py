@@ -184,7 +184,8 @@ def test_a_holdout_too_small_for_the_detectable_gain_is_said(night: Night, promp
 def test_the_detectable_gain_is_that_of_the_split_that_confirms(night: Night) -> None:
     night.playbook(NOTHING)
     measure(night, confirm_prompts=2)
-    night.start(max_experiments=1)
+    ending = night.start(max_experiments=1)
+    assert "the held-out prompts were too few to show any gain that was left" in ending.headline
     assert any("cannot be shown: raise evaluation.search_prompts and confirm_prompts" in text
                for text in night.observer.warnings)  # fmt: skip
 
