@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def test_hopeless_trainings_are_ended_recorded_and_not_run_again(night: Night, m
     assert trained.startswith("regressed: given up at ")
     assert "of the training budget, -" in trained
     assert night.rows[1]["delta"] == "", "nothing was measured on the search split"
-    assert evaluated.startswith("regressed: given up after 50 of 200 held-out prompts, -")
+    assert re.match(r"regressed: given up after (50|100|150) of 200 held-out prompts, -", evaluated)
     assert float(night.rows[2]["delta"]) < -0.2
     assert night.starts()["001-search-s1000"] == night.starts()["002-search-s2000"] == "x"
     assert night.trained("001-search-s1000") in ("12", "123", "1234")
