@@ -9,6 +9,7 @@ The incumbent's runs serve every candidate that challenges it, so its estimate b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.campaign.budget import holdout_seconds
@@ -17,7 +18,7 @@ from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards, suspicions
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
-from agent.campaign.levels import Used, next_level
+from agent.campaign.levels import Terms, Used, next_level
 from agent.campaign.verdict import Guard, Judgement, Look, Verdict, judge_confirmed, span_of
 from agent.report.words import points
 
@@ -62,8 +63,8 @@ class _Way:
     advantage: str | None
     level: float
     """Of the whole confirmation."""
-    shares: dict[int, float]
-    """Seeds at which it looks -> share of the level. Fixed before the first confirming run."""
+    shares: Mapping[int, float]
+    """Seeds at which it looks -> share of the level."""
     looks: list[Look] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     guards: tuple[Guard, ...] = ()
@@ -75,8 +76,8 @@ def confirm(
 ) -> Judgement:
     """Carry a candidate from the filter to its verdict. Raises CutShort where the campaign ends first."""
     level = next_level(lab.rules, lab.used_levels(), ideas=lab.ideas_left())
-    shares = lab.rules.shares(affordable_seeds(lab, evidence, number))
-    way = _Way(number, lab.incumbent, search, on_search, advantage, level, shares)
+    terms = lab.fix(number, Terms(level, lab.rules.shares(affordable_seeds(lab, evidence, number))))
+    way = _Way(number, lab.incumbent, search, on_search, advantage, terms.level, terms.shares)
     verdict = _step_by_step(lab, evidence, way)
     if verdict.outcome == "keep" and lab.has_comparator(number):
         verdict = _against_comparator(lab, evidence, way, verdict)
@@ -87,7 +88,7 @@ def confirm(
         beside=evidence.standing(way.incumbent),
         on_search=on_search,
         watches=lab.watch(number, search, probe=verdict.outcome != "crash"),
-        used=Used(level, kept=verdict.outcome == "keep"),
+        used=Used(terms.level, kept=verdict.outcome == "keep"),
         looks=tuple(way.looks),
         flags=tuple(way.flags),
         guards=way.guards or _guards(lab, evidence, way),

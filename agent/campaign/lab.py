@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from agent.campaign.budget import BudgetClock, RunCost, reserve_seconds
-from agent.campaign.levels import Used
+from agent.campaign.levels import Terms, Used
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report
@@ -257,6 +257,10 @@ class Lab(abc.ABC):
     @abc.abstractmethod
     def screen(self, number: int, share: float) -> Measured:
         """Begin the idea's search run and pause it at this share of its budget; `run` goes on with it."""
+
+    @abc.abstractmethod
+    def fix(self, number: int, terms: Terms) -> Terms:
+        """Write down what the idea's confirmation may use. Where that was done before, what stands there."""
 
     @abc.abstractmethod
     def again(self, run: Measured, order: Order) -> Measured:

@@ -18,7 +18,7 @@ of earlier results, or when a confirmation ends for lack of promise. That a look
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.campaign.rules import Rules
@@ -30,6 +30,15 @@ class Used:
 
     level: float
     kept: bool
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a confirmation may use, fixed before its first run."""
+
+    level: float
+    shares: Mapping[int, float]
+    """Fresh seeds of each arm at which it looks -> share of the level."""
 
 
 def left(rules: Rules, used: Sequence[Used]) -> float:

@@ -55,6 +55,7 @@ class Session:
     """Why a person or a signal wants the campaign to stop now, or None."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are any in this session."""
+    _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _state: CampaignState | None = field(default=None, repr=False)
 
     @property
@@ -100,7 +101,14 @@ class Session:
         return self.recipe_of(0).evaluation
 
     def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
-        """Load a recipe from texts by path, through real files, so that messages name file and line."""
+        """Load a recipe from texts by path, through real files, so that messages name file and line. The same texts are
+        loaded once."""
+        content = tuple(sorted(files.items()))
+        if content not in self._recipes:
+            self._recipes[content] = self._load(files, label)
+        return self._recipes[content]
+
+    def _load(self, files: Mapping[str, str], label: str) -> Recipe:
         folder = self.folder / "recipes" / label
         shutil.rmtree(folder, ignore_errors=True)
         for path, text in files.items():

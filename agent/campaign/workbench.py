@@ -17,7 +17,7 @@ from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
-from agent.campaign.levels import Used
+from agent.campaign.levels import Terms, Used
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
@@ -334,6 +334,21 @@ class Workbench(Lab):
         if order.arm == "baseline":
             return first + 1 + order.index
         return first + 1000 * order.experiment + SEED_OF[order.arm] + order.index
+
+    def fix(self, number: int, terms: Terms) -> Terms:
+        """A campaign that was killed in a confirmation, or given more time since, goes on under its first terms."""
+        for note in self.session.state.notes:
+            told = note.model_extra or {}
+            if told.get("confirmation_of") == number:
+                return Terms(told["level"], {int(seeds): share for seeds, share in told["shares"].items()})
+        self.session.tell(
+            "note",
+            text=f"confirmation of #{number}: level {terms.level:.4f}",
+            confirmation_of=number,
+            level=terms.level,
+            shares={str(seeds): share for seeds, share in terms.shares.items()},
+        )
+        return terms
 
     def again(self, run: Measured, order: Order) -> Done:
         recipe = self.session.with_shared_layer(self.recipe_of(order.experiment))

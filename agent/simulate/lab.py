@@ -14,7 +14,7 @@ import numpy as np
 
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.lab import MARGIN, MEASURED_ON, CutShort, Health, Lab, Measured, Order, Past
-from agent.campaign.levels import Used
+from agent.campaign.levels import Terms, Used
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report
@@ -315,6 +315,9 @@ class SimulatedLab(Lab):
             self.spent_s += max(0.0, self._clock.left_s)
             raise CutShort("the budget is spent")
         self.spent_s += seconds
+
+    def fix(self, number: int, terms: Terms) -> Terms:
+        return terms
 
     def again(self, run: Measured, order: Order) -> SimulatedRun:
         """The same weights give the same answers."""

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from made import A_RUN, MadeLab, MadeRun, run, standing
-from nights import Night, forked_launch, hypothesis
+from nights import NOTHING, Night, forked_launch, hypothesis
 
 from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Arm, Order
-from agent.campaign.levels import next_level
+from agent.campaign.levels import Terms, next_level
 from agent.campaign.rules import Rules
 from agent.campaign.verdict import Judgement
+from agent.campaign.workbench import Workbench
 
 RULES = Rules(
     alpha=0.05, least_share=0.1, most_share=0.4, filter_alpha=0.2, confirm_seeds=2,
@@ -291,3 +292,14 @@ def test_a_campaign_killed_in_a_confirmation_goes_on_with_it(night: Night) -> No
     night.resume(rules=rules)
     assert len(night.judged(1).numbers["runs"]["candidate"]) == 5
     assert {name: night.starts()[name] for name in before} == before
+
+
+def test_what_a_confirmation_may_use_is_fixed_before_its_first_run_and_stays(night: Night) -> None:
+    """However much time a resumed campaign has: else its level would hang on what it measured."""
+    night.playbook(NOTHING)
+    bench = Workbench(night.open())
+    first = Terms(0.004, {2: 0.25, 5: 0.75})
+    assert bench.fix(3, first) == first
+    later = Workbench(bench.session)
+    assert later.fix(3, Terms(0.02, {2: 1.0})) == first
+    assert later.fix(4, Terms(0.02, {2: 1.0})) == Terms(0.02, {2: 1.0})
