@@ -289,6 +289,7 @@ class Worker:
                 "min_optimizer_steps": recipe.budget.min_optimizer_steps,
                 "min_kept_samples": recipe.budget.min_kept_samples,
                 "min_effect": recipe.evaluation.min_effect,
+                "guards": [guard.model_dump() for guard in recipe.evaluation.guards],
                 "splits": self.options.splits,
                 "evaluate": self.options.evaluate,
             },

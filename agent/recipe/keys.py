@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from agent.recipe.schema import leaf_fields
+from agent.recipe.schema import Section, leaf_fields
 
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true | false", type(None): "null", Any: "anything"}
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -68,4 +68,6 @@ def _kind(annotation: Any) -> str:
         return f"[{', '.join(map(_kind, inside))}]"
     if origin is dict:
         return f"mapping to {_kind(inside[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{{{', '.join(f'{name}: {_accepts(field)}' for name, field in annotation.model_fields.items())}}}"
     return PLAIN[annotation]

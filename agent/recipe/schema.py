@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -647,7 +647,9 @@ def leaf_fields(section: type[BaseModel] | None = None, prefix: str = "") -> dic
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class in `Section` or `Section | None`, else None."""
+    """The section class in `Section` or `Section | None`, else None. A list of sections is a value: no path leads in."""
+    if get_origin(annotation) is list:
+        return None
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

@@ -226,6 +226,7 @@ ENTRIES: dict[str, Entry] = {
         "minimize", {"task": {"verifier": {"tolerance": 10}}, "evaluation": {"select_prompts": 48}}
     ),
     "evaluation.min_effect": Entry(0.1, told=True),
+    "evaluation.guards": Entry([{"metric": "mean_tokens", "direction": "minimize"}], told=True),
     "budget.train_seconds": Entry(1.0, {"budget": {"cycles": None, "train_seconds": 0.001}}),
     "budget.cycles": Entry(3),
     "budget.tokens": Entry(3000, {"budget": {"cycles": None, "tokens": 1}}),
