@@ -647,7 +647,7 @@ def leaf_fields(section: type[BaseModel] | None = None, prefix: str = "") -> dic
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class in `Section` or `Section | None`, else None. A list of sections is a value: no path leads in."""
+    """The section class in `Section` or `Section | None`, else None. A list of sections is a plain value."""
     if get_origin(annotation) is list:
         return None
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
