@@ -14,7 +14,7 @@ of runs x prompts (Searle, Casella and McCulloch 1992, Variance Components, sect
 
 The 95% interval is Student's t with degrees of freedom after Satterthwaite (1946), "An approximate distribution of
 estimates of variance components". For a decision that is not good enough: at the small levels that a campaign's tests
-get, with the run noise known from a handful of runs, Satterthwaite's test says yes up to seven times too often,
+get, with the run noise known from a handful of runs, Satterthwaite's test says yes several times too often,
 whenever the runs happened to agree. p-values and bounds are therefore those of generalized inference (Weerahandi
 1993, "Generalized confidence intervals", JASA 88): averaged over what the variance between runs can be, given the one
 that was measured. `raft-agent simulate` measures both.

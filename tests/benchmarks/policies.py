@@ -40,7 +40,7 @@ from agent.campaign.loop import run_campaign
 from agent.campaign.observer import Silent
 from agent.campaign.open import machine_of, start
 from agent.campaign.runs import Done
-from agent.campaign.session import Session
+from agent.campaign.session import Session, title
 from agent.campaign.settings import Settings
 from agent.campaign.workbench import Workbench
 from agent.cli.shared import model_cache
@@ -161,7 +161,7 @@ def campaign(options: argparse.Namespace, policy: str, repeat: int) -> dict[str,
         "crashed": outcomes.count("crash"),
         "minutes": round(session.clock.consumed_s / 60, 1),
         "change": [
-            state.experiments[number].planned.subject  # type: ignore[union-attr]
+            title(state.experiments[number])
             for number in state.judged_order
             if number and state.experiments[number].outcome == "keep"
         ],

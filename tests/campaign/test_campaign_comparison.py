@@ -122,7 +122,7 @@ def test_bounds_and_p_values_say_the_same(
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("df", [2, 4, 8])
 def test_small_levels_are_held_where_the_run_noise_is_known_badly(ratio: float, df: int) -> None:
-    """What Satterthwaite's test does not do: at df 2 and a large run noise it says yes seven times too often."""
+    """What Satterthwaite's test does not do at df 2 and a large run noise."""
     random = np.random.default_rng(int(100 * ratio) + df)
     tries, level = 3000, 0.01
     wrong = 0
