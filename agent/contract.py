@@ -6,13 +6,14 @@ as a hang, and the agent must outlive both. Any program that keeps this contract
     python -m agent.raft.worker --recipe RESOLVED.yaml --out DIR --seed N
         [--split search]            held-out split to evaluate at the end; repeatable, or `none`
         [--evaluate CHECKPOINT]     no training: evaluate this checkpoint folder, or `untrained`
+        [--rung SHARE]              measure `search` once this share of the training budget is spent, and go on
         [--time-limit SECONDS]      whole process; training stops early enough for the evaluation
         [--cache DIR] [--allow-untrusted-code]
 
-Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `select.jsonl`, `eval.jsonl`,
+Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `select.jsonl`, `rung.jsonl`, `eval.jsonl`,
 `heartbeat`, `checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name leaves
 `failure.json`. Rows are appended as they happen, so that whoever watches can judge a training before its end; the last
-line may be torn, and a trainer that writes no `select.jsonl` can only be judged later.
+line may be torn, and a trainer that writes no `select.jsonl` or `rung.jsonl` can only be judged later.
 Started again on the same DIR it goes on where it stopped: rows of cycles that it repeats are taken out first, so that
 no cycle is there twice. SIGTERM: finish the step, write the summary with `stopped: true`, leave within 20 s. Exit 0
 only with a summary.
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 PLAN = "plan.json"
 CYCLES = "cycles.jsonl"
 SELECT = "select.jsonl"
+RUNG = "rung.jsonl"
 EVAL = "eval.jsonl"
 HEARTBEAT = "heartbeat"
 CHECKPOINT = "checkpoint"
@@ -147,8 +149,9 @@ class CycleRow(Row):
 
 
 class SelectRow(Row):
-    """One measurement of the `select` split, cycle 0 included. Different runs ask the same prompts with the same luck,
-    so that two trainings can be compared prompt by prompt while they run."""
+    """One measurement of a training that goes on: of the `select` split in `select.jsonl`, cycle 0 included; of the
+    `search` split, at most once a training, in `rung.jsonl`. Different runs ask the same prompts with the same luck, so
+    that two trainings can be compared prompt by prompt while they run."""
 
     cycle: int
     budget_spent: float | None = None
@@ -205,6 +208,8 @@ class Summary(Row):
     """Seconds in the training cycles (what budget.train_seconds limits)."""
     evaluate_s: float | None = None
     """Seconds of the final evaluation; of its first time, where its completions were known already."""
+    rung_s: float | None = None
+    """Seconds of the measurement on the way that `--rung` asks for; None where this start made none."""
     elapsed_s: float = 0.0
     tokens_per_s: float | None = None
     """(generated + trained tokens) / train_s."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
+from agent.campaign.endgame import seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards, suspicions
 from agent.campaign.health import unmeasured
@@ -75,7 +76,9 @@ def confirm(
     lab: Lab, evidence: Evidence, number: int, *, search: Measured, on_search: Comparison, advantage: str | None
 ) -> Judgement:
     """Carry a candidate from the filter to its verdict. Raises CutShort where the campaign ends first."""
-    level = next_level(lab.rules, lab.used_levels(), ideas=lab.ideas_left())
+    level = next_level(
+        lab.rules, lab.used_levels(), ideas=min(lab.ideas_left(), lab.waiting()), last=_is_last_chance(lab, number)
+    )
     terms = lab.fix(number, Terms(level, lab.rules.shares(affordable_seeds(lab, evidence, number))))
     way = _Way(number, lab.incumbent, search, on_search, advantage, terms.level, terms.shares)
     verdict = _step_by_step(lab, evidence, way)
@@ -94,6 +97,12 @@ def confirm(
         guards=way.guards or _guards(lab, evidence, way),
         on_comparator=way.on_comparator,
     )
+
+
+def _is_last_chance(lab: Lab, number: int) -> bool:
+    """Whether there will be no time for a confirmation after this one."""
+    least = 2 * lab.rules.confirm_seeds * lab.cost(number).total_s
+    return lab.is_last(number) and lab.clock.left_s - least < seconds_of_the_end(lab)
 
 
 def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:

@@ -18,7 +18,7 @@ from agent.campaign.scores import FEWEST_PROMPTS, Scores, scores_of, select_scor
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 from agent.report.words import points
-from agent.run.telemetry import Tail, follow_evals, follow_select
+from agent.run.telemetry import Tail, follow_evals, follow_rung, follow_select
 
 PLACES = (0.25, 0.5, 0.75)
 """Shares of the training budget, and of the held-out prompts, after which a training is looked at."""
@@ -30,20 +30,19 @@ LOOK_EVERY_S = 1.0
 
 
 class Pause:
-    """Ends a training once it has measured the `select` split at this share of its budget."""
+    """Ends a training once it has measured the `search` split on its way, at this share of its budget."""
 
     is_pause = True
 
     def __init__(self, share: float):
         self.share = share
-        self._select: Tail[SelectRow] | None = None
+        self._rung: Tail[SelectRow] | None = None
 
     def why(self, out: Path) -> str | None:
-        if self._select is None:
-            self._select = follow_select(out)
-        self._select.read()
-        reached = any((row.budget_spent or 0.0) >= self.share for row in self._select.rows.values())
-        return f"{PAUSED} at {self.share:.0%} of its budget" if reached else None
+        if self._rung is None:
+            self._rung = follow_rung(out)
+        self._rung.read()
+        return f"{PAUSED} at {self.share:.0%} of its budget" if self._rung.rows else None
 
 
 class Hopeless:

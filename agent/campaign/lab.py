@@ -117,9 +117,9 @@ class Measured(Protocol):
     def scores(self, split: str, metric: str | None = None) -> Scores | None:
         """None where it was not measured there. `metric` instead of the evaluation's own."""
 
-    def progress(self, share: float) -> Scores | None:
-        """By prompt of the `select` split, the mean of what was measured while the training spent this share of its
-        budget, cycle 0 left out; None where nothing was."""
+    def on_the_way(self) -> Scores | None:
+        """By prompt of the `search` split, what was measured when the training had spent `rules.screen_share` of its
+        budget; None where nothing was."""
 
     def health(self, split: str) -> Health | None: ...
     def faults(self) -> list[str]:
@@ -231,6 +231,15 @@ class Lab(abc.ABC):
         by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
         return int(max(0.0, min(by_time, by_wish, MANY_IDEAS)))
 
+    def ideas_abound(self) -> bool:
+        """Whether more ideas wait than the night affords, and enough for a batch."""
+        if not self.rules.batch:
+            return False
+        if self.max_experiments is not None and self.max_experiments - len(self.outcomes()) < self.rules.batch:
+            return False
+        waiting = self.waiting()
+        return waiting >= self.rules.batch and self.ideas_left() + 1 < self.rules.scarce * waiting
+
     # --- what is done ---------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -255,8 +264,8 @@ class Lab(abc.ABC):
         """Execute it once, or read it back. Raises CutShort, and AgentErrors that no idea can mend."""
 
     @abc.abstractmethod
-    def screen(self, number: int, share: float) -> Measured:
-        """Begin the idea's search run and pause it at this share of its budget; `run` goes on with it."""
+    def screen(self, number: int) -> Measured:
+        """Begin the idea's search run and pause it at `rules.screen_share` of its budget; `run` goes on with it."""
 
     @abc.abstractmethod
     def fix(self, number: int, terms: Terms) -> Terms:

@@ -40,6 +40,7 @@ def train_with_repairs(
     rung: str,
     splits: tuple[Split, ...] = ("search",),
     arm: str | None = None,
+    rung_at: float | None = None,
     early: Early | None = None,
 ) -> Done:
     """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
@@ -50,7 +51,7 @@ def train_with_repairs(
         fixes = len(session.state.experiments[experiment].fixes)
         # the key tells fixes and repeats, so that a resumed campaign finds each of these runs again
         label = run_key([f"f{fixes}" if fixes else "", f"r{repeats}" if repeats else ""])
-        plan = Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm)
+        plan = Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm, rung_at)
         done = _one_run(session, runner, probing, plan, early)
         if done.ok or done.ended_early:
             if probing is not None:
@@ -81,6 +82,7 @@ class Plan:
     rung: str
     splits: tuple[Split, ...]
     arm: str | None
+    rung_at: float | None
 
 
 def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan, early: Early | None) -> Done:
@@ -103,6 +105,7 @@ def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan
         experiment=plan.experiment,
         arm=plan.arm,
         splits=plan.splits,
+        rung_at=plan.rung_at,
     )
     return runner.run(job, early=early)
 

@@ -30,7 +30,7 @@ class Rules:
     go_on_p: float = 0.35
     """After a test that did not decide, further seeds are bought where the p-value is below."""
     batch: int = 9
-    """Ideas that are screened together; with fewer waiting there is no screening."""
+    """Ideas that are screened together; with fewer waiting there is no screening. 0: never."""
     screen_share: float = 0.35
     """Of its budget that an idea is trained for a screening."""
     survivors: float = 1 / 3

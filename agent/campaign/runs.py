@@ -36,8 +36,6 @@ HOPELESS = "hopeless"
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
-ROUNDING = 1e-9
-
 Launch = Callable[..., RunResult]
 
 
@@ -55,6 +53,8 @@ class Job:
     arm: str | None = None
     splits: tuple[Split, ...] = ("search",)
     evaluate: str | None = None
+    rung_at: float | None = None
+    """Share of the training budget after which it is measured on the way."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,8 @@ class Done:
             self._known[split, metric] = found
         return self._known[split, metric]
 
-    def progress(self, share: float) -> Scores | None:
-        measured = [row for row in self.record.select if row.cycle > 0]
-        within = [row for row in measured if (row.budget_spent or 0.0) <= share + ROUNDING] or measured[:1]
-        return select_scores(within, self.evaluation)
+    def on_the_way(self) -> Scores | None:
+        return select_scores([self.record.rung], self.evaluation) if self.record.rung else None
 
     def health(self, split: str) -> Health | None:
         return health_of(self.rows(split))
@@ -235,7 +233,7 @@ class Runner:
         if asked:
             raise CutShort(asked)
         cost = session.cost(job.recipe)
-        predicted = cost.evaluation_s if job.evaluate else cost.total_s
+        predicted = cost.evaluation_s if job.evaluate else cost.total_s + cost.evaluate_s * (job.rung_at is not None)
         run = job.key if attempt == 1 else f"{job.key}.{attempt}"
         words: dict[str, Any] = {
             "run": run,
@@ -269,6 +267,7 @@ class Runner:
             time_limit_s=limit,
             splits=job.splits,
             evaluate=job.evaluate,
+            rung=job.rung_at,
             cache=self.session.cache,
             allow_untrusted_code=self.session.settings.allow_untrusted_code,
             low_priority=self.session.settings.low_priority,

@@ -1,9 +1,9 @@
 """A cheap rung before the full run, where more ideas wait than the night affords: it rejects, and never keeps.
 
 Successive halving (Jamieson and Talwalkar 2016) in its simplest form. A batch of ideas is trained for the first part of
-their budget and paused; the best of them go on where they stopped, the others are discarded as screened. The rank goes
-by the `select` split, which the trainer measures after every cycle anyway, against the incumbent's runs over the same
-part of theirs. No verdict is spent: what goes on is filtered and confirmed like any idea.
+their budget, measured on the search split and paused; the best of them go on where they stopped, the others are
+discarded as screened. The rank goes by the difference to the incumbent's runs at the same part of their budget. No
+verdict is spent: what goes on is filtered and confirmed like any idea.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from agent.campaign.comparison import Comparison, compare, group_noise
+from agent.campaign.comparison import Comparison, compare
 from agent.campaign.endgame import seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import underpowered
 from agent.campaign.lab import Lab
+from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Verdict, span_of
 from agent.report.words import points
 
@@ -23,26 +24,21 @@ from agent.report.words import points
 def worth_screening(lab: Lab, evidence: Evidence) -> bool:
     """Enough ideas wait, not all of them can be afforded whole, and a part of a training tells something.
 
-    It tells nothing where the trainer does not measure `select`, or the incumbent itself hardly trains: then the
-    first idea is the one that mends it.
+    It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
+    then the first idea is the one that mends it.
     """
-    rules = lab.rules
     last = evidence.last_run(lab.incumbent)
-    if last is None or last.progress(rules.screen_share) is None or underpowered(lab.budget, last):
+    if last is None or underpowered(lab.budget, last) or not _on_the_way(evidence, lab.incumbent):
         return False
-    if lab.max_experiments is not None and lab.max_experiments - len(lab.outcomes()) < rules.batch:
-        return False
-    if _seconds(lab) + seconds_of_the_end(lab) > lab.clock.left_s:
-        return False
-    waiting = lab.waiting()
-    return waiting >= rules.batch and lab.ideas_left() + 1 < rules.scarce * waiting
+    return _seconds(lab) + seconds_of_the_end(lab) <= lab.clock.left_s and lab.ideas_abound()
 
 
 def _seconds(lab: Lab) -> float:
     """Of a batch, the full runs of those that go on included."""
     rules, cost = lab.rules, lab.cost(lab.incumbent)
     go_on = max(1, round(rules.survivors * rules.batch))
-    return rules.batch * (cost.overhead_s + rules.screen_share * cost.train_s) + go_on * cost.total_s
+    part = cost.overhead_s + rules.screen_share * cost.train_s + cost.evaluate_s
+    return rules.batch * part + go_on * cost.total_s
 
 
 def screen_batch(lab: Lab, evidence: Evidence) -> None:
@@ -80,9 +76,9 @@ def not_gone_on(lab: Lab, evidence: Evidence, number: int, why: str) -> Judgemen
 
 def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Judgement:
     share = lab.rules.screen_share
-    so_far = f", {points(found.delta)} on select" if found else ""
+    so_far = f", {points(found.delta)} on search" if found else ""
     reason = f"screened: {words}; after {share:.0%} of the budget{so_far}"
-    return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number, share))
+    return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number))
 
 
 def _planned_batch(lab: Lab) -> list[int]:
@@ -99,10 +95,15 @@ def _first_part(lab: Lab, evidence: Evidence, number: int) -> Comparison | None:
     """How the idea did so far; None where that cannot be told (it crashed, or measured nothing yet): it goes on, and
     the full run shows why."""
     lab.commit(number)
-    share = lab.rules.screen_share
-    ours = lab.screen(number, share).progress(share)
-    theirs = [run.progress(share) for run in evidence.search_runs(lab.incumbent)]
-    known = [scores for scores in theirs if scores is not None]
-    if ours is None or not known:
+    ours = lab.screen(number).on_the_way()
+    theirs = _on_the_way(evidence, lab.incumbent)
+    if ours is None or not theirs:
         return None
-    return compare([ours], known, group_noise(known))
+    return compare([ours], theirs, evidence.noise)
+
+
+def _on_the_way(evidence: Evidence, incumbent: int) -> list[Scores]:
+    """Of the baseline's repeats; of a kept idea, of the run that was screened itself."""
+    runs = evidence.runs(incumbent, "search") if incumbent else evidence.baseline()
+    known = [run.on_the_way() for run in runs]
+    return [scores for scores in known if scores is not None]

@@ -64,7 +64,7 @@ def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     not contain. It is open again, on the new incumbent."""
     before, now = lab.planned_against(number), lab.incumbent
     words = f"superseded: planned as a change of #{before}, which #{now} has replaced; it is open again"
-    return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number, lab.rules.screen_share))
+    return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number))
 
 
 def _next(lab: Lab) -> tuple[int | None, str]:

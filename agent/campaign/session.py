@@ -141,7 +141,10 @@ class Session:
             train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
             return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
         evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
-        rest = statistics.median((event.elapsed_s or 0.0) - float(summary["train_s"]) for event, summary in trained)
+        rest = statistics.median(
+            (event.elapsed_s or 0.0) - float(summary["train_s"]) - float(summary.get("rung_s") or 0.0)
+            for event, summary in trained
+        )
         whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") not in EARLY]
         # Trainings that ended early say what a run costs beside its training, no more.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)

@@ -239,9 +239,9 @@ class Workbench(Lab):
     def commit(self, number: int) -> None:
         commit_experiment(self.session, number)
 
-    def screen(self, number: int, share: float) -> Done:
+    def screen(self, number: int) -> Done:
         """The journal knows it as a run that was stopped; `run` finds its folder and goes on."""
-        return self._repaired(Order(number, "search"), early=Pause(share))
+        return self._repaired(Order(number, "search"), early=Pause(self.rules.screen_share))
 
     def run(self, order: Order) -> Done:
         if order.arm == "untrained":
@@ -284,6 +284,7 @@ class Workbench(Lab):
             role="baseline" if baseline else "experiment",
             rung="calibrate" if baseline else "screen" if early is not None and early.is_pause else "full",
             arm=None if baseline else "candidate",
+            rung_at=self._rung_at(order, early),
             early=early,
         )
 
@@ -320,6 +321,13 @@ class Workbench(Lab):
             arm=order.arm,
             splits=MEASURED_ON[order.arm],
         )
+
+    def _rung_at(self, order: Order, early: Early | None) -> float | None:
+        """Ideas are screened by what they and the baseline measure on the way; nobody else needs to."""
+        screened = early is not None and early.is_pause
+        batch = self.rules.batch
+        beside = order.arm == "baseline" and batch > 0 and (self.max_experiments or batch) >= batch
+        return self.rules.screen_share if screened or beside else None
 
     def _words(self, order: Order) -> str:
         if order.arm == "candidate":

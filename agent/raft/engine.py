@@ -53,6 +53,7 @@ STATE_TO_WEIGHTS = 4
 FUTILE_SHARE, FUTILE_CYCLES = 1 / 3, 3
 """Without an optimizer step in this share of the budget, and in so many cycles, the model is still the untrained one
 and samples as it did: if the first step were just about to come, two more would be expected until the end."""
+ROUNDING = 1e-9
 EMPTY_CYCLES = 50
 """Cycles without a single token, for want of a prompt that fits, cost next to nothing of any budget and would go on."""
 
@@ -126,6 +127,9 @@ class Training:
         """On `clock`: when the process must be done."""
         self.final_samples = 0
         """Samples of the evaluation at the end."""
+        self.rung: float | None = None
+        """Share of the budget after which `search` is measured once."""
+        self.rung_seconds: float | None = None
         self.seconds_per_sample = 0.0
         self.last_cycle_seconds = 0.0
         self.finished = False
@@ -169,7 +173,7 @@ class Training:
         self._record(cycle, batch, report, measured, fresh=fresh, kept=len(chosen))
         self.last_cycle_seconds = self.clock() - began
         self.settled = self._standing()
-        if self.state.due():
+        if self._measure_rung(cycle) or self.state.due():
             self.pulse.beat("save")
             self.save()
 
@@ -337,6 +341,30 @@ class Training:
         )
         files.append_select(self.out, row)
         return SelectMeasure(measured.metric, seconds)
+
+    def _measure_rung(self, cycle: int) -> bool:
+        """The `search` split with the present weights, once, at the end of the first cycle by which `rung` is spent:
+        whether it was now. Whoever asks for it may pause the training here, so that it is worth saving."""
+        if self.rung is None or self.spending.share() < self.rung - ROUNDING or files.rung_measured(self.out):
+            return False
+        began = self.clock()
+        evaluation = self.recipe.evaluation
+        measured = self.examiner.measure(
+            self.splits.search,
+            split="search",
+            samples=evaluation.samples_per_prompt,
+            on_step=lambda: self.pulse.beat("evaluate"),
+            passing=True,
+        )
+        self.rung_seconds = self.clock() - began
+        row = SelectRow(
+            cycle=cycle,
+            budget_spent=self.spending.share(),
+            elapsed_s=self.clock() - self.started,
+            scores=sample_scores(measured.rows, evaluation.metric),
+        )
+        files.append_rung(self.out, row)
+        return True
 
     def _deliver_if_best(self, cycle: int, metric: float | None) -> None:
         """Of equal cycles the later one, which has more training behind it, is delivered."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from agent.contract import CYCLES, EVAL, SELECT, CycleRow, EvalRow, SelectRow
+from agent.contract import CYCLES, EVAL, RUNG, SELECT, CycleRow, EvalRow, SelectRow
 from agent.files import append_line, fsync_folder, read_jsonl, write_atomic
 from agent.raft.rollout import Completion, Row
 
@@ -125,9 +125,10 @@ class SampleStore:
 
 
 def keep_cycles(out: Path, last: int) -> None:
-    """Take the rows after cycle `last` out of `cycles.jsonl` and `select.jsonl` (and a torn line); -1 takes out all."""
+    """Take the rows after cycle `last` out of the files that have a row a cycle (and a torn line); -1 takes out all."""
     _keep(out / CYCLES, CycleRow, last)
     _keep(out / SELECT, SelectRow, last)
+    _keep(out / RUNG, SelectRow, last)
 
 
 def _keep(path: Path, model: type[R], last: int) -> None:
@@ -142,6 +143,15 @@ def append_cycle(out: Path, row: CycleRow) -> None:
 
 def append_select(out: Path, row: SelectRow) -> None:
     append_line(out / SELECT, row.model_dump_json(), sync=False)
+
+
+def append_rung(out: Path, row: SelectRow) -> None:
+    append_line(out / RUNG, row.model_dump_json(), sync=False)
+
+
+def rung_measured(out: Path) -> bool:
+    """Whether the measurement on the way was made, by this start or an earlier one."""
+    return any(True for _ in read_jsonl(out / RUNG))
 
 
 def append_eval(out: Path, rows: Sequence[EvalRow]) -> None:

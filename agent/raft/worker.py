@@ -92,6 +92,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--split", action="append", choices=[*SPLITS, "none"], help="evaluate it at the end")
     parser.add_argument("--evaluate", metavar="CHECKPOINT", help="do not train: a checkpoint, or `untrained`")
+    parser.add_argument("--rung", type=float, metavar="SHARE", help="measure `search` once this much is spent")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for the whole process")
     parser.add_argument("--cache", type=Path, help="folder for models")
     parser.add_argument("--allow-untrusted-code", action="store_true")
@@ -337,6 +338,7 @@ class Worker:
             save_seconds=options.save_seconds,
         )
         training.final_samples = final_sample_count(self.recipe, self.splits, options.splits)
+        training.rung = options.rung
         if options.time_limit is not None:
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
@@ -442,6 +444,7 @@ class Worker:
             load_s=self.load_seconds,
             train_s=train_seconds,
             evaluate_s=evaluate_seconds,
+            rung_s=training.rung_seconds if training else None,
             elapsed_s=time.monotonic() - self.started,
             tokens_per_s=tokens / train_seconds if train_seconds > 0 and tokens else None,
             peak_memory_gb=peak_memory_gb(),

@@ -84,6 +84,8 @@ class RunRequest:
     """Held-out splits to evaluate at the end; empty for none."""
     evaluate: str | None = None
     """A checkpoint folder or `untrained`: evaluate that instead of training."""
+    rung: float | None = None
+    """Share of the training budget after which `search` is measured once on the way."""
     cache: Path | None = None
     allow_untrusted_code: bool = False
     low_priority: bool = False
@@ -219,6 +221,8 @@ def contract_arguments(request: RunRequest) -> list[str]:
         arguments += ["--split", split]
     if request.evaluate is not None:
         arguments += ["--evaluate", request.evaluate]
+    if request.rung is not None:
+        arguments += ["--rung", f"{request.rung:g}"]
     arguments += ["--time-limit", f"{trainer_limit(request.time_limit_s):.3f}"]
     if request.cache is not None:
         arguments += ["--cache", str(request.cache.absolute())]

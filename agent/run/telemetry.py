@@ -22,6 +22,7 @@ from agent.contract import (
     HEARTBEAT,
     LOG,
     PLAN,
+    RUNG,
     SELECT,
     SUMMARY,
     CycleRow,
@@ -63,6 +64,8 @@ class RunRecord:
     """Lines and files that could not be understood, in words."""
     select: list[SelectRow] = field(default_factory=list)
     """By cycle number, each once; none where the trainer does not write them."""
+    rung: SelectRow | None = None
+    """The measurement of `search` on the way, where one was asked for."""
 
 
 def read_run(out: Path) -> RunRecord:
@@ -80,6 +83,7 @@ def read_run(out: Path) -> RunRecord:
         heartbeat=read_heartbeat(out),
         log_tail=log_tail(out),
         select=_select(out, problems),
+        rung=next(iter(_rows(out / RUNG, SelectRow, _cycle_of, problems)), None),
         problems=tuple(problems),
     )
 
@@ -195,6 +199,11 @@ class Tail(Generic[R]):
 def follow_select(out: Path) -> Tail[SelectRow]:
     """The measurements of `select` of a running training; keys are cycle numbers."""
     return Tail(out / SELECT, SelectRow, _cycle_of)
+
+
+def follow_rung(out: Path) -> Tail[SelectRow]:
+    """The measurement of `search` on the way of a running training, as soon as it is there."""
+    return Tail(out / RUNG, SelectRow, _cycle_of)
 
 
 def follow_evals(out: Path) -> Tail[EvalRow]:

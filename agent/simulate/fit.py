@@ -50,17 +50,10 @@ def fit(bench: Workbench) -> tuple[World, Mix]:
         overhead_s=cost.overhead_s,
         train_s=cost.train_s,
         evaluate_s=cost.evaluate_s,
-        select_prompts=bench.evaluation.select_prompts,
-        cycles=_cycles(bench),
     )
     world = dataclasses.replace(world, difficulty=_difficulty(world, values, samples))
     world = dataclasses.replace(world, per_run=_per_run(world, noise.within * world.prompts))
     return world, _mix(bench, world)
-
-
-def _cycles(bench: Workbench) -> int:
-    known = [run.summary.cycles for run in bench.evidence.baseline() if run.summary]
-    return max(1, round(statistics.median(known))) if known else 12
 
 
 def _difficulty(world: World, values: np.ndarray, samples: int) -> float:

@@ -7,7 +7,7 @@ never one that was discarded, unless a kept idea touches its premise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report
 from agent.contract import Summary
 from agent.recipe.schema import Budget, Evaluation
-from agent.simulate.world import Prompts, Truth, measure, measure_progress, run_value
+from agent.simulate.world import Prompts, Truth, measure, measure_on_the_way, run_value
 
 SUMMARY = Summary.model_construct(
     seed=0, recipe_signature="", metric="pass_rate", cycles=10, optimizer_steps=100, kept=1000, ended_by="budget"
@@ -37,12 +37,11 @@ class SimulatedRun:
         values: dict[str, Scores],
         ended_s: float,
         crash_words: str | None = None,
-        draw: Callable[[float], Scores] | None = None,
+        midway: Scores | None = None,
     ):
         self.key = key
         self.values = values
-        self.drawn: dict[float, Scores] = {}
-        self.draw = draw
+        self.midway = midway
         self.ended_s = ended_s
         self.crash_words = crash_words
 
@@ -61,12 +60,8 @@ class SimulatedRun:
     def scores(self, split: str, metric: str | None = None) -> Scores | None:
         return self.values.get(split)
 
-    def progress(self, share: float) -> Scores | None:
-        if self.draw is None:
-            return None
-        if share not in self.drawn:
-            self.drawn[share] = self.draw(share)
-        return self.drawn[share]
+    def on_the_way(self) -> Scores | None:
+        return self.midway
 
     def health(self, split: str) -> Health | None:
         return None
@@ -87,6 +82,17 @@ class Tried:
     together: tuple[int, ...] = ()
     without: int | None = None
     margin: float = MARGIN
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """The first part of a screened training."""
+
+    run: SimulatedRun
+    share: float
+    """Of its budget that it has had."""
+    value: float
+    """That its run will have."""
 
 
 class SimulatedLab(Lab):
@@ -120,8 +126,8 @@ class SimulatedLab(Lab):
         self._incumbent = 0
         self._open: list[int] = []
         """Experiments that were planned together, in order."""
-        self._begun: dict[int, tuple[float, float]] = {}
-        """Screened experiments: share of the budget they have had, and the value their run will have."""
+        self._begun: dict[int, Begun] = {}
+        """Screened experiments."""
         self.tried: list[Tried] = [Tried(frozenset(), frozenset(), 0)]
         self.calibration: dict[str, Any] = {}
         self.words: list[str] | None = None
@@ -276,39 +282,51 @@ class SimulatedLab(Lab):
         world = self.truth.world
         recipe = self.tried[order.experiment].recipe
         key = f"{order.experiment:03d}-{order.arm}-{order.index}"
+        begun = self._begun.get(order.experiment) if order.arm == "search" else None
+        if begun and not begun.run.ok:
+            return begun.run
         if order.arm != "untrained" and self.truth.crashes(recipe):
             self._spend(world.crash_s)
             return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
         trained = order.arm != "untrained"
         splits = MEASURED_ON[order.arm]
-        share, value = self._begun.get(order.experiment, (0.0, None)) if order.arm == "search" else (0.0, None)
-        self._spend(world.overhead_s + world.train_s * trained * (1 - share) + world.evaluate_s * len(splits))
-        if value is None:
+        to_train = world.train_s * (1 - begun.share if begun else float(trained))
+        self._spend(world.overhead_s + to_train + world.evaluate_s * len(splits))
+        midway = begun.run.midway if begun else None
+        if begun:
+            value = begun.value
+        else:
             value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
+        if order.arm == "baseline" and self.rules.batch:
+            midway = self._on_the_way(recipe, value)
         values: dict[str, Scores] = {
             split: Scores(self.prompts.ids[split], measure(self.prompts, split, recipe, value, self.random))
             for split in splits
         }
-        return SimulatedRun(key, values=values, ended_s=self.spent_s, draw=self._progress_of(recipe, value))
+        return SimulatedRun(key, values=values, ended_s=self.spent_s, midway=midway)
 
-    def _progress_of(self, recipe: frozenset[int], value: float) -> Callable[[float], Scores]:
-        return lambda share: Scores(
-            self.prompts.ids["select"], measure_progress(self.prompts, recipe, value, share, self.random)
-        )
+    def _on_the_way(self, recipe: frozenset[int], value: float) -> Scores:
+        """What it measures after the share of the budget that a screening looks at."""
+        self._spend(self.truth.world.evaluate_s)
+        share = self.rules.screen_share
+        return Scores(self.prompts.ids["search"], measure_on_the_way(self.prompts, recipe, value, share, self.random))
 
-    def screen(self, number: int, share: float) -> SimulatedRun:
-        world, recipe = self.truth.world, self.tried[number].recipe
+    def screen(self, number: int) -> SimulatedRun:
+        if number not in self._begun:
+            self._begun[number] = self._begin(number)
+        return self._begun[number].run
+
+    def _begin(self, number: int) -> Begun:
+        world, recipe, share = self.truth.world, self.tried[number].recipe, self.rules.screen_share
         key = f"{number:03d}-screen"
         if self.truth.crashes(recipe):
-            if number not in self._begun:
-                self._spend(world.crash_s)
-                self._begun[number] = (0.0, world.untrained)
-            return SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words="unknown: a simulated crash")
-        if number not in self._begun:
-            self._spend(world.overhead_s + share * world.train_s)
-            self._begun[number] = (share, run_value(world, self.truth.value(recipe), self.random))
-        draw = self._progress_of(recipe, self._begun[number][1])
-        return SimulatedRun(key, values={}, ended_s=self.spent_s, draw=draw)
+            self._spend(world.crash_s)
+            crash = "unknown: a simulated crash"
+            return Begun(SimulatedRun(key, values={}, ended_s=self.spent_s, crash_words=crash), 0.0, world.untrained)
+        self._spend(world.overhead_s + share * world.train_s)
+        value = run_value(world, self.truth.value(recipe), self.random)
+        midway = self._on_the_way(recipe, value)
+        return Begun(SimulatedRun(key, values={}, ended_s=self.spent_s, midway=midway), share, value)
 
     def _spend(self, seconds: float) -> None:
         if seconds > self._clock.left_s:

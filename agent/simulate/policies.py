@@ -10,6 +10,7 @@ What they deliver is a recipe; its true value is what counts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def ours(lab: Lab) -> None:
 
 def greedy(lab: Lab) -> None:
     """Keep-if-better, one run an idea. Works in any lab, with the planner's order of that lab."""
+    _screen_nothing(lab)
     try:
         best = measured(lab.run(Order(0, "baseline", 0)))
         lab.conclude(0, _verdict("keep", lab.run(Order(0, "baseline", 0)), "baseline"))
@@ -49,6 +51,11 @@ def greedy(lab: Lab) -> None:
             best = max(best, value)
     except CutShort:
         return
+
+
+def _screen_nothing(lab: Lab) -> None:
+    """Nor pay for what only a screening needs."""
+    lab.rules = dataclasses.replace(lab.rules, batch=0)
 
 
 def measured(run: Measured) -> float:
@@ -110,6 +117,7 @@ def tpe(lab: SimulatedLab) -> None:
 def _best_of(lab: SimulatedLab, propose: Callable[[int], frozenset[int]], tell: Callable[[int, float], None]) -> None:
     """Run proposed recipes until the time is spent, the recipe as it is first; the best measured one is kept."""
     best = float("-inf")
+    _screen_nothing(lab)
     try:
         most = len(lab.truth.ideas) if lab.max_experiments is None else lab.max_experiments
         trial = 0

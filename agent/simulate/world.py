@@ -10,7 +10,8 @@ to this prompt; w_i what the ideas do to it more or less than to others; and q i
 population of prompts is the run's value. Samples are independent draws. So run noise, evaluation noise and the
 pairing of prompts are as real campaigns have them, and the true effect of every idea is known.
 
-Partial trainings: after a share s of its budget a run has made `curve(s)` of its way from the untrained model.
+Partial trainings: after a share s of its budget a run has made `curve(s)` of its way from the untrained model to a
+value which, for each idea in the recipe, may be off from that of its end (`early`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HELD_OUT = ("select", "search", "confirm", "holdout")
+HELD_OUT = ("search", "confirm", "holdout")
 LOGITS = np.linspace(-12.0, 12.0, 961)
 LEAST_VALUE = 0.005
 
@@ -49,10 +50,6 @@ class World:
 
     prompts: int = 256
     """On each of search, confirm and holdout."""
-    select_prompts: int = 64
-    """On the split that is measured after every cycle, one sample each."""
-    cycles: int = 12
-    """Of one training."""
     samples: int = 4
     base: float = 0.30
     """True value of the baseline."""
@@ -67,6 +64,9 @@ class World:
     """Standard deviation of the true value of a run around that of its recipe."""
     tails: float | None = None
     """Degrees of freedom of Student's t for the run noise, scaled to the same deviation; None is normal."""
+    early: float = 0.01
+    """Standard deviation of what an idea seems to do to the end, seen from the first part of a training, beside what it
+    does: some learn fast and not far. In units of the metric."""
     overhead_s: float = 60.0
     train_s: float = 900.0
     evaluate_s: float = 120.0
@@ -140,13 +140,13 @@ class Prompts:
     random: np.random.Generator
     difficulty: dict[str, np.ndarray] = field(default_factory=dict)
     by_idea: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    early: dict[int, float] = field(default_factory=dict)
     ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in HELD_OUT:
-            size = self.world.select_prompts if split == "select" else self.world.prompts
-            self.difficulty[split] = self.world.difficulty * self.random.standard_normal(size)
-            self.ids[split] = _ids(split, size)
+            self.difficulty[split] = self.world.difficulty * self.random.standard_normal(self.world.prompts)
+            self.ids[split] = _ids(split, self.world.prompts)
 
     def logits(self, split: str, recipe: Iterable[int]) -> np.ndarray:
         """(prompts,): difficulty and what the recipe's ideas do to each prompt."""
@@ -158,6 +158,12 @@ class Prompts:
                     self.by_idea[key] = self.world.per_idea * self.random.standard_normal(len(found))
                 found = found + self.by_idea[key]
         return found
+
+    def first_impression(self, idea: int) -> float:
+        """By how much the idea seems to do more in the first part of a training than it does in the end."""
+        if idea not in self.early:
+            self.early[idea] = self.world.early * float(self.random.standard_normal()) if self.world.early else 0.0
+        return self.early[idea]
 
 
 @functools.lru_cache(maxsize=64)
@@ -171,32 +177,24 @@ def measure(
     recipe: Iterable[int],
     value: float,
     random: np.random.Generator,
-    *,
-    samples: int | None = None,
 ) -> np.ndarray:
     """(prompts,): share of the samples of each prompt that pass, for a run whose own value is `value`."""
     world = prompts.world
-    samples = samples or world.samples
     chosen = tuple(recipe)
     logits = prompts.logits(split, chosen) + world.logit_of(value, ideas=len(chosen))
     if world.per_run:
         logits = logits + world.per_run * random.standard_normal(len(logits))
     chance = 1 / (1 + np.exp(-logits))
-    return random.binomial(samples, chance) / samples
+    return random.binomial(world.samples, chance) / world.samples
 
 
-def measure_progress(
+def measure_on_the_way(
     prompts: Prompts, recipe: Iterable[int], value: float, share: float, random: np.random.Generator
 ) -> np.ndarray:
-    """(prompts,): mean over the cycles within `share` of the budget of what the `select` split measured.
-
-    The value in between is that of the middle of the way, which is near the mean of the curve.
-    """
-    world = prompts.world
-    cycles = max(1, round(share * world.cycles))
-    way = sum(world.curve((cycle + 1) / world.cycles) for cycle in range(cycles)) / cycles
-    so_far = world.untrained + (value - world.untrained) * way
-    return measure(prompts, "select", recipe, so_far, random, samples=cycles)
+    """(prompts,): of the search split, for a run that will have this value, after this share of its budget."""
+    world, chosen = prompts.world, tuple(recipe)
+    seems = value + sum(prompts.first_impression(idea) for idea in chosen)
+    return measure(prompts, "search", chosen, world.untrained + (seems - world.untrained) * world.curve(share), random)
 
 
 def run_value(world: World, value: float, random: np.random.Generator) -> float:
