@@ -33,8 +33,7 @@ def last_chance(lab: Lab) -> bool:
     """Whether near-misses wait that had no experiment together yet, and after one more idea there would be no time."""
     if _times(lab.past()):
         return False
-    step = lab.cost(lab.incumbent).total_s * (1 + lab.rules.batch * lab.rules.screen_share)
-    return lab.clock.left_s - step < seconds_of_the_end(lab) and bool(_near_misses(lab))
+    return lab.clock.left_s - lab.cost(lab.incumbent).total_s < seconds_of_the_end(lab) and bool(near_misses(lab))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
@@ -44,14 +43,14 @@ def seconds_of_the_end(lab: Lab) -> float:
 
 
 def _near_misses_together(lab: Lab) -> int | None:
-    missed = _near_misses(lab)
+    missed = near_misses(lab)
     if not missed:
         return None
     best_first = sorted(missed, key=lambda one: one.p_value or 0.0)
     return lab.plan_together([one.number for one in best_first])
 
 
-def _near_misses(lab: Lab) -> list[Past]:
+def near_misses(lab: Lab) -> list[Past]:
     """What was discarded as inconclusive: less of it the first time on an incumbent, more of it where there is time for
     a second."""
     past = lab.past()

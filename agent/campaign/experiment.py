@@ -8,6 +8,7 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
+from agent.campaign.endgame import near_misses
 from agent.campaign.evidence import Evidence
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
@@ -93,8 +94,8 @@ def _better_together(lab: Lab, number: int, on_search: Comparison) -> str | None
     runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
     if lab.is_last(number) or runs >= lab.rules.alone_runs or on_search.p_value < lab.rules.alone_p:
         return None
-    if lab.max_experiments is not None or lab.waiting() < FEW_IDEAS:
-        return None  # no others will come that it could be confirmed with
+    if lab.max_experiments is not None or (lab.waiting() < FEW_IDEAS and not near_misses(lab)):
+        return None  # there are no others that it could be confirmed with
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 
 

@@ -232,13 +232,8 @@ class Lab(abc.ABC):
         return int(max(0.0, min(by_time, by_wish, MANY_IDEAS)))
 
     def ideas_abound(self) -> bool:
-        """Whether more ideas wait than the night affords, and enough for a batch."""
-        if not self.rules.batch:
-            return False
-        if self.max_experiments is not None and self.max_experiments - len(self.outcomes()) < self.rules.batch:
-            return False
-        waiting = self.waiting()
-        return waiting >= self.rules.batch and self.ideas_left() + 1 < self.rules.scarce * waiting
+        """Whether more ideas wait than the night affords."""
+        return self.ideas_left() + 1 < self.rules.scarce * self.waiting()
 
     # --- what is done ---------------------------------------------------------------------------------------
 

@@ -47,12 +47,12 @@ def left(rules: Rules, used: Sequence[Used]) -> float:
 
 
 def next_level(rules: Rules, used: Sequence[Used], *, ideas: int, last: bool = False) -> float:
-    """Level of the next confirmation. `ideas`: how many more are to come, this one not counted. `last`: none will, so
-    that nothing need be left.
+    """Level of the next confirmation. `ideas`: how many more are to come, this one not counted. `last`: there will be
+    no time for another.
 
     Of ideas that do nothing the filter lets `filter_alpha` through, so that many further confirmations are expected.
     """
     if last:
-        return left(rules, used)
+        return left(rules, used) * rules.last_share
     expected = 1 + rules.filter_alpha * max(0, ideas)
     return left(rules, used) * max(rules.least_share, min(rules.most_share, 1 / expected))

@@ -18,6 +18,8 @@ class Rules:
     """Of the level that is left, for each confirmation."""
     most_share: float = 0.4
     """However few ideas are to come: the estimate of how many that are is rough."""
+    last_share: float = 0.8
+    """Where there will be no time for another: something is left for a campaign that is given more time."""
     filter_alpha: float = 0.25
     """One-sided level at which a search result is worth a confirmation."""
     confirm_seeds: int = CONFIRM_SEEDS
@@ -29,17 +31,19 @@ class Rules:
     """After its first fresh seed a candidate goes on where the one-sided p-value of the confirming runs is below."""
     go_on_p: float = 0.35
     """After a test that did not decide, further seeds are bought where the p-value is below."""
-    batch: int = 9
-    """Ideas that are screened together; with fewer waiting there is no screening. 0: never."""
-    screen_share: float = 0.35
+    batch: int = 12
+    """Ideas that are screened together, at most. 0: no screening."""
+    least_batch: int = 4
+    """With fewer waiting, or affordable, there is no screening."""
+    screen_share: float = 0.25
     """Of its budget that an idea is trained for a screening."""
-    survivors: float = 1 / 3
+    survivors: float = 0.25
     """Share of a screened batch that goes on."""
     scarce: float = 1.0
     """Ideas are screened where the night affords fewer than this times those that wait."""
     alone_runs: float = 60.0
     """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end."""
-    alone_p: float = 0.003
+    alone_p: float = 0.0003
     """It is confirmed at once all the same where its one-sided p-value on search is below this, so that the next ideas
     build on it."""
     together_p: tuple[float, ...] = (0.2, 0.5)

@@ -21,32 +21,43 @@ from agent.campaign.verdict import Judgement, Verdict, span_of
 from agent.report.words import points
 
 
-def worth_screening(lab: Lab, evidence: Evidence) -> bool:
-    """Enough ideas wait, not all of them can be afforded whole, and a part of a training tells something.
+def worth_screening(lab: Lab, evidence: Evidence) -> int:
+    """How many ideas to screen together: 0 unless enough wait, not all of them can be afforded whole, and a part of a
+    training tells something.
 
     It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
     then the first idea is the one that mends it.
     """
     last = evidence.last_run(lab.incumbent)
     if last is None or underpowered(lab.budget, last) or not _on_the_way(evidence, lab.incumbent):
-        return False
-    return _seconds(lab) + seconds_of_the_end(lab) <= lab.clock.left_s and lab.ideas_abound()
+        return 0
+    if not lab.ideas_abound():
+        return 0
+    most = min(lab.rules.batch, lab.waiting())
+    if lab.max_experiments is not None:
+        most = min(most, lab.max_experiments - len(lab.outcomes()))
+    spare = lab.clock.left_s - seconds_of_the_end(lab)
+    fitting = [size for size in range(lab.rules.least_batch, most + 1) if _seconds(lab, size) <= spare]
+    return max(fitting, default=0)
 
 
-def _seconds(lab: Lab) -> float:
+def _seconds(lab: Lab, size: int) -> float:
     """Of a batch, the full runs of those that go on included."""
-    rules, cost = lab.rules, lab.cost(lab.incumbent)
-    go_on = max(1, round(rules.survivors * rules.batch))
-    part = cost.overhead_s + rules.screen_share * cost.train_s + cost.evaluate_s
-    return rules.batch * part + go_on * cost.total_s
+    share, cost = lab.rules.screen_share, lab.cost(lab.incumbent)
+    part = cost.overhead_s + share * cost.train_s + cost.evaluate_s
+    return size * part + _survivors(lab, size) * (cost.total_s - share * cost.train_s)
 
 
-def screen_batch(lab: Lab, evidence: Evidence) -> None:
+def _survivors(lab: Lab, size: int) -> int:
+    return max(1, round(lab.rules.survivors * size))
+
+
+def screen_batch(lab: Lab, evidence: Evidence, size: int) -> None:
     """Plan a batch, train each idea of it a little, discard the weaker ones; the others stay open.
 
     Raises CutShort where the campaign ends first.
     """
-    rank_batch(lab, evidence, _planned_batch(lab))
+    rank_batch(lab, evidence, _planned_batch(lab, size))
 
 
 def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
@@ -57,7 +68,7 @@ def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
         ((_first_part(lab, evidence, number), number) for number in numbers),
         key=lambda one: -one[0].delta if one[0] else math.inf,
     )
-    goes_on = max(1, round(lab.rules.survivors * len(numbers)))
+    goes_on = _survivors(lab, len(numbers))
     losers: list[tuple[int, str, Comparison]] = []
     for place, (found, number) in enumerate(ranked, start=1):
         if place <= goes_on or found is None:
@@ -81,9 +92,9 @@ def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Ju
     return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number))
 
 
-def _planned_batch(lab: Lab) -> list[int]:
+def _planned_batch(lab: Lab, size: int) -> list[int]:
     numbers: list[int] = []
-    while len(numbers) < lab.rules.batch:
+    while len(numbers) < size:
         number, _ = lab.next_idea(batch=numbers[0] if numbers else 0)
         if number is None:
             break

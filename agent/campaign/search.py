@@ -38,14 +38,15 @@ def search(lab: Lab, evidence: Evidence) -> str:
     while True:
         number = lab.open_experiment()
         reason = why_stop(lab)
-        if number is not None and lab.paused(number) and (why := reason or out_of_time(lab)):
+        if number is not None and lab.paused(number) and (why := reason or out_of_time(lab, paused=True)):
             lab.conclude(number, not_gone_on(lab, evidence, number, why))
             continue
         if number is None:
             if reason is not None:
                 return reason
-            if worth_screening(lab, evidence) and not last_chance(lab):
-                screen_batch(lab, evidence)
+            size = worth_screening(lab, evidence)
+            if size:
+                screen_batch(lab, evidence, size)
                 continue
             number, reason = _next(lab)
             if number is None:
@@ -94,13 +95,14 @@ def why_stop(lab: Lab) -> str | None:
     return None
 
 
-def out_of_time(lab: Lab) -> str | None:
-    """Why no further idea may start, or None."""
+def out_of_time(lab: Lab, *, paused: bool = False) -> str | None:
+    """Why no further idea may start, or a paused one not go on, or None."""
     cost = lab.cost(lab.incumbent)
+    needed = cost.total_s - paused * lab.rules.screen_share * cost.train_s
     reserve = reserve_seconds(cost)
-    if not lab.clock.affords(cost.total_s, reserve_s=reserve):
+    if not lab.clock.affords(needed, reserve_s=reserve):
         return (
-            f"the next idea would need {duration(cost.total_s)} and {duration(reserve)} are held back, "
+            f"the next idea would need {duration(needed)} and {duration(reserve)} are held back, "
             f"{duration(lab.clock.left_s)} are left"
         )
     return None

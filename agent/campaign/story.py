@@ -237,7 +237,7 @@ def _paired(numbers: Mapping[str, Any]) -> Iterator[Paired]:
         yield _paired_line(basis, "search", "untrained model")
         return
     if kind == "screened" and basis is not None:
-        yield _paired_line(basis, "select", "incumbent so far")
+        yield _paired_line(basis, "search", "incumbent so far")
         return
     if search is not None:
         yield _paired_line(search, "search", "incumbent")

@@ -325,8 +325,8 @@ class Workbench(Lab):
     def _rung_at(self, order: Order, early: Early | None) -> float | None:
         """Ideas are screened by what they and the baseline measure on the way; nobody else needs to."""
         screened = early is not None and early.is_pause
-        batch = self.rules.batch
-        beside = order.arm == "baseline" and batch > 0 and (self.max_experiments or batch) >= batch
+        least, most = self.rules.least_batch, self.max_experiments
+        beside = order.arm == "baseline" and self.rules.batch > 0 and (most is None or most >= least)
         return self.rules.screen_share if screened or beside else None
 
     def _words(self, order: Order) -> str:

@@ -76,6 +76,7 @@ class Training:
     out: Path
     seed: int
     evaluates: str | None
+    rung: float | None
     trick: str | None
     pace: float
 
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = load_recipe(options.recipe)
     paced = options.evaluate is None and "-search-" in options.out.name
     run = Training(
-        recipe, options.out, options.seed, options.evaluate,
+        recipe, options.out, options.seed, options.evaluate, options.rung,
         NAMES.get(recipe.rollout.top_k), float(os.environ.get("FAKE_PACE", "0")) if paced else 0.0,
     )  # fmt: skip
     told: list[int] = []
@@ -123,6 +124,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--split", action="append", default=[])
     parser.add_argument("--evaluate")
+    parser.add_argument("--rung", type=float)
     parser.add_argument("--time-limit")
     parser.add_argument("--cache")
     parser.add_argument("--allow-untrusted-code", action="store_true")
@@ -170,7 +172,7 @@ def train(run: Training, told: list[int]) -> None:
     state = run.out / "state" / "cycle"
     begin = int(state.read_text()) + 1 if state.exists() else 0
     if begin == 0:
-        for name in ("cycles.jsonl", "select.jsonl"):
+        for name in ("cycles.jsonl", "select.jsonl", "rung.jsonl"):
             (run.out / name).unlink(missing_ok=True)
     quality, futile = quality_of(run.recipe, run.seed), ended_by(run) == "no_step"
     checkpoint = run.out / "checkpoint"
@@ -181,9 +183,14 @@ def train(run: Training, told: list[int]) -> None:
             note(run.out / "trained", str(cycle))
         row = cycle_row(cycle, quality, keeps=not futile)
         note(run.out / "cycles.jsonl", json.dumps(row) + "\n")
-        note(run.out / "select.jsonl", json.dumps(select_row(run.recipe, cycle, quality)) + "\n")
+        evaluation, now = run.recipe.evaluation, so_far(cycle, quality)
+        measured = measured_row("select", cycle, now, evaluation.select_prompts, evaluation.select_samples)
+        note(run.out / "select.jsonl", json.dumps(measured) + "\n")
         state.parent.mkdir(exist_ok=True)
         state.write_text(str(cycle))
+        if run.rung is not None and cycle >= run.rung * CYCLES and not (run.out / "rung.jsonl").exists():
+            rung = measured_row("search", cycle, now, evaluation.search_prompts, evaluation.samples_per_prompt)
+            note(run.out / "rung.jsonl", json.dumps(rung) + "\n")
         beat(run.out, "train")
         pause(run.pace if cycle else 0.0, told)
 
@@ -219,12 +226,8 @@ def cycle_row(cycle: int, quality: float, *, keeps: bool) -> dict[str, object]:
     }
 
 
-def select_row(recipe: Recipe, cycle: int, quality: float) -> dict[str, object]:
-    now = so_far(cycle, quality)
-    scores = {
-        f"select-{number}": [float(passes("select", number, now))] * recipe.evaluation.select_samples
-        for number in range(recipe.evaluation.select_prompts)
-    }
+def measured_row(split: str, cycle: int, quality: float, prompts: int, samples: int) -> dict[str, object]:
+    scores = {f"{split}-{number}": [float(passes(split, number, quality))] * samples for number in range(prompts)}
     return {"cycle": cycle, "budget_spent": cycle / CYCLES, "elapsed_s": 0.04 * cycle, "scores": scores}
 
 

@@ -21,7 +21,7 @@ from agent.simulate.world import Truth, World
 PROMPTS = 200
 A_RUN = 100.0
 """Seconds of a run."""
-WORLD = World(prompts=PROMPTS, select_prompts=PROMPTS, overhead_s=10.0, train_s=80.0, evaluate_s=10.0)
+WORLD = World(prompts=PROMPTS, overhead_s=10.0, train_s=80.0, evaluate_s=10.0)
 HEALTH = Health(samples=PROMPTS, truncated=0.0, tokens=20.0, distinct=0.9, formatted=1.0)
 
 
@@ -51,7 +51,7 @@ class MadeRun:
     def scores(self, split: str, metric: str | None = None) -> Scores | None:
         return self.values.get((split, metric) if metric else split)
 
-    def progress(self, share: float) -> Scores | None:
+    def on_the_way(self) -> Scores | None:
         return None
 
     def health(self, split: str) -> Health | None:
@@ -93,6 +93,7 @@ class MadeLab(SimulatedLab):
         self.comparators = False
         self.speed = False
         """Whether ideas may change it."""
+        self.last = False
         self.told: list[Past] = []
         """What `past` says."""
         self.words = []
@@ -117,7 +118,7 @@ class MadeLab(SimulatedLab):
         return []
 
     def is_last(self, number: int) -> bool:
-        return False
+        return self.last
 
     def margin(self, number: int) -> float:
         return self.may_lose

@@ -13,7 +13,8 @@ from nights import NOTHING, Night, forked_launch, hypothesis
 
 from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
 from agent.campaign.evidence import Evidence
-from agent.campaign.lab import Arm, Order
+from agent.campaign.experiment import attempt
+from agent.campaign.lab import Arm, Order, Past
 from agent.campaign.levels import Terms, next_level
 from agent.campaign.rules import Rules
 from agent.campaign.verdict import Judgement
@@ -90,8 +91,42 @@ def test_what_does_not_hold_with_one_fresh_seed_is_given_up() -> None:
     assert [look.said for look in judgement.looks] == ["given up"]
     # its level is gone all the same
     assert judgement.used is not None
-    assert judgement.used.level == pytest.approx(next_level(RULES, [], ideas=lab.ideas_left()))
+    assert judgement.used.level == pytest.approx(next_level(RULES, [], ideas=min(lab.ideas_left(), lab.waiting())))
     assert not judgement.used.kept
+
+
+@pytest.mark.parametrize(("runs", "share"), [(9.0, RULES.last_share), (12.0, RULES.most_share)])
+def test_the_last_confirmation_that_the_time_allows_may_use_nearly_all_that_is_left(runs: float, share: float) -> None:
+    """Four runs, and no search run and confirmation beside the holdout after it; or just that."""
+    lab = lab_of(candidate=(0.70, 0.71), runs=runs)
+    lab.last = True
+    judgement = confirmed(lab)
+    assert judgement.used is not None
+    assert judgement.used.level == pytest.approx(RULES.alpha * share)
+
+
+@pytest.mark.parametrize(
+    ("near_misses", "waiting", "runs", "confirmed_at_once"),
+    [
+        pytest.param(0, 0, 20, True, id="nothing else will come"),
+        pytest.param(1, 0, 20, False, id="a near-miss waits for it"),
+        pytest.param(0, 9, 20, False, id="others may come"),
+        pytest.param(1, 9, 100, True, id="there is time for each"),
+    ],
+)
+def test_late_in_a_night_a_promising_idea_is_confirmed_with_others_if_there_are_any(
+    near_misses: int, waiting: int, runs: float, confirmed_at_once: bool
+) -> None:
+    rules = dataclasses.replace(RULES, alone_runs=60.0, alone_p=0.0)
+    lab = lab_of(candidate=(0.70, 0.71), runs=runs, rules=rules)
+    lab.told = [Past(2 + number, "discard", "inconclusive", 0.02, 0.1) for number in range(near_misses)]
+    lab.queue = list(range(waiting))
+    evidence: Evidence[Any] = Evidence()
+    standing(evidence, 0.50, 0.51, 0.50, experiment=0)
+    judgement = attempt(lab, evidence, 1)
+    assert (judgement.verdict.outcome == "keep") is confirmed_at_once
+    assert ("one by one" in judgement.verdict.reason) is not confirmed_at_once
+    assert ("candidate" in arms(lab)) is confirmed_at_once
 
 
 def test_further_seeds_are_bought_while_it_is_undecided() -> None:

@@ -18,7 +18,7 @@ from agent.campaign.early import LOOK_EVERY_S, PLACES, Hopeless, Pause
 from agent.campaign.lab import Order
 from agent.campaign.runs import HOPELESS, PAUSED
 from agent.campaign.scores import Scores
-from agent.contract import EVAL, SELECT, EvalRow, SelectRow
+from agent.contract import EVAL, RUNG, SELECT, EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 
 PROMPTS = 200
@@ -65,14 +65,12 @@ def hopeless(*, curves: Sequence[Sequence[SelectRow]] = RUNS, scores: Sequence[S
 # --- a pause -----------------------------------------------------------------------------------------------
 
 
-def test_a_pause_waits_for_a_measurement_at_its_share(tmp_path: Path) -> None:
+def test_a_pause_waits_for_the_measurement_on_the_way(tmp_path: Path) -> None:
     pause = Pause(0.4)
-    assert pause.why(tmp_path) is None, "nothing is written yet"
-    rows = curve(STEADY[:3])
-    write(tmp_path, rows[:3])
-    assert pause.why(tmp_path) is None
-    with (tmp_path / SELECT).open("a") as file:
-        line = rows[3].model_dump_json() + "\n"
+    write(tmp_path, curve(STEADY))
+    assert pause.why(tmp_path) is None, "it is not written yet, however far the training is"
+    with (tmp_path / RUNG).open("a") as file:
+        line = measured(3, 0.41, 0.3).model_dump_json() + "\n"
         file.write(line[:-9])
         file.flush()
         assert pause.why(tmp_path) is None, "the line is not whole yet"

@@ -83,12 +83,11 @@ def test_there_is_none_without_time_for_its_smallest_confirmation_and_the_holdou
 
 
 def test_the_last_chance_is_before_the_idea_after_which_there_would_be_no_time() -> None:
-    """A step of the search is a run, and a batch of five for a fifth of their budget: two runs."""
-    assert last_chance(EndLab(missed(1, 0.1), runs=7.9))
-    assert not last_chance(EndLab(missed(1, 0.1), runs=8.1))
-    assert not last_chance(EndLab(missed(1, 0.3), runs=7.9)), "nothing waits"
+    assert last_chance(EndLab(missed(1, 0.1), runs=6.9))
+    assert not last_chance(EndLab(missed(1, 0.1), runs=7.1))
+    assert not last_chance(EndLab(missed(1, 0.3), runs=6.9)), "nothing waits"
     tried = Past(2, "discard", "inconclusive", 0.0, 0.3, together=(1,))
-    assert not last_chance(EndLab(missed(1, 0.1), tried, runs=7.9)), "they had their chance"
+    assert not last_chance(EndLab(missed(1, 0.1), tried, runs=6.9)), "they had their chance"
 
 
 # --- what the winner can do without ------------------------------------------------------------------------

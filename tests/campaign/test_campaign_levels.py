@@ -21,13 +21,15 @@ def test_the_fewer_ideas_are_to_come_the_more_a_confirmation_may_use() -> None:
     assert few > many
     assert next_level(RULES, [], ideas=10_000) == pytest.approx(RULES.alpha * RULES.least_share)
     assert next_level(RULES, [], ideas=0) == pytest.approx(RULES.alpha * RULES.most_share)
+    assert next_level(RULES, [], ideas=20, last=True) == pytest.approx(RULES.alpha * RULES.last_share)
 
 
-@given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=60))
-def test_candidates_that_are_not_kept_never_use_up_more_than_the_level(nights: list[tuple[int, bool]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 200), st.booleans(), st.booleans()), max_size=60))
+def test_candidates_that_are_not_kept_never_use_up_more_than_the_level(nights: list[tuple[int, bool, bool]]) -> None:
+    """Also where the last chance of a night was not the last, because the campaign was given more time."""
     used: list[Used] = []
-    for ideas, kept in nights:
-        level = next_level(RULES, used, ideas=ideas)
+    for ideas, kept, last in nights:
+        level = next_level(RULES, used, ideas=ideas, last=last)
         assert 0 < level <= RULES.alpha
         used.append(Used(level, kept))
     assert sum(one.level for one in used if not one.kept) < RULES.alpha

@@ -39,27 +39,38 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def simulated(
     *, ideas: int = 12, prompts: int = 16, runs: float = 14.0, batch: int = 5, most: int | None = None
 ) -> SimulatedLab:
-    world = World(prompts=prompts, select_prompts=prompts)
+    world = World(prompts=prompts)
     a_run = world.overhead_s + world.train_s + world.evaluate_s
     return SimulatedLab(
         Truth(world, [Idea(0.0)] * ideas), scores=[0.0] * ideas, random=np.random.default_rng(1),
-        budget_s=runs * a_run, rules=Rules(batch=batch, scarce=1.0), max_experiments=most,
+        budget_s=runs * a_run, rules=Rules(batch=batch, least_batch=batch, scarce=1.0), max_experiments=most,
     )  # fmt: skip
 
 
-def worth(lab: SimulatedLab) -> bool:
+def worth(lab: SimulatedLab) -> int:
     evidence: Evidence[Any] = Evidence()
     evidence.add(lab.run(Order(0, "baseline", 0)), experiment=0, arm="baseline")
     return worth_screening(lab, evidence)
 
 
 def test_ideas_are_screened_where_more_wait_than_the_night_affords() -> None:
-    assert worth(simulated())
+    assert worth(simulated()) == 5
     assert not worth(simulated(runs=100.0)), "all of them can be afforded whole"
     assert not worth(simulated(runs=8.0)), "there is no time for a batch and for the end of the night"
     assert not worth(simulated(ideas=4)), "fewer wait than a batch"
     assert not worth(simulated(most=4)), "fewer are allowed than a batch"
-    assert worth(simulated(most=5))
+    assert worth(simulated(most=5)) == 5
+
+
+def test_the_last_batch_is_as_large_as_the_time_allows() -> None:
+    sizes = []
+    for runs in (8.5, 9.0, 9.5, 11.0, 30.0):
+        lab = simulated(runs=runs, ideas=60)
+        lab.rules = Rules(batch=9, least_batch=3)
+        sizes.append(worth(lab))
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 0
+    assert 3 <= sizes[1] < sizes[2] < sizes[3] < sizes[4] == 9
 
 
 def test_nothing_is_screened_before_the_incumbent_has_run_or_where_it_hardly_trains() -> None:
@@ -69,11 +80,11 @@ def test_nothing_is_screened_before_the_incumbent_has_run_or_where_it_hardly_tra
     assert not worth(lab)
 
 
-def test_nothing_is_screened_where_the_trainer_does_not_measure_select() -> None:
+def test_nothing_is_screened_where_the_trainer_does_not_measure_on_the_way() -> None:
     lab = simulated()
     evidence: Evidence[SimulatedRun] = Evidence()
     blind = lab.run(Order(0, "baseline", 0))
-    blind.draw = None
+    blind.midway = None
     evidence.add(blind, experiment=0, arm="baseline")
     assert not worth_screening(lab, evidence)
 
@@ -89,7 +100,7 @@ def test_the_better_ones_of_a_batch_stay_open_and_nothing_of_the_level_is_spent(
     lab.truth.ideas = [Idea(effect) for effect in effects]
     evidence: Evidence[Any] = Evidence()
     evidence.add(lab.run(Order(0, "baseline", 0)), experiment=0, arm="baseline")
-    screen_batch(lab, evidence)
+    screen_batch(lab, evidence, lab.rules.batch)
     assert dict(lab.outcomes()) == {1: "discard", 3: "discard", 5: "discard"}
     assert {one.kind for one in lab.past()} == {"screened"}
     assert lab.open_experiment() == 2
@@ -101,7 +112,7 @@ def test_those_that_were_let_through_and_have_no_time_left_end_as_screened() -> 
     lab.rules = Rules(batch=6, survivors=0.5)
     evidence: Evidence[Any] = Evidence()
     evidence.add(lab.run(Order(0, "baseline", 0)), experiment=0, arm="baseline")
-    screen_batch(lab, evidence)
+    screen_batch(lab, evidence, lab.rules.batch)
     assert len(lab.outcomes()) == 3
     lab.clock.budget_s = lab.spent_s + 1.0
     search(lab, evidence)
@@ -116,7 +127,7 @@ def test_an_idea_of_which_nothing_can_be_told_yet_goes_on_beside_the_others() ->
     lab.truth.ideas = [Idea(0.5), Idea(0.0, crashes=True), Idea(-0.2), Idea(-0.2)]
     evidence: Evidence[Any] = Evidence()
     evidence.add(lab.run(Order(0, "baseline", 0)), experiment=0, arm="baseline")
-    screen_batch(lab, evidence)
+    screen_batch(lab, evidence, lab.rules.batch)
     assert {number for number, _ in lab.outcomes()} == {3, 4}
 
 
@@ -227,29 +238,29 @@ def test_a_real_process_is_paused_and_goes_on_where_it_stopped(night: Night, mon
             raise Dies
         return fake_launch()(*arguments, **keys)
 
-    bench = night.bench(night.open(), launcher=launcher)
+    bench = night.bench(night.open(), launcher=launcher, rules=dataclasses.replace(RULES, screen_share=0.4))
     number, _ = bench.next_idea(batch=0)
     assert number == 1
     bench.commit(1)
     with pytest.raises(Dies):
-        bench.screen(1, 0.4)
+        bench.screen(1)
     dying = False
     assert not bench.paused(1)
-    first = bench.screen(1, 0.4)
+    first = bench.screen(1)
     assert (first.ok, first.gave_up, first.crash_words) == (False, None, None)
     assert first.summary is not None
     assert first.summary.stopped
     assert night.trained(first.key) in ("12", "123")
     assert bench.paused(1)
-    known = first.progress(0.4)
+    known = first.on_the_way()
     assert known is not None
-    assert bench.screen(1, 0.4).progress(0.4).mean == known.mean, "read back, not trained again"  # type: ignore[union-attr]
+    assert bench.screen(1).on_the_way().mean == known.mean, "read back, not trained again"  # type: ignore[union-attr]
     whole = bench.run(Order(1, "search"))
     assert whole.ok
     assert whole.summary is not None
     assert not whole.summary.stopped
     assert not bench.paused(1)
     assert night.trained(whole.key) == "12345"
-    assert whole.progress(0.4).mean == known.mean  # type: ignore[union-attr]
+    assert whole.on_the_way().mean == known.mean  # type: ignore[union-attr]
     assert night.starts() == {"001-search-s1000": "xx"}
     bench.close()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raft_recipes import no_beat, small_recipe
 
-from agent.contract import SelectRow, Summary
+from agent.contract import RUNG, TIMING_FIELDS, SelectRow, Summary
 from agent.errors import DataError, NumericError, Unsupported
 from agent.files import read_jsonl
 from agent.raft import model as model_module
@@ -283,6 +283,79 @@ def test_select_is_measured_only_in_its_cycles_and_in_the_last(make: Any) -> Non
         assert sum(values) / len(values) == pytest.approx(metrics[row.cycle])
 
 
+def test_the_search_split_is_measured_once_on_the_way_and_the_training_is_the_same(make: Any) -> None:
+    plain = make({"budget": {"cycles": 5}})
+    plain.run()
+    weights, rows = plain.policy.snapshot(), untimed_lines(plain)
+    assert not (plain.out / RUNG).exists()
+    (plain.out / "cycles.jsonl").unlink()
+    (plain.out / "select.jsonl").unlink()
+    asked = make({"budget": {"cycles": 5}})
+    asked.rung = 0.35
+    saved: list[int] = []
+    asked.save = lambda: saved.append(asked.spending.cycles)
+    asked.state.due = lambda: False
+    asked.run()
+    assert all(torch.equal(asked.policy.snapshot()[name], weights[name]) for name in weights)
+    assert untimed_lines(asked) == rows
+    (row,) = [SelectRow(**row) for row in read_jsonl(asked.out / RUNG)]
+    assert (row.cycle, row.budget_spent) == (2, pytest.approx(0.4))
+    evaluation = asked.recipe.evaluation
+    assert {len(scores) for scores in row.scores.values()} == {evaluation.samples_per_prompt}
+    assert sorted(row.scores) == sorted(example.id for example in asked.splits.search)
+    assert saved == [2], "whoever asks may pause it here"
+    assert asked.rung_seconds is not None
+    assert asked.rung_seconds > 0
+
+
+def untimed_lines(training: Training) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in lines(training)]
+    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+
+
+def test_paused_on_the_way_a_training_goes_on_and_does_not_measure_again(make: Any) -> None:
+    first = make({"budget": {"cycles": 5}})
+    first.rung = 0.2
+    first.state.due = lambda: False
+    ended_in(first, "generate", 2)
+    before = (first.out / RUNG).read_text()
+    again = make({"budget": {"cycles": 5}})
+    again.rung = 0.2
+    again._resume()
+    assert again.spending.cycles == 1
+    assert again.run() == "budget"
+    assert (again.out / RUNG).read_text() == before
+    assert again.rung_seconds is None
+
+
+def test_a_measurement_on_the_way_that_was_cut_short_is_made_after_the_next_cycle(make: Any) -> None:
+    first = make({"budget": {"cycles": 5}})
+    first.rung = 0.2
+    measure = first._measure_rung
+
+    def cut(cycle: int) -> bool:
+        first.pulse.terminated = True
+        return measure(cycle)
+
+    first._measure_rung = cut
+    assert first.run() == "sigterm"
+    assert not (first.out / RUNG).exists()
+    again = make({"budget": {"cycles": 5}})
+    again.rung = 0.2
+    again.run()
+    assert [row["cycle"] for row in read_jsonl(again.out / RUNG)] == [2]
+
+
+def test_a_measurement_after_the_cycle_that_is_gone_back_to_is_taken_out(make: Any) -> None:
+    first = make({"budget": {"cycles": 5}})
+    first.rung = 0.4
+    first.run()
+    assert (first.out / RUNG).read_text()
+    files.keep_cycles(first.out, 1)
+    assert not (first.out / RUNG).read_text()
+    assert not files.rung_measured(first.out)
+
+
 def test_the_state_of_another_recipe_is_not_gone_on_with(make: Any) -> None:
     first = make()
     first.run()
@@ -422,7 +495,14 @@ def test_answers_are_verified_while_others_are_still_drawn(make: Any) -> None:
 def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker:
     out.mkdir()
     (out / "recipe.yaml").write_text(resolved_text(recipe))
-    usual = {"seed": 0, "splits": ["search"], "evaluate": None, "time_limit": None, "save_seconds": 1000.0}
+    usual = {
+        "seed": 0,
+        "splits": ["search"],
+        "evaluate": None,
+        "time_limit": None,
+        "save_seconds": 1000.0,
+        "rung": None,
+    }
     usual |= {"recipe": out / "recipe.yaml", "out": out, "cache": cache, "allow_untrusted_code": False}
     return Worker(argparse.Namespace(**{**usual, **options}), Pulse(out))
 

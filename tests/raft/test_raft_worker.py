@@ -102,6 +102,17 @@ def finished_run(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+def test_a_measurement_on_the_way_is_asked_for_on_the_command_line(model_cache: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, SLOW)
+    run(tmp_path, model_cache, "--rung", "0.5")
+    (row,) = [SelectRow(**row) for row in read_jsonl(tmp_path / "rung.jsonl")]
+    assert (row.cycle, len(row.scores)) == (3, 8)
+    told = summary(tmp_path)
+    assert told.rung_s is not None
+    assert 0 < told.rung_s < told.elapsed_s
+    assert told.cycles == 5
+
+
 def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None:
     rows = [CycleRow(**row) for row in read_jsonl(finished_run / "cycles.jsonl")]
     assert [row.cycle for row in rows] == list(range(6))

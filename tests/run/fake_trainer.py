@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--split", action="append", default=[])
     parser.add_argument("--evaluate")
+    parser.add_argument("--rung", type=float)
     parser.add_argument("--time-limit", type=float)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--allow-untrusted-code", action="store_true")

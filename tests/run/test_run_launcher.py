@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -347,6 +348,8 @@ def test_the_arguments_are_those_of_the_contract(tmp_path: Path) -> None:
     out = str(tmp_path / "r")
     expected = ["--recipe", f"{out}/recipe.yaml", "--out", out, "--seed", "3", "--split", "none"]
     assert arguments == [*expected, "--evaluate", "untrained", "--time-limit", "995.000"]
+    on_the_way = contract_arguments(replace(request, evaluate=None, rung=0.25))
+    assert on_the_way == [*expected, "--rung", "0.25", "--time-limit", "995.000"]
 
 
 def test_waiting_for_memory_ends_when_it_is_back_or_stands_still() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.contract import EVAL, SELECT, SelectRow
+from agent.contract import EVAL, RUNG, SELECT, SelectRow
 from agent.files import write_atomic
 from agent.run import telemetry
-from agent.run.telemetry import follow_evals, follow_select, read_run, read_select
+from agent.run.telemetry import follow_evals, follow_rung, follow_select, read_run, read_select
 
 
 def select_line(cycle: int, score: float = 1.0) -> str:
@@ -36,6 +36,15 @@ def test_measurements_are_read_once_each_and_what_is_no_row_is_named(tmp_path: P
     record = read_run(tmp_path)
     assert record.select == rows
     assert record.problems == ("select.jsonl:4: scores: Field required", "select.jsonl:5: torn last line")
+
+
+def test_the_measurement_on_the_way_is_read_where_there_is_one(tmp_path: Path) -> None:
+    assert read_run(tmp_path).rung is None
+    append(tmp_path / RUNG, select_line(3, 0.25))
+    record = read_run(tmp_path)
+    assert record.rung is not None
+    assert (record.rung.cycle, record.rung.scores) == (3, {"a": [0.25, 0.0]})
+    assert follow_rung(tmp_path).read() == [record.rung]
 
 
 def test_a_tail_gives_each_row_once_and_keeps_a_torn_one_back(tmp_path: Path) -> None:

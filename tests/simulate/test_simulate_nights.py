@@ -22,7 +22,7 @@ from agent.simulate.nights import CHUNK, Plan, one_night, simulate, sum_up, uppe
 from agent.simulate.policies import POLICIES
 from agent.simulate.world import Idea, Truth, World
 
-WORLD = World(prompts=64, select_prompts=32, cycles=6)
+WORLD = World(prompts=64)
 """Small, so that a night takes milliseconds."""
 
 

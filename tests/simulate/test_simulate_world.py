@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.simulate.world import LEAST_VALUE, Idea, Prompts, Truth, World, measure, measure_progress, run_value
+from agent.simulate.world import LEAST_VALUE, Idea, Prompts, Truth, World, measure, measure_on_the_way, run_value
 
 WORLD = World()
 recipes = st.frozensets(st.integers(0, 5))
@@ -115,15 +115,29 @@ def test_a_training_goes_from_nothing_to_its_end_and_never_back(time_to_level: f
     assert all(before <= after + 1e-12 for before, after in itertools.pairwise(way))
 
 
-def test_what_select_has_measured_so_far_lies_between_the_untrained_model_and_the_end() -> None:
-    world = dataclasses.replace(WORLD, select_prompts=500)
+def test_what_is_measured_on_the_way_lies_between_the_untrained_model_and_the_end() -> None:
+    world = dataclasses.replace(WORLD, prompts=500)
 
     def so_far(share: float, value: float) -> float:
         nights = [np.random.default_rng(night) for night in range(10)]
         return statistics.fmean(
-            float(measure_progress(Prompts(world, random), (), value, share, random).mean()) for random in nights
+            float(measure_on_the_way(Prompts(world, random), (), value, share, random).mean()) for random in nights
         )
 
     rates = [so_far(share, 0.6) for share in (0.1, 0.3, 0.6, 1.0)]
-    assert world.untrained < rates[0] < rates[1] < rates[2] < rates[3] < 0.6
+    assert world.untrained < rates[0] < rates[1] < rates[2] < rates[3]
+    assert rates[3] == pytest.approx(0.6, abs=0.01)
     assert so_far(0.3, 0.8) > rates[1] + 0.05, "a better training is ahead early"
+
+
+def test_what_an_idea_seems_to_do_early_differs_from_what_it_does_by_as_much_as_the_world_says() -> None:
+    world = dataclasses.replace(WORLD, prompts=400, samples=16, early=0.08, per_idea=0.0)
+    seen = []
+    for night in range(60):
+        random = np.random.default_rng(night)
+        prompts = Prompts(world, random)
+        beside = measure_on_the_way(prompts, (), 0.5, 1.0, random).mean()
+        seen.append([float(measure_on_the_way(prompts, (1,), 0.5, 1.0, random).mean() - beside) for _ in range(2)])
+    first, second = zip(*seen, strict=True)
+    assert statistics.stdev(first) == pytest.approx(0.08, rel=0.3)
+    assert np.corrcoef(first, second)[0, 1] > 0.9, "an idea's own, the same in each of its trainings"
