@@ -231,6 +231,10 @@ class Lab(abc.ABC):
         by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
         return int(max(0.0, min(by_time, by_wish, MANY_IDEAS)))
 
+    def room_for_paused(self) -> int:
+        """Paused trainings that there is room for."""
+        return MANY_IDEAS
+
     def ideas_abound(self) -> bool:
         """Whether more ideas wait than the night affords."""
         return self.ideas_left() + 1 < self.rules.scarce * self.waiting()

@@ -22,8 +22,8 @@ from agent.report.words import points
 
 
 def worth_screening(lab: Lab, evidence: Evidence) -> int:
-    """How many ideas to screen together: 0 unless enough wait, not all of them can be afforded whole, and a part of a
-    training tells something.
+    """How many ideas to screen together: 0 unless enough wait, not all of them can be afforded whole, there is room for
+    them, and a part of a training tells something.
 
     It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
     then the first idea is the one that mends it.
@@ -33,7 +33,7 @@ def worth_screening(lab: Lab, evidence: Evidence) -> int:
         return 0
     if not lab.ideas_abound():
         return 0
-    most = min(lab.rules.batch, lab.waiting())
+    most = min(lab.rules.batch, lab.waiting(), lab.room_for_paused())
     if lab.max_experiments is not None:
         most = min(most, lab.max_experiments - len(lab.outcomes()))
     spare = lab.clock.left_s - seconds_of_the_end(lab)

@@ -16,7 +16,7 @@ from agent.campaign.early import Hopeless, Pause
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
-from agent.campaign.lab import MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
+from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
@@ -27,6 +27,7 @@ from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
 from agent.contract import CHECKPOINT, UNTRAINED
 from agent.errors import AgentError, TrainingFailed
+from agent.hardware.sensors import GIB, disk_free
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.recipe.change import touches_speed
 from agent.recipe.files import recipe_from
@@ -34,6 +35,12 @@ from agent.recipe.schema import Recipe
 
 SEED_OF: dict[Arm, int] = {"search": 0, "candidate": 100, "incumbent": 500, "comparator": 700}
 """Added to the experiment's own thousand, so that no two runs of a campaign share a seed."""
+
+SPARE_DISK_GB = 5.0
+"""Left free by trainings that are paused."""
+PAUSED_TO_CHECKPOINT = 6
+"""A paused training takes at most so many times the bytes of what it delivers: it, and a state of its weights, the
+optimizer's moments and the best weights in full precision."""
 
 
 class Workbench(Lab):
@@ -167,6 +174,15 @@ class Workbench(Lab):
 
     def waiting(self) -> int:
         return len({proposal.hypothesis for proposal in choose.rank(self.session, self.evidence).proposals})
+
+    def room_for_paused(self) -> int:
+        """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""
+        for run in self.evidence.search_runs(self.incumbent):
+            size = sum(file.stat().st_size for file in (run.record.out / CHECKPOINT).glob("*") if file.is_file())
+            if size:
+                free = disk_free(self.session.runs_folder)
+                return int(max(0.0, free - SPARE_DISK_GB) * GIB / (PAUSED_TO_CHECKPOINT * size))
+        return MANY_IDEAS
 
     def has_comparator(self, number: int) -> bool:
         return bool(self._planned(number).get("comparator"))

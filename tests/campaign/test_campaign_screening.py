@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, fake_launch, forked_launch, hypothesis
 
+from agent.campaign import workbench
 from agent.campaign.evidence import Evidence
-from agent.campaign.lab import Order
+from agent.campaign.lab import MANY_IDEAS, Order
 from agent.campaign.rules import Rules
 from agent.campaign.runs import PAUSED
 from agent.campaign.screening import screen_batch, worth_screening
 from agent.campaign.search import search
+from agent.campaign.workbench import PAUSED_TO_CHECKPOINT, SPARE_DISK_GB
+from agent.hardware.sensors import GIB
 from agent.recipe.schema import Budget
 from agent.simulate.lab import SimulatedLab, SimulatedRun
 from agent.simulate.world import Idea, Truth, World
@@ -87,6 +90,29 @@ def test_nothing_is_screened_where_the_trainer_does_not_measure_on_the_way() -> 
     blind.midway = None
     evidence.add(blind, experiment=0, arm="baseline")
     assert not worth_screening(lab, evidence)
+
+
+def test_no_more_is_paused_than_the_disk_has_room_for(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    night.playbook(NOTHING)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    bench = night.bench(night.session)
+    assert bench.room_for_paused() == MANY_IDEAS, "nothing is known of what a training leaves"
+    bench.gather()
+    checkpoint = bench.evidence.baseline()[0].record.out / "checkpoint"
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    a_training = PAUSED_TO_CHECKPOINT * size / GIB
+    for free, room in ((SPARE_DISK_GB + 3.5 * a_training, 3), (SPARE_DISK_GB, 0), (0.0, 0)):
+        monkeypatch.setattr(workbench, "disk_free", lambda path, free=free: free)
+        assert bench.room_for_paused() == room
+
+
+def test_a_batch_is_no_larger_than_the_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = simulated()
+    monkeypatch.setattr(lab, "room_for_paused", lambda: 4)
+    assert worth(lab) == 0, "a batch is five at least"
+    lab.rules = dataclasses.replace(lab.rules, least_batch=3)
+    assert worth(lab) == 4
 
 
 # --- how ---------------------------------------------------------------------------------------------------
