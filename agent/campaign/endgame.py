@@ -18,6 +18,8 @@ from agent.campaign.lab import Lab, Past
 
 WORTH_ANOTHER = ("inconclusive", "screened")
 """Kinds of discard under which an idea may still be good."""
+SLOWER = 1.1
+"""Than predicted: what is put off to the end must have time there."""
 FEWEST = 2
 """Kept ideas of which one may be a passenger."""
 
@@ -29,17 +31,18 @@ def last_experiment(lab: Lab) -> int | None:
     return _near_misses_together(lab) or _winner_without(lab)
 
 
-def last_chance(lab: Lab) -> bool:
-    """Whether near-misses wait that had no experiment together yet, and after one more idea there would be no time."""
+def last_chance(lab: Lab, needed: float) -> bool:
+    """Whether near-misses wait that had no experiment together yet, and would have no time for it after something else
+    that takes so many seconds."""
     if _times(lab.past()):
         return False
-    return lab.clock.left_s - lab.cost(lab.incumbent).total_s < seconds_of_the_end(lab) and bool(near_misses(lab))
+    return lab.clock.left_s - needed < seconds_of_the_end(lab) and bool(near_misses(lab))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
     """Of an experiment with the smallest confirmation, and of the holdout."""
     cost = lab.cost(lab.incumbent)
-    return (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
+    return SLOWER * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
 
 
 def _near_misses_together(lab: Lab) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
-from agent.campaign.endgame import near_misses
+from agent.campaign.endgame import near_misses, seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
@@ -96,6 +96,8 @@ def _better_together(lab: Lab, number: int, on_search: Comparison) -> str | None
         return None
     if lab.max_experiments is not None or (lab.waiting() < FEW_IDEAS and not near_misses(lab)):
         return None  # there are no others that it could be confirmed with
+    if lab.clock.left_s < seconds_of_the_end(lab):
+        return None  # now or never
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 
 

@@ -43,9 +43,15 @@ def worth_screening(lab: Lab, evidence: Evidence) -> int:
 
 def _seconds(lab: Lab, size: int) -> float:
     """Of a batch, the full runs of those that go on included."""
-    share, cost = lab.rules.screen_share, lab.cost(lab.incumbent)
-    part = cost.overhead_s + share * cost.train_s + cost.evaluate_s
-    return size * part + _survivors(lab, size) * (cost.total_s - share * cost.train_s)
+    cost = lab.cost(lab.incumbent)
+    part = cost.overhead_s + lab.rules.screen_share * cost.train_s + cost.evaluate_s
+    return size * part + _survivors(lab, size) * seconds_to_go_on(lab)
+
+
+def seconds_to_go_on(lab: Lab) -> float:
+    """Of what is left of a paused training."""
+    cost = lab.cost(lab.incumbent)
+    return cost.total_s - lab.rules.screen_share * cost.train_s
 
 
 def _survivors(lab: Lab, size: int) -> int:

@@ -8,7 +8,7 @@ from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import CutShort, Lab
-from agent.campaign.screening import not_gone_on, rank_batch, screen_batch, worth_screening
+from agent.campaign.screening import not_gone_on, rank_batch, screen_batch, seconds_to_go_on, worth_screening
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.words import duration
@@ -38,7 +38,7 @@ def search(lab: Lab, evidence: Evidence) -> str:
     while True:
         number = lab.open_experiment()
         reason = why_stop(lab)
-        if number is not None and lab.paused(number) and (why := reason or out_of_time(lab, paused=True)):
+        if number is not None and lab.paused(number) and (why := reason or _cannot_go_on(lab)):
             lab.conclude(number, not_gone_on(lab, evidence, number, why))
             continue
         if number is None:
@@ -68,10 +68,17 @@ def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number))
 
 
+def _cannot_go_on(lab: Lab) -> str | None:
+    if last_chance(lab, seconds_to_go_on(lab)):
+        return "the time is kept for confirming together what was promising so far"
+    return out_of_time(lab, seconds_to_go_on(lab))
+
+
 def _next(lab: Lab) -> tuple[int | None, str]:
     """The next idea; where there is none, or no time for one, the experiments of the end."""
-    reason = out_of_time(lab)
-    number = last_experiment(lab) if reason is None and last_chance(lab) else None
+    needed = lab.cost(lab.incumbent).total_s
+    reason = out_of_time(lab, needed)
+    number = last_experiment(lab) if reason is None and last_chance(lab, needed) else None
     if number is None and reason is None:
         number, reason = lab.next_idea()
     if number is None:
@@ -95,11 +102,9 @@ def why_stop(lab: Lab) -> str | None:
     return None
 
 
-def out_of_time(lab: Lab, *, paused: bool = False) -> str | None:
-    """Why no further idea may start, or a paused one not go on, or None."""
-    cost = lab.cost(lab.incumbent)
-    needed = cost.total_s - paused * lab.rules.screen_share * cost.train_s
-    reserve = reserve_seconds(cost)
+def out_of_time(lab: Lab, needed: float) -> str | None:
+    """Why no further idea that takes so many seconds may start, or None."""
+    reserve = reserve_seconds(lab.cost(lab.incumbent))
     if not lab.clock.affords(needed, reserve_s=reserve):
         return (
             f"the next idea would need {duration(needed)} and {duration(reserve)} are held back, "
@@ -120,7 +125,7 @@ def _report(lab: Lab, number: int, judgement: Judgement) -> None:
     """After each idea: the outcome, and in words whether a stop rule is met and what remains."""
     lab.say(f"{judgement.verdict.outcome} #{number}: {judgement.verdict.reason}")
     try:
-        reason = why_stop(lab) or out_of_time(lab)
+        reason = why_stop(lab) or out_of_time(lab, lab.cost(lab.incumbent).total_s)
     except CutShort as cut:
         reason = cut.reason
     rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {duration(lab.clock.left_s)} left"

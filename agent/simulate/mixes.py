@@ -56,6 +56,8 @@ MIXES = {
         Mix("harmful", "three help, half of the others harm", ideas=40, planted=3, harmful=0.5, runs=80.0),
         Mix("together", "two help, one more once they are in, two only as a pair, a third of the others harm",
             ideas=40, planted=2, followers=1, pairs=1, harmful=1 / 3, runs=80.0),
+        Mix("stairs", "two help, and two more for each of them once it is in; a third of the others harm",
+            ideas=40, planted=2, followers=4, harmful=1 / 3, runs=50.0),
         Mix("crashing", "as `few`, and a fifth of the ideas crash",
             ideas=40, planted=3, harmful=1 / 3, crashing=0.2, runs=80.0),
         Mix("guided", "as `few`, with a planner that knows something",

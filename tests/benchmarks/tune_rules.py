@@ -1,7 +1,7 @@
-"""How the constants of `agent/campaign/rules.py` were chosen: random draws of them, and the share of the planted gains
-that nights under each deliver.
+"""How the constants of `agent/campaign/rules.py` were chosen: the present ones, each of them changed alone, and random
+draws of all, and the share of the gains that are there to be had which nights under each deliver.
 
-    python tests/benchmarks/tune_rules.py --draws 60 --nights 60 --out FILE
+    python tests/benchmarks/tune_rules.py --draws 20 --nights 100 --out FILE
 
 The mixes, the worlds and the numbers of the nights are others than those that docs/verdicts.md reports. Whatever is in
 FILE is not simulated again. It is no test: pytest does not collect it.
@@ -22,14 +22,18 @@ from agent.simulate.mixes import Mix, detectable_of
 from agent.simulate.nights import Plan, simulate, sum_up
 from agent.simulate.world import World
 
+POSITIVE_PART = 0.399
+"""Mean of a standard normal variable where its negative values count 0."""
 FIRST_NIGHT = 900_000
 NOISE = (0.5, 2.0)
 MIXES = (
     Mix("few", "", planted=4, harmful=1 / 3, runs=100.0),
     Mix("harmful", "", planted=4, harmful=0.5, runs=100.0),
     Mix("together", "", planted=2, followers=2, pairs=1, harmful=1 / 3, runs=100.0),
+    Mix("stairs", "", planted=2, followers=4, harmful=1 / 3, runs=60.0),
     Mix("short", "", planted=4, harmful=1 / 3, runs=30.0),
     Mix("harmless", "", planted=4, runs=100.0),
+    Mix("small", "", small=0.35, runs=100.0),
 )
 CHOICES: dict[str, list[Any]] = {
     "filter_alpha": [0.15, 0.2, 0.25, 0.3],
@@ -40,17 +44,21 @@ CHOICES: dict[str, list[Any]] = {
         ((2, 0.2), (3, 0.3), (5, 0.5)),
         ((2, 0.5), (4, 0.5)),
         ((2, 0.3), (4, 0.3), (6, 0.4)),
+        ((2, 0.2), (3, 0.2), (5, 0.3), (8, 0.3)),
+        ((2, 0.15), (3, 0.2), (5, 0.3), (8, 0.35)),
+        ((2, 0.2), (4, 0.3), (8, 0.5)),
     ],
     "hold_p": [0.25, 0.35, 0.45],
     "go_on_p": [0.1, 0.15, 0.25, 0.35],
-    "alone_runs": [15.0, 25.0, 40.0, 60.0],
+    "alone_runs": [40.0, 60.0, 80.0],
     "alone_p": [0.0, 0.0003, 0.003],
-    "together_p": [(0.2,), (0.2, 0.5), (0.35, 0.7), (0.2, 0.5, 0.8)],
+    "together_p": [(0.2,), (0.2, 0.5), (0.35, 0.7), (0.2, 0.5, 0.8), (0.5,), (0.35,)],
     "batch": [9, 12, 16],
     "survivors": [0.12, 0.16, 0.2, 0.25, 1 / 3],
     "screen_share": [0.2, 0.25, 0.35],
     "scarce": [0.7, 1.0, 1.3, 2.0],
-    "least_share": [0.05, 0.08, 0.12],
+    "least_share": [0.05, 0.08, 0.12, 0.2],
+    "most_share": [0.4, 0.6],
 }
 
 
@@ -67,6 +75,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     draws = [
         Rules(),
+        *(dataclasses.replace(Rules(), **{key: one}) for key, some in CHOICES.items() for one in some),
         *(Rules(**{key: rng.choice(some) for key, some in CHOICES.items()}) for _ in range(options.draws)),
     ]
     for rules in draws:
@@ -93,7 +102,8 @@ def evaluate(rules: Rules, nights: int) -> dict[str, float]:
             sized = dataclasses.replace(mix, gain=size / detectable_of(world, rules, ideas=mix.ideas))
             plan = Plan(sized, world, "ours", rules)
             result = sum_up(plan, simulate(plan, nights, seed=FIRST_NIGHT))
-            most = size / world.total_noise * (mix.planted + mix.followers + mix.pairs)
+            planted = size / world.total_noise * (mix.planted + mix.followers + mix.pairs)
+            most = planted + mix.ideas * mix.small * POSITIVE_PART
             shares[f"{mix.name} {noise:g}"] = result.gain / most
             false = max(false, result.false_share)
     return {"mean": statistics.fmean(shares.values()), "false": false, **shares}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from made import MadeLab, run
+from made import A_RUN, MadeLab, run
 from nights import BETTER_RATE, NO_DEDUP, NO_PACKING, Night
 
 from agent.campaign.choose import announce_together, announce_without
@@ -77,17 +77,17 @@ def test_what_is_in_the_winner_is_not_tried_again() -> None:
 
 
 def test_there_is_none_without_time_for_its_smallest_confirmation_and_the_holdout() -> None:
-    """A search run, two seeds of each arm, and five evaluations of a fifth of a run."""
-    assert last_experiment(EndLab(missed(1, 0.1), runs=6.01)) == 99
-    assert last_experiment(EndLab(missed(1, 0.1), runs=5.99)) is None
+    """A search run and two seeds of each arm, a tenth more for what is slower, and five evaluations of a fifth of a run."""
+    assert last_experiment(EndLab(missed(1, 0.1), runs=6.51)) == 99
+    assert last_experiment(EndLab(missed(1, 0.1), runs=6.49)) is None
 
 
 def test_the_last_chance_is_before_the_idea_after_which_there_would_be_no_time() -> None:
-    assert last_chance(EndLab(missed(1, 0.1), runs=6.9))
-    assert not last_chance(EndLab(missed(1, 0.1), runs=7.1))
-    assert not last_chance(EndLab(missed(1, 0.3), runs=6.9)), "nothing waits"
+    assert last_chance(EndLab(missed(1, 0.1), runs=7.4), A_RUN)
+    assert not last_chance(EndLab(missed(1, 0.1), runs=7.6), A_RUN)
+    assert not last_chance(EndLab(missed(1, 0.3), runs=7.4), A_RUN), "nothing waits"
     tried = Past(2, "discard", "inconclusive", 0.0, 0.3, together=(1,))
-    assert not last_chance(EndLab(missed(1, 0.1), tried, runs=6.9)), "they had their chance"
+    assert not last_chance(EndLab(missed(1, 0.1), tried, runs=7.4), A_RUN), "they had their chance"
 
 
 # --- what the winner can do without ------------------------------------------------------------------------
