@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from agent.campaign.evidence import Evidence
+from agent.campaign.lab import standing_leads
+from agent.campaign.past import past_of
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.errors import AgentError
@@ -29,13 +31,14 @@ from agent.run.remedies import moved_keys
 
 
 def rank(session: Session, evidence: Evidence | None) -> Ranking:
-    """The planner's ranking for the incumbent as things stand."""
-    recipe = session.recipe_of(session.incumbent)
-    last = evidence.last_run(session.incumbent) if evidence else None
+    """The planner's ranking for the recipe that the next idea changes, as things stand."""
+    lead = session.lead
+    recipe = session.recipe_of(lead)
+    last = evidence.last_run(lead) if evidence else None
     return plan(
         session.playbook,
         recipe=recipe,
-        observation=observe(session, evidence, last, experiment=session.incumbent) if last and evidence else None,
+        observation=observe(session, evidence, last, experiment=lead) if last and evidence else None,
         history=[*earlier_attempts(session), *attempts(session)],
         machine=session.machine,
         only=session.settings.only,
@@ -63,26 +66,38 @@ def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int)
 
 
 def attempts(session: Session) -> list[Attempt]:
-    """The ideas of this campaign that have an outcome, in order of time."""
+    """The ideas of this campaign that have an outcome, in order of time.
+
+    What leads, and what has led and was confirmed as a part of something, is like a keep to the planner: the ideas
+    after it are changes of it.
+    """
     found = []
+    standing = standing_leads(past_of(session.state))
     for number in session.state.judged_order:
         experiment = session.state.experiments[number]
         planned, judged = experiment.planned, experiment.judged
         if number == 0 or planned is None or judged is None or judged.outcome == "interrupted":
             continue
+        values: Moves = {key: (move[0], move[1]) for key, move in planned.changes.items()}
+        delta = judged.numbers.get("delta")
+        known = planned.model_extra or {}
+        led = next((part for part in known.get("together") or () if part in standing), None)
+        if led is not None and judged.outcome == "keep":
+            # its lead was told already: here is what it has beyond that
+            values, delta = _moves_between(session, led, number), None
         found.append(
             Attempt(
                 hypothesis=planned.hypothesis,
                 axis=planned.axis,
-                values={key: (move[0], move[1]) for key, move in planned.changes.items()},
+                values=values,
                 signature=planned.recipe_signature or "",
-                outcome=judged.outcome,
+                outcome="keep" if number in standing else judged.outcome,
                 reason=judged.reason,
-                delta=judged.numbers.get("delta"),
+                delta=delta,
                 crash_class=judged.crash_class,
                 campaign=session.settings.campaign,
                 number=number,
-                variant=(planned.model_extra or {}).get("variant", ""),
+                variant=known.get("variant", ""),
                 symptom=planned.symptom,
                 ran=_as_it_ran(session, number) if experiment.fixes else {},
             )
@@ -91,11 +106,14 @@ def attempts(session: Session) -> list[Attempt]:
 
 
 def _as_it_ran(session: Session, number: int) -> Moves:
-    """What differed from the incumbent after fixes; nothing where one of the two recipes is not valid."""
-    planned = session.state.experiments[number].planned
+    """What differed after fixes from what it was a change of."""
+    return _moves_between(session, session.base_of(number), number)
+
+
+def _moves_between(session: Session, before: int, after: int) -> Moves:
+    """Nothing where one of the two recipes is not valid."""
     try:
-        parent = session.recipe_of((planned.incumbent if planned else None) or 0)
-        return moved_keys(parent, session.recipe_of(number))
+        return moved_keys(session.recipe_of(before), session.recipe_of(after))
     except AgentError:
         return {}
 
@@ -210,25 +228,51 @@ def first_other(ranking: Ranking, session: Session) -> Proposal | None:
     return next((proposal for proposal in ranking.proposals if proposal.hypothesis not in under_way), None)
 
 
-def announce_together(session: Session, numbers: Sequence[int]) -> int | None:
+def announce_together(session: Session, numbers: Sequence[int], *, advance: bool = False) -> int | None:
     """One experiment of what several ideas change, the first ones first. What does not go with those before it is left
-    out: a key that one of them or the incumbent has moved, or a change that is refused. None where nothing is left."""
-    recipe = session.recipe_of(session.incumbent)
-    moves: dict[str, tuple[Any, Any]] = {}
+    out: a key that stands elsewhere than where the idea found it, or a change that is refused. None where nothing is
+    left, or this very recipe was put together for its confirmation before."""
+    base = session.lead if advance else session.incumbent
+    recipe = session.recipe_of(base)
+    values: dict[str, Any] = {}
     parts = []
     for number in numbers:
-        theirs = _moves_that_ran(session, number)
-        fits = all(key not in moves and _plain(get_key(recipe, key)) == old for key, (old, _) in theirs.items())
-        together = {key: new for key, (_, new) in {**moves, **theirs}.items()}
+        theirs = _brought_by(session, number)
+        now = _applied(recipe, values) if values else recipe
+        fits = now is not None and all(_plain(get_key(now, key)) == old for key, (old, _) in theirs.items())
+        together = values | {key: new for key, (_, new) in theirs.items()}
         if theirs and fits and _applied(recipe, together) is not None:
-            moves |= theirs
+            values = together
             parts.append(number)
-    if not parts:
+    moves = {key: (_plain(get_key(recipe, key)), new) for key, new in values.items()}
+    moves = {key: move for key, move in moves.items() if move[0] != move[1]}
+    if not parts or not moves or (not advance and _was_put_together(session, recipe, moves)):
         return None
     names = ", ".join(f"#{number}" for number in parts)
-    claim = f"What {names} could not show alone shows together."
-    proposal = _of_the_end(recipe, moves, hypothesis="together", what=f"near-misses {names}", claim=claim)
-    return announce(session, proposal, together=parts)
+    what, claim = f"near-misses {names}", f"What {names} could not show alone shows together."
+    why = "an experiment of the end: no further idea can be had or afforded"
+    if advance:
+        what, claim = f"promising {names}", f"What {names} change helps together, and others can build on it."
+        why = "promising, and no time to confirm it alone"
+    proposal = _put_together(recipe, moves, hypothesis="together", what=what, claim=claim, why=why)
+    return announce(session, proposal, base=base, together=parts, advance=advance or None)
+
+
+def _brought_by(session: Session, number: int) -> Moves:
+    """What an idea changed, with its fixes; all that the lead has on top of the incumbent."""
+    if number == session.lead != session.incumbent:
+        return _moves_between(session, session.incumbent, number)
+    return _moves_that_ran(session, number)
+
+
+def _was_put_together(session: Session, recipe: Recipe, moves: Moves) -> bool:
+    """An experiment of the end, with this recipe."""
+    changed = _applied(recipe, {key: new for key, (_, new) in moves.items()})
+    ends = [one.planned for one in session.state.experiments.values() if one.planned]
+    known = [
+        one for one in ends if (one.model_extra or {}).get("together") and not (one.model_extra or {}).get("advance")
+    ]
+    return changed is not None and changed.signature() in [one.recipe_signature for one in known]
 
 
 def announce_without(session: Session, number: int, *, margin: float) -> int | None:
@@ -242,8 +286,9 @@ def announce_without(session: Session, number: int, *, margin: float) -> int | N
     claim = (
         f"Less than half of the gain for which #{number} was kept ({points(2 * margin)}) is left; it is a passenger."
     )
-    proposal = _of_the_end(recipe, moves, hypothesis="ablation", what=f"without #{number}", claim=claim)
-    return announce(session, proposal, without=number, margin=margin)
+    why = "an experiment of the end: no further idea can be had or afforded"
+    proposal = _put_together(recipe, moves, hypothesis="ablation", what=f"without #{number}", claim=claim, why=why)
+    return announce(session, proposal, base=session.incumbent, without=number, margin=margin)
 
 
 def _moves_that_ran(session: Session, number: int) -> Moves:
@@ -269,8 +314,8 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
 
 
-def _of_the_end(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, claim: str) -> Proposal:
-    """A proposal that no playbook holds (`endgame.py`)."""
+def _put_together(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, claim: str, why: str) -> Proposal:
+    """A proposal that no playbook holds (`endgame.py`, `lead.py`)."""
     values = {key: new for key, (_, new) in moves.items()}
     changed = _applied(recipe, values)
     assert changed is not None
@@ -281,7 +326,7 @@ def _of_the_end(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, cla
         change=Change(set=values),
         recipe=changed,
         score=0.0,
-        why=["an experiment of the end: no further idea can be had or afforded"],
+        why=[why],
         symptom=None,
         answers=[],
         evidence="",
@@ -293,13 +338,14 @@ def _of_the_end(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, cla
     )
 
 
-def announce(session: Session, proposal: Proposal, **known: Any) -> int:
+def announce(session: Session, proposal: Proposal, *, base: int, **known: Any) -> int:
     """Write the idea into the journal with everything that its commit needs; returns its number.
 
-    `known` is further things to know of it: its batch, what it puts together or leaves out.
+    `base` is the experiment whose recipe it changes: the incumbent, or what leads. `known` is further things to know of
+    it: its batch, what it puts together or leaves out.
     """
     number = session.state.next_number
-    files = session.files_of(session.incumbent)
+    files = session.files_of(base)
     path = session.recipe_path
     text = edit_text(files[path], {key: new for key, (_, new) in proposal.values.items()}, where=path)
     incumbent = session.incumbent
@@ -321,12 +367,13 @@ def announce(session: Session, proposal: Proposal, **known: Any) -> int:
             "Hypothesis": "/".join(name for name in (proposal.hypothesis, proposal.variant) if name),
             "Symptom": proposal.symptom or "none",
             "Incumbent": f"{incumbent:03d}",
+            **({"Lead": f"{base:03d}"} if base != incumbent else {}),
         },
         symptom=proposal.symptom,
         changes={key: list(move) for key, move in proposal.values.items()},
         recipe_signature=proposal.recipe.signature(),
-        parent_commit=session.branches.best if session.branches else None,
-        incumbent=incumbent or None,
+        parent_commit=_commit_of(session, base),
+        incumbent=base or None,
         variant=proposal.variant,
         evidence=proposal.evidence,
         claim=proposal.claim,
@@ -337,6 +384,13 @@ def announce(session: Session, proposal: Proposal, **known: Any) -> int:
         **{name: value for name, value in known.items() if value is not None},
     )
     return number
+
+
+def _commit_of(session: Session, base: int) -> str | None:
+    """What an idea's commit starts from: the tip of `best`, or of the branch of what leads."""
+    if base != session.incumbent:
+        return session.state.experiments[base].commit
+    return session.branches.best if session.branches else None
 
 
 def explain(ranking: Ranking, *, most: int = 3) -> str:

@@ -122,6 +122,10 @@ class Comparison:
     def upper(self, alpha: float) -> float:
         return self.delta + self._reach(alpha)
 
+    def lower_as_if_known(self, alpha: float) -> float:
+        """The lower bound if the errors were known and not estimated: for a filter, which has no level to hold."""
+        return self.delta - float(special.ndtri(1 - alpha)) * self.standard_error
+
     def _tail(self, distance: float) -> float:
         """Chance of a measured difference at least so far above the true one."""
         if not self._errors.size:

@@ -1,4 +1,6 @@
-"""When no further idea can be had or afforded: the near-misses together, and what the winner can do without.
+"""When no further idea can be had or afforded: the lead, the near-misses together, what the winner can do without.
+
+The lead. What was promising and was built on without a verdict (`lead.py`) is confirmed as one recipe.
 
 Near-misses. An idea that measured better and could not be shown to be better was discarded as inconclusive. Several of
 them in one recipe add up, and what each alone could not show, all together may. They are one more experiment, filtered
@@ -11,12 +13,12 @@ the idea was kept is left (non-inferiority by that margin, from the campaign's l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agent.campaign.budget import holdout_seconds
-from agent.campaign.lab import Lab, Past
+from agent.campaign.lab import Lab, Past, lead_of, promising
 
-WORTH_ANOTHER = ("inconclusive", "screened")
+WORTH_ANOTHER = ("inconclusive", "promising", "screened")
 """Kinds of discard under which an idea may still be good."""
 SLOWER = 1.1
 """Than predicted: what is put off to the end must have time there."""
@@ -28,15 +30,15 @@ def last_experiment(lab: Lab) -> int | None:
     """The next experiment of the end, planned; None where there is none, or no time for its confirmation."""
     if seconds_of_the_end(lab) > lab.clock.left_s:
         return None
-    return _near_misses_together(lab) or _winner_without(lab)
+    return _lead(lab) or _near_misses_together(lab) or _winner_without(lab)
 
 
 def last_chance(lab: Lab, needed: float) -> bool:
-    """Whether near-misses wait that had no experiment together yet, and would have no time for it after something else
-    that takes so many seconds."""
-    if _times(lab.past()):
+    """Whether a lead or near-misses wait that had no experiment of the end yet, and would have no time for it after
+    something else that takes so many seconds."""
+    if lab.clock.left_s - needed >= seconds_of_the_end(lab):
         return False
-    return lab.clock.left_s - needed < seconds_of_the_end(lab) and bool(near_misses(lab))
+    return _what_leads(lab) != [] or (not _times(lab.past()) and bool(near_misses(lab)))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
@@ -45,12 +47,27 @@ def seconds_of_the_end(lab: Lab) -> float:
     return SLOWER * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
 
 
+def _lead(lab: Lab) -> int | None:
+    """What leads, and what was promising since, against the incumbent."""
+    numbers = _what_leads(lab)
+    return lab.plan_together(numbers) if numbers else None
+
+
+def _what_leads(lab: Lab) -> list[int]:
+    past = lab.past()
+    lead = lead_of(past, lab.incumbent)
+    return [*([lead] if lead != lab.incumbent else []), *(one.number for one in best_first(promising(past)))]
+
+
 def _near_misses_together(lab: Lab) -> int | None:
     missed = near_misses(lab)
     if not missed:
         return None
-    best_first = sorted(missed, key=lambda one: one.p_value or 0.0)
-    return lab.plan_together([one.number for one in best_first])
+    return lab.plan_together([one.number for one in best_first(missed)])
+
+
+def best_first(ideas: Sequence[Past]) -> list[Past]:
+    return sorted(ideas, key=lambda one: one.p_value or 0.0)
 
 
 def near_misses(lab: Lab) -> list[Past]:
@@ -60,8 +77,9 @@ def near_misses(lab: Lab) -> list[Past]:
     times = _times(past)
     if times >= len(lab.rules.together_p):
         return []
-    kept = {part for one in past if one.outcome == "keep" for part in one.together}
-    before = {part for one in past for part in one.together}
+    parts = {one.number: one.together for one in past}
+    kept = {part for one in past if one.outcome == "keep" for part in _all_parts(one.number, parts)}
+    before = {part for one in past if not one.advance for part in one.together}
     found = [
         one
         for one in past
@@ -71,13 +89,19 @@ def near_misses(lab: Lab) -> list[Past]:
     return found if any(one.number not in before for one in found) else []
 
 
+def _all_parts(number: int, parts: Mapping[int, Sequence[int]]) -> set[int]:
+    """What an experiment put together, and what these had put together."""
+    found = set(parts.get(number, ()))
+    return found.union(*(_all_parts(part, parts) for part in found))
+
+
 def _times(past: Sequence[Past]) -> int:
     """Experiments of near-misses together since the last keep."""
     times = 0
     for one in reversed(past):
         if one.outcome == "keep":
             break
-        times += bool(one.together)
+        times += bool(one.together) and not one.advance
     return times
 
 

@@ -12,6 +12,7 @@ from agent.campaign.endgame import near_misses, seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
+from agent.campaign.lead import judge_advance
 from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter
@@ -34,7 +35,12 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
         search = lab.run(Order(number, "search", 1))
         taint = tainted(lab, evidence, number, search)
     if search.gave_up:
-        verdict = Verdict("discard", f"regressed: {search.gave_up}", _so_far(evidence, lab, search), "regressed")
+        verdict = Verdict(
+            "discard",
+            f"regressed: {search.gave_up}",
+            _so_far(evidence, lab.planned_against(number), search),
+            "regressed",
+        )
         return Judgement(verdict, search)
     broken = unmeasured(search, "search")
     if broken:
@@ -47,10 +53,10 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     return _weigh(lab, evidence, number, search)
 
 
-def _so_far(evidence: Evidence, lab: Lab, run: Measured) -> Comparison | None:
+def _so_far(evidence: Evidence, base: int, run: Measured) -> Comparison | None:
     """What was measured on the search split before the run was given up."""
     scores = run.scores("search")
-    return evidence.on_search(run, lab.incumbent) if scores is not None and len(scores.ids) >= FEWEST_PROMPTS else None
+    return evidence.on_search(run, base) if scores is not None and len(scores.ids) >= FEWEST_PROMPTS else None
 
 
 def underpowered(budget: Budget, run: Measured) -> str | None:
@@ -74,36 +80,39 @@ def underpowered(budget: Budget, run: Measured) -> str | None:
 
 def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judgement:
     rules = lab.rules
-    on_search = evidence.on_search(search, lab.incumbent)
+    base = lab.planned_against(number)
+    on_search = evidence.on_search(search, base)
+    if lab.is_advance(number):
+        return Judgement(judge_advance(on_search), search, on_search=on_search)
     worth, words = passes_filter(on_search, rules.filter_alpha)
     lab.say(f"  {words}")
-    advantage = _advantage(lab, evidence, number, search)
+    advantage = _advantage(lab, evidence, number, search) if base == lab.incumbent else None
     if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -lab.margin(number)):
         verdict = judge_filtered(on_search, rules.filter_alpha)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
-    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds) or _better_together(lab, number, on_search)
-    if lacking:
-        return Judgement(_unconfirmed(on_search, lacking), search, on_search=on_search)
+    lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
+    together = None if lacking else _better_together(lab, number)
+    if lacking or together:
+        words = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking or together}"
+        verdict = Verdict("discard", words, on_search, "promising" if together else "inconclusive")
+        return Judgement(verdict, search, on_search=on_search)
     return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=advantage)
 
 
-def _better_together(lab: Lab, number: int, on_search: Comparison) -> str | None:
-    """Late in a night, or in a short one, what is promising is confirmed as one recipe (`endgame.py`)."""
+def _better_together(lab: Lab, number: int) -> str | None:
+    """Late in a night, or in a short one, what is promising is confirmed as one recipe (`endgame.py`), and built on
+    until then (`lead.py`)."""
     cost = lab.cost(number)
     runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
-    if lab.is_last(number) or runs >= lab.rules.alone_runs or on_search.p_value < lab.rules.alone_p:
+    if lab.is_last(number) or runs >= lab.rules.alone_runs:
         return None
-    if lab.max_experiments is not None or (lab.waiting() < FEW_IDEAS and not near_misses(lab)):
-        return None  # there are no others that it could be confirmed with
+    company = lab.waiting() >= FEW_IDEAS or near_misses(lab) or lab.lead != lab.incumbent
+    if lab.max_experiments is not None or not company:
+        return None
     if lab.clock.left_s < seconds_of_the_end(lab):
         return None  # now or never
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
-
-
-def _unconfirmed(on_search: Comparison, lacking: str) -> Verdict:
-    reason = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking}"
-    return Verdict("discard", reason, on_search, "inconclusive")
 
 
 def _advantage(lab: Lab, evidence: Evidence, number: int, search: Measured) -> str | None:

@@ -65,6 +65,47 @@ class Past:
     """Ideas that it put together."""
     without: int | None = None
     """The kept idea that it left out."""
+    advance: bool = False
+    """It put them together for others to build on, not to be confirmed."""
+
+
+def lead_of(past: Sequence[Past], incumbent: int) -> int:
+    """The experiment whose recipe the next ideas change: the incumbent where nothing leads (`lead.py`)."""
+    for one in reversed(past):
+        if one.kind == "lead":
+            return one.number
+        if _ends_leads(one):
+            break
+    return incumbent
+
+
+def standing_leads(past: Sequence[Past]) -> set[int]:
+    """Experiments that led and were not given up: what was confirmed since, and what leads now."""
+    standing: set[int] = set()
+    now: set[int] = set()
+    for one in past:
+        if one.kind == "lead":
+            now.add(one.number)
+        elif _ends_leads(one):
+            standing |= now if one.outcome == "keep" else set()
+            now = set()
+    return standing | now
+
+
+def promising(past: Sequence[Past]) -> list[Past]:
+    """Ideas that wait to be put together."""
+    waiting: list[Past] = []
+    for one in past:
+        if one.kind == "promising":
+            waiting.append(one)
+        elif one.advance or _ends_leads(one):
+            waiting = []
+    return waiting
+
+
+def _ends_leads(one: Past) -> bool:
+    """What is kept contains the lead of its time; what was put together for its confirmation has contained it too."""
+    return one.outcome == "keep" or (bool(one.together) and not one.advance)
 
 
 @dataclass(frozen=True)
@@ -160,6 +201,11 @@ class Lab(abc.ABC):
     def incumbent(self) -> int:
         """Experiment number of the best recipe so far; 0 is the baseline."""
 
+    @property
+    def lead(self) -> int:
+        """Experiment number of the recipe that the next ideas change; the incumbent where nothing leads."""
+        return lead_of(self.past(), self.incumbent)
+
     @abc.abstractmethod
     def outcomes(self) -> Sequence[tuple[int, str]]:
         """(number, outcome) of the ideas that were judged, in that order; the baseline is not among them."""
@@ -178,7 +224,7 @@ class Lab(abc.ABC):
 
     @abc.abstractmethod
     def planned_against(self, number: int) -> int:
-        """The incumbent that the idea changes."""
+        """The experiment whose recipe the idea changes: the incumbent, or the lead, of the time of its plan."""
 
     def open_batches(self) -> list[list[int]]:
         """Ideas that were planned to be screened together and have not all got their outcome: an earlier session was
@@ -196,6 +242,10 @@ class Lab(abc.ABC):
     @abc.abstractmethod
     def is_last(self, number: int) -> bool:
         """Whether it is an experiment of the end (`endgame.py`)."""
+
+    @abc.abstractmethod
+    def is_advance(self, number: int) -> bool:
+        """Whether it puts together what was promising, for others to build on (`lead.py`)."""
 
     @abc.abstractmethod
     def margin(self, number: int) -> float:
@@ -226,18 +276,21 @@ class Lab(abc.ABC):
 
     def ideas_left(self) -> int:
         """How many more ideas the budget affords, or the user allows, after the one at hand."""
-        cost = self.cost(self.incumbent)
-        by_time = (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
         by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
-        return int(max(0.0, min(by_time, by_wish, MANY_IDEAS)))
+        return int(max(0.0, min(self._affordable(), by_wish, MANY_IDEAS)))
+
+    def _affordable(self) -> float:
+        """Ideas that the time allows, each of them trained whole."""
+        cost = self.cost(self.incumbent)
+        return (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
 
     def room_for_paused(self) -> int:
         """Paused trainings that there is room for."""
         return MANY_IDEAS
 
     def ideas_abound(self) -> bool:
-        """Whether more ideas wait than the night affords."""
-        return self.ideas_left() + 1 < self.rules.scarce * self.waiting()
+        """Whether more ideas wait than the time allows to train whole, or nearly so."""
+        return self._affordable() + 1 < self.rules.scarce * self.waiting()
 
     # --- what is done ---------------------------------------------------------------------------------------
 
@@ -246,9 +299,10 @@ class Lab(abc.ABC):
         """Plan the next idea: its number, or None and why there is none. Ideas of one `batch` are screened together."""
 
     @abc.abstractmethod
-    def plan_together(self, numbers: Sequence[int]) -> int | None:
-        """Plan one experiment of what these ideas change, as far as they go together, the first ones first; None
-        where none is left to try."""
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
+        """Plan one experiment of what these change, as far as they go together, the first ones first; None where none
+        is left to try. It changes the incumbent, and the lead among them brings all that it has; as an advance it
+        changes the lead."""
 
     @abc.abstractmethod
     def plan_without(self, number: int, *, margin: float) -> int | None:

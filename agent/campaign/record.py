@@ -13,7 +13,9 @@ from agent.campaign.verdict import Judgement
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
 from agent.ledger.table import append_row, read_rows, rebuild
+from agent.plan.memory import Moves
 from agent.recipe.change import describe_moves
+from agent.run.remedies import moved_keys
 
 
 def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) -> None:
@@ -92,7 +94,7 @@ def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> di
     evaluation = session.recipe_of(0).evaluation
     sign = 1 if evaluation.direction == "maximize" else -1
     low, high = comparison.interval if comparison else (None, None)
-    moves = {key: (move[0], move[1]) for key, move in planned.changes.items()} if planned else {}
+    moves = _moves(session, experiment, kept=verdict.outcome == "keep")
     search = _search_of(judgement)
     runs = [run for run in judgement.confirming if isinstance(run, Done)] or [search]
     base = _common(session, experiment, runs)
@@ -112,6 +114,16 @@ def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> di
         "fixes": fixes_of(experiment) or None,
         "reason": verdict.reason,
     }
+
+
+def _moves(session: Session, experiment: Experiment, *, kept: bool) -> Moves:
+    """What it changes; where it was built on an unconfirmed lead and is kept, all that it changes in the incumbent."""
+    planned = experiment.planned
+    if planned is None:
+        return {}
+    if kept and experiment.number and session.base_of(experiment.number) != session.incumbent:
+        return moved_keys(session.recipe_of(session.incumbent), session.recipe_of(experiment.number))
+    return {key: (move[0], move[1]) for key, move in planned.changes.items()}
 
 
 def _search_of(judgement: Judgement) -> Done:

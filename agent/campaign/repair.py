@@ -133,7 +133,7 @@ def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) 
     Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
-    parent = session.recipe_of(session.incumbent if experiment else 0)
+    parent = session.recipe_of(session.base_of(experiment))
     response = _response(session, experiment, done.diagnosis, parent, tried)
     limit = response.limit or (response.remedy.limit if response.remedy else None)
     if limit is not None:
@@ -197,13 +197,13 @@ def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -
 
 
 def _fixed_text(session: Session, experiment: int, remedy: Remedy) -> str:
-    """The experiment's recipe with the remedy's values; from the incumbent's text where its own is not valid."""
+    """The experiment's recipe with the remedy's values; from the text of what it changes where its own is not valid."""
     path = session.recipe_path
     try:
         session.recipe_of(experiment)
         text = session.files_of(experiment)[path]
     except RecipeError:
-        text = session.files_of(session.incumbent)[path]
+        text = session.files_of(session.base_of(experiment))[path]
     return edit_text(text, remedy.values, where=path)
 
 

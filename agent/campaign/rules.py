@@ -39,13 +39,15 @@ class Rules:
     """Of its budget that an idea is trained for a screening."""
     survivors: float = 0.25
     """Share of a screened batch that goes on."""
-    scarce: float = 1.0
+    scarce: float = 2.0
     """Ideas are screened where the night affords fewer than this times those that wait."""
     alone_runs: float = 60.0
-    """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end."""
-    alone_p: float = 0.0003
-    """It is confirmed at once all the same where its one-sided p-value on search is below this, so that the next ideas
-    build on it."""
+    """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end, and
+    the next ideas build on it unconfirmed (`lead.py`)."""
+    round: int = 14
+    """Ideas, the screened ones among them, after which what was promising is put together for the next to build on."""
+    lead_left: float = 10.0
+    """Runs for which there must be time after that, beside those of the end."""
     together_p: tuple[float, ...] = (0.2, 0.5)
     """What was discarded as inconclusive with a one-sided p-value below the first goes into one experiment at the end;
     where that was not kept, or there is still time, below the second, and so on."""

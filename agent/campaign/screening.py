@@ -28,8 +28,8 @@ def worth_screening(lab: Lab, evidence: Evidence) -> int:
     It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
     then the first idea is the one that mends it.
     """
-    last = evidence.last_run(lab.incumbent)
-    if last is None or underpowered(lab.budget, last) or not _on_the_way(evidence, lab.incumbent):
+    last = evidence.last_run(lab.lead)
+    if last is None or underpowered(lab.budget, last) or not _on_the_way(evidence, lab.lead):
         return 0
     if not lab.ideas_abound():
         return 0
@@ -113,14 +113,14 @@ def _first_part(lab: Lab, evidence: Evidence, number: int) -> Comparison | None:
     the full run shows why."""
     lab.commit(number)
     ours = lab.screen(number).on_the_way()
-    theirs = _on_the_way(evidence, lab.incumbent)
+    theirs = _on_the_way(evidence, lab.lead)
     if ours is None or not theirs:
         return None
     return compare([ours], theirs, evidence.noise)
 
 
-def _on_the_way(evidence: Evidence, incumbent: int) -> list[Scores]:
-    """Of the baseline's repeats; of a kept idea, of the run that was screened itself."""
-    runs = evidence.runs(incumbent, "search") if incumbent else evidence.baseline()
+def _on_the_way(evidence: Evidence, experiment: int) -> list[Scores]:
+    """Of the baseline's repeats; of another, of the run that led to it."""
+    runs = evidence.runs(experiment, "search") if experiment else evidence.baseline()
     known = [run.on_the_way() for run in runs]
     return [scores for scores in known if scores is not None]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
-from agent.campaign.endgame import last_chance, last_experiment
+from agent.campaign.endgame import best_first, last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
-from agent.campaign.lab import CutShort, Lab
+from agent.campaign.lab import CutShort, Lab, promising
+from agent.campaign.lead import worth_advancing
 from agent.campaign.screening import not_gone_on, rank_batch, screen_batch, seconds_to_go_on, worth_screening
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
@@ -44,14 +45,14 @@ def search(lab: Lab, evidence: Evidence) -> str:
         if number is None:
             if reason is not None:
                 return reason
-            size = worth_screening(lab, evidence)
+            size = 0 if worth_advancing(lab) else worth_screening(lab, evidence)
             if size:
                 screen_batch(lab, evidence, size)
                 continue
             number, reason = _next(lab)
             if number is None:
                 return reason
-        if lab.planned_against(number) != lab.incumbent:
+        if lab.planned_against(number) != (lab.incumbent if lab.is_last(number) else lab.lead):
             lab.conclude(number, _superseded(lab, evidence, number))
             continue
         lab.say(f"idea {lab.title(number)}")
@@ -63,7 +64,7 @@ def search(lab: Lab, evidence: Evidence) -> str:
 def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     """An idea that was screened beside one that has been kept since: it would be compared with a recipe that it does
     not contain. It is open again, on the new incumbent."""
-    before, now = lab.planned_against(number), lab.incumbent
+    before, now = lab.planned_against(number), lab.lead
     words = f"superseded: planned as a change of #{before}, which #{now} has replaced; it is open again"
     return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number))
 
@@ -75,7 +76,12 @@ def _cannot_go_on(lab: Lab) -> str | None:
 
 
 def _next(lab: Lab) -> tuple[int | None, str]:
-    """The next idea; where there is none, or no time for one, the experiments of the end."""
+    """The next idea, or what was promising put together; where there is no idea, or no time for one, the experiments
+    of the end."""
+    if worth_advancing(lab):
+        number = lab.plan_together([one.number for one in best_first(promising(lab.past()))], advance=True)
+        if number is not None:
+            return number, ""
     needed = lab.cost(lab.incumbent).total_s
     reason = out_of_time(lab, needed)
     number = last_experiment(lab) if reason is None and last_chance(lab, needed) else None

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.lab import lead_of
 from agent.campaign.observer import Board, Observer
+from agent.campaign.past import past_of
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import RecipeError
@@ -129,6 +131,16 @@ class Session:
         """Experiment number of the best recipe so far; 0 is the baseline."""
         known = self.state.incumbent
         return known.experiment or 0 if known else 0
+
+    @property
+    def lead(self) -> int:
+        """Experiment whose recipe the next ideas change; the incumbent where nothing leads."""
+        return lead_of(past_of(self.state), self.incumbent)
+
+    def base_of(self, number: int) -> int:
+        """The experiment whose recipe this one changes."""
+        planned = self.state.experiments[number].planned
+        return (planned.incumbent if planned else None) or 0
 
     # --- time -----------------------------------------------------------------------------------------------
 

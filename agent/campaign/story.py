@@ -55,7 +55,7 @@ def tell(state: CampaignState, number: int) -> Story:
         metric=_metric(state, experiment),
         why=tuple(_why(state, experiment)),
         runs=tuple(_runs(state, experiment)),
-        paired=tuple(_paired(numbers)),
+        paired=tuple(_paired(numbers, _name_of(state, _base_of(experiment)))),
         level=used,
         level_left=rest,
         alpha=_measured_by(numbers).get("alpha") or Rules().alpha,
@@ -144,9 +144,8 @@ def _runs(state: CampaignState, experiment: Experiment) -> list[RunLine]:
     if not experiment.number:
         first = beside(["untrained-search"], "untrained")
     else:
-        planned = experiment.planned
-        incumbent = (planned.incumbent if planned else None) or 0
-        first = beside(search_runs(state, incumbent), "incumbent" if incumbent else "baseline")
+        base = _base_of(experiment)
+        first = beside(search_runs(state, base), _name_of(state, base) if base else "baseline")
     own = [_run_line(state, run, None) for run in experiment.runs]
     confirmed = beside(list(told.get("incumbent") or ()), "incumbent")
     known = {line.run for line in [*first, *own]}
@@ -154,6 +153,18 @@ def _runs(state: CampaignState, experiment: Experiment) -> list[RunLine]:
     both = {line.run: line for line in confirmed if line.run in known}
     lines = [*(both.get(line.run, line) for line in first), *own]
     return [*lines, *(line for line in confirmed if line.run not in known)]
+
+
+def _base_of(experiment: Experiment) -> int:
+    """The experiment whose recipe it changes."""
+    return (experiment.planned.incumbent if experiment.planned else None) or 0
+
+
+def _name_of(state: CampaignState, number: int) -> str:
+    """`lead` for a recipe that was built on unconfirmed."""
+    known = state.experiments.get(number)
+    leads = known is not None and known.judged is not None and known.judged.numbers.get("kind") == "lead"
+    return "lead" if leads else "incumbent"
 
 
 def search_runs(state: CampaignState, incumbent: int) -> list[str]:
@@ -230,19 +241,20 @@ def comparison_from(told: Mapping[str, Any] | None) -> Comparison | None:
         return None
 
 
-def _paired(numbers: Mapping[str, Any]) -> Iterator[Paired]:
+def _paired(numbers: Mapping[str, Any], base: str) -> Iterator[Paired]:
+    """`base`: what the search runs were compared with, in a word."""
     search, basis = comparison_from(numbers.get("search")), comparison_from(numbers.get("basis"))
     kind = numbers.get("kind")
     if kind == "baseline" and basis is not None:
         yield _paired_line(basis, "search", "untrained model")
         return
     if kind == "screened" and basis is not None:
-        yield _paired_line(basis, "search", "incumbent so far")
+        yield _paired_line(basis, "search", f"{base} so far")
         return
     if search is not None:
-        yield _paired_line(search, "search", "incumbent")
+        yield _paired_line(search, "search", base)
     elif basis is not None:
-        yield _paired_line(basis, "search, so far", "incumbent")
+        yield _paired_line(basis, "search, so far", base)
     if basis is not None and search is not None and basis != search:
         yield _paired_line(basis, "confirm", "incumbent")
     comparator = comparison_from(numbers.get("comparator"))
@@ -288,6 +300,8 @@ def _rule(experiment: Experiment, numbers: Mapping[str, Any]) -> str:
         "crash": _crash_rule(experiment, looks),
         "underpowered": "too little training to prove anything, before any comparison; the idea stays open",
         "tainted": "a speed that was off twice, before any comparison: the machine had its part in what was measured",
+        "promising": "it passed the filter on the search split, and waits: there was no time to confirm it alone",
+        "lead": "together they measured better than what they were built on: the next ideas build on it, unconfirmed",
         "screened": _screening_rule(experiment.judged.reason if experiment.judged else ""),
     }
     if kind in by_kind:
@@ -318,10 +332,11 @@ def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) 
     level = _measured_by(numbers).get("filter_level")
     if level is None:
         return "the filter on the search split"
-    lower, upper = points(search.lower(level)), points(search.upper(level / 2))
+    bound = search.lower_as_if_known(level)
+    lower, upper = points(bound), points(search.upper(level / 2))
     if kind == "regressed":
         return f"the filter on the search split: upper bound {upper} at level {level / 2:g} is below 0"
-    if search.lower(level) > 0 or (experiment.judged is not None and "unconfirmed" in experiment.judged.reason):
+    if bound > 0 or (experiment.judged is not None and "unconfirmed" in experiment.judged.reason):
         return f"it passed the filter (lower bound {lower} at level {level:g}), and there was no confirmation"
     return f"the filter on the search split: lower bound {lower} at level {level:g} is not above 0"
 

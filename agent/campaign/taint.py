@@ -27,7 +27,7 @@ def tainted(lab: Lab, evidence: Evidence, number: int, run: Measured) -> str | N
         return None
     usual = [
         one.summary.tokens_per_s
-        for one in evidence.search_runs(lab.incumbent)
+        for one in evidence.search_runs(lab.planned_against(number))
         if one.summary is not None and one.summary.tokens_per_s
     ]
     if len(usual) < 3:

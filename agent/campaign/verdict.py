@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Outcome = Literal["keep", "discard", "crash"]
 Kind = Literal[
     "baseline", "gain", "simpler", "cheaper",
-    "regressed", "inconclusive", "underpowered", "tainted", "guard", "suspect", "screened", "crash",
+    "regressed", "inconclusive", "promising", "lead", "underpowered", "tainted", "guard", "suspect", "screened",
+    "crash",
 ]  # fmt: skip
 
 
@@ -106,8 +107,11 @@ class Judgement:
 
 
 def passes_filter(comparison: Comparison, level: float) -> tuple[bool, str]:
-    """Search only filters, at a generous level: is this worth a confirmation?"""
-    bound = comparison.lower(level)
+    """Search only filters, at a generous level: is this worth a confirmation?
+
+    Errors are taken as if they were known: that the first nights' hours know them badly is no reason to miss an idea.
+    """
+    bound = comparison.lower_as_if_known(level)
     worth = bound > 0
     relation = "above" if worth else "not above"
     return worth, f"search {points(comparison.delta)}, lower bound at level {level:g} {points(bound)} {relation} 0"

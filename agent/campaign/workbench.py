@@ -18,6 +18,7 @@ from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
+from agent.campaign.past import past_of
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
@@ -131,27 +132,13 @@ class Workbench(Lab):
 
     def is_last(self, number: int) -> bool:
         planned = self._planned(number)
-        return bool(planned.get("together")) or planned.get("without") is not None
+        return (bool(planned.get("together")) and not planned.get("advance")) or planned.get("without") is not None
+
+    def is_advance(self, number: int) -> bool:
+        return bool(self._planned(number).get("advance"))
 
     def past(self) -> Sequence[Past]:
-        found = []
-        for number, outcome in self.outcomes():
-            judged = self.session.state.experiments[number].judged
-            numbers = judged.numbers if judged else {}
-            basis = numbers.get("basis") or {}
-            planned = self._planned(number)
-            found.append(
-                Past(
-                    number,
-                    outcome,
-                    str(numbers.get("kind", "")),
-                    basis.get("delta"),
-                    numbers.get("p_value"),
-                    tuple(planned.get("together") or ()),
-                    planned.get("without"),
-                )
-            )
-        return found
+        return past_of(self.session.state)
 
     def paused(self, number: int) -> bool:
         experiment = self.session.state.experiments[number]
@@ -160,8 +147,7 @@ class Workbench(Lab):
         return in_batch and bool(ended) and ended[-1].ended_by == "stop" and ended[-1].reason.startswith(PAUSED)
 
     def planned_against(self, number: int) -> int:
-        planned = self.session.state.experiments[number].planned
-        return (planned.incumbent if planned else None) or 0
+        return self.session.base_of(number)
 
     def open_batches(self) -> list[list[int]]:
         batches: dict[int, list[int]] = {}
@@ -244,10 +230,10 @@ class Workbench(Lab):
             return None, f"the playbook is exhausted: {ranking.note}"
         if not batch:
             self.say(choose.explain(ranking))
-        return choose.announce(self.session, proposal, batch=batch), ""
+        return choose.announce(self.session, proposal, base=self.lead, batch=batch), ""
 
-    def plan_together(self, numbers: Sequence[int]) -> int | None:
-        return choose.announce_together(self.session, numbers)
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
+        return choose.announce_together(self.session, numbers, advance=advance)
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
         return choose.announce_without(self.session, number, margin=margin)
@@ -339,10 +325,11 @@ class Workbench(Lab):
         )
 
     def _rung_at(self, order: Order, early: Early | None) -> float | None:
-        """Ideas are screened by what they and the baseline measure on the way; nobody else needs to."""
+        """Ideas are screened by what they and the recipe that they change measure on the way; nobody else needs to."""
         screened = early is not None and early.is_pause
         least, most = self.rules.least_batch, self.max_experiments
-        beside = order.arm == "baseline" and self.rules.batch > 0 and (most is None or most >= least)
+        reference = order.arm == "baseline" or self.is_advance(order.experiment)
+        beside = reference and self.rules.batch > 0 and (most is None or most >= least)
         return self.rules.screen_share if screened or beside else None
 
     def _words(self, order: Order) -> str:

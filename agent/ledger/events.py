@@ -98,7 +98,7 @@ class ExperimentPlanned(Event):
     recipe_signature: str | None = None
     parent_commit: str | None = None
     incumbent: int | None = None
-    """Experiment number of the incumbent; None is the baseline."""
+    """Experiment number of the recipe that it changes, of the incumbent or of what leads; None is the baseline."""
 
 
 class ExperimentCommitted(Event):

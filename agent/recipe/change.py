@@ -7,7 +7,7 @@ could be laid to neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -93,7 +93,7 @@ def touches_speed(keys: Iterable[str]) -> bool:
     return not all(key.startswith(SAME_SPEED_KEYS) for key in keys)
 
 
-def describe_moves(moves: dict[str, tuple[Any, Any]]) -> str:
+def describe_moves(moves: Mapping[str, tuple[Any, Any]]) -> str:
     """`key from -> to` for each key."""
     return ", ".join(f"{key} {short(old)} -> {short(new)}" for key, (old, new) in moves.items())
 

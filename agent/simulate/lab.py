@@ -77,11 +77,14 @@ class Tried:
     moves: frozenset[int]
     """Ideas that it adds to the recipe, or takes away where they are in it."""
     recipe: frozenset[int]
-    incumbent: int
+    base: int
+    """The experiment whose recipe they change."""
+    judged_against: int = 0
     judgement: Judgement | None = None
     together: tuple[int, ...] = ()
     without: int | None = None
     margin: float = MARGIN
+    advance: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +136,8 @@ class SimulatedLab(Lab):
         self.words: list[str] | None = None
         """Where given, everything that is said."""
         self._runs: dict[Order, SimulatedRun] = {}
-        self._judged: list[int] = []
+        self._past: list[Past] = []
+        self._used: list[Used] = []
 
     @property
     def clock(self) -> BudgetClock:
@@ -160,7 +164,7 @@ class SimulatedLab(Lab):
         return judgement.verdict.outcome if judgement else ""
 
     def outcomes(self) -> Sequence[tuple[int, str]]:
-        return [(number, self.outcome(number)) for number in self._judged if number]
+        return [(one.number, one.outcome) for one in self._past]
 
     def open_experiment(self) -> int | None:
         return next((number for number in self._open if self.tried[number].judgement is None), None)
@@ -169,7 +173,7 @@ class SimulatedLab(Lab):
         return number in self._begun and Order(number, "search") not in self._runs
 
     def planned_against(self, number: int) -> int:
-        return self.tried[number].incumbent
+        return self.tried[number].base
 
     def waiting(self) -> int:
         return len(self.queue)
@@ -178,32 +182,20 @@ class SimulatedLab(Lab):
         return None
 
     def past(self) -> Sequence[Past]:
-        return [self._past(number) for number in self._judged if number]
-
-    def _past(self, number: int) -> Past:
-        judgement = self.tried[number].judgement
-        assert judgement is not None
-        basis = judgement.verdict.basis
-        verdict = judgement.verdict
-        return Past(
-            number,
-            verdict.outcome,
-            verdict.kind,
-            basis.delta if basis else None,
-            basis.p_value if basis else None,
-            self.tried[number].together,
-            self.tried[number].without,
-        )
+        return self._past
 
     def is_last(self, number: int) -> bool:
-        return bool(self.tried[number].together) or self.tried[number].without is not None
+        one = self.tried[number]
+        return (bool(one.together) and not one.advance) or one.without is not None
+
+    def is_advance(self, number: int) -> bool:
+        return self.tried[number].advance
 
     def margin(self, number: int) -> float:
         return self.tried[number].margin
 
     def used_levels(self) -> list[Used]:
-        judgements = [self.tried[number].judgement for number in self._judged]
-        return [judgement.used for judgement in judgements if judgement and judgement.used]
+        return list(self._used)
 
     def title(self, number: int) -> str:
         return f"#{number} ideas {sorted(self.tried[number].moves)}"
@@ -232,22 +224,30 @@ class SimulatedLab(Lab):
     def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
         if not self.queue:
             return None, "every idea was tried"
-        number = self.plan(frozenset([self.queue.pop(0)]))
+        number = self.plan(frozenset([self.queue.pop(0)]), base=self.lead)
         self._open.append(number)
         return number, ""
 
-    def plan(self, moves: frozenset[int]) -> int:
-        """Announce an experiment that toggles these ideas in the incumbent."""
-        self.tried.append(Tried(moves, self.winner ^ moves, self.incumbent))
+    def plan(self, moves: frozenset[int], *, base: int | None = None) -> int:
+        """Announce an experiment that toggles these ideas in a recipe, the incumbent's where not given."""
+        base = self.incumbent if base is None else base
+        self.tried.append(Tried(moves, self.tried[base].recipe ^ moves, base))
         return len(self.tried) - 1
 
-    def plan_together(self, numbers: Sequence[int]) -> int | None:
-        moves = frozenset(idea for number in numbers for idea in self.tried[number].moves) - self.winner
-        if not moves:
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
+        base = self.lead if advance else self.incumbent
+        brought = frozenset(idea for number in numbers for idea in self._brings(number))
+        moves = brought - self.tried[base].recipe
+        recipes = [one.recipe for one in self.tried if one.together and not one.advance]
+        if not moves or (not advance and self.tried[base].recipe | moves in recipes):
             return None
-        planned = self.plan(moves)
-        self.tried[planned].together = tuple(numbers)
+        planned = self.plan(moves, base=base)
+        self.tried[planned].together, self.tried[planned].advance = tuple(numbers), advance
         return planned
+
+    def _brings(self, number: int) -> frozenset[int]:
+        """All that the lead has, and of an idea itself."""
+        return self.tried[number].recipe if number == self.lead else self.tried[number].moves
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
         moves = self.tried[number].moves & self.winner
@@ -259,7 +259,7 @@ class SimulatedLab(Lab):
 
     def _back_into_the_queue(self, kept: frozenset[int]) -> None:
         """Discarded ideas whose premise a kept one touches."""
-        waiting = set(self.queue) | self.winner
+        waiting = set(self.queue) | self.tried[self.lead].recipe
         returned = [
             number
             for number, idea in enumerate(self.truth.ideas)
@@ -297,7 +297,8 @@ class SimulatedLab(Lab):
             value = begun.value
         else:
             value = run_value(world, self.truth.value(recipe), self.random) if trained else world.untrained
-        if order.arm == "baseline" and self.rules.batch:
+        advance = order.arm == "search" and self.tried[order.experiment].advance
+        if self.rules.batch and (order.arm == "baseline" or advance):
             midway = self._on_the_way(recipe, value)
         values: dict[str, Scores] = {
             split: Scores(self.prompts.ids[split], measure(self.prompts, split, recipe, value, self.random))
@@ -349,13 +350,23 @@ class SimulatedLab(Lab):
         return []
 
     def conclude(self, number: int, judgement: Judgement) -> None:
-        self.tried[number].judgement = judgement
-        self._judged.append(number)
-        if judgement.verdict.reason.startswith("superseded"):
-            self.queue = [*self.tried[number].moves, *self.queue]
-        if judgement.verdict.outcome == "keep":
+        one, verdict, basis = self.tried[number], judgement.verdict, judgement.verdict.basis
+        led_before = self.tried[self.lead].recipe
+        confirmed = bool(judgement.looks) or verdict.outcome == "keep"
+        one.judgement, one.judged_against = judgement, self.incumbent if confirmed else one.base
+        delta, p_value = (basis.delta, basis.p_value) if basis else (None, None)
+        if number:
+            self._past.append(
+                Past(number, verdict.outcome, verdict.kind, delta, p_value, one.together, one.without, one.advance)
+            )
+        if judgement.used:
+            self._used.append(judgement.used)
+        if verdict.reason.startswith("superseded"):
+            self.queue = [*one.moves, *self.queue]
+        if verdict.outcome == "keep":
             self._incumbent = number
-            self._back_into_the_queue(self.tried[number].moves)
+        if verdict.outcome == "keep" or verdict.kind == "lead":
+            self._back_into_the_queue(one.recipe - led_before)
 
 
 def _evaluation(prompts: int, samples: int) -> Evaluation:

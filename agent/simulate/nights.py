@@ -80,12 +80,15 @@ def one_night(plan: Plan, seed: int) -> Night:
 def _sum_up(plan: Plan, lab: SimulatedLab, a_run: float) -> Night:
     truth = lab.truth
     big = {number for number, idea in enumerate(truth.ideas) if idea.effect > 0 and not plan.mix.small}
-    tried, kept, false = set(), set(), 0
+    tried: set[int] = set()
+    kept: set[int] = set()
+    false = 0
     confirmed, covered, measured, all_covered = 0, 0, 0, 0
     for number, outcome in lab.outcomes():
         one = lab.tried[number]
-        before, after = truth.value(lab.tried[one.incumbent].recipe), truth.value(one.recipe)
-        helps = {idea for idea in one.moves & big if after - before > 0}
+        against = lab.tried[one.judged_against].recipe
+        before, after = truth.value(against), truth.value(one.recipe)
+        helps = (one.recipe ^ against) & big if after - before > 0 else set()
         tried |= helps
         if outcome == "keep":
             kept |= helps

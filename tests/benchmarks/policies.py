@@ -211,7 +211,7 @@ class Drawn(Remembering):
         ranking = choose.rank(self.session, self.evidence)
         if not ranking.proposals:
             return None, ranking.note
-        return choose.announce(self.session, self.rng.choice(ranking.proposals)), ""
+        return choose.announce(self.session, self.rng.choice(ranking.proposals), base=self.lead), ""
 
 
 POLICIES: dict[str, Callable[[Session, int], None]] = {"ours": by_ours, "greedy": by_greedy, "random": by_random}

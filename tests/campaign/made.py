@@ -93,7 +93,7 @@ class MadeLab(SimulatedLab):
         self.comparators = False
         self.speed = False
         """Whether ideas may change it."""
-        self.last = False
+        self.last = self.advance = False
         self.told: list[Past] = []
         """What `past` says."""
         self.words = []
@@ -119,6 +119,12 @@ class MadeLab(SimulatedLab):
 
     def is_last(self, number: int) -> bool:
         return self.last
+
+    def planned_against(self, number: int) -> int:
+        return self.incumbent
+
+    def is_advance(self, number: int) -> bool:
+        return self.advance
 
     def margin(self, number: int) -> float:
         return self.may_lose

@@ -117,7 +117,7 @@ def test_the_last_confirmation_that_the_time_allows_may_use_nearly_all_that_is_l
 def test_late_in_a_night_a_promising_idea_is_confirmed_with_others_if_there_are_any(
     near_misses: int, waiting: int, runs: float, confirmed_at_once: bool
 ) -> None:
-    rules = dataclasses.replace(RULES, alone_runs=60.0, alone_p=0.0)
+    rules = dataclasses.replace(RULES, alone_runs=60.0)
     lab = lab_of(candidate=(0.70, 0.71), runs=runs, rules=rules)
     lab.told = [Past(2 + number, "discard", "inconclusive", 0.02, 0.1) for number in range(near_misses)]
     lab.queue = list(range(waiting))

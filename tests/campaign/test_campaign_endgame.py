@@ -29,7 +29,7 @@ class EndLab(MadeLab):
         self.impossible = impossible
         self.asked: list[tuple[str, tuple[int, ...], float]] = []
 
-    def plan_together(self, numbers: Sequence[int]) -> int | None:
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
         self.asked.append(("together", tuple(numbers), 0.0))
         return 99 if set(numbers) - set(self.impossible) else None
 
@@ -77,7 +77,7 @@ def test_what_is_in_the_winner_is_not_tried_again() -> None:
 
 
 def test_there_is_none_without_time_for_its_smallest_confirmation_and_the_holdout() -> None:
-    """A search run and two seeds of each arm, a tenth more for what is slower, and five evaluations of a fifth of a run."""
+    """A search run, two seeds of each arm, a tenth more of both, and five evaluations of a fifth of a run."""
     assert last_experiment(EndLab(missed(1, 0.1), runs=6.51)) == 99
     assert last_experiment(EndLab(missed(1, 0.1), runs=6.49)) is None
 
@@ -181,7 +181,7 @@ def test_where_nothing_goes_nothing_is_planned(session: Session) -> None:
 def test_near_misses_are_kept_together_where_none_was_kept_alone(night: Night) -> None:
     """A first session in which nothing is worth a confirmation, and a second one that knows the end of a night."""
     night.playbook(BETTER_RATE, NO_DEDUP)
-    night.start(rules=Rules(filter_alpha=1e-9, together_p=()), baseline_seeds=3)
+    night.start(rules=Rules(filter_alpha=1e-100, together_p=()), baseline_seeds=3)
     assert night.outcomes()[1:] == [("better-rate", "discard"), ("no-dedup", "discard")]
     ending = night.resume(extra_budget_s=300.0)
     assert ending.kept == (3,)

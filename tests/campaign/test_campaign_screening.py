@@ -67,9 +67,9 @@ def test_ideas_are_screened_where_more_wait_than_the_night_affords() -> None:
 
 def test_the_last_batch_is_as_large_as_the_time_allows() -> None:
     sizes = []
-    for runs in (8.5, 9.0, 9.5, 11.0, 30.0):
+    for runs in (9.0, 9.5, 10.0, 12.0, 30.0):
         lab = simulated(runs=runs, ideas=60)
-        lab.rules = Rules(batch=9, least_batch=3)
+        lab.rules = Rules(batch=9, least_batch=3, scarce=1.0)
         sizes.append(worth(lab))
     assert sizes == sorted(sizes)
     assert sizes[0] == 0
@@ -218,7 +218,7 @@ class Dies(BaseException):
 )
 def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothing(night: Night, at: int) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, DIES)
-    rules = dataclasses.replace(RULES, filter_alpha=1e-9)  # nothing is worth a confirmation
+    rules = dataclasses.replace(RULES, filter_alpha=1e-100)  # nothing is worth a confirmation
     started = 0
 
     def dying(*arguments: Any, **keys: Any) -> Any:

@@ -28,6 +28,9 @@ class Campaign(SimpleNamespace):
     def recipe_of(self, experiment: int) -> Recipe:
         return tiny()
 
+    def base_of(self, experiment: int) -> int:
+        return 0
+
     def recipe_from(self, files: dict[str, str], *, label: str) -> Recipe:
         path = self.folder / f"{label}.yaml"
         path.write_text(files[self.recipe_path], encoding="utf-8")
@@ -129,7 +132,7 @@ def test_an_attempt_of_this_campaign_has_number_form_symptom_and_what_ran(
         symptom="learning_too_slow", incumbent=None, model_extra={"variant": "far-up"},
     )  # fmt: skip
     judged = SimpleNamespace(outcome="discard", reason="regressed", numbers={"delta": -0.02}, crash_class=None)
-    experiment = SimpleNamespace(planned=planned, judged=judged, fixes={1: object()})
+    experiment = SimpleNamespace(planned=planned, judged=judged, outcome="discard", fixes={1: object()})
     session.state = SimpleNamespace(judged_order=[0, 5], experiments={0: experiment, 5: experiment})
     recipes = {0: tiny(), 5: tiny(learner__learning_rate=1e-3)}
     monkeypatch.setattr(Campaign, "recipe_of", lambda self, experiment: recipes[experiment])

@@ -85,7 +85,7 @@ def test_what_a_keep_has_superseded_waits_again() -> None:
     assert len(superseded) == 1
     again = [number for number, one in enumerate(lab.tried) if one.moves == lab.tried[superseded[0]].moves]
     assert len(again) > 1
-    assert lab.tried[again[1]].incumbent in [number for number, outcome in lab.outcomes() if outcome == "keep"]
+    assert lab.tried[again[1]].base in [number for number, outcome in lab.outcomes() if outcome == "keep"]
 
 
 def search_from(lab: SimulatedLab) -> None:

@@ -1,0 +1,220 @@
+"""What the next ideas build on without a verdict: who leads, until when, and what git, table and planner know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import A_RUN, MadeLab, run
+from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis
+
+from agent.campaign.choose import announce_together, attempts
+from agent.campaign.lab import Past, lead_of, promising, standing_leads
+from agent.campaign.lead import worth_advancing
+from agent.campaign.rules import Rules
+
+SLOW = hypothesis("slow", 0.3, set={"learner.learning_rate": 1e-4})
+SLOWER = hypothesis("slower", 0.2, set={"learner.learning_rate": 4e-5})
+HALF_RATE = hypothesis("half-rate", 0.1, set={"learner.learning_rate": 2.5e-4})
+RULES = Rules(alone_runs=1e9, round=2, lead_left=0.0, batch=0)
+"""Nothing is confirmed alone, and two ideas are a round."""
+
+
+def past(number: int, kind: str, outcome: str = "discard", **also: Any) -> Past:
+    return Past(number, outcome, kind, 0.05, 0.1, **also)
+
+
+# --- who leads ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_together_and_measured_better_leads_until_it_is_confirmed_or_given_up() -> None:
+    story = [past(1, "promising"), past(2, "regressed")]
+    assert lead_of(story, 0) == 0
+    story.append(past(3, "lead", together=(1,), advance=True))
+    assert lead_of(story, 0) == 3
+    story.append(past(4, "regressed"))
+    assert lead_of(story, 0) == 3
+    story.append(past(5, "inconclusive", together=(4,), advance=True))
+    assert lead_of(story, 0) == 3, "what was to go further did not"
+    given_up = past(6, "inconclusive", together=(3,))
+    assert lead_of([*story, given_up], 0) == 0
+    assert lead_of([*story, past(6, "gain", "keep", together=(3,))], 6) == 6
+    assert lead_of([*story, past(6, "regressed", without=2)], 0) == 3
+    assert standing_leads(story) == {3}
+    assert standing_leads([*story, given_up]) == set()
+    assert standing_leads([*story, past(6, "gain", "keep", together=(3,))]) == {3}
+
+
+def test_ideas_wait_until_they_are_put_together() -> None:
+    story = [past(1, "promising"), past(2, "regressed"), past(3, "promising")]
+    assert [one.number for one in promising(story)] == [1, 3]
+    story.append(past(4, "lead", together=(1, 3), advance=True))
+    assert promising(story) == []
+    assert [one.number for one in promising([*story, past(5, "promising")])] == [5]
+    assert promising([*story, past(5, "promising"), past(6, "inconclusive", together=(4, 5))]) == []
+    assert promising([*story, past(5, "promising"), past(6, "gain", "keep")]) == []
+
+
+KINDS = ("promising", "regressed", "lead", "no better", "stack", "kept stack", "kept", "crash")
+
+
+@given(st.lists(st.sampled_from(KINDS), max_size=30))
+def test_whatever_happens_the_lead_is_the_last_one_that_stands_and_was_not_confirmed(kinds: list[str]) -> None:
+    story, incumbent, confirmed = [], 0, 0
+    for number, kind in enumerate(kinds, start=1):
+        outcome = "keep" if kind.startswith("kept") else "crash" if kind == "crash" else "discard"
+        together = () if kind in ("promising", "regressed", "kept", "crash") else (99,)
+        story.append(past(number, kind, outcome, together=together, advance=kind in ("lead", "no better")))
+        incumbent = number if outcome == "keep" else incumbent
+        confirmed = len(standing_leads(story)) if outcome == "keep" else confirmed
+    lead, standing = lead_of(story, incumbent), standing_leads(story)
+    assert (lead == incumbent) is (len(standing) == confirmed)
+    assert lead == incumbent or lead == max(standing)
+
+
+# --- when --------------------------------------------------------------------------------------------------
+
+
+def lab(*story: Past, runs: float = 100.0, waiting: int = 5, round: int = 2) -> MadeLab:
+    found = MadeLab(lambda order: run("", 0.5), runs=runs, rules=Rules(round=round, lead_left=10.0))
+    found.told, found.queue = list(story), list(range(waiting))
+    return found
+
+
+def test_a_round_is_over_after_so_many_ideas_or_when_there_are_no_others() -> None:
+    one, two = past(1, "promising"), past(2, "regressed")
+    assert not worth_advancing(lab(one))
+    assert worth_advancing(lab(one, waiting=0))
+    assert worth_advancing(lab(one, two))
+    assert not worth_advancing(lab(two, past(3, "regressed"))), "nothing was promising"
+    led = past(3, "lead", together=(1,), advance=True)
+    assert not worth_advancing(lab(one, two, led, past(4, "promising")))
+    assert worth_advancing(lab(one, two, led, past(4, "promising"), past(5, "regressed")))
+
+
+def test_it_takes_time_for_it_for_another_round_and_for_the_end() -> None:
+    """A run; ten runs; five runs and a half, and the holdout, which is one run of this lab's."""
+    enough = 1 + 10 + 1.1 * 5 + 1
+    story = (past(1, "promising"), past(2, "regressed"))
+    assert worth_advancing(lab(*story, runs=enough + 0.01))
+    assert not worth_advancing(lab(*story, runs=enough - 0.01))
+    assert A_RUN > 0
+
+
+# --- in a campaign -----------------------------------------------------------------------------------------
+
+
+def played(night: Night) -> Night:
+    night.playbook(BETTER_RATE, NO_DEDUP, SLOW, SLOWER, HALF_RATE)
+    return night
+
+
+@pytest.fixture
+def climbed(night: Night) -> Night:
+    played(night).start(rules=RULES, baseline_seeds=3)
+    return night
+
+
+def test_a_search_climbs_without_a_verdict_and_is_confirmed_as_a_whole(climbed: Night) -> None:
+    night = climbed
+    assert night.session is not None
+    assert night.outcomes()[1:] == [
+        ("better-rate", "discard"), ("no-dedup", "discard"), ("together", "discard"),
+        ("slow", "discard"), ("slower", "discard"), ("half-rate", "discard"), ("together", "keep"),
+    ]  # fmt: skip
+    kinds = [night.judged(number).numbers["kind"] for number in range(1, 8)]
+    assert kinds[:3] == ["promising", "promising", "lead"]
+    assert kinds[6] == "gain"
+    reasons = [row["reason"] for row in night.rows]
+    assert "+" in reasons[1]
+    assert "too little to confirm ideas one by one" in reasons[1]
+    assert reasons[3].startswith("leads: +")
+    assert "unconfirmed, the next ideas build on it" in reasons[3]
+    # measured beside the lead, which has both gains already
+    assert float(night.rows[6]["incumbent_value"]) == pytest.approx(0.78, abs=0.09)
+    assert float(night.rows[6]["delta"]) == pytest.approx(-0.45, abs=0.09)
+    assert float(night.rows[7]["incumbent_value"]) == pytest.approx(0.40, abs=0.09)
+    assert float(night.rows[7]["delta"]) == pytest.approx(0.38, abs=0.09)
+    moved = {"learner.learning_rate 0.0005 -> 0.002", "selection.dedup True -> False"}
+    assert set(night.rows[7]["change"].split(", ")) == moved
+    levels = [night.judged(number).numbers["level"] for number in range(1, 8)]
+    assert levels[:6] == [None] * 6
+    assert night.session.state.incumbent is not None
+    assert night.session.state.incumbent.experiment == 7
+
+
+def test_an_ideas_commit_starts_at_the_lead_and_makes_one_change(climbed: Night) -> None:
+    night = climbed
+    branch = "raft/night/exp/004-slow-up"
+    assert night.git("rev-parse", f"{branch}~1") == night.git("rev-parse", "raft/night/exp/003-together")
+    changed = [line[0] + line[1:].strip() for line in night.git("diff", f"{branch}~1", branch).splitlines()]
+    moved = [line for line in changed if line[:1] in "+-" and not line.startswith(("+++", "---"))]
+    assert moved == ["-learning_rate: 0.002  # the usual", "+learning_rate: 0.0001  # the usual"]
+    message = night.git("log", "-1", "--format=%b", branch)
+    assert "Incumbent: 000" in message
+    assert "Lead: 003" in message
+    text = night.git("show", "raft/night/best:recipes/test.yaml")
+    assert "learning_rate: 0.002" in text
+    assert "dedup: false" in text
+
+
+def test_the_planner_takes_the_lead_for_a_keep_and_what_confirmed_it_for_no_further_move(climbed: Night) -> None:
+    assert climbed.session is not None
+    told = {attempt.number: attempt for attempt in attempts(climbed.session)}
+    assert (told[3].outcome, set(told[3].values)) == ("keep", {"learner.learning_rate", "selection.dedup"})
+    assert told[3].delta == pytest.approx(0.38, abs=0.08)
+    assert (told[7].outcome, dict(told[7].values), told[7].delta) == ("keep", {}, None)
+    assert told[1].outcome == "discard"
+
+
+def test_the_same_recipe_is_not_put_together_for_its_confirmation_twice(climbed: Night) -> None:
+    session = climbed.session
+    assert session is not None
+    assert announce_together(session, [1, 2]) is None, "both are in the incumbent"
+
+
+class Dies(BaseException):
+    """kill -9, as far as a test can tell."""
+
+
+@pytest.mark.parametrize(
+    "at", [7, 8, 9, 12], ids=["before the lead", "as it runs", "on top of it", "as it is confirmed"]
+)
+def test_a_campaign_killed_on_its_climb_goes_on_from_the_same_lead(night: Night, at: int) -> None:
+    started = 0
+
+    def dying(*arguments: Any, **keys: Any) -> Any:
+        nonlocal started
+        started += 1
+        if started == at:
+            raise Dies
+        return forked_launch(*arguments, **keys)
+
+    with pytest.raises(Dies):
+        played(night).start(rules=RULES, launcher=dying, baseline_seeds=3)
+    before = night.starts()
+    ending = night.resume(rules=RULES)
+    assert ending.kept == (7,)
+    assert [status for _, status in night.outcomes()[1:]] == ["discard"] * 6 + ["keep"]
+    assert night.rows[3]["reason"].startswith("leads: ")
+    assert all(night.starts()[run] == letters for run, letters in before.items()), "nothing ran twice"
+
+
+def test_a_lead_that_is_not_confirmed_is_given_up(night: Night) -> None:
+    rules = dataclasses.replace(RULES, together_p=(), hold_p=0.0, last_share=1e-12, most_share=1e-12, least_share=1e-12)
+    played(night).start(rules=rules, baseline_seeds=3)
+    session = night.session
+    assert session is not None
+    assert [row["status"] for row in night.rows[1:]] == ["discard"] * 7
+    assert session.lead == session.incumbent == 0
+    assert [attempt.outcome for attempt in attempts(session)] == ["discard"] * 7
+
+
+def test_nothing_leads_where_ideas_are_confirmed_one_by_one(night: Night) -> None:
+    night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, SLOW)
+    night.start(baseline_seeds=3, max_experiments=3)
+    assert [row["hypothesis"] for row in night.rows[1:]] == ["better-rate", "no-dedup", "placebo"]
+    assert [row["status"] for row in night.rows[1:3]] == ["keep", "keep"]
