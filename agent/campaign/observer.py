@@ -21,6 +21,10 @@ class Board:
     best: float | None = None
     best_is: str = "baseline"
     """Which recipe is best so far: `baseline`, or `#7 learning rate up`."""
+    lead: float | None = None
+    """What leads unconfirmed, on the search split; None where nothing does."""
+    lead_is: str = ""
+    """Its number: `#12`."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Rules:
     """One-sided level at which a search result is worth a confirmation."""
     confirm_seeds: int = CONFIRM_SEEDS
     """Fresh seeds of each arm before the first test."""
-    looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.3), (5, 0.5))
+    looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.2), (5, 0.3), (8, 0.3))
     """Fresh seeds of each arm at which a confirmation looks, and the share of its level for that look. The shares add
     up to 1."""
     hold_p: float = 0.45

@@ -194,6 +194,8 @@ class Session:
             judged, planned = state.experiments[best].judged, state.experiments[best].planned
             metric = self.estimate if self.estimate is not None else judged.row.get("metric_value") if judged else None
             name = f"#{best} {planned.hypothesis if planned else ''}".strip()
+        lead = self.lead
+        leading = state.experiments[lead].judged if lead != best else None
         return Board(
             campaign=self.settings.campaign,
             left_s=self.clock.left_s,
@@ -205,6 +207,8 @@ class Session:
             baseline=numbers.get("baseline"),
             best=metric,
             best_is=name,
+            lead=leading.row.get("metric_value") if leading else None,
+            lead_is=f"#{lead}" if leading else "",
         )
 
 

@@ -44,7 +44,19 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
         print_json(told)
         return
     print(f"campaign {name}: {told['state']}")
-    for label in ("recipe", "budget", "untrained", "baseline", "best", "noise", "ideas", "now", "stopped", "next"):
+    for label in (
+        "recipe",
+        "budget",
+        "untrained",
+        "baseline",
+        "best",
+        "leads",
+        "noise",
+        "ideas",
+        "now",
+        "stopped",
+        "next",
+    ):
         if told.get(label):
             print(f"  {label:<10}{told[label]}")
 
@@ -68,6 +80,7 @@ def _status(workspace: Workspace, name: str, state: CampaignState, *, running: b
         "untrained": percent(numbers.get("untrained")) or None,
         "baseline": percent(numbers.get("baseline")) or None,
         "best": _best(state),
+        "leads": _leads(state),
         "ideas": f"{len(ideas)}: {outcomes['keep']} kept, {outcomes['discard']} discarded, {outcomes['crash']} crashed",
         "outcomes": outcomes,
         "stopped": state.stop_reason,
@@ -91,10 +104,24 @@ def _best(state: CampaignState) -> str | None:
         return None
     if not known.experiment:
         return "the baseline"
-    experiment = state.experiments[known.experiment]
+    return _with_metric(state, known.experiment)
+
+
+def _leads(state: CampaignState) -> str | None:
+    """What the next ideas build on without a verdict."""
+    from agent.campaign.lab import lead_of
+    from agent.campaign.past import past_of
+
+    incumbent = (state.incumbent.experiment if state.incumbent else None) or 0
+    lead = lead_of(past_of(state), incumbent)
+    return f"{_with_metric(state, lead)}; unconfirmed, the next ideas build on it" if lead != incumbent else None
+
+
+def _with_metric(state: CampaignState, number: int) -> str:
+    experiment = state.experiments[number]
     value = experiment.judged.row.get("metric_value") if experiment.judged else None
     subject = experiment.planned.subject if experiment.planned else ""
-    return f"{percent(value)} #{known.experiment} {subject}".strip()
+    return f"{percent(value)} #{number} {subject}".strip()
 
 
 def _now(workspace: Workspace, state: CampaignState, run: Run) -> str:

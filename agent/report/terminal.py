@@ -117,6 +117,8 @@ def board_line(board: Any, *, left_s: float) -> str:
     parts = [f"{duration(left_s)} left", f"{board.ideas} ideas, {board.kept} kept"]
     if board.best is not None:
         parts.append(f"best {percent(board.best)} ({board.best_is})")
+    if board.lead is not None:
+        parts.append(f"leads {percent(board.lead)} ({board.lead_is}, unconfirmed)")
     return " | ".join([*parts, board.campaign])
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from agent.campaign.observer import Activity, Board, Pulse
-from agent.report.terminal import TerminalObserver, console_for, rows_table
+from agent.report.terminal import TerminalObserver, board_line, console_for, rows_table
 from agent.report.words import duration, percent, points
 
 BOARD = Board(campaign="2026-01-02-main", left_s=7200.0, consumed_s=60.0, ideas=3, kept=1, metric="pass_rate", best=0.5)
@@ -41,6 +41,11 @@ def test_the_live_lines_say_what_runs_how_far_time_left_and_the_best_so_far() ->
     assert top == "1h 58m left | 3 ideas, 1 kept | best 50.0% (baseline) | 2026-01-02-main"
     assert now == "now   #4 learning-rate: learning rate, 2e-05 -> 4e-05, seed 4000"
     assert bar.endswith("train 65s, select 62.5%")
+
+
+def test_what_leads_unconfirmed_is_said_beside_the_best() -> None:
+    line = board_line(replace(BOARD, lead=0.541, lead_is="#12"), left_s=60.0)
+    assert "best 50.0% (baseline) | leads 54.1% (#12, unconfirmed)" in line
 
 
 def test_the_time_left_runs_down_while_a_run_goes_on_and_a_new_board_sets_it() -> None:
