@@ -1,4 +1,5 @@
-"""Ends a training before its time: paused after the first part of its budget, or given up because it cannot win.
+"""Ends a training before its time: paused after the first part of its budget, or given up because it cannot win; and
+how long that part has to be.
 
 Giving up is for the clear cases. A training is hopeless when, measured on the same `select` prompts at the same share
 of the budget, it lies so far below the incumbent's runs that it would have to gain more than twice what they gained
@@ -8,9 +9,13 @@ Both at a level of a few percent, at a few fixed places, because a late bloomer 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+from scipy import optimize
 
 from agent.campaign.comparison import RunNoise, compare, group_noise
 from agent.campaign.runs import HOPELESS, PAUSED
@@ -27,6 +32,27 @@ LEVEL = 0.02
 WINDOW = 3
 """Measurements of `select` that are averaged at each place."""
 LOOK_EVERY_S = 1.0
+FEWEST_MEASUREMENTS = 5
+STEPS = 20
+ROUNDING = 1e-9
+
+
+def share_that_tells(rows: Sequence[SelectRow], evaluation: Evaluation, *, way: float) -> float | None:
+    """Share of its budget after which a training has made this part of its way, in twentieths; None where its
+    measurements on `select` do not tell, or it went nowhere.
+
+    The curve is the one of those that never fall which lies nearest (isotonic regression): each measurement is of few
+    prompts.
+    """
+    known = [(row.budget_spent or 0.0, found.mean) for row in rows if (found := select_scores([row], evaluation))]
+    if len(known) < FEWEST_MEASUREMENTS:
+        return None
+    shares, values = np.array(sorted(known)).T
+    curve = optimize.isotonic_regression(values).x
+    if curve[-1] <= curve[0]:
+        return None
+    reached = shares[np.argmax(curve >= curve[0] + way * (curve[-1] - curve[0]) - ROUNDING)]
+    return math.ceil(float(reached) * STEPS - ROUNDING) / STEPS
 
 
 class Pause:

@@ -159,8 +159,8 @@ class Measured(Protocol):
         """None where it was not measured there. `metric` instead of the evaluation's own."""
 
     def on_the_way(self) -> Scores | None:
-        """By prompt of the `search` split, what was measured when the training had spent `rules.screen_share` of its
-        budget; None where nothing was."""
+        """By prompt of the `search` split, what was measured when the training had spent `screen_share` of its budget;
+        None where nothing was."""
 
     def health(self, split: str) -> Health | None: ...
     def faults(self) -> list[str]:
@@ -284,6 +284,16 @@ class Lab(abc.ABC):
         cost = self.cost(self.incumbent)
         return (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
 
+    @property
+    def screen_share(self) -> float | None:
+        """Share of its budget that an idea is trained for a screening; None where nothing would be told by it."""
+        return self.share_that_tells() if self.rules.screen_share is None else self.rules.screen_share
+
+    @abc.abstractmethod
+    def share_that_tells(self) -> float | None:
+        """Share of its budget after which a training has made `rules.screen_way` of its way; None where that is not
+        known."""
+
     def room_for_paused(self) -> int:
         """Paused trainings that there is room for."""
         return MANY_IDEAS
@@ -318,7 +328,7 @@ class Lab(abc.ABC):
 
     @abc.abstractmethod
     def screen(self, number: int) -> Measured:
-        """Begin the idea's search run and pause it at `rules.screen_share` of its budget; `run` goes on with it."""
+        """Begin the idea's search run and pause it at `screen_share` of its budget; `run` goes on with it."""
 
     @abc.abstractmethod
     def fix(self, number: int, terms: Terms) -> Terms:

@@ -24,7 +24,7 @@ class Rules:
     """One-sided level at which a search result is worth a confirmation."""
     confirm_seeds: int = CONFIRM_SEEDS
     """Fresh seeds of each arm before the first test."""
-    looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.2), (5, 0.3), (8, 0.3))
+    looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.3), (5, 0.5))
     """Fresh seeds of each arm at which a confirmation looks, and the share of its level for that look. The shares add
     up to 1."""
     hold_p: float = 0.45
@@ -35,8 +35,13 @@ class Rules:
     """Ideas that are screened together, at most. 0: no screening."""
     least_batch: int = 4
     """With fewer waiting, or affordable, there is no screening."""
-    screen_share: float = 0.25
-    """Of its budget that an idea is trained for a screening."""
+    screen_way: float = 0.6
+    """Part of its way, from the untrained model to its end, that a training must have made before it tells anything: so
+    far it is trained for a screening."""
+    screen_share: float | None = None
+    """Share of the budget that it is trained instead, whatever way that is."""
+    most_part: float = 0.5
+    """Of what a whole run costs, for a screening to be worth its uncertainty."""
     survivors: float = 0.25
     """Share of a screened batch that goes on."""
     scarce: float = 2.0
@@ -48,7 +53,7 @@ class Rules:
     """Ideas, the screened ones among them, after which what was promising is put together for the next to build on."""
     lead_left: float = 10.0
     """Runs for which there must be time after that, beside those of the end."""
-    together_p: tuple[float, ...] = (0.2, 0.5)
+    together_p: tuple[float, ...] = (0.35, 0.7)
     """What was discarded as inconclusive with a one-sided p-value below the first goes into one experiment at the end;
     where that was not kept, or there is still time, below the second, and so on."""
     stale_s: float = 3 * 3600.0

@@ -23,11 +23,14 @@ from agent.report.words import points
 
 def worth_screening(lab: Lab, evidence: Evidence) -> int:
     """How many ideas to screen together: 0 unless enough wait, not all of them can be afforded whole, there is room for
-    them, and a part of a training tells something.
+    them, and a part of a training tells something and is much cheaper than the whole.
 
     It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
     then the first idea is the one that mends it.
     """
+    share, cost = lab.screen_share, lab.cost(lab.incumbent)
+    if share is None or _first_part_s(lab, share) > lab.rules.most_part * cost.total_s:
+        return 0
     last = evidence.last_run(lab.lead)
     if last is None or underpowered(lab.budget, last) or not _on_the_way(evidence, lab.lead):
         return 0
@@ -43,15 +46,19 @@ def worth_screening(lab: Lab, evidence: Evidence) -> int:
 
 def _seconds(lab: Lab, size: int) -> float:
     """Of a batch, the full runs of those that go on included."""
+    return size * _first_part_s(lab, lab.screen_share or 1.0) + _survivors(lab, size) * seconds_to_go_on(lab)
+
+
+def _first_part_s(lab: Lab, share: float) -> float:
+    """Seconds of the first part of an idea's training, with its measurement."""
     cost = lab.cost(lab.incumbent)
-    part = cost.overhead_s + lab.rules.screen_share * cost.train_s + cost.evaluate_s
-    return size * part + _survivors(lab, size) * seconds_to_go_on(lab)
+    return cost.overhead_s + share * cost.train_s + cost.evaluate_s
 
 
 def seconds_to_go_on(lab: Lab) -> float:
     """Of what is left of a paused training."""
     cost = lab.cost(lab.incumbent)
-    return cost.total_s - lab.rules.screen_share * cost.train_s
+    return cost.total_s - (lab.screen_share or 0.0) * cost.train_s
 
 
 def _survivors(lab: Lab, size: int) -> int:
@@ -69,7 +76,7 @@ def screen_batch(lab: Lab, evidence: Evidence, size: int) -> None:
 def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
     """Train each a little, discard the weaker ones. What is done already is read back."""
     judged = {number for number, _ in lab.outcomes()}
-    lab.say(f"screening {len(numbers)} ideas over {lab.rules.screen_share:.0%} of their budget")
+    lab.say(f"screening {len(numbers)} ideas over {lab.screen_share or 1:.0%} of their budget")
     ranked = sorted(
         ((_first_part(lab, evidence, number), number) for number in numbers),
         key=lambda one: -one[0].delta if one[0] else math.inf,
@@ -92,7 +99,7 @@ def not_gone_on(lab: Lab, evidence: Evidence, number: int, why: str) -> Judgemen
 
 
 def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Judgement:
-    share = lab.rules.screen_share
+    share = lab.screen_share or 1.0
     so_far = f", {points(found.delta)} on search" if found else ""
     reason = f"screened: {words}; after {share:.0%} of the budget{so_far}"
     return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number))

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.campaign import choose
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.early import Hopeless, Pause
+from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
@@ -50,6 +50,8 @@ class Workbench(Lab):
         self.runner = runner or Runner(session)
         self.rules = rules or Rules()
         self.evidence: Evidence[Done] = Evidence()
+        self._first: Done | None = None
+        """Of the baseline."""
         self.evaluation = session.evaluation
         self.budget = session.recipe_of(0).budget
         self.baseline_seeds = session.settings.baseline_seeds
@@ -243,7 +245,7 @@ class Workbench(Lab):
 
     def screen(self, number: int) -> Done:
         """The journal knows it as a run that was stopped; `run` finds its folder and goes on."""
-        return self._repaired(Order(number, "search"), early=Pause(self.rules.screen_share))
+        return self._repaired(Order(number, "search"), early=Pause(self.screen_share or 1.0))
 
     def run(self, order: Order) -> Done:
         if order.arm == "untrained":
@@ -257,6 +259,8 @@ class Workbench(Lab):
         first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
         if first and not done.ok:
             raise _failed(done)
+        if order == Order(0, "baseline", 0):
+            self._first = done
         return done
 
     def _untrained(self) -> Job:
@@ -330,7 +334,12 @@ class Workbench(Lab):
         least, most = self.rules.least_batch, self.max_experiments
         reference = order.arm == "baseline" or self.is_advance(order.experiment)
         beside = reference and self.rules.batch > 0 and (most is None or most >= least)
-        return self.rules.screen_share if screened or beside else None
+        return self.screen_share if screened or beside else None
+
+    def share_that_tells(self) -> float | None:
+        """By the baseline's first run; the others, and what is screened, are measured there."""
+        first = self._first or next(iter(self.evidence.baseline()), None)
+        return share_that_tells(first.record.select, self.evaluation, way=self.rules.screen_way) if first else None
 
     def _words(self, order: Order) -> str:
         if order.arm == "candidate":

@@ -309,8 +309,15 @@ class SimulatedLab(Lab):
     def _on_the_way(self, recipe: frozenset[int], value: float) -> Scores:
         """What it measures after the share of the budget that a screening looks at."""
         self._spend(self.truth.world.evaluate_s)
-        share = self.rules.screen_share
+        share = self.screen_share
         return Scores(self.prompts.ids["search"], measure_on_the_way(self.prompts, recipe, value, share, self.random))
+
+    def share_that_tells(self) -> float:
+        return self.truth.world.share_after(self.rules.screen_way)
+
+    @property
+    def screen_share(self) -> float:
+        return self.rules.screen_share or self.share_that_tells()
 
     def screen(self, number: int) -> SimulatedRun:
         if number not in self._begun:
@@ -318,7 +325,7 @@ class SimulatedLab(Lab):
         return self._begun[number].run
 
     def _begin(self, number: int) -> Begun:
-        world, recipe, share = self.truth.world, self.tried[number].recipe, self.rules.screen_share
+        world, recipe, share = self.truth.world, self.tried[number].recipe, self.screen_share
         key = f"{number:03d}-screen"
         if self.truth.crashes(recipe):
             self._spend(world.crash_s)

@@ -103,6 +103,10 @@ class World:
         rate = 1 / self.time_to_level
         return (1 - math.exp(-rate * share)) / (1 - math.exp(-rate))
 
+    def share_after(self, way: float) -> float:
+        """Share of the budget, in twentieths, after which a training has made this part of its way."""
+        return next(step / 20 for step in range(21) if self.curve(step / 20) >= way - 1e-9)
+
 
 @functools.lru_cache(maxsize=1024)
 def _rates(spread: float) -> np.ndarray:
