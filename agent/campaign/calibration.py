@@ -157,7 +157,7 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
     prompts = lab.evaluation.confirm_prompts
-    smallest = detectable_gain(baseline, noise, lab.rules, ideas=lab.ideas_left(), prompts=prompts)
+    smallest = detectable_gain(baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts)
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     values = {
         "metric": lab.evaluation.metric,
@@ -184,18 +184,19 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
 
 
 def detectable_gain(
-    baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, ideas: int, prompts: int | None = None
+    baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, to_come: float, prompts: int | None = None
 ) -> float | None:
     """Smallest gain that the first confirmation finds with 80% power, once it has all the seeds it may have.
 
-    From the baseline compared with itself, in units of the metric. `prompts` of the confirm split; as many as the
-    baseline was measured on where not given. None where nothing varies, or the baseline ran once.
+    From the baseline compared with itself, in units of the metric. `to_come`: confirmations after it. `prompts` of the
+    confirm split; as many as the baseline was measured on where not given. None where nothing varies, or the baseline
+    ran once.
     """
     if len(baseline) < 2 or noise is None:
         return None
     seeds = rules.most_seeds
     then = _itself(baseline, noise, seeds=seeds, prompts=prompts)
-    level = rules.shares(seeds)[seeds] * next_level(rules, [], ideas=ideas)
+    level = rules.shares(seeds)[seeds] * next_level(rules, [], to_come=to_come)
     return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None
 
 

@@ -275,6 +275,27 @@ def _was_put_together(session: Session, recipe: Recipe, moves: Moves) -> bool:
     return changed is not None and changed.signature() in [one.recipe_signature for one in known]
 
 
+def announce_again(session: Session, number: int) -> int | None:
+    """A screened idea on what leads now; None where its keys stand elsewhere than where it found them."""
+    planned = session.state.experiments[number].planned
+    theirs = _moves_that_ran(session, number)
+    recipe = session.recipe_of(session.lead)
+    stands = all(_plain(get_key(recipe, key)) == old for key, (old, _) in theirs.items())
+    if (
+        planned is None
+        or not theirs
+        or not stands
+        or _applied(recipe, {k: new for k, (_, new) in theirs.items()}) is None
+    ):
+        return None
+    proposal = _put_together(
+        recipe, theirs, hypothesis=planned.hypothesis, what=f"#{number} whole",
+        why="screened out, and there is time left",
+        claim=f"#{number} was screened out by the first part of its training, and helps in the end.",
+    )  # fmt: skip
+    return announce(session, replace(proposal, axis=planned.axis), base=session.lead, again=number)
+
+
 def announce_without(session: Session, number: int, *, margin: float) -> int | None:
     """The incumbent with the keys of a kept idea put back; None where they were moved on since."""
     recipe = session.recipe_of(session.incumbent)

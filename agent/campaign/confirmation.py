@@ -76,9 +76,8 @@ def confirm(
     lab: Lab, evidence: Evidence, number: int, *, search: Measured, on_search: Comparison, advantage: str | None
 ) -> Judgement:
     """Carry a candidate from the filter to its verdict. Raises CutShort where the campaign ends first."""
-    level = next_level(
-        lab.rules, lab.used_levels(), ideas=min(lab.ideas_left(), lab.waiting()), last=_is_last_chance(lab, number)
-    )
+    last = _is_last_chance(lab, number)
+    level = next_level(lab.rules, lab.used_levels(), to_come=lab.confirmations_to_come(), last=last)
     terms = lab.fix(number, Terms(level, lab.rules.shares(affordable_seeds(lab, evidence, number))))
     way = _Way(number, lab.incumbent, search, on_search, advantage, terms.level, terms.shares)
     verdict = _step_by_step(lab, evidence, way)

@@ -20,7 +20,7 @@ from agent.campaign.lab import Lab, Past, lead_of, promising
 
 WORTH_ANOTHER = ("inconclusive", "promising", "screened")
 """Kinds of discard under which an idea may still be good."""
-SLOWER = 1.1
+SLOWER = 1.2
 """Than predicted: what is put off to the end must have time there."""
 FEWEST = 2
 """Kept ideas of which one may be a passenger."""
@@ -30,7 +30,7 @@ def last_experiment(lab: Lab) -> int | None:
     """The next experiment of the end, planned; None where there is none, or no time for its confirmation."""
     if seconds_of_the_end(lab) > lab.clock.left_s:
         return None
-    return _lead(lab) or _near_misses_together(lab) or _winner_without(lab)
+    return confirm_lead(lab) or _near_misses_together(lab) or _winner_without(lab)
 
 
 def last_chance(lab: Lab, needed: float) -> bool:
@@ -43,13 +43,13 @@ def last_chance(lab: Lab, needed: float) -> bool:
 
 def seconds_of_the_end(lab: Lab) -> float:
     """Of an experiment with the smallest confirmation, and of the holdout."""
-    cost = lab.cost(lab.incumbent)
+    cost = lab.cost(lab.lead)
     return SLOWER * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
 
 
-def _lead(lab: Lab) -> int | None:
+def confirm_lead(lab: Lab) -> int | None:
     """What leads, and what was promising since, against the incumbent."""
-    numbers = _what_leads(lab)
+    numbers = _what_leads(lab) if seconds_of_the_end(lab) <= lab.clock.left_s else []
     return lab.plan_together(numbers) if numbers else None
 
 

@@ -67,6 +67,8 @@ class Past:
     """The kept idea that it left out."""
     advance: bool = False
     """It put them together for others to build on, not to be confirmed."""
+    again: int | None = None
+    """The screened idea that it tried whole."""
 
 
 def lead_of(past: Sequence[Past], incumbent: int) -> int:
@@ -279,9 +281,16 @@ class Lab(abc.ABC):
         by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
         return int(max(0.0, min(self._affordable(), by_wish, MANY_IDEAS)))
 
+    def confirmations_to_come(self) -> float:
+        """How many are expected after the one at hand: of ideas that do nothing the filter lets its level through, as
+        long as they are confirmed one by one; then the lead, and what was missed."""
+        if self.max_experiments is not None:
+            return self.rules.filter_alpha * self.ideas_left()
+        return self.rules.to_come(waiting=self.waiting(), affordable=self._affordable())
+
     def _affordable(self) -> float:
         """Ideas that the time allows, each of them trained whole."""
-        cost = self.cost(self.incumbent)
+        cost = self.cost(self.lead)
         return (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
 
     @property
@@ -313,6 +322,10 @@ class Lab(abc.ABC):
         """Plan one experiment of what these change, as far as they go together, the first ones first; None where none
         is left to try. It changes the incumbent, and the lead among them brings all that it has; as an advance it
         changes the lead."""
+
+    @abc.abstractmethod
+    def plan_again(self, number: int) -> int | None:
+        """Plan a screened idea once more, to be trained whole; None where it does not go with what leads now."""
 
     @abc.abstractmethod
     def plan_without(self, number: int, *, margin: float) -> int | None:

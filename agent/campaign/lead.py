@@ -23,7 +23,7 @@ def worth_advancing(lab: Lab) -> bool:
     past = lab.past()
     if not promising(past) or (_since_the_last(past) < lab.rules.round and lab.waiting()):
         return False
-    a_run = lab.cost(lab.incumbent).total_s
+    a_run = lab.cost(lab.lead).total_s
     return lab.clock.left_s - a_run >= seconds_of_the_end(lab) + lab.rules.lead_left * a_run
 
 

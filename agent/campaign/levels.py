@@ -46,13 +46,9 @@ def left(rules: Rules, used: Sequence[Used]) -> float:
     return rules.alpha - sum(one.level for one in used if not one.kept)
 
 
-def next_level(rules: Rules, used: Sequence[Used], *, ideas: int, last: bool = False) -> float:
-    """Level of the next confirmation. `ideas`: how many more are to come, this one not counted. `last`: there will be
-    no time for another.
-
-    Of ideas that do nothing the filter lets `filter_alpha` through, so that many further confirmations are expected.
-    """
+def next_level(rules: Rules, used: Sequence[Used], *, to_come: float, last: bool = False) -> float:
+    """Level of the next confirmation. `to_come`: how many more are expected after it. `last`: there will be no time for
+    another."""
     if last:
         return left(rules, used) * rules.last_share
-    expected = 1 + rules.filter_alpha * max(0, ideas)
-    return left(rules, used) * max(rules.least_share, min(rules.most_share, 1 / expected))
+    return left(rules, used) * max(rules.least_share, min(rules.most_share, 1 / (1 + to_come)))

@@ -63,6 +63,11 @@ class Rules:
     def most_seeds(self) -> int:
         return max(seeds for seeds, _ in self.looks)
 
+    def to_come(self, *, waiting: float, affordable: float) -> float:
+        """Confirmations that are expected of so many ideas in a night that affords so many more."""
+        alone = max(0.0, min(affordable - self.alone_runs, waiting))
+        return self.filter_alpha * alone + len(self.together_p)
+
     def shares(self, most: int) -> dict[int, float]:
         """Looks of a confirmation that can afford so many seeds -> share of its level; they add up to 1.
 

@@ -28,7 +28,7 @@ def worth_screening(lab: Lab, evidence: Evidence) -> int:
     It tells nothing where the incumbent was not measured on its way (another trainer may not do it), or hardly trains:
     then the first idea is the one that mends it.
     """
-    share, cost = lab.screen_share, lab.cost(lab.incumbent)
+    share, cost = lab.screen_share, lab.cost(lab.lead)
     if share is None or _first_part_s(lab, share) > lab.rules.most_part * cost.total_s:
         return 0
     last = evidence.last_run(lab.lead)
@@ -51,13 +51,13 @@ def _seconds(lab: Lab, size: int) -> float:
 
 def _first_part_s(lab: Lab, share: float) -> float:
     """Seconds of the first part of an idea's training, with its measurement."""
-    cost = lab.cost(lab.incumbent)
+    cost = lab.cost(lab.lead)
     return cost.overhead_s + share * cost.train_s + cost.evaluate_s
 
 
 def seconds_to_go_on(lab: Lab) -> float:
     """Of what is left of a paused training."""
-    cost = lab.cost(lab.incumbent)
+    cost = lab.cost(lab.lead)
     return cost.total_s - (lab.screen_share or 0.0) * cost.train_s
 
 
@@ -96,6 +96,17 @@ def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
 def not_gone_on(lab: Lab, evidence: Evidence, number: int, why: str) -> Judgement:
     """An idea that was good enough to go on, and for which there is no time."""
     return _screened(lab, number, f"not gone on with, {why}", _first_part(lab, evidence, number))
+
+
+def second_chance(lab: Lab) -> int | None:
+    """With nothing else to try, and time left: the best of what was screened out, planned to be trained whole."""
+    if seconds_of_the_end(lab) + lab.cost(lab.lead).total_s > lab.clock.left_s:
+        return None
+    past = lab.past()
+    had = {one.again for one in past}
+    out = [one for one in past if one.kind == "screened" and one.p_value is not None and one.number not in had]
+    planned = (lab.plan_again(one.number) for one in sorted(out, key=lambda one: one.p_value or 0.0))
+    return next((number for number in planned if number is not None), None)
 
 
 def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Judgement:

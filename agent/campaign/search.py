@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
-from agent.campaign.endgame import best_first, last_chance, last_experiment
+from agent.campaign.endgame import best_first, confirm_lead, last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import CutShort, Lab, promising
 from agent.campaign.lead import worth_advancing
-from agent.campaign.screening import not_gone_on, rank_batch, screen_batch, seconds_to_go_on, worth_screening
+from agent.campaign.screening import (
+    not_gone_on,
+    rank_batch,
+    screen_batch,
+    second_chance,
+    seconds_to_go_on,
+    worth_screening,
+)
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.words import duration
@@ -82,11 +89,13 @@ def _next(lab: Lab) -> tuple[int | None, str]:
         number = lab.plan_together([one.number for one in best_first(promising(lab.past()))], advance=True)
         if number is not None:
             return number, ""
-    needed = lab.cost(lab.incumbent).total_s
+    needed = lab.cost(lab.lead).total_s
     reason = out_of_time(lab, needed)
     number = last_experiment(lab) if reason is None and last_chance(lab, needed) else None
     if number is None and reason is None:
         number, reason = lab.next_idea()
+        if number is None and lab.max_experiments is None:
+            number = confirm_lead(lab) or second_chance(lab)
     if number is None:
         number = last_experiment(lab)
     return number, reason or ""
@@ -110,7 +119,7 @@ def why_stop(lab: Lab) -> str | None:
 
 def out_of_time(lab: Lab, needed: float) -> str | None:
     """Why no further idea that takes so many seconds may start, or None."""
-    reserve = reserve_seconds(lab.cost(lab.incumbent))
+    reserve = reserve_seconds(lab.cost(lab.lead))
     if not lab.clock.affords(needed, reserve_s=reserve):
         return (
             f"the next idea would need {duration(needed)} and {duration(reserve)} are held back, "
@@ -131,7 +140,7 @@ def _report(lab: Lab, number: int, judgement: Judgement) -> None:
     """After each idea: the outcome, and in words whether a stop rule is met and what remains."""
     lab.say(f"{judgement.verdict.outcome} #{number}: {judgement.verdict.reason}")
     try:
-        reason = why_stop(lab) or out_of_time(lab, lab.cost(lab.incumbent).total_s)
+        reason = why_stop(lab) or out_of_time(lab, lab.cost(lab.lead).total_s)
     except CutShort as cut:
         reason = cut.reason
     rest = f"stop rule met: {reason}" if reason else f"no stop rule is met, {duration(lab.clock.left_s)} left"

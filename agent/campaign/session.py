@@ -144,10 +144,17 @@ class Session:
 
     # --- time -----------------------------------------------------------------------------------------------
 
-    def cost(self, recipe: Recipe) -> RunCost:
-        """Predicted seconds of a run of this recipe: medians of what was measured, else a first guess."""
+    def cost(self, recipe: Recipe, *, else_of: Sequence[Recipe] = ()) -> RunCost:
+        """Predicted seconds of a run of this recipe: medians of what was measured, of its own runs where it has any,
+        else of those of the first of `else_of` that has, else of all. A first guess where nothing was measured."""
         told = self._in_one_go()
-        trained = [(event, summary) for event, summary in told if summary.get("train_s")]
+        trained = [(event, summary) for _, event, summary in told if summary.get("train_s")]
+        for one in (recipe, *else_of):
+            signature = self.with_shared_layer(one).signature()
+            own = [(event, summary) for of, event, summary in told if of == signature and summary.get("train_s")]
+            if own:
+                trained = own
+                break
         if not trained:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
             train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
@@ -160,17 +167,18 @@ class Session:
         whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") not in EARLY]
         # Trainings that ended early say what a run costs beside its training, no more.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
-        alone = [(event.elapsed_s or 0.0, summary) for event, summary in told if summary.get("ended_by") == "evaluated"]
+        evaluations = [(event, summary) for _, event, summary in told if summary.get("ended_by") == "evaluated"]
+        alone = [(event.elapsed_s or 0.0, summary) for event, summary in evaluations]
         cost = RunCost(max(0.0, rest - evaluate), train, evaluate)
         return replace(cost, alone_s=evaluation_alone(recipe.evaluation, alone, most_s=cost.overhead_s))
 
-    def _in_one_go(self) -> list[tuple[RunFinished, dict[str, Any]]]:
-        """(end, summary) of each run that was neither stopped nor went on where another start had stopped: a part of a
-        training does not tell what a whole one costs."""
+    def _in_one_go(self) -> list[tuple[str, RunFinished, dict[str, Any]]]:
+        """(signature of its recipe, end, summary) of each run that was neither stopped nor went on where another start
+        had stopped: a part of a training does not tell what a whole one costs."""
         runs = [run for run in self.state.runs.values() if run.words]
         starts = Counter(run.words.out for run in runs if run.words)
         return [
-            (run.finished, run.finished.summary)
+            (run.words.recipe_signature or "", run.finished, run.finished.summary)
             for run in runs
             if run.words and starts[run.words.out] == 1
             and run.finished and run.finished.summary and not run.finished.summary.get("stopped")

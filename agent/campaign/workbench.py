@@ -120,7 +120,13 @@ class Workbench(Lab):
         return title(self.session.state.experiments[number])
 
     def cost(self, experiment: int) -> RunCost:
-        return self.session.cost(self.session.recipe_of(experiment))
+        """By its own runs; before it has any, by those of what it changes: its idea may cost more, and the rest of what
+        it has does."""
+        chain = [experiment]
+        while chain[-1]:
+            chain.append(self.session.base_of(chain[-1]))
+        first, *others = (self.recipe_of(number) for number in chain)
+        return self.session.cost(first, else_of=others)
 
     def simpler(self, number: int) -> str | None:
         without = self._planned(number).get("without")
@@ -236,6 +242,9 @@ class Workbench(Lab):
 
     def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
         return choose.announce_together(self.session, numbers, advance=advance)
+
+    def plan_again(self, number: int) -> int | None:
+        return choose.announce_again(self.session, number)
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
         return choose.announce_without(self.session, number, margin=margin)

@@ -85,6 +85,7 @@ class Tried:
     without: int | None = None
     margin: float = MARGIN
     advance: bool = False
+    again: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +246,13 @@ class SimulatedLab(Lab):
         self.tried[planned].together, self.tried[planned].advance = tuple(numbers), advance
         return planned
 
+    def plan_again(self, number: int) -> int | None:
+        if self.tried[number].moves & self.tried[self.lead].recipe:
+            return None
+        planned = self.plan(self.tried[number].moves, base=self.lead)
+        self.tried[planned].again = number
+        return planned
+
     def _brings(self, number: int) -> frozenset[int]:
         """All that the lead has, and of an idea itself."""
         return self.tried[number].recipe if number == self.lead else self.tried[number].moves
@@ -364,7 +372,17 @@ class SimulatedLab(Lab):
         delta, p_value = (basis.delta, basis.p_value) if basis else (None, None)
         if number:
             self._past.append(
-                Past(number, verdict.outcome, verdict.kind, delta, p_value, one.together, one.without, one.advance)
+                Past(
+                    number,
+                    verdict.outcome,
+                    verdict.kind,
+                    delta,
+                    p_value,
+                    one.together,
+                    one.without,
+                    one.advance,
+                    one.again,
+                )
             )
         if judgement.used:
             self._used.append(judgement.used)

@@ -19,6 +19,8 @@ from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.simulate.world import Idea, Prompts, Truth, World, measure, run_value
 
+FIXED_RUNS = 8
+"""The baseline's, and what is held back for a confirmation and the holdout."""
 CALIBRATIONS = 1000
 """Simulated calibrations from which the detectable gain of a world is taken."""
 
@@ -46,6 +48,12 @@ class Mix:
     runs: float | None = 100.0
     """Budget, in runs of the baseline; None ends with the ideas."""
 
+    def to_come(self, rules: Rules) -> float:
+        """Confirmations that are expected after the first, as the campaign counts them when its baseline has run."""
+        if self.runs is None:
+            return rules.filter_alpha * (self.ideas - 1)
+        return rules.to_come(waiting=self.ideas, affordable=self.runs - FIXED_RUNS)
+
 
 MIXES = {
     mix.name: mix
@@ -70,7 +78,7 @@ MIXES = {
 
 
 @functools.lru_cache(maxsize=64)
-def detectable_of(world: World, rules: Rules, *, ideas: int, seeds: int = 3) -> float:
+def detectable_of(world: World, rules: Rules, *, to_come: float, seeds: int = 3) -> float:
     """Median over simulated calibrations of the smallest detectable gain that would be printed."""
     found = []
     for night in range(CALIBRATIONS):
@@ -80,7 +88,7 @@ def detectable_of(world: World, rules: Rules, *, ideas: int, seeds: int = 3) -> 
             Scores(prompts.ids["search"], measure(prompts, "search", (), run_value(world, world.base, random), random))
             for _ in range(seeds)
         ]
-        gain = detectable_gain(runs, group_noise(runs), rules, ideas=ideas)
+        gain = detectable_gain(runs, group_noise(runs), rules, to_come=to_come)
         if gain is not None:
             found.append(gain)
     return statistics.median(found)
@@ -88,7 +96,7 @@ def detectable_of(world: World, rules: Rules, *, ideas: int, seeds: int = 3) -> 
 
 def draw(mix: Mix, world: World, rules: Rules, random: np.random.Generator) -> tuple[Truth, list[float]]:
     """The ideas of one night, and the planner's score of each."""
-    size = mix.gain * detectable_of(world, rules, ideas=mix.ideas)
+    size = mix.gain * detectable_of(world, rules, to_come=mix.to_come(rules))
     noise = world.total_noise
     places = [int(place) for place in random.permutation(mix.ideas)]
     special = mix.planted + mix.followers + 2 * mix.pairs

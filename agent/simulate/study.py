@@ -49,7 +49,7 @@ def run_cells(
 
 
 def _simulated(plan: Plan, nights: int, seed: int, workers: int | None) -> list[Any]:
-    detectable_of(plan.world, plan.rules, ideas=plan.mix.ideas)  # once, before the processes are forked
+    detectable_of(plan.world, plan.rules, to_come=plan.mix.to_come(plan.rules))  # once, before the processes are forked
     return simulate(plan, nights, seed=seed, workers=workers)
 
 
@@ -61,7 +61,7 @@ def cell_name(plan: Plan, *, nights: int, seed: int) -> str:
 
 def _settings(plan: Plan, seed: int) -> dict[str, Any]:
     world = plan.world
-    detectable = detectable_of(world, plan.rules, ideas=plan.mix.ideas)
+    detectable = detectable_of(world, plan.rules, to_come=plan.mix.to_come(plan.rules))
     return {
         "run_noise": round(world.run_noise / world.evaluation_noise, 3),
         "prompts": world.prompts,

@@ -99,8 +99,8 @@ def evaluate(rules: Rules, nights: int) -> dict[str, float]:
         plain = World(prompts=200, base=0.33, difficulty=1.7)
         world = dataclasses.replace(plain, run_noise=noise * plain.evaluation_noise)
         for mix in MIXES:
-            size = mix.gain * detectable_of(world, Rules(), ideas=mix.ideas)
-            sized = dataclasses.replace(mix, gain=size / detectable_of(world, rules, ideas=mix.ideas))
+            size = mix.gain * detectable_of(world, Rules(), to_come=mix.to_come(Rules()))
+            sized = dataclasses.replace(mix, gain=size / detectable_of(world, rules, to_come=mix.to_come(rules)))
             plan = Plan(sized, world, "ours", rules)
             result = sum_up(plan, simulate(plan, nights, seed=FIRST_NIGHT))
             planted = size / world.total_noise * (mix.planted + mix.followers + mix.pairs)

@@ -91,7 +91,7 @@ def test_what_does_not_hold_with_one_fresh_seed_is_given_up() -> None:
     assert [look.said for look in judgement.looks] == ["given up"]
     # its level is gone all the same
     assert judgement.used is not None
-    assert judgement.used.level == pytest.approx(next_level(RULES, [], ideas=min(lab.ideas_left(), lab.waiting())))
+    assert judgement.used.level == pytest.approx(next_level(RULES, [], to_come=lab.confirmations_to_come()))
     assert not judgement.used.kept
 
 

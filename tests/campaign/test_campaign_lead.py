@@ -96,8 +96,8 @@ def test_a_round_is_over_after_so_many_ideas_or_when_there_are_no_others() -> No
 
 
 def test_it_takes_time_for_it_for_another_round_and_for_the_end() -> None:
-    """A run; ten runs; five runs and a half, and the holdout, which is one run of this lab's."""
-    enough = 1 + 10 + 1.1 * 5 + 1
+    """A run; ten runs; six runs, and the holdout, which is one run of this lab's."""
+    enough = 1 + 10 + 1.2 * 5 + 1
     story = (past(1, "promising"), past(2, "regressed"))
     assert worth_advancing(lab(*story, runs=enough + 0.01))
     assert not worth_advancing(lab(*story, runs=enough - 0.01))
