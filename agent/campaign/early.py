@@ -49,7 +49,7 @@ def share_that_tells(rows: Sequence[SelectRow], evaluation: Evaluation, *, way: 
         return None
     shares, values = np.array(sorted(known)).T
     curve = optimize.isotonic_regression(values).x
-    if curve[-1] <= curve[0]:
+    if curve[-1] - curve[0] <= ROUNDING:
         return None
     reached = shares[np.argmax(curve >= curve[0] + way * (curve[-1] - curve[0]) - ROUNDING)]
     return math.ceil(float(reached) * STEPS - ROUNDING) / STEPS

@@ -152,7 +152,7 @@ class Session:
         for one in (recipe, *else_of):
             signature = self.with_shared_layer(one).signature()
             own = [(event, summary) for of, event, summary in told if of == signature and summary.get("train_s")]
-            if own:
+            if any(summary.get("ended_by") not in EARLY for _, summary in own):
                 trained = own
                 break
         if not trained:

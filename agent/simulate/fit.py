@@ -15,6 +15,7 @@ from agent.simulate.mixes import Mix
 from agent.simulate.world import World
 
 DIFFICULTIES = np.linspace(0.2, 6.0, 59)
+TIMES_TO_LEVEL = np.geomspace(0.05, 5.0, 41)
 FEWEST_IDEAS = 3
 """Judged ideas from which the spread of true effects is taken; with fewer the mix has none."""
 
@@ -50,10 +51,20 @@ def fit(bench: Workbench) -> tuple[World, Mix]:
         overhead_s=cost.overhead_s,
         train_s=cost.train_s,
         evaluate_s=cost.evaluate_s,
+        time_to_level=_time_to_level(bench),
     )
     world = dataclasses.replace(world, difficulty=_difficulty(world, values, samples))
     world = dataclasses.replace(world, per_run=_per_run(world, noise.within * world.prompts))
     return world, _mix(bench, world)
+
+
+def _time_to_level(bench: Workbench) -> float:
+    """At which a training has made as much of its way as the baseline's first run had, where that can be told."""
+    share = bench.share_that_tells()
+    if share is None:
+        return World.time_to_level
+    worlds = [World(time_to_level=float(one)) for one in TIMES_TO_LEVEL]
+    return min(worlds, key=lambda world: abs(world.share_after(bench.rules.screen_way) - share)).time_to_level
 
 
 def _difficulty(world: World, values: np.ndarray, samples: int) -> float:

@@ -95,9 +95,9 @@ def test_what_does_not_hold_with_one_fresh_seed_is_given_up() -> None:
     assert not judgement.used.kept
 
 
-@pytest.mark.parametrize(("runs", "share"), [(9.0, RULES.last_share), (12.0, RULES.most_share)])
+@pytest.mark.parametrize(("runs", "share"), [(9.0, RULES.last_share), (12.0, 1 / 3)])
 def test_the_last_confirmation_that_the_time_allows_may_use_nearly_all_that_is_left(runs: float, share: float) -> None:
-    """Four runs, and no search run and confirmation beside the holdout after it; or just that."""
+    """Four runs, and no search run and confirmation beside the holdout after it; or just that, and two are expected."""
     lab = lab_of(candidate=(0.70, 0.71), runs=runs)
     lab.last = True
     judgement = confirmed(lab)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nights import BETTER_RATE, Night, Recorder, fake_launch, forked_launch, trick
 
 from agent.campaign import early
 from agent.campaign.comparison import RunNoise
-from agent.campaign.early import LOOK_EVERY_S, PLACES, Hopeless, Pause
+from agent.campaign.early import LOOK_EVERY_S, PLACES, Hopeless, Pause, share_that_tells
 from agent.campaign.lab import Order
 from agent.campaign.runs import HOPELESS, PAUSED
 from agent.campaign.scores import Scores
@@ -76,6 +78,38 @@ def test_a_pause_waits_for_the_measurement_on_the_way(tmp_path: Path) -> None:
         assert pause.why(tmp_path) is None, "the line is not whole yet"
         file.write(line[-9:])
     assert pause.why(tmp_path) == f"{PAUSED} at 40% of its budget"
+
+
+# --- how long the first part is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [
+        pytest.param((0.26, 0.38, 0.44, 0.56, 0.68, 0.8), 0.6, id="the same in each part"),
+        pytest.param((0.7, 0.7, 0.75, 0.8, 0.8, 0.8), 0.1, id="early"),
+        pytest.param((0.2, 0.2, 0.2, 0.2, 0.2, 0.8), 1.0, id="at the end"),
+        pytest.param((0.26, 0.6, 0.28, 0.56, 0.68, 0.8), 0.6, id="one lucky measurement does not make it early"),
+    ],
+)
+def test_a_training_tells_something_when_it_has_made_most_of_its_way(rates: Sequence[float], share: float) -> None:
+    """From 20% at the start to 80%: 60% of it are made at 56%."""
+    assert share_that_tells(curve(rates), EVALUATION, way=0.6) == pytest.approx(share)
+    rising = Evaluation(select_prompts=PROMPTS, direction="minimize")
+    assert share_that_tells(curve([1 - rate for rate in rates]), rising, way=0.6) != pytest.approx(0.0)
+
+
+def test_where_the_baseline_learns_nothing_or_was_hardly_measured_no_part_tells_anything() -> None:
+    assert share_that_tells(curve([0.2] * 6), EVALUATION, way=0.6) is None
+    assert share_that_tells(curve([0.3, 0.2, 0.15, 0.1, 0.1, 0.1]), EVALUATION, way=0.6) in (None, 0.1)
+    assert share_that_tells(curve(STEADY)[:3], EVALUATION, way=0.6) is None
+    assert share_that_tells([], EVALUATION, way=0.6) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_the_part_is_a_share_in_twentieths(rates: list[float]) -> None:
+    share = share_that_tells(curve(rates), EVALUATION, way=0.6)
+    assert share is None or (0 <= share <= 1 and share * 20 == pytest.approx(round(share * 20)))
 
 
 # --- while it trains ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from agent.campaign.choose import announce_together, announce_without
 from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.lab import Past
 from agent.campaign.rules import Rules
+from agent.campaign.screening import second_chance
 from agent.campaign.session import Session
 from agent.ledger.events import ExperimentPlanned
 from agent.recipe.files import load_recipe
@@ -92,6 +93,31 @@ def test_the_last_chance_is_before_the_idea_after_which_there_would_be_no_time()
     assert not last_chance(EndLab(missed(1, 0.3), runs=7.9), A_RUN), "nothing waits"
     tried = Past(2, "discard", "inconclusive", 0.0, 0.3, together=(1,))
     assert not last_chance(EndLab(missed(1, 0.1), tried, runs=7.9), A_RUN), "they had their chance"
+
+
+# --- what was screened out ---------------------------------------------------------------------------------
+
+
+def screened(number: int, p_value: float | None, **also: Any) -> Past:
+    return Past(number, "discard", "screened", -0.01, p_value, **also)
+
+
+def test_the_best_of_what_was_screened_out_comes_again_once() -> None:
+    story = (screened(1, 0.6), screened(2, 0.4), screened(3, None), Past(4, "discard", "regressed", -0.1, 0.2))
+    lab = EndLab(*story)
+    assert second_chance(lab) == 99
+    assert lab.asked == [("again", (2,), 0.0)]
+    lab = EndLab(*story, Past(5, "discard", "inconclusive", 0.0, 0.5, again=2))
+    assert second_chance(lab) == 99
+    assert lab.asked == [("again", (1,), 0.0)]
+    lab = EndLab(*story, impossible=[2, 1])
+    assert second_chance(lab) is None
+    assert [numbers for _, numbers, _ in lab.asked] == [(2,), (1,)]
+
+
+def test_there_is_no_second_chance_without_time_for_it_and_for_the_end() -> None:
+    assert second_chance(EndLab(screened(1, 0.4), runs=8.01)) == 99
+    assert second_chance(EndLab(screened(1, 0.4), runs=7.99)) is None
 
 
 # --- what the winner can do without ------------------------------------------------------------------------

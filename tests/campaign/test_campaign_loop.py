@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from agent.campaign.workbench import Workbench
 from agent.errors import BudgetError, DataError, ResourceError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
+from agent.recipe.schema import Recipe
 
 
 def rows(night: Night) -> list[dict[str, str]]:
@@ -84,6 +86,29 @@ def test_a_training_that_passed_its_peak_says_nothing_about_how_long_one_takes(n
     ended = [run.finished.summary["ended_by"] for run in night.session.state.runs.values() if run.finished]
     assert "decline" in ended
     assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
+
+
+def test_a_recipe_costs_what_its_own_runs_did_or_those_of_what_it_changes(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night.playbook(RATE_UP, NOTHING)
+    night.start(max_experiments=2)
+    session = night.session
+    assert session is not None
+    first, other, unknown = session.recipe_of(0), session.recipe_of(1), session.recipe_of(2)
+
+    def ran(recipe: Recipe, elapsed: float, ended_by: str = "budget") -> Any:
+        ended = SimpleNamespace(elapsed_s=elapsed)
+        return recipe.signature(), ended, {"train_s": 6.0, "evaluate_s": 1.0, "rung_s": 0.5, "ended_by": ended_by}
+
+    told = [*(ran(first, 8.0) for _ in range(3)), ran(other, 14.0)]
+    monkeypatch.setattr(session, "_in_one_go", lambda: told)
+    assert session.cost(first).total_s == pytest.approx(7.5), "the measurement on the way is not part of it"
+    assert session.cost(other).total_s == pytest.approx(13.5)
+    assert session.cost(unknown, else_of=[other, first]).total_s == pytest.approx(13.5)
+    assert session.cost(unknown).total_s == pytest.approx(7.5), "else of all"
+    told.append(ran(unknown, 3.0, "decline"))
+    assert session.cost(unknown, else_of=[other]).total_s == pytest.approx(13.5), "one that ended early does not tell"
 
 
 def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:

@@ -12,6 +12,7 @@ from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, fake_launch, forked_la
 from agent.campaign import workbench
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import MANY_IDEAS, Order
+from agent.campaign.past import past_of
 from agent.campaign.rules import Rules
 from agent.campaign.runs import PAUSED
 from agent.campaign.screening import screen_batch, worth_screening
@@ -24,8 +25,8 @@ from agent.simulate.world import Idea, Truth, World
 
 WORSE_RATE = hypothesis("worse-rate", 0.6, set={"learner.learning_rate": 2.5e-4})
 DIES = hypothesis("dies", 0.5, set={"learner.optimizer": "sgd"})
-RULES = Rules(batch=4, survivors=0.5, screen_share=0.6, scarce=1e9, alone_runs=0)
-"""Half of four ideas go on, after three of five cycles, whatever the night affords."""
+RULES = Rules(batch=4, survivors=0.5, screen_share=0.6, most_part=9.0, scarce=1e9, alone_runs=0)
+"""Half of four ideas go on, after three of five cycles, whatever that saves and the night affords."""
 A_PART = ("123", "1234")
 """Cycles of a training that was paused then; on a busy machine one more is over before the signal comes."""
 
@@ -67,7 +68,7 @@ def test_ideas_are_screened_where_more_wait_than_the_night_affords() -> None:
 
 def test_the_last_batch_is_as_large_as_the_time_allows() -> None:
     sizes = []
-    for runs in (9.0, 9.5, 10.0, 12.0, 30.0):
+    for runs in (9.5, 10.0, 10.5, 12.0, 30.0):
         lab = simulated(runs=runs, ideas=60)
         lab.rules = Rules(batch=9, least_batch=3, scarce=1.0)
         sizes.append(worth(lab))
@@ -290,3 +291,21 @@ def test_a_real_process_is_paused_and_goes_on_where_it_stopped(night: Night, mon
     assert whole.on_the_way().mean == known.mean  # type: ignore[union-attr]
     assert night.starts() == {"001-search-s1000": "xx"}
     bench.close()
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_was_screened_out_has_a_second_chance_where_nothing_else_is_left_to_try(night: Night) -> None:
+    """The placebo is trained whole on what leads by then. The lower rate is another change by now, which the planner
+    proposes itself."""
+    night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, WORSE_RATE)
+    night.start(rules=RULES)
+    assert night.session is not None
+    assert night.outcomes()[3:6] == [("placebo", "discard"), ("worse-rate", "discard"), ("no-dedup", "keep")]
+    again = night.session.state.experiments[7]
+    assert again.planned is not None
+    assert again.planned.model_extra is not None
+    assert again.planned.model_extra["again"] == 3
+    assert (again.planned.incumbent, again.planned.hypothesis) == (5, "placebo")
+    assert night.trained("007-search-s7000") == "12345"
+    assert "screened out by the first part" in night.git("log", "-1", "--format=%b", "raft/night/exp/007-placebo")
+    assert not [one for one in past_of(night.session.state) if one.again == 4]

@@ -187,7 +187,7 @@ def test_a_screened_and_a_superseded_idea(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FAKE_PACE", "0.06")
     night = night_of(tmp_path)
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING)
-    rules = Rules(batch=3, least_batch=3, survivors=0.67, screen_share=0.6, scarce=1e9, alone_runs=0)
+    rules = Rules(batch=3, least_batch=3, survivors=0.67, screen_share=0.6, most_part=9.0, scarce=1e9, alone_runs=0)
     night.start(rules=rules, max_experiments=3)
     assert night.session is not None
     kept, superseded, screened = (text_of(night.session.state, number) for number in (1, 2, 3))
