@@ -15,7 +15,6 @@ from agent.ledger.messages import outcome_note
 from agent.ledger.table import append_row, read_rows, rebuild
 from agent.plan.memory import Moves
 from agent.recipe.change import describe_moves
-from agent.run.remedies import moved_keys
 
 
 def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) -> None:
@@ -122,7 +121,7 @@ def _moves(session: Session, experiment: Experiment, *, kept: bool) -> Moves:
     if planned is None:
         return {}
     if kept and experiment.number and session.base_of(experiment.number) != session.incumbent:
-        return moved_keys(session.recipe_of(session.incumbent), session.recipe_of(experiment.number))
+        return session.moves_between(session.incumbent, experiment.number)
     return {key: (move[0], move[1]) for key, move in planned.changes.items()}
 
 

@@ -18,15 +18,17 @@ from agent.campaign.observer import Board, Observer
 from agent.campaign.past import past_of
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
-from agent.errors import RecipeError
+from agent.errors import AgentError, RecipeError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
 from agent.ledger.events import RunFinished
 from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
+from agent.plan.memory import Moves
 from agent.plan.schema import Playbook
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
 from agent.recipe.schema import Evaluation, Recipe
+from agent.run.remedies import moved_keys
 
 FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
@@ -141,6 +143,13 @@ class Session:
         """The experiment whose recipe this one changes."""
         planned = self.state.experiments[number].planned
         return (planned.incumbent if planned else None) or 0
+
+    def moves_between(self, before: int, after: int) -> Moves:
+        """What an experiment's recipe has other than another's; nothing where one of the two is not valid."""
+        try:
+            return moved_keys(self.recipe_of(before), self.recipe_of(after))
+        except AgentError:
+            return {}
 
     # --- time -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from agent.campaign import choose
+from agent.campaign import announce, choose
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
@@ -238,16 +238,16 @@ class Workbench(Lab):
             return None, f"the playbook is exhausted: {ranking.note}"
         if not batch:
             self.say(choose.explain(ranking))
-        return choose.announce(self.session, proposal, base=self.lead, batch=batch), ""
+        return announce.announce(self.session, proposal, base=self.lead, batch=batch), ""
 
     def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
-        return choose.announce_together(self.session, numbers, advance=advance)
+        return announce.announce_together(self.session, numbers, advance=advance)
 
     def plan_again(self, number: int) -> int | None:
-        return choose.announce_again(self.session, number)
+        return announce.announce_again(self.session, number)
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
-        return choose.announce_without(self.session, number, margin=margin)
+        return announce.announce_without(self.session, number, margin=margin)
 
     def commit(self, number: int) -> None:
         commit_experiment(self.session, number)

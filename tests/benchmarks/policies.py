@@ -33,7 +33,7 @@ from typing import Any
 import yaml
 from scipy import stats
 
-from agent.campaign import choose
+from agent.campaign import announce, choose
 from agent.campaign.budget import parse_duration
 from agent.campaign.lab import CutShort, Order
 from agent.campaign.loop import run_campaign
@@ -211,7 +211,7 @@ class Drawn(Remembering):
         ranking = choose.rank(self.session, self.evidence)
         if not ranking.proposals:
             return None, ranking.note
-        return choose.announce(self.session, self.rng.choice(ranking.proposals), base=self.lead), ""
+        return announce.announce(self.session, self.rng.choice(ranking.proposals), base=self.lead), ""
 
 
 POLICIES: dict[str, Callable[[Session, int], None]] = {"ours": by_ours, "greedy": by_greedy, "random": by_random}

@@ -9,7 +9,7 @@ import pytest
 from made import A_RUN, MadeLab, run
 from nights import BETTER_RATE, NO_DEDUP, NO_PACKING, Night
 
-from agent.campaign.choose import announce_together, announce_without
+from agent.campaign.announce import announce_together, announce_without
 from agent.campaign.endgame import last_chance, last_experiment
 from agent.campaign.lab import Past
 from agent.campaign.rules import Rules

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from made import A_RUN, MadeLab, run
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis
 
-from agent.campaign.choose import announce_together, attempts
+from agent.campaign.announce import announce_together
+from agent.campaign.choose import attempts
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import worth_advancing
 from agent.campaign.rules import Rules

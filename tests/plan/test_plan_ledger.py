@@ -13,11 +13,12 @@ from agent.campaign import choose
 from agent.ledger.events import ConstraintLearned
 from agent.ledger.journal import Journal
 from agent.ledger.table import append_row, create_table
-from agent.plan.memory import Attempt, same_idea
+from agent.plan.memory import Attempt, Moves, same_idea
 from agent.plan.planner import Proposal, plan
 from agent.recipe.change import describe_moves
 from agent.recipe.files import load_recipe, resolved_text, with_keys
 from agent.recipe.schema import Recipe
+from agent.run.remedies import moved_keys
 
 RECIPE = "recipes/main.yaml"
 
@@ -30,6 +31,9 @@ class Campaign(SimpleNamespace):
 
     def base_of(self, experiment: int) -> int:
         return 0
+
+    def moves_between(self, before: int, after: int) -> Moves:
+        return moved_keys(self.recipe_of(before), self.recipe_of(after))
 
     def recipe_from(self, files: dict[str, str], *, label: str) -> Recipe:
         path = self.folder / f"{label}.yaml"
