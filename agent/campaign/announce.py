@@ -9,36 +9,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from agent.campaign.lab import MEASURED_NOTHING
 from agent.campaign.session import Session
 from agent.errors import AgentError
 from agent.ledger.messages import experiment_body, slug_of
 from agent.plan.memory import Moves
 from agent.plan.planner import Proposal
 from agent.recipe.change import Change, short
-from agent.recipe.files import edit_text, get_key
+from agent.recipe.files import edit_text, get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.report.words import points
+from agent.run.remedies import moved_keys
+
+MOST_TRIES = 2
+"""Of one recipe's confirmation, where the first measured nothing."""
 
 
-def announce_together(session: Session, numbers: Sequence[int], *, advance: bool = False) -> int | None:
-    """One experiment of what several ideas change, the first ones first. What does not go with those before it is left
-    out: a key that stands elsewhere than where the idea found it, or a change that is refused. None where nothing is
-    left, or this very recipe was put together for its confirmation before."""
-    base = session.lead if advance else session.incumbent
-    recipe = session.recipe_of(base)
+def announce_together(
+    session: Session, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False
+) -> int | None:
+    """One experiment of what several ideas change, the first ones first; the lead among them brings all that it has.
+
+    What does not go with those before it is left out: a key that stands elsewhere than where the idea found it, or a
+    change that is refused. None where nothing is left, or this very recipe was put to its confirmation before.
+    """
+    lead, incumbent = session.lead, session.incumbent
+    base = lead if advance else incumbent
+    brought = [lead] if lead != incumbent and (advance or lead in numbers) else []
+    recipe = session.recipe_of(brought[0] if brought else base)
     values: dict[str, Any] = {}
-    parts = []
+    parts = [number for number in numbers if number in brought]
     for number in numbers:
-        theirs = _brought_by(session, number)
-        now = _applied(recipe, values) if values else recipe
+        theirs = {} if number in brought else _moves_that_ran(session, number)
+        now = _applied(recipe, values)
         fits = now is not None and all(_plain(get_key(now, key)) == old for key, (old, _) in theirs.items())
-        together = values | {key: new for key, (_, new) in theirs.items()}
-        if theirs and fits and _applied(recipe, together) is not None:
-            values = together
+        more = values | {key: new for key, (_, new) in theirs.items()}
+        if theirs and fits and _applied(recipe, more) is not None:
+            values = more
             parts.append(number)
-    moves = {key: (_plain(get_key(recipe, key)), new) for key, new in values.items()}
-    moves = {key: move for key, move in moves.items() if move[0] != move[1]}
-    if not parts or not moves or (not advance and _was_put_together(session, recipe, moves)):
+    whole = _applied(recipe, values)
+    assert whole is not None
+    moved = moved_keys(session.recipe_of(base), whole)
+    moves = {key: moved[key] for key in (*values, *moved) if key in moved}
+    if not parts or not moves or (not advance and _was_put_together(session, whole)):
         return None
     names = ", ".join(f"#{number}" for number in parts)
     what, claim = f"near-misses {names}", f"What {names} could not show alone shows together."
@@ -46,46 +59,70 @@ def announce_together(session: Session, numbers: Sequence[int], *, advance: bool
     if advance:
         what, claim = f"promising {names}", f"What {names} change helps together, and others can build on it."
         why = "promising, and no time to confirm it alone"
-    proposal = _put_together(recipe, moves, hypothesis="together", what=what, claim=claim, why=why)
-    return announce(session, proposal, base=base, together=parts, advance=advance or None)
+    elif of_lead:
+        what, claim = f"what led, {names}", f"What {names} have beyond the incumbent helps."
+        why = "built on without a verdict, and to be confirmed now"
+    proposal = _put_together(whole, moves, hypothesis="together", what=what, claim=claim, why=why)
+    together = list(dict.fromkeys([*brought, *parts]))
+    comparator = None if advance else _comparator(session, whole, together)
+    return announce(
+        session, replace(proposal, comparator=comparator), base=base,
+        together=together, advance=advance or None, of_lead=of_lead or None,
+    )  # fmt: skip
 
 
-def _brought_by(session: Session, number: int) -> Moves:
-    """What an idea changed, with its fixes; all that the lead has on top of the incumbent."""
-    if number == session.lead != session.incumbent:
-        return session.moves_between(session.incumbent, number)
-    return _moves_that_ran(session, number)
+def _was_put_together(session: Session, recipe: Recipe) -> bool:
+    """For its confirmation, and something was measured; or often enough."""
+    signature, tries = recipe.signature(), 0
+    for one in session.state.experiments.values():
+        known = (one.planned.model_extra or {}) if one.planned else {}
+        if known.get("together") and not known.get("advance") and one.recipe_signature == signature:
+            tries += 1
+            kind = one.judged.numbers.get("kind") if one.judged else None
+            if kind not in MEASURED_NOTHING or tries >= MOST_TRIES:
+                return True
+    return False
 
 
-def _was_put_together(session: Session, recipe: Recipe, moves: Moves) -> bool:
-    """An experiment of the end, with this recipe."""
-    changed = _applied(recipe, {key: new for key, (_, new) in moves.items()})
-    ends = [one.planned for one in session.state.experiments.values() if one.planned]
-    known = [
-        one for one in ends if (one.model_extra or {}).get("together") and not (one.model_extra or {}).get("advance")
-    ]
-    return changed is not None and changed.signature() in [one.recipe_signature for one in known]
+def _comparator(session: Session, recipe: Recipe, parts: Sequence[int]) -> Recipe | None:
+    """The recipe at a constant rate, where one of the parts has to beat that: a schedule is kept for nothing less."""
+    if not any(_has_comparator(session, part) for part in parts):
+        return None
+    constant = with_keys(recipe, {"learner.lr_schedule": {"kind": "constant"}})
+    return constant if constant.signature() != recipe.signature() else None
+
+
+def _has_comparator(session: Session, number: int) -> bool:
+    planned = session.state.experiments[number].planned
+    known = (planned.model_extra or {}) if planned else {}
+    parts = known.get("together") or ()
+    return bool(known.get("comparator")) or any(_has_comparator(session, part) for part in parts)
 
 
 def announce_again(session: Session, number: int) -> int | None:
-    """A screened idea on what leads now; None where its keys stand elsewhere than where it found them."""
-    planned = session.state.experiments[number].planned
-    theirs = _moves_that_ran(session, number)
+    """A screened idea on what leads now; None where its keys stand elsewhere than where it found them, or where that
+    ran whole since."""
+    planned, theirs = session.state.experiments[number].planned, _moves_that_ran(session, number)
     recipe = session.recipe_of(session.lead)
     stands = all(_plain(get_key(recipe, key)) == old for key, (old, _) in theirs.items())
-    if (
-        planned is None
-        or not theirs
-        or not stands
-        or _applied(recipe, {k: new for k, (_, new) in theirs.items()}) is None
-    ):
+    changed = _applied(recipe, {key: new for key, (_, new) in theirs.items()}) if stands else None
+    if planned is None or not theirs or changed is None or _ran_whole(session, changed):
         return None
     proposal = _put_together(
-        recipe, theirs, hypothesis=planned.hypothesis, what=f"#{number} whole",
+        changed, theirs, hypothesis=planned.hypothesis, what=f"#{number} whole",
         why="screened out, and there is time left",
         claim=f"#{number} was screened out by the first part of its training, and helps in the end.",
     )  # fmt: skip
-    return announce(session, replace(proposal, axis=planned.axis), base=session.lead, again=number)
+    proposal = replace(proposal, axis=planned.axis, comparator=_comparator(session, changed, [number]))
+    return announce(session, proposal, base=session.lead, again=number)
+
+
+def _ran_whole(session: Session, recipe: Recipe) -> bool:
+    signature = recipe.signature()
+    return any(
+        one.recipe_signature == signature and one.judged is not None and one.judged.numbers.get("kind") != "screened"
+        for one in session.state.experiments.values()
+    )
 
 
 def announce_without(session: Session, number: int, *, margin: float) -> int | None:
@@ -94,13 +131,14 @@ def announce_without(session: Session, number: int, *, margin: float) -> int | N
     theirs = _moves_that_ran(session, number)
     moves = {key: (new, old) for key, (old, new) in theirs.items()}
     stands = all(_plain(get_key(recipe, key)) == now for key, (now, _) in moves.items())
-    if not moves or not stands or _applied(recipe, {key: new for key, (_, new) in moves.items()}) is None:
+    changed = _applied(recipe, {key: new for key, (_, new) in moves.items()}) if moves and stands else None
+    if changed is None:
         return None
     claim = (
         f"Less than half of the gain for which #{number} was kept ({points(2 * margin)}) is left; it is a passenger."
     )
     why = "an experiment of the end: no further idea can be had or afforded"
-    proposal = _put_together(recipe, moves, hypothesis="ablation", what=f"without #{number}", claim=claim, why=why)
+    proposal = _put_together(changed, moves, hypothesis="ablation", what=f"without #{number}", claim=claim, why=why)
     return announce(session, proposal, base=session.incumbent, without=number, margin=margin)
 
 
@@ -117,7 +155,7 @@ def _moves_that_ran(session: Session, number: int) -> Moves:
 
 def _applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe | None:
     try:
-        return Change(set=dict(values)).apply(recipe)
+        return Change(set=dict(values)).apply(recipe) if values else recipe
     except AgentError:
         return None
 
@@ -128,16 +166,13 @@ def _plain(value: Any) -> Any:
 
 
 def _put_together(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, claim: str, why: str) -> Proposal:
-    """A proposal that no playbook holds (`endgame.py`, `lead.py`)."""
-    values = {key: new for key, (_, new) in moves.items()}
-    changed = _applied(recipe, values)
-    assert changed is not None
+    """A proposal that no playbook holds (`endgame.py`, `lead.py`): `recipe` with the moves made."""
     shown = [short(move[side]) for side in (0, 1) for move in [next(iter(moves.values()))]]
     return Proposal(
         hypothesis=hypothesis,
         axis=hypothesis,
-        change=Change(set=values),
-        recipe=changed,
+        change=Change(set={key: new for key, (_, new) in moves.items()}),
+        recipe=recipe,
         score=0.0,
         why=[why],
         symptom=None,

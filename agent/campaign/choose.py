@@ -86,6 +86,7 @@ def attempts(session: Session) -> list[Attempt]:
                 values=values,
                 signature=planned.recipe_signature or "",
                 outcome="keep" if number in standing else judged.outcome,
+                leads=number in standing,
                 reason=judged.reason,
                 delta=delta,
                 crash_class=judged.crash_class,
@@ -133,8 +134,8 @@ def _model_and_task(recipe: Recipe) -> tuple[Any, ...]:
 def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | None:
     outcome, hypothesis = row.get("status"), row.get("hypothesis", "")
     axis = _axis_of(hypothesis, playbook)
-    if outcome not in ("keep", "discard", "crash") or axis is None:
-        return None
+    if outcome not in ("keep", "discard", "crash") or axis is None or "unconfirmed:" in row.get("reason", ""):
+        return None  # what was promising and never confirmed was not tried out
     index, delta = row.get("index", ""), row.get("delta", "")
     return Attempt(
         hypothesis=hypothesis,

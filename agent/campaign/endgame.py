@@ -28,7 +28,7 @@ FEWEST = 2
 
 def last_experiment(lab: Lab) -> int | None:
     """The next experiment of the end, planned; None where there is none, or no time for its confirmation."""
-    if seconds_of_the_end(lab) > lab.clock.left_s:
+    if least_seconds(lab) > lab.clock.left_s:
         return None
     return confirm_lead(lab) or _near_misses_together(lab) or _winner_without(lab)
 
@@ -36,21 +36,26 @@ def last_experiment(lab: Lab) -> int | None:
 def last_chance(lab: Lab, needed: float) -> bool:
     """Whether a lead or near-misses wait that had no experiment of the end yet, and would have no time for it after
     something else that takes so many seconds."""
-    if lab.clock.left_s - needed >= seconds_of_the_end(lab):
+    if not least_seconds(lab) <= lab.clock.left_s < needed + seconds_of_the_end(lab):
         return False
     return _what_leads(lab) != [] or (not _times(lab.past()) and bool(near_misses(lab)))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
-    """Of an experiment with the smallest confirmation, and of the holdout."""
+    """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them."""
+    return least_seconds(lab, slower=SLOWER)
+
+
+def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
+    """The same as predicted: with less time it is not begun."""
     cost = lab.cost(lab.lead)
-    return SLOWER * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
+    return slower * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
 
 
 def confirm_lead(lab: Lab) -> int | None:
     """What leads, and what was promising since, against the incumbent."""
-    numbers = _what_leads(lab) if seconds_of_the_end(lab) <= lab.clock.left_s else []
-    return lab.plan_together(numbers) if numbers else None
+    numbers = _what_leads(lab) if least_seconds(lab) <= lab.clock.left_s else []
+    return lab.plan_together(numbers, of_lead=True) if numbers else None
 
 
 def _what_leads(lab: Lab) -> list[int]:
@@ -79,7 +84,7 @@ def near_misses(lab: Lab) -> list[Past]:
         return []
     parts = {one.number: one.together for one in past}
     kept = {part for one in past if one.outcome == "keep" for part in _all_parts(one.number, parts)}
-    before = {part for one in past if not one.advance for part in one.together}
+    before = {part for one in past if not one.advance for part in _all_parts(one.number, parts)}
     found = [
         one
         for one in past
@@ -101,7 +106,7 @@ def _times(past: Sequence[Past]) -> int:
     for one in reversed(past):
         if one.outcome == "keep":
             break
-        times += bool(one.together) and not one.advance
+        times += bool(one.together) and not one.advance and not one.of_lead
     return times
 
 

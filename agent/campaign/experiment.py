@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
-from agent.campaign.endgame import near_misses, seconds_of_the_end
+from agent.campaign.endgame import least_seconds, near_misses
 from agent.campaign.evidence import Evidence
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
@@ -92,7 +92,7 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
-    together = None if lacking else _better_together(lab, number)
+    together = _better_together(lab, number) if worth and not lacking else None
     if lacking or together:
         words = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking or together}"
         verdict = Verdict("discard", words, on_search, "promising" if together else "inconclusive")
@@ -110,7 +110,7 @@ def _better_together(lab: Lab, number: int) -> str | None:
     company = lab.waiting() >= FEW_IDEAS or near_misses(lab) or lab.lead != lab.incumbent
     if lab.max_experiments is not None or not company:
         return None
-    if lab.clock.left_s < seconds_of_the_end(lab):
+    if lab.clock.left_s < least_seconds(lab):
         return None  # now or never
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 

@@ -67,8 +67,14 @@ class Past:
     """The kept idea that it left out."""
     advance: bool = False
     """It put them together for others to build on, not to be confirmed."""
+    of_lead: bool = False
+    """It is what led, put together for its confirmation."""
     again: int | None = None
     """The screened idea that it tried whole."""
+
+
+MEASURED_NOTHING = ("crash", "tainted", "underpowered")
+"""Kinds of outcomes that say nothing about what was tried."""
 
 
 def lead_of(past: Sequence[Past], incumbent: int) -> int:
@@ -107,7 +113,8 @@ def promising(past: Sequence[Past]) -> list[Past]:
 
 def _ends_leads(one: Past) -> bool:
     """What is kept contains the lead of its time; what was put together for its confirmation has contained it too."""
-    return one.outcome == "keep" or (bool(one.together) and not one.advance)
+    measured = one.kind not in MEASURED_NOTHING
+    return one.outcome == "keep" or (bool(one.together) and not one.advance and measured)
 
 
 @dataclass(frozen=True)
@@ -318,10 +325,10 @@ class Lab(abc.ABC):
         """Plan the next idea: its number, or None and why there is none. Ideas of one `batch` are screened together."""
 
     @abc.abstractmethod
-    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
         """Plan one experiment of what these change, as far as they go together, the first ones first; None where none
         is left to try. It changes the incumbent, and the lead among them brings all that it has; as an advance it
-        changes the lead."""
+        changes the lead. `of_lead`: what led is put to its confirmation."""
 
     @abc.abstractmethod
     def plan_again(self, number: int) -> int | None:

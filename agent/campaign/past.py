@@ -25,6 +25,7 @@ def past_of(state: CampaignState) -> list[Past]:
                 tuple(planned.get("together") or ()),
                 planned.get("without"),
                 bool(planned.get("advance")),
+                bool(planned.get("of_lead")),
                 planned.get("again"),
             )
         )

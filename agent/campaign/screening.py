@@ -131,7 +131,7 @@ def _first_part(lab: Lab, evidence: Evidence, number: int) -> Comparison | None:
     the full run shows why."""
     lab.commit(number)
     ours = lab.screen(number).on_the_way()
-    theirs = _on_the_way(evidence, lab.lead)
+    theirs = _on_the_way(evidence, lab.planned_against(number))
     if ours is None or not theirs:
         return None
     return compare([ours], theirs, evidence.noise)

@@ -51,7 +51,11 @@ def search(lab: Lab, evidence: Evidence) -> str:
             continue
         if number is None:
             if reason is not None:
-                return reason
+                # whatever broke what came after it, the lead has run
+                number = confirm_lead(lab) if crashed_in_a_row(lab) else None
+                if number is None:
+                    return reason
+                continue
             size = 0 if worth_advancing(lab) else worth_screening(lab, evidence)
             if size:
                 screen_batch(lab, evidence, size)
@@ -111,10 +115,14 @@ def why_stop(lab: Lab) -> str | None:
         return f"--max-experiments {lab.max_experiments} reached"
     if _target_reached(lab):
         return f"--target {lab.target} reached"
-    last = [outcome for _, outcome in judged[-CRASHES_IN_A_ROW:]]
-    if len(last) >= CRASHES_IN_A_ROW and set(last) == {"crash"}:
+    if crashed_in_a_row(lab):
         return f"{CRASHES_IN_A_ROW} ideas in a row crashed: something is wrong with the machine or the recipe"
     return None
+
+
+def crashed_in_a_row(lab: Lab) -> bool:
+    last = [outcome for _, outcome in lab.outcomes()[-CRASHES_IN_A_ROW:]]
+    return len(last) >= CRASHES_IN_A_ROW and set(last) == {"crash"}
 
 
 def out_of_time(lab: Lab, needed: float) -> str | None:

@@ -336,7 +336,8 @@ def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) 
     lower, upper = points(bound), points(search.upper(level / 2))
     if kind == "regressed":
         return f"the filter on the search split: upper bound {upper} at level {level / 2:g} is below 0"
-    if bound > 0 or (experiment.judged is not None and "unconfirmed" in experiment.judged.reason):
+    reason = experiment.judged.reason if experiment.judged else ""
+    if "unconfirmed" in reason or (bound > 0 and "not worth" not in reason):
         return f"it passed the filter (lower bound {lower} at level {level:g}), and there was no confirmation"
     return f"the filter on the search split: lower bound {lower} at level {level:g} is not above 0"
 

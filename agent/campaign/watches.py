@@ -28,12 +28,13 @@ def watch(
     planned = session.state.experiments[experiment].planned
     names = [name for name in (planned.model_extra or {}).get("watch") or [] if planned] if planned else []
     names = [name for name in names if name in session.playbook.watches]
-    last = evidence.last_run(session.incumbent)
+    base = session.incumbent if evidence.candidate(experiment) else session.base_of(experiment)
+    last = evidence.last_run(base)
     readings = report_watches(
         session.playbook,
         names,
         candidate=_signals(session, evidence, experiment, run),
-        incumbent=_signals(session, evidence, session.incumbent, last) if last else {},
+        incumbent=_signals(session, evidence, base, last) if last else {},
     )
     reports = [_report(reading) for reading in readings]
     if runner is not None and last is not None:

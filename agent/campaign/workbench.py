@@ -216,11 +216,17 @@ class Workbench(Lab):
         for key, words in self.runner.finished_well():
             arm = _arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
-            if arm is None:
+            if arm is None or (arm == "search" and not self._stands(number, key)):
                 continue
             run = self.runner.read_back(key)
             if unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
+
+    def _stands(self, number: int, key: str) -> bool:
+        """Whether a search run is the one that was judged, not one whose speed was off and that was repeated."""
+        judged = self.session.state.experiments[number].judged if number in self.session.state.experiments else None
+        told = (judged.numbers.get("runs") or {}).get("search") if judged else None
+        return told is None or key in told
 
     def settle(self) -> None:
         """Write down what an earlier session judged and did not record, and what the table has lost since."""
@@ -240,8 +246,8 @@ class Workbench(Lab):
             self.say(choose.explain(ranking))
         return announce.announce(self.session, proposal, base=self.lead, batch=batch), ""
 
-    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
-        return announce.announce_together(self.session, numbers, advance=advance)
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
+        return announce.announce_together(self.session, numbers, advance=advance, of_lead=of_lead)
 
     def plan_again(self, number: int) -> int | None:
         return announce.announce_again(self.session, number)
@@ -341,7 +347,8 @@ class Workbench(Lab):
         """Ideas are screened by what they and the recipe that they change measure on the way; nobody else needs to."""
         screened = early is not None and early.is_pause
         least, most = self.rules.least_batch, self.max_experiments
-        reference = order.arm == "baseline" or self.is_advance(order.experiment)
+        number = order.experiment
+        reference = order.arm == "baseline" or self.is_advance(number) or self.is_last(number)
         beside = reference and self.rules.batch > 0 and (most is None or most >= least)
         return self.screen_share if screened or beside else None
 

@@ -72,6 +72,8 @@ class Attempt:
     """The symptom that it answered best; None where it was tried without one."""
     ran: Moves = field(default_factory=dict)
     """What differed from the incumbent after fixes; empty where it ran as it was planned."""
+    leads: bool = False
+    """Its outcome is `keep` because ideas build on it, not because it was confirmed."""
 
     @property
     def open(self) -> bool:
@@ -80,6 +82,11 @@ class Attempt:
     @property
     def dead_end(self) -> bool:
         return self.outcome != "keep" and not self.open
+
+    @property
+    def stands(self) -> str:
+        """How what it changed is in the present recipe: `kept`, or `leading` without a verdict so far."""
+        return "leading" if self.leads else "kept"
 
     def name(self, campaign: str | None) -> str:
         """`#3 lr-peak/up`, with the campaign where it is another one than `campaign`."""
@@ -258,7 +265,7 @@ class DeadEnds:
                     continue
                 now = get_key(self.recipe, key)
                 if lighter(premise, key, now, then):
-                    by = f"the kept {keep.name(self.campaign)}"
+                    by = f"the {keep.stands} {keep.name(self.campaign)}"
                     return f"limit lifted: {by} moved {key} {short(then)} -> {short(now)} since {constraint.reason}"
         return ""
 
@@ -280,7 +287,7 @@ class DeadEnds:
             now = plain(get_key(self.recipe, key))
             if lighter(special, key, now, then) if special is not None else not same_value(now, then):
                 told = f"{attempt.name(self.campaign)}, {attempt.result}"
-                return f"the kept {keep.name(self.campaign)} moved {key}, on which {told}, rested"
+                return f"the {keep.stands} {keep.name(self.campaign)} moved {key}, on which {told}, rested"
         return ""
 
     def _moved_since(self, position: int) -> Iterator[tuple[Attempt, str, Any]]:
@@ -437,7 +444,7 @@ class Record:
                 if attempt.hypothesis in queue.then and not attempt.open:
                     break
                 if attempt.outcome == "keep" and any(below(key, queue.after_kept) for key in attempt.values):
-                    return queue.boost, f"queued by the kept {attempt.hypothesis}: {queue.says}"
+                    return queue.boost, f"queued by the {attempt.stands} {attempt.hypothesis}: {queue.says}"
         return 0.0, ""
 
 

@@ -85,6 +85,7 @@ class Tried:
     without: int | None = None
     margin: float = MARGIN
     advance: bool = False
+    of_lead: bool = False
     again: int | None = None
 
 
@@ -235,7 +236,7 @@ class SimulatedLab(Lab):
         self.tried.append(Tried(moves, self.tried[base].recipe ^ moves, base))
         return len(self.tried) - 1
 
-    def plan_together(self, numbers: Sequence[int], *, advance: bool = False) -> int | None:
+    def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
         base = self.lead if advance else self.incumbent
         brought = frozenset(idea for number in numbers for idea in self._brings(number))
         moves = brought - self.tried[base].recipe
@@ -243,11 +244,15 @@ class SimulatedLab(Lab):
         if not moves or (not advance and self.tried[base].recipe | moves in recipes):
             return None
         planned = self.plan(moves, base=base)
-        self.tried[planned].together, self.tried[planned].advance = tuple(numbers), advance
+        one = self.tried[planned]
+        one.together = (*([base] if advance and base != self.incumbent else []), *numbers)
+        one.advance, one.of_lead = advance, of_lead
         return planned
 
     def plan_again(self, number: int) -> int | None:
-        if self.tried[number].moves & self.tried[self.lead].recipe:
+        recipe = self.tried[self.lead].recipe | self.tried[number].moves
+        whole = [one.recipe for one in self.tried if one.judgement and one.judgement.verdict.kind != "screened"]
+        if self.tried[number].moves & self.tried[self.lead].recipe or recipe in whole:
             return None
         planned = self.plan(self.tried[number].moves, base=self.lead)
         self.tried[planned].again = number
@@ -381,6 +386,7 @@ class SimulatedLab(Lab):
                     one.together,
                     one.without,
                     one.advance,
+                    one.of_lead,
                     one.again,
                 )
             )

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from made import A_RUN, MadeLab, run
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis
 
-from agent.campaign.announce import announce_together
+from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.choose import attempts
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import worth_advancing
 from agent.campaign.rules import Rules
+from agent.campaign.workbench import Workbench
+from agent.recipe.files import get_key, with_keys
 
 SLOW = hypothesis("slow", 0.3, set={"learner.learning_rate": 1e-4})
 SLOWER = hypothesis("slower", 0.2, set={"learner.learning_rate": 4e-5})
@@ -165,6 +167,10 @@ def test_an_ideas_commit_starts_at_the_lead_and_makes_one_change(climbed: Night)
 def test_the_planner_takes_the_lead_for_a_keep_and_what_confirmed_it_for_no_further_move(climbed: Night) -> None:
     assert climbed.session is not None
     told = {attempt.number: attempt for attempt in attempts(climbed.session)}
+    assert told[3].leads
+    assert told[3].stands == "leading"
+    assert not told[7].leads
+    assert told[7].stands == "kept"
     assert (told[3].outcome, set(told[3].values)) == ("keep", {"learner.learning_rate", "selection.dedup"})
     assert told[3].delta == pytest.approx(0.38, abs=0.08)
     assert (told[7].outcome, dict(told[7].values), told[7].delta) == ("keep", {}, None)
@@ -175,6 +181,82 @@ def test_the_same_recipe_is_not_put_together_for_its_confirmation_twice(climbed:
     session = climbed.session
     assert session is not None
     assert announce_together(session, [1, 2]) is None, "both are in the incumbent"
+
+
+def test_a_lead_that_moved_rate_and_temperature_in_two_rounds_is_confirmed_with_both(night: Night) -> None:
+    """One idea may not move both, and what is put together at once may not either; a lead may have done so in turn."""
+    session = played(night).open()
+    bench = night.bench(session, rules=RULES)
+    first = planned(bench, {"learner.learning_rate": 0.002}, kind="promising")
+    lead = bench.plan_together([first], advance=True)
+    assert lead is not None
+    judged_as(bench, lead, "lead")
+    second = planned(bench, {"rollout.temperature": 0.8}, kind="promising")
+    further = bench.plan_together([second], advance=True)
+    assert further is not None
+    assert session.state.experiments[further].planned.model_extra["together"] == [lead, second]  # type: ignore
+    judged_as(bench, further, "lead")
+    confirmed = bench.plan_together([further], of_lead=True)
+    assert confirmed is not None
+    recipe = session.recipe_of(confirmed)
+    assert (recipe.learner.learning_rate, recipe.rollout.temperature) == (0.002, 0.8)
+    assert session.base_of(confirmed) == 0
+    # both at once, from ideas that do not know of each other, are refused
+    third = planned(bench, {"learner.learning_rate": 0.004}, kind="promising")
+    fourth = planned(bench, {"rollout.temperature": 0.9}, kind="promising")
+    both = bench.plan_together([third, fourth], advance=True)
+    assert both is not None
+    assert session.state.experiments[both].planned.model_extra["together"] == [further, third]  # type: ignore
+
+
+def test_a_schedule_in_the_lead_has_to_beat_a_constant_rate(night: Night) -> None:
+    session = played(night).open()
+    bench = night.bench(session, rules=RULES)
+    schedule = {"learner.lr_schedule.kind": "exponential", "learner.lr_schedule.decay": 0.9}
+    part = planned(bench, schedule, kind="promising", comparator={"learner.lr_schedule.kind": "constant"})
+    lead = bench.plan_together([part], advance=True)
+    assert lead is not None
+    assert not bench.has_comparator(lead), "an advance is no verdict"
+    judged_as(bench, lead, "lead")
+    confirmed = bench.plan_together([lead], of_lead=True)
+    assert confirmed is not None
+    assert bench.has_comparator(confirmed)
+    comparator = session.state.experiments[confirmed].planned.model_extra["comparator"]  # type: ignore[union-attr]
+    assert comparator["learner"]["lr_schedule"]["kind"] == "constant"
+
+
+def test_a_confirmation_of_the_lead_that_measured_nothing_is_tried_once_more(night: Night) -> None:
+    bench = night.bench(played(night).open(), rules=RULES)
+    part = planned(bench, {"learner.learning_rate": 0.002}, kind="promising")
+    lead = bench.plan_together([part], advance=True)
+    assert lead is not None
+    judged_as(bench, lead, "lead")
+    for tries in (1, 2):
+        number = bench.plan_together([lead], of_lead=True)
+        assert number is not None, tries
+        judged_as(bench, number, "crash", outcome="crash")
+        assert bench.lead == lead
+    assert bench.plan_together([lead], of_lead=True) is None
+
+
+def planned(bench: Workbench, values: dict[str, Any], *, kind: str, comparator: dict[str, Any] | None = None) -> int:
+    """An idea on what leads now, judged as this kind."""
+    session = bench.session
+    recipe = session.recipe_of(session.lead)
+    changed = with_keys(recipe, values)
+    moves = {key: (get_key(recipe, key), new) for key, new in values.items()}
+    proposal = _put_together(changed, moves, hypothesis="an-idea", what="made", claim="it helps", why="a test")
+    beside = with_keys(recipe, comparator) if comparator else None
+    number = announce(session, dataclasses.replace(proposal, comparator=beside), base=session.lead)
+    judged_as(bench, number, kind)
+    return number
+
+
+def judged_as(bench: Workbench, number: int, kind: str, outcome: str = "discard") -> None:
+    bench.session.tell(
+        "experiment_judged", experiment=number, outcome=outcome, reason=kind, numbers={"kind": kind, "p_value": 0.1},
+        row={}, note="",
+    )  # fmt: skip
 
 
 class Dies(BaseException):
