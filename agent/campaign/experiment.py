@@ -84,15 +84,17 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     on_search = evidence.on_search(search, base)
     if lab.is_advance(number):
         return Judgement(judge_advance(on_search), search, on_search=on_search)
-    worth, words = passes_filter(on_search, rules.filter_alpha)
+    together = _better_together(lab, number)
+    filter_level = rules.lead_alpha if together else rules.filter_alpha
+    worth, words = passes_filter(on_search, filter_level)
     lab.say(f"  {words}")
     advantage = _advantage(lab, evidence, number, search) if base == lab.incumbent else None
     if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -lab.margin(number)):
-        verdict = judge_filtered(on_search, rules.filter_alpha)
+        verdict = judge_filtered(on_search, filter_level)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
-    together = _better_together(lab, number) if worth and not lacking else None
+    together = together if worth and not lacking else None
     if lacking or together:
         words = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking or together}"
         verdict = Verdict("discard", words, on_search, "promising" if together else "inconclusive")

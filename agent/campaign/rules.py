@@ -22,6 +22,8 @@ class Rules:
     """Where there will be no time for another: something is left for a campaign that is given more time."""
     filter_alpha: float = 0.25
     """One-sided level at which a search result is worth a confirmation."""
+    lead_alpha: float = 0.4
+    """The same where it waits for others: that costs nothing, and small gains add up."""
     confirm_seeds: int = CONFIRM_SEEDS
     """Fresh seeds of each arm before the first test."""
     looks: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.3), (5, 0.5))
@@ -46,10 +48,10 @@ class Rules:
     """Share of a screened batch that goes on."""
     scarce: float = 2.0
     """Ideas are screened where the night affords fewer than this times those that wait."""
-    alone_runs: float = 60.0
+    alone_runs: float = 120.0
     """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end, and
     the next ideas build on it unconfirmed (`lead.py`)."""
-    round: int = 14
+    round: int = 20
     """Ideas, the screened ones among them, after which what was promising is put together for the next to build on."""
     lead_left: float = 10.0
     """Runs for which there must be time after that, beside those of the end."""
