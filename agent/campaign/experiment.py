@@ -85,12 +85,11 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     if lab.is_advance(number):
         return Judgement(judge_advance(on_search), search, on_search=on_search)
     together = _better_together(lab, number)
-    filter_level = rules.lead_alpha if together else rules.filter_alpha
-    worth, words = passes_filter(on_search, filter_level)
+    worth, words = passes_filter(on_search, rules.lead_alpha if together else rules.filter_alpha)
     lab.say(f"  {words}")
     advantage = _advantage(lab, evidence, number, search) if base == lab.incumbent else None
     if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -lab.margin(number)):
-        verdict = judge_filtered(on_search, filter_level)
+        verdict = judge_filtered(on_search, rules.filter_alpha)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)

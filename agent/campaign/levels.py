@@ -1,11 +1,11 @@
 """How much of the campaign's 5% each confirmation may use, so that few nights keep anything false.
 
 The rule. The campaign owns a level of 0.05 (`Rules.alpha`). When an idea passes the search filter, and before its first
-confirming run, its confirmation is given a share of what is left: more where fewer ideas are still to come
-(`next_level`). The looks of the confirmation divide that level among them (`Rules.looks`). It is gone whether or not
-all looks are made, unless the candidate is kept: a kept candidate gives its level back (the fallback of Wiens and
-Dmitrienko 2005, online in Tian and Ramdas 2021, "Online control of the familywise error rate", Statistical Methods in
-Medical Research 30).
+confirming run, its confirmation is given a share of what is left: more where fewer confirmations are still to come, and
+most of it where the time allows no other (`next_level`). So is the lead's, on which ideas were built without any. The
+looks of the confirmation divide that level among them (`Rules.looks`). It is gone whether or not all looks are made,
+unless the candidate is kept: a kept candidate gives its level back (the fallback of Wiens and Dmitrienko 2005, online
+in Tian and Ramdas 2021, "Online control of the familywise error rate", Statistical Methods in Medical Research 30).
 
 The guarantee. Let a_n be the level of the n-th confirmed candidate that is no better than what it is compared with. It
 is fixed by what was measured before that candidate's confirming runs, and the looks at them say yes with probability

@@ -24,7 +24,7 @@ from agent.contract import DECLINE, NO_STEP, STOP_GRACE_SECONDS, CycleRow, Secon
 from agent.raft import state as files
 from agent.raft.budget import Spending
 from agent.raft.early_stop import Decline
-from agent.raft.evaluate import Examiner, sample_scores
+from agent.raft.evaluate import Examiner, Measured, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, batch_row, peak_memory_gb
 from agent.raft.microbatch import TrainingSample
@@ -333,13 +333,7 @@ class Training:
         # One slow measurement on a busy machine must not cut the training; one quick one must not either.
         self.seconds_per_sample = max(measured.seconds / len(measured.rows), FORGET * self.seconds_per_sample)
         self._set_deadline()
-        row = SelectRow(
-            cycle=cycle,
-            budget_spent=self.spending.share(),
-            elapsed_s=self.clock() - self.started,
-            scores=sample_scores(measured.rows, evaluation.metric),
-        )
-        files.append_select(self.out, row)
+        files.append_select(self.out, self._row_of(measured, cycle))
         return SelectMeasure(measured.metric, seconds)
 
     def _measure_rung(self, cycle: int) -> bool:
@@ -348,23 +342,24 @@ class Training:
         if self.rung is None or self.spending.share() < self.rung - ROUNDING or files.rung_measured(self.out):
             return False
         began = self.clock()
-        evaluation = self.recipe.evaluation
         measured = self.examiner.measure(
             self.splits.search,
             split="search",
-            samples=evaluation.samples_per_prompt,
+            samples=self.recipe.evaluation.samples_per_prompt,
             on_step=lambda: self.pulse.beat("evaluate"),
             passing=True,
         )
         self.rung_seconds = self.clock() - began
-        row = SelectRow(
+        files.append_rung(self.out, self._row_of(measured, cycle))
+        return True
+
+    def _row_of(self, measured: Measured, cycle: int) -> SelectRow:
+        return SelectRow(
             cycle=cycle,
             budget_spent=self.spending.share(),
             elapsed_s=self.clock() - self.started,
-            scores=sample_scores(measured.rows, evaluation.metric),
+            scores=sample_scores(measured.rows, self.recipe.evaluation.metric),
         )
-        files.append_rung(self.out, row)
-        return True
 
     def _deliver_if_best(self, cycle: int, metric: float | None) -> None:
         """Of equal cycles the later one, which has more training behind it, is delivered."""

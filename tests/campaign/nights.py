@@ -207,6 +207,24 @@ def forked_launch(request: RunRequest, *, on_started: Any, stop: Any, **ignored:
     )
 
 
+class Dies(BaseException):
+    """kill -9, as far as a test can tell."""
+
+
+def dying_at(start: int) -> Callable[..., RunResult]:
+    """Starts trainings until this one, at which the agent is gone."""
+    started = 0
+
+    def launcher(*arguments: Any, **keys: Any) -> RunResult:
+        nonlocal started
+        started += 1
+        if started == start:
+            raise Dies
+        return forked_launch(*arguments, **keys)
+
+    return launcher
+
+
 def _stopped(pid: int, stop: Callable[[], str | None]) -> str | None:
     """Why the process was asked to end; None where it ended by itself."""
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nights import BETTER_RATE, Night, Recorder, fake_launch, forked_launch, trick
+from nights import BETTER_RATE, Dies, Night, Recorder, fake_launch, forked_launch, trick
 
 from agent.campaign import early
 from agent.campaign.comparison import RunNoise
@@ -238,10 +238,6 @@ def test_the_first_prompt_of_a_small_evaluation_ends_nothing(tmp_path: Path) -> 
 
 
 # --- in a campaign -----------------------------------------------------------------------------------------
-
-
-class Dies(BaseException):
-    """kill -9, as far as a test can tell."""
 
 
 class Mortal(Recorder):

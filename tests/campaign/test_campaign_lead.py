@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import A_RUN, MadeLab, run
-from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis
+from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypothesis
 
 from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.choose import attempts
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import worth_advancing
 from agent.campaign.rules import Rules
+from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
 from agent.recipe.files import get_key, with_keys
 
@@ -194,7 +195,7 @@ def test_a_lead_that_moved_rate_and_temperature_in_two_rounds_is_confirmed_with_
     second = planned(bench, {"rollout.temperature": 0.8}, kind="promising")
     further = bench.plan_together([second], advance=True)
     assert further is not None
-    assert session.state.experiments[further].planned.model_extra["together"] == [lead, second]  # type: ignore
+    assert known(session, further)["together"] == [lead, second]
     judged_as(bench, further, "lead")
     confirmed = bench.plan_together([further], of_lead=True)
     assert confirmed is not None
@@ -206,7 +207,7 @@ def test_a_lead_that_moved_rate_and_temperature_in_two_rounds_is_confirmed_with_
     fourth = planned(bench, {"rollout.temperature": 0.9}, kind="promising")
     both = bench.plan_together([third, fourth], advance=True)
     assert both is not None
-    assert session.state.experiments[both].planned.model_extra["together"] == [further, third]  # type: ignore
+    assert known(session, both)["together"] == [further, third]
 
 
 def test_a_schedule_in_the_lead_has_to_beat_a_constant_rate(night: Night) -> None:
@@ -221,7 +222,7 @@ def test_a_schedule_in_the_lead_has_to_beat_a_constant_rate(night: Night) -> Non
     confirmed = bench.plan_together([lead], of_lead=True)
     assert confirmed is not None
     assert bench.has_comparator(confirmed)
-    comparator = session.state.experiments[confirmed].planned.model_extra["comparator"]  # type: ignore[union-attr]
+    comparator = known(session, confirmed)["comparator"]
     assert comparator["learner"]["lr_schedule"]["kind"] == "constant"
 
 
@@ -252,6 +253,13 @@ def planned(bench: Workbench, values: dict[str, Any], *, kind: str, comparator: 
     return number
 
 
+def known(session: Session, number: int) -> dict[str, Any]:
+    """What the journal knows of an experiment beside the words of its kind."""
+    planned = session.state.experiments[number].planned
+    assert planned is not None
+    return planned.model_extra or {}
+
+
 def judged_as(bench: Workbench, number: int, kind: str, outcome: str = "discard") -> None:
     bench.session.tell(
         "experiment_judged", experiment=number, outcome=outcome, reason=kind, numbers={"kind": kind, "p_value": 0.1},
@@ -259,25 +267,12 @@ def judged_as(bench: Workbench, number: int, kind: str, outcome: str = "discard"
     )  # fmt: skip
 
 
-class Dies(BaseException):
-    """kill -9, as far as a test can tell."""
-
-
 @pytest.mark.parametrize(
     "at", [7, 8, 9, 12], ids=["before the lead", "as it runs", "on top of it", "as it is confirmed"]
 )
 def test_a_campaign_killed_on_its_climb_goes_on_from_the_same_lead(night: Night, at: int) -> None:
-    started = 0
-
-    def dying(*arguments: Any, **keys: Any) -> Any:
-        nonlocal started
-        started += 1
-        if started == at:
-            raise Dies
-        return forked_launch(*arguments, **keys)
-
     with pytest.raises(Dies):
-        played(night).start(rules=RULES, launcher=dying, baseline_seeds=3)
+        played(night).start(rules=RULES, launcher=dying_at(at), baseline_seeds=3)
     before = night.starts()
     ending = night.resume(rules=RULES)
     assert ending.kept == (7,)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, fake_launch, forked_launch, hypothesis
+from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, fake_launch, forked_launch, hypothesis
 
 from agent.campaign import workbench
 from agent.campaign.evidence import Evidence
@@ -205,10 +205,6 @@ def test_a_batch_is_screened_the_winner_kept_and_the_next_one_open_again(night: 
     assert not (night.folder("002-search-s2000") / "state").exists()
 
 
-class Dies(BaseException):
-    """kill -9, as far as a test can tell."""
-
-
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
     "at",
@@ -220,17 +216,8 @@ class Dies(BaseException):
 def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothing(night: Night, at: int) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, DIES)
     rules = dataclasses.replace(RULES, filter_alpha=1e-100)  # nothing is worth a confirmation
-    started = 0
-
-    def dying(*arguments: Any, **keys: Any) -> Any:
-        nonlocal started
-        started += 1
-        if started == at:
-            raise Dies
-        return forked_launch(*arguments, **keys)
-
     with pytest.raises(Dies):
-        night.start(rules=rules, launcher=dying, max_experiments=4)
+        night.start(rules=rules, launcher=dying_at(at), max_experiments=4)
     before = night.starts()
     assert len(before) == at - 1
     ending = night.resume(rules=rules)
