@@ -32,10 +32,10 @@ SPARE_SEEDS = 2
 
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
     """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
-    cost = lab.cost(number)
-    theirs = fresh_needed(lab, evidence, lab.incumbent, seeds) - len(evidence.fresh_incumbent(lab.incumbent))
-    missing = max(0, theirs) + max(0, seeds - len(evidence.candidate(number)))
-    needed = missing * cost.total_s + holdout_seconds(cost)
+    ours, theirs = lab.cost(number), lab.cost(lab.incumbent)
+    fresh = fresh_needed(lab, evidence, lab.incumbent, seeds) - len(evidence.fresh_incumbent(lab.incumbent))
+    needed = max(0, seeds - len(evidence.candidate(number))) * ours.total_s + max(0, fresh) * theirs.total_s
+    needed += holdout_seconds(ours)
     if needed <= lab.clock.left_s:
         return None
     return f"it would take {needed:.0f}s with the holdout, {max(0.0, lab.clock.left_s):.0f}s are left"
