@@ -73,7 +73,7 @@ def test_budgets_that_are_none(
 
 
 def test_a_budget_that_affords_no_idea(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    code, message = refused(capsys, "run", "--budget", "1m")
+    code, message = refused(capsys, "run", "--budget", "15s")
     assert code == 6
     assert "affords no idea" in message
     assert not workspace.campaign_names()
