@@ -166,7 +166,7 @@ FAULTS = [
     Run(
         "few-steps",
         {"rollout.prompts_per_cycle": 1024, "learner.microbatch_tokens": 65536, "budget": {"cycles": 3}},
-        ("underpowered",),
+        ("too_few_steps",),
         {"learner.microbatch_tokens": DOWN, "rollout.prompts_per_cycle": DOWN, "learner.epochs_per_cycle": UP},
         "three huge steps",
     ),

@@ -215,7 +215,8 @@ SICK: dict[str, Observation] = {
     "mostly_solved": run(all_solved_share=0.8),
     "reward_saturated": run(pass_rate=0.97, zero_variance_share=0.9),
     "learning_too_slow": run(pass_rate=0.15, loss=0.9, entropy=1.0, select_metric=0.18),
-    "underpowered": run(2),
+    "too_few_steps": run(2),
+    "underpowered": run(5),
     "low_diversity": run(recipe=tiny(rollout__temperature=0.3), start={"unique_share": 0.3}),
     "sampling_too_random": run(
         recipe=tiny(rollout__temperature=2.0),
