@@ -133,6 +133,8 @@ class NightPlan:
     ideas: int
 
     def words(self) -> str:
+        if not self.ideas:
+            return f"no idea fits if a run takes {duration(self.idea_s)}; the first run will tell"
         return (
             f"{self.baseline_seeds} baseline runs ({duration(self.calibration_s)}), then about {self.ideas} ideas of "
             f"{duration(self.idea_s)} each, a confirmation costs {duration(self.confirmation_s)}, "

@@ -168,14 +168,12 @@ def _opening_words(session: Session, observer: TerminalObserver) -> None:
     from agent.campaign.calibration import plan_first
     from agent.campaign.workbench import Workbench
 
-    recipe = session.recipe_of(0)
     settings = session.settings
     asked_for = settings.budget_s if settings.deadline is None and session.state.sessions <= 1 else None
     time = duration(asked_for) if asked_for else f"{duration(session.clock.left_s)} left"
     observer.say(f"campaign {settings.campaign}: {session.recipe_path}, {time}, on {session.machine.summary}")
     if session.state.sessions <= 1 and session.settings.budget_s is not None:
-        guess = "" if recipe.budget.train_seconds else " (a guess until the first run)"
-        observer.say(f"plan{guess}: {plan_first(Workbench(session)).words()}")
+        observer.say(f"plan (a guess until the first run): {plan_first(Workbench(session)).words()}")
 
 
 def _closing_words(session: Session, ending: Ending) -> None:

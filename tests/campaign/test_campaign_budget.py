@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from agent.campaign.budget import BudgetClock, RunCost, parse_deadline, parse_duration, plan_night
+from agent.campaign.calibration import plan_first
 from agent.campaign.session import evaluation_alone
 from agent.errors import BudgetError, UsageError
-from agent.recipe.schema import Evaluation
+from agent.recipe.schema import Budget, Evaluation
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,25 @@ def test_a_budget_that_affords_no_idea_names_the_train_seconds_that_would() -> N
     assert plan_night(300, RunCost(5, seconds, 5), baseline_seeds=3, allow_fewer_seeds=True).ideas >= 1
     with pytest.raises(BudgetError):
         plan_night(300, RunCost(5, seconds + 3, 5), baseline_seeds=2, allow_fewer_seeds=True)
+
+
+def test_a_guess_of_what_starting_takes_refuses_no_night_that_could_fit() -> None:
+    """7 runs and 6 evaluations: 7 x 41.5 + 6 x 31.5 = 479.5 s by the guess, 7 x 20 + 6 x 10 = 200 s for sure."""
+    cost = RunCost(overhead_s=30, train_s=10, evaluate_s=1.5)
+
+    def night(budget_s: float, train_seconds: float | None) -> Any:
+        clock = SimpleNamespace(consumed_s=0.0, left_s=budget_s)
+        per_run = Budget(train_seconds=train_seconds) if train_seconds else Budget(train_seconds=None, tokens=1000)
+        lab = SimpleNamespace(cost=lambda _: cost, clock=clock, budget=per_run, baseline_seeds=3)
+        return plan_first(cast("Any", lab))
+
+    assert night(480, 10).ideas == 1
+    guessed = night(200, 10)
+    assert guessed.ideas == 0
+    assert guessed.words() == "no idea fits if a run takes 42s; the first run will tell"
+    with pytest.raises(BudgetError, match="affords no idea"):
+        night(199, 10)
+    assert night(150, None).ideas == 0  # how long so many tokens take is not known either
 
 
 def test_an_evaluation_alone_costs_what_others_took_and_a_larger_split_more() -> None:
