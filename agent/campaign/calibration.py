@@ -95,8 +95,11 @@ def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
 
 
 def plan_first(lab: Lab) -> NightPlan:
-    """The night as far as it can be planned before anything ran. What starting and evaluating will take is a guess, which
-    refuses nothing: BudgetError only where not one idea fits whatever this machine is."""
+    """The night as far as it can be planned before anything ran.
+
+    What starting and evaluating will take is a guess, which refuses nothing: BudgetError only where not one idea fits
+    on any machine.
+    """
     guess = lab.cost(0)
     budget = lab.clock.consumed_s + lab.clock.left_s
     try:

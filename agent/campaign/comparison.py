@@ -36,8 +36,9 @@ from agent.campaign.scores import Scores, table
 
 SMALLEST_ERROR = 1e-12
 CLIPPED = 0.05
-"""0: the variance of the run noise's estimate as if it could be negative, which covers up to 98.5% where there is hardly any
-run noise. 1: as it is where it cannot, which covers 91% where a confirmation stops as soon as it has shown something."""
+"""0: the variance of the run noise's estimate as if it could be negative, which covers up to 98.5% where there is
+little run noise. 1: as it is where it cannot, which covers 91% where a confirmation stops as soon as it has shown
+something."""
 
 
 @dataclass(frozen=True)

@@ -16,26 +16,22 @@ from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
-from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
+from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrained, words_for
+from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
 from agent.campaign.past import past_of
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
-from agent.campaign.runs import PAUSED, Done, Early, Job, Runner
-from agent.campaign.session import Session, run_key, title
+from agent.campaign.runs import PAUSED, Done, Early, Runner
+from agent.campaign.session import Session, title
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
-from agent.contract import CHECKPOINT, UNTRAINED
+from agent.contract import CHECKPOINT
 from agent.errors import AgentError, TrainingFailed
 from agent.hardware.sensors import GIB, disk_free
-from agent.ledger.events import RunPlanned, RunStarted
 from agent.recipe.change import touches_speed
-from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
-
-SEED_OF: dict[Arm, int] = {"search": 0, "candidate": 100, "incumbent": 500, "comparator": 700}
-"""Added to the experiment's own thousand, so that no two runs of a campaign share a seed."""
 
 SPARE_DISK_GB = 5.0
 """Left free by trainings that are paused."""
@@ -214,7 +210,7 @@ class Workbench(Lab):
     def gather(self) -> None:
         """Read back what earlier sessions of the campaign measured."""
         for key, words in self.runner.finished_well():
-            arm = _arm_of(words)
+            arm = arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
             if arm is None or (arm == "search" and not self._stands(number, key)):
                 continue
@@ -264,13 +260,13 @@ class Workbench(Lab):
 
     def run(self, order: Order) -> Done:
         if order.arm == "untrained":
-            done = self.runner.run(self._untrained())
+            done = self.runner.run(untrained(self.session))
         elif order.arm == "baseline":
             done = self._repaired(order)
         elif order.arm == "search":
             done = self._repaired(order, early=self._hopeless(order.experiment))
         else:
-            done = self.runner.run(self._confirming(order))
+            done = self.runner.run(confirming(self.session, order))
         first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
         if first and not done.ok:
             raise _failed(done)
@@ -278,30 +274,15 @@ class Workbench(Lab):
             self._first = done
         return done
 
-    def _untrained(self) -> Job:
-        recipe = self.recipe_of(0)
-        return Job(
-            key="untrained-search",
-            what="untrained model",
-            recipe=self.session.with_shared_layer(recipe),
-            seed=recipe.seed,
-            role="baseline",
-            rung="calibrate",
-            arm=UNTRAINED,
-            evaluate=UNTRAINED,
-        )
-
     def _repaired(self, order: Order, *, early: Early | None = None) -> Done:
         baseline = order.arm == "baseline"
-        again = ", once more" if order.index else ""
-        name = f"baseline {order.index + 1} of {self.baseline_seeds}"
         return train_with_repairs(
             self.session,
             self.runner,
             experiment=order.experiment,
             key="baseline" if baseline else f"{order.experiment:03d}-search",
-            what=name if baseline else f"{self.title(order.experiment)}{again}",
-            seed=self.seed_of(order),
+            what=words_for(self.session, order),
+            seed=seed_of(self.session, order),
             role="baseline" if baseline else "experiment",
             rung="calibrate" if baseline else "screen" if early is not None and early.is_pause else "full",
             arm=None if baseline else "candidate",
@@ -321,28 +302,6 @@ class Workbench(Lab):
             margin=self.margin(number),
         )
 
-    def _confirming(self, order: Order) -> Job:
-        """An incumbent's runs serve for every candidate that challenges it.
-
-        A recipe that was kept was kept for its own confirming runs: as the incumbent it needs fresh ones.
-        """
-        of, seed = order.experiment, self.seed_of(order)
-        name = "confirm" if order.arm == "candidate" else order.arm
-        recipe = self.recipe_of(of)
-        if order.arm == "comparator":
-            recipe = recipe_from(self._planned(of)["comparator"], where=f"comparator of #{of}")
-        return Job(
-            key=run_key([f"{of:03d}-{name}", f"s{seed}"]),
-            what=self._words(order),
-            recipe=self.session.with_shared_layer(recipe),
-            seed=seed,
-            role="confirm",
-            rung="confirm",
-            experiment=None if order.arm == "incumbent" else of,
-            arm=order.arm,
-            splits=MEASURED_ON[order.arm],
-        )
-
     def _rung_at(self, order: Order, early: Early | None) -> float | None:
         """Ideas are screened by what they and the recipe that they change measure on the way; nobody else needs to."""
         screened = early is not None and early.is_pause
@@ -356,20 +315,6 @@ class Workbench(Lab):
         """By the baseline's first run; the others, and what is screened, are measured there."""
         first = self._first or next(iter(self.evidence.baseline()), None)
         return share_that_tells(first.record.select, self.evaluation, way=self.rules.screen_way) if first else None
-
-    def _words(self, order: Order) -> str:
-        if order.arm == "candidate":
-            return f"confirming {self.title(order.experiment)}"
-        if order.arm == "comparator":
-            return f"constant-rate comparator of #{order.experiment}"
-        name = f"incumbent #{order.experiment}" if order.experiment else "baseline"
-        return f"{name} beside #{order.beside}"
-
-    def seed_of(self, order: Order) -> int:
-        first = self.recipe_of(0).seed
-        if order.arm == "baseline":
-            return first + 1 + order.index
-        return first + 1000 * order.experiment + SEED_OF[order.arm] + order.index
 
     def fix(self, number: int, terms: Terms) -> Terms:
         """A campaign that was killed in a confirmation, or given more time since, goes on under its first terms."""
@@ -387,21 +332,7 @@ class Workbench(Lab):
         return terms
 
     def again(self, run: Measured, order: Order) -> Done:
-        recipe = self.session.with_shared_layer(self.recipe_of(order.experiment))
-        return self.runner.run(
-            Job(
-                key=run_key([run.key, "again"]),
-                what=f"a second look at {run.key}",
-                recipe=recipe,
-                seed=recipe.seed,
-                role="confirm",
-                rung="confirm",
-                experiment=order.experiment,
-                arm="again",
-                splits=("confirm",),
-                evaluate=str(self.session.runs_folder / run.key / CHECKPOINT),
-            )
-        )
+        return self.runner.run(second_look(self.session, run.key, order))
 
     def calibrated(self, values: dict[str, Any]) -> None:
         if self.session.state.calibration != values:
@@ -420,16 +351,6 @@ class Workbench(Lab):
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
         self.session.estimate = self.best_metric()
         self.session.observer.board(self.session.board())
-
-
-def _arm_of(words: RunPlanned | RunStarted) -> Arm | None:
-    """The arm of evidence that a journalled run belongs to; None for probes, holdout and the untrained model."""
-    if words.role == "experiment":
-        return "search" if words.arm == "candidate" else None
-    if words.role == "confirm":
-        known: dict[str | None, Arm] = {"candidate": "candidate", "incumbent": "incumbent", "comparator": "comparator"}
-        return known.get(words.arm)
-    return "baseline" if words.role == "baseline" and words.arm is None else None
 
 
 def _failed(run: Done) -> AgentError:

@@ -228,7 +228,7 @@ def _print_evidence(state: CampaignState, number: int) -> None:
 
 
 def _prompts(workspace: Workspace, state: CampaignState, number: int) -> tuple[str, list[PromptLine], list[str]]:
-    from agent.campaign.story import differing_prompts
+    from agent.campaign.differing import differing_prompts
 
     return differing_prompts(workspace.root, state, number)
 

@@ -13,8 +13,9 @@ import pytest
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, RECIPE, Night, hypothesis, trick
 from rich.console import Console
 
+from agent.campaign.differing import differing_prompts
 from agent.campaign.rules import Rules
-from agent.campaign.story import differing_prompts, tell
+from agent.campaign.story import tell
 from agent.cli.main import register, run
 from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.journal import Journal, fold
@@ -141,7 +142,7 @@ def test_a_journal_of_an_earlier_version_tells_less(show: Show, judged: Night, t
     assert "decided by look 2 of the confirmation: 2+2 seeds: +27.3pp" in said[1]
     assert "look 2     2+2 seeds: +27.3pp" in said[1]
     assert "guards" not in said[1]
-    assert "95% interval            [+25.9pp, +39.1pp]  [+21.0pp, +33.5pp]" in said[1]
+    assert "95% interval            [+25.8pp, +39.2pp]  [+21.0pp, +33.5pp]" in said[1]
     assert "truncation                        BROKEN  held-out completions that were cut" in said[2]
     assert "decided by the filter on the search split\n" in said[3]
 
