@@ -104,8 +104,8 @@ def announce_again(session: Session, number: int) -> int | None:
     ran whole since."""
     planned, theirs = session.state.experiments[number].planned, _moves_that_ran(session, number)
     recipe = session.recipe_of(session.lead)
-    stands = all(_plain(get_key(recipe, key)) == old for key, (old, _) in theirs.items())
-    changed = _applied(recipe, {key: new for key, (_, new) in theirs.items()}) if stands else None
+    values = {key: new for key, (_, new) in theirs.items()}
+    changed = _applied(recipe, values) if stands(session, number, recipe) else None
     if planned is None or not theirs or changed is None or _ran_whole(session, changed):
         return None
     proposal = _put_together(
@@ -115,6 +115,11 @@ def announce_again(session: Session, number: int) -> int | None:
     )  # fmt: skip
     proposal = replace(proposal, axis=planned.axis, comparator=_comparator(session, changed, [number]))
     return announce(session, proposal, base=session.lead, again=number)
+
+
+def stands(session: Session, number: int, recipe: Recipe) -> bool:
+    """Whether the recipe has what an idea changes as the idea found it."""
+    return all(_plain(get_key(recipe, key)) == old for key, (old, _) in _moves_that_ran(session, number).items())
 
 
 def _ran_whole(session: Session, recipe: Recipe) -> bool:

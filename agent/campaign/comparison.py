@@ -128,6 +128,11 @@ class Comparison:
         """The lower bound if the errors were known and not estimated: for a filter, which has no level to hold."""
         return self.delta - float(special.ndtri(1 - alpha)) * self.standard_error
 
+    @property
+    def p_as_if_known(self) -> float:
+        """The same of the p-value."""
+        return float(special.ndtr(-self.delta / self.standard_error))
+
     def _tail(self, distance: float) -> float:
         """Chance of a measured difference at least so far above the true one."""
         if not self._errors.size:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agent.campaign.budget import holdout_seconds
-from agent.campaign.lab import Lab, Past, lead_of, promising
+from agent.campaign.lab import Lab, Past, best_first
 
 WORTH_ANOTHER = ("inconclusive", "promising", "screened")
 """Kinds of discard under which an idea may still be good."""
@@ -42,8 +42,16 @@ def last_chance(lab: Lab, needed: float) -> bool:
 
 
 def seconds_of_the_end(lab: Lab) -> float:
-    """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them."""
-    return least_seconds(lab, slower=SLOWER)
+    """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them. And of a run of what
+    waits from before the lead, on top of it."""
+    first = lab.cost(lab.lead).total_s if waits_from_before(lab) else 0.0
+    return least_seconds(lab, slower=SLOWER) + SLOWER * first
+
+
+def waits_from_before(lab: Lab) -> bool:
+    """Whether something is promising that was measured on another recipe than the one that leads now."""
+    lead = lab.lead
+    return any(one.base != lead for one in lab.promises())
 
 
 def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
@@ -53,15 +61,14 @@ def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
 
 
 def confirm_lead(lab: Lab) -> int | None:
-    """What leads, and what was promising since, against the incumbent."""
+    """What leads, and what was promising on top of it, against the incumbent."""
     numbers = _what_leads(lab) if least_seconds(lab) <= lab.clock.left_s else []
     return lab.plan_together(numbers, of_lead=True) if numbers else None
 
 
 def _what_leads(lab: Lab) -> list[int]:
-    past = lab.past()
-    lead = lead_of(past, lab.incumbent)
-    return [*([lead] if lead != lab.incumbent else []), *(one.number for one in best_first(promising(past)))]
+    lead = lab.lead
+    return [*([lead] if lead != lab.incumbent else []), *(one.number for one in lab.promises() if one.base == lead)]
 
 
 def _near_misses_together(lab: Lab) -> int | None:
@@ -69,10 +76,6 @@ def _near_misses_together(lab: Lab) -> int | None:
     if not missed:
         return None
     return lab.plan_together([one.number for one in best_first(missed)])
-
-
-def best_first(ideas: Sequence[Past]) -> list[Past]:
-    return sorted(ideas, key=lambda one: one.p_value or 0.0)
 
 
 def near_misses(lab: Lab) -> list[Past]:

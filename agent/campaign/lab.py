@@ -71,6 +71,10 @@ class Past:
     """It is what led, put together for its confirmation."""
     again: int | None = None
     """The screened idea that it tried whole."""
+    base: int = 0
+    """The experiment whose recipe it changed."""
+    p_as_if_known: float | None = None
+    """`p_value` if the errors were known, and not estimated from a few runs."""
 
 
 MEASURED_NOTHING = ("crash", "tainted", "underpowered")
@@ -106,9 +110,15 @@ def promising(past: Sequence[Past]) -> list[Past]:
     for one in past:
         if one.kind == "promising":
             waiting.append(one)
-        elif one.advance or _ends_leads(one):
+        elif one.advance:
+            waiting = [other for other in waiting if other.number not in one.together]
+        elif _ends_leads(one):
             waiting = []
     return waiting
+
+
+def best_first(ideas: Sequence[Past]) -> list[Past]:
+    return sorted(ideas, key=lambda one: one.p_value or 0.0)
 
 
 def _ends_leads(one: Past) -> bool:
@@ -214,6 +224,15 @@ class Lab(abc.ABC):
     def lead(self) -> int:
         """Experiment number of the recipe that the next ideas change; the incumbent where nothing leads."""
         return lead_of(self.past(), self.incumbent)
+
+    @abc.abstractmethod
+    def stands(self, number: int) -> bool:
+        """Whether the lead's recipe has what the idea changes as the idea found it."""
+
+    def promises(self) -> list[Past]:
+        """Ideas that wait to be put together and still can be, the best first."""
+        waiting = [one for one in promising(self.past()) if one.base == self.lead or self.stands(one.number)]
+        return best_first(waiting)
 
     @abc.abstractmethod
     def outcomes(self) -> Sequence[tuple[int, str]]:

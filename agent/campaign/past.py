@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.campaign.decided import comparison_from
 from agent.campaign.lab import Past
 from agent.ledger.state import CampaignState
 
@@ -15,6 +16,7 @@ def past_of(state: CampaignState) -> list[Past]:
             continue
         numbers = experiment.judged.numbers if experiment.judged else {}
         planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
+        basis = comparison_from(numbers.get("basis"))
         found.append(
             Past(
                 number,
@@ -27,6 +29,8 @@ def past_of(state: CampaignState) -> list[Past]:
                 bool(planned.get("advance")),
                 bool(planned.get("of_lead")),
                 planned.get("again"),
+                (experiment.planned.incumbent if experiment.planned else None) or 0,
+                basis.p_as_if_known if basis else None,
             )
         )
     return found

@@ -51,10 +51,14 @@ class Rules:
     alone_runs: float = 120.0
     """With time left for fewer runs than this, a promising idea is not confirmed alone but with others, at the end, and
     the next ideas build on it unconfirmed (`lead.py`)."""
+    clear_p: float = 0.05
+    """A promising idea with a one-sided p-value below this, as if the errors were known, is built on at once, alone."""
+    clear_left: float = 4.0
+    """Runs for which there must be time after that, beside those of the end."""
     round: int = 20
     """Ideas, the screened ones among them, after which what was promising is put together for the next to build on."""
     lead_left: float = 10.0
-    """Runs for which there must be time after that, beside those of the end."""
+    """Runs for which there must be time after that."""
     together_p: tuple[float, ...] = (0.35, 0.7)
     """What was discarded as inconclusive with a one-sided p-value below the first goes into one experiment at the end;
     where that was not kept, or there is still time, below the second, and so on."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
-from agent.campaign.endgame import best_first, confirm_lead, last_chance, last_experiment
+from agent.campaign.endgame import confirm_lead, last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
-from agent.campaign.lab import CutShort, Lab, promising
-from agent.campaign.lead import worth_advancing
+from agent.campaign.lab import CutShort, Lab
+from agent.campaign.lead import to_advance
 from agent.campaign.screening import (
     not_gone_on,
     rank_batch,
@@ -56,7 +56,7 @@ def search(lab: Lab, evidence: Evidence) -> str:
                 if number is None:
                     return reason
                 continue
-            size = 0 if worth_advancing(lab) else worth_screening(lab, evidence)
+            size = 0 if to_advance(lab) else worth_screening(lab, evidence)
             if size:
                 screen_batch(lab, evidence, size)
                 continue
@@ -89,8 +89,9 @@ def _cannot_go_on(lab: Lab) -> str | None:
 def _next(lab: Lab) -> tuple[int | None, str]:
     """The next idea, or what was promising put together; where there is no idea, or no time for one, the experiments
     of the end."""
-    if worth_advancing(lab):
-        number = lab.plan_together([one.number for one in best_first(promising(lab.past()))], advance=True)
+    ready = to_advance(lab)
+    if ready:
+        number = lab.plan_together(ready, advance=True)
         if number is not None:
             return number, ""
     needed = lab.cost(lab.lead).total_s

@@ -153,6 +153,9 @@ class Workbench(Lab):
     def planned_against(self, number: int) -> int:
         return self.session.base_of(number)
 
+    def stands(self, number: int) -> bool:
+        return announce.stands(self.session, number, self.recipe_of(self.lead))
+
     def open_batches(self) -> list[list[int]]:
         batches: dict[int, list[int]] = {}
         for number in sorted(self.session.state.experiments):

@@ -233,21 +233,38 @@ class SimulatedLab(Lab):
     def plan(self, moves: frozenset[int], *, base: int | None = None) -> int:
         """Announce an experiment that toggles these ideas in a recipe, the incumbent's where not given."""
         base = self.incumbent if base is None else base
-        self.tried.append(Tried(moves, self.tried[base].recipe ^ moves, base))
+        before = self.tried[base].recipe
+        recipe = self._one_a_key(before ^ moves, new=moves)
+        self.tried.append(Tried(recipe ^ before, recipe, base))
         return len(self.tried) - 1
 
     def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
         base = self.lead if advance else self.incumbent
-        brought = frozenset(idea for number in numbers for idea in self._brings(number))
-        moves = brought - self.tried[base].recipe
+        leads = [self.lead] if self.lead != self.incumbent and (advance or self.lead in numbers) else []
+        recipe = self.tried[leads[0] if leads else base].recipe
+        parts = leads
+        for number in numbers:
+            if number not in leads and self._fits(number, recipe):
+                recipe, parts = recipe ^ self.tried[number].moves, [*parts, number]
+        moves = recipe ^ self.tried[base].recipe
         recipes = [one.recipe for one in self.tried if one.together and not one.advance]
-        if not moves or (not advance and self.tried[base].recipe | moves in recipes):
+        if not moves or (not advance and recipe in recipes):
             return None
         planned = self.plan(moves, base=base)
         one = self.tried[planned]
-        one.together = (*([base] if advance and base != self.incumbent else []), *numbers)
-        one.advance, one.of_lead = advance, of_lead
+        one.together, one.advance, one.of_lead = tuple(parts), advance, of_lead
         return planned
+
+    def _one_a_key(self, recipe: frozenset[int], *, new: frozenset[int]) -> frozenset[int]:
+        """Of ideas that set the same thing the new one, and of several new ones the first."""
+        if not self.truth.peaks:
+            return recipe
+        chosen: dict[int | None, int] = {}
+        for idea in sorted(recipe, key=lambda idea: (idea not in new, idea)):
+            chosen.setdefault(self.truth.ideas[idea].key, idea)
+        return frozenset(
+            idea for idea in recipe if self.truth.ideas[idea].key is None or chosen[self.truth.ideas[idea].key] == idea
+        )
 
     def plan_again(self, number: int) -> int | None:
         recipe = self.tried[self.lead].recipe | self.tried[number].moves
@@ -258,9 +275,16 @@ class SimulatedLab(Lab):
         self.tried[planned].again = number
         return planned
 
-    def _brings(self, number: int) -> frozenset[int]:
-        """All that the lead has, and of an idea itself."""
-        return self.tried[number].recipe if number == self.lead else self.tried[number].moves
+    def stands(self, number: int) -> bool:
+        return self._fits(number, self.tried[self.lead].recipe)
+
+    def _fits(self, number: int, recipe: frozenset[int]) -> bool:
+        """Whether the recipe has what the idea takes out, not what it brings, and nothing else that sets the same."""
+        one = self.tried[number]
+        brings, out = one.moves - self.tried[one.base].recipe, one.moves & self.tried[one.base].recipe
+        keys = {self.truth.ideas[idea].key for idea in brings} - {None}
+        others = recipe - out
+        return out <= recipe and not brings & recipe and not any(self.truth.ideas[idea].key in keys for idea in others)
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
         moves = self.tried[number].moves & self.winner
@@ -388,6 +412,8 @@ class SimulatedLab(Lab):
                     one.advance,
                     one.of_lead,
                     one.again,
+                    one.base,
+                    basis.p_as_if_known if basis else None,
                 )
             )
         if judgement.used:

@@ -39,6 +39,10 @@ class Mix:
     """Pairs of ideas that gain `gain` times the detectable gain together, and nothing alone."""
     followers: int = 0
     """Ideas that gain that much once a planted one is in the recipe, and lose half the noise before."""
+    quantities: int = 0
+    """Hidden quantities, such as the size of the steps, of which three quarters of the remaining ideas each move one,
+    most of them towards its optimum or past it: what each gains alone, together they overdo. An optimum gains `gain`
+    times the detectable gain."""
     small: float = 0.0
     """Standard deviation of the effects of the remaining ideas, in units of the noise."""
     crashing: float = 0.0
@@ -66,6 +70,8 @@ MIXES = {
             ideas=40, planted=2, followers=1, pairs=1, harmful=1 / 3, runs=80.0),
         Mix("stairs", "two help, and two more for each of them once it is in; a third of the others harm",
             ideas=40, planted=2, followers=4, harmful=1 / 3, runs=50.0),
+        Mix("slopes", "most move one of three hidden quantities towards its optimum, past it, or away from it",
+            ideas=40, quantities=3, gain=2.0, harmful=0.5, runs=50.0),
         Mix("crashing", "as `few`, and a fifth of the ideas crash",
             ideas=40, planted=3, harmful=1 / 3, crashing=0.2, runs=80.0),
         Mix("guided", "as `few`, with a planner that knows something",
@@ -113,7 +119,21 @@ def draw(mix: Mix, world: World, rules: Rules, random: np.random.Generator) -> t
             ideas[one] = Idea(size / 2, frozenset([other]), premise=frozenset([other]))
     for place in places[special : special + round(mix.crashing * mix.ideas)]:
         ideas[place] = Idea(0.0, crashes=True)
-    return Truth(world, ideas), _scores(mix, ideas, random)
+    if mix.quantities:
+        _slopes(mix, ideas, places[special:], random)
+    return Truth(world, ideas, (size,) * mix.quantities), _scores(mix, ideas, random)
+
+
+def _slopes(mix: Mix, ideas: list[Idea], places: list[int], random: np.random.Generator) -> None:
+    """Each quantity has four keys; an idea sets one of them, for better in six of ten cases. Ideas of a quantity come
+    back when one of them is kept."""
+    moving = places[: len(places) * 3 // 4]
+    of = {place: int(random.integers(mix.quantities)) for place in moving}
+    for place in moving:
+        step = float(random.uniform(0.2, 1.2)) * (1 if random.random() < 0.6 else -1)
+        others = frozenset(other for other in moving if of[other] == of[place] and other != place)
+        key = 4 * of[place] + int(random.integers(4))
+        ideas[place] = Idea(0.0, premise=others, quantity=of[place], step=step, key=key)
 
 
 def _ordinary(mix: Mix, noise: float, random: np.random.Generator) -> Idea:

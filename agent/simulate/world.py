@@ -3,6 +3,7 @@
 A recipe is the set of ideas that are in it. Its true value, in units of the metric (a pass rate), is
 
     value = base + sum of the effects of its ideas, an effect counting only where what it needs is in the recipe too
+                 + for each hidden quantity, peak * (1 - (1 - sum of the steps of its ideas)^2)
 
 A run of it has a value of its own, off by the run noise. Prompt i is answered correctly with probability
 logistic(q + d_i + z_i + w_i): d_i is the prompt's difficulty, the same for all runs; z_i what this one training did
@@ -42,6 +43,12 @@ class Idea:
     """Every training with it crashes."""
     premise: frozenset[int] = frozenset()
     """Ideas which, once kept, put this one back into the queue after a discard."""
+    quantity: int | None = None
+    """What it moves towards an optimum and beyond, or away from it (`Truth.peaks`)."""
+    step: float = 0.0
+    """By how much; the optimum is at 1."""
+    key: int | None = None
+    """Ideas with the same key set the same thing: a recipe has one of them at most."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,8 @@ class Truth:
 
     world: World
     ideas: list[Idea]
+    peaks: tuple[float, ...] = ()
+    """What the optimum of each quantity gains over where the baseline is."""
 
     def value(self, recipe: Iterable[int]) -> float:
         """True value of a recipe."""
@@ -130,6 +139,9 @@ class Truth:
         for number in chosen:
             idea = self.ideas[number]
             gain += idea.effect if idea.needs <= chosen else idea.alone
+        for quantity, peak in enumerate(self.peaks):
+            place = sum(self.ideas[number].step for number in chosen if self.ideas[number].quantity == quantity)
+            gain += peak * (1 - (1 - place) ** 2)
         return min(max(self.world.base + gain, LEAST_VALUE), 1 - LEAST_VALUE)
 
     def crashes(self, recipe: Iterable[int]) -> bool:

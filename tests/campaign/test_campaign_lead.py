@@ -14,7 +14,7 @@ from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypoth
 from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.choose import attempts
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
-from agent.campaign.lead import worth_advancing
+from agent.campaign.lead import to_advance
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
@@ -23,8 +23,8 @@ from agent.recipe.files import get_key, with_keys
 SLOW = hypothesis("slow", 0.3, set={"learner.learning_rate": 1e-4})
 SLOWER = hypothesis("slower", 0.2, set={"learner.learning_rate": 4e-5})
 HALF_RATE = hypothesis("half-rate", 0.1, set={"learner.learning_rate": 2.5e-4})
-RULES = Rules(alone_runs=1e9, round=2, lead_left=0.0, batch=0)
-"""Nothing is confirmed alone, and two ideas are a round."""
+RULES = Rules(alone_runs=1e9, clear_p=0.0, round=2, lead_left=0.0, batch=0)
+"""Nothing is confirmed alone, nothing is clear at once, and two ideas are a round."""
 
 
 def past(number: int, kind: str, outcome: str = "discard", **also: Any) -> Past:
@@ -90,21 +90,21 @@ def lab(*story: Past, runs: float = 100.0, waiting: int = 5, round: int = 2) -> 
 
 def test_a_round_is_over_after_so_many_ideas_or_when_there_are_no_others() -> None:
     one, two = past(1, "promising"), past(2, "regressed")
-    assert not worth_advancing(lab(one))
-    assert worth_advancing(lab(one, waiting=0))
-    assert worth_advancing(lab(one, two))
-    assert not worth_advancing(lab(two, past(3, "regressed"))), "nothing was promising"
+    assert not to_advance(lab(one))
+    assert to_advance(lab(one, waiting=0))
+    assert to_advance(lab(one, two))
+    assert not to_advance(lab(two, past(3, "regressed"))), "nothing was promising"
     led = past(3, "lead", together=(1,), advance=True)
-    assert not worth_advancing(lab(one, two, led, past(4, "promising")))
-    assert worth_advancing(lab(one, two, led, past(4, "promising"), past(5, "regressed")))
+    assert not to_advance(lab(one, two, led, past(4, "promising", base=3)))
+    assert to_advance(lab(one, two, led, past(4, "promising", base=3), past(5, "regressed")))
 
 
 def test_it_takes_time_for_it_for_another_round_and_for_the_end() -> None:
     """A run; ten runs; six runs, and the holdout, which is one run of this lab's."""
     enough = 1 + 10 + 1.2 * 5 + 1
     story = (past(1, "promising"), past(2, "regressed"))
-    assert worth_advancing(lab(*story, runs=enough + 0.01))
-    assert not worth_advancing(lab(*story, runs=enough - 0.01))
+    assert to_advance(lab(*story, runs=enough + 0.01))
+    assert not to_advance(lab(*story, runs=enough - 0.01))
     assert A_RUN > 0
 
 
