@@ -50,7 +50,7 @@ REFINED = 1.2
 """Of a refinement beside the best numeric form of its axis ..."""
 REFINED_LATER = 0.8
 """... and while it is the turn of one number at a time: until one was tried both ways, and after a refinement that was
-not kept. On a slanted optimum TPE is far ahead, on a round one single steps are; turns lose little on either."""
+not kept. On a slanted optimum it is far ahead, on a round one single steps are; turns lose little on either."""
 REFINED_TRIES = 16
 """Points that are asked for before a refinement is given up: the others were dead ends, or no valid recipe."""
 SUBJECT_LENGTH = 100
@@ -417,7 +417,7 @@ def _refined(refinement: Refinement, context: _Context, seed: int) -> tuple[Prop
     except ImportError:
         return None, Skipped(name, "needs the package optuna, which is not installed")
     if found is None:
-        return None, Skipped(name, f"none of {REFINED_TRIES} points that TPE gave is new and may be tried")
+        return None, Skipped(name, f"none of {REFINED_TRIES} points that the sampler gave is new and may be tried")
     change, result, words = found
     moves = change.values(context.recipe)
     keys = " and ".join(knob.key for knob in refinement.knobs)
@@ -433,9 +433,9 @@ def _refined(refinement: Refinement, context: _Context, seed: int) -> tuple[Prop
         evidence=answered[0].evidence if answered else "",
         claim=f"{keys} have their best values together, near those that have done best so far.",
         watch=list(context.playbook.axes[refinement.axis].watch),
-        subject=_subject(refinement.axis, "refined by TPE", moves, moves),
+        subject=_subject(refinement.axis, "numbers refined", moves, moves),
         cost=variant.cost or hypothesis.cost,
-        variant="tpe",
+        variant="gp",
         values=moves,
     ), None
 
@@ -473,7 +473,7 @@ def _refined_score(
     else:
         factor, reason = REFINED, f"{refinement.bracketed} was tried both ways"
     knobs = ", ".join(knob.key for knob in refinement.knobs)
-    from_ = f"TPE over {knobs} from {len(refinement.trials)} points, {refinement.crashes} of them crashed"
+    from_ = f"Gaussian process over {knobs} from {len(refinement.trials)} points, {refinement.crashes} of them crashed"
     why += [f"scored as {form[0].id}/{form[1].name}", from_, f"x{factor:.2f} {reason}"]
     return score * factor, why, form
 

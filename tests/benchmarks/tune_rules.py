@@ -31,6 +31,7 @@ MIXES = (
     Mix("harmful", "", planted=4, harmful=0.5, runs=100.0),
     Mix("together", "", planted=2, followers=2, pairs=1, harmful=1 / 3, runs=100.0),
     Mix("stairs", "", planted=2, followers=4, harmful=1 / 3, runs=60.0),
+    Mix("slopes", "", ideas=45, quantities=4, gain=2.0, harmful=0.3, runs=70.0),
     Mix("short", "", planted=4, harmful=1 / 3, runs=30.0),
     Mix("harmless", "", planted=4, runs=100.0),
     Mix("small", "", small=0.35, runs=100.0),
@@ -52,6 +53,8 @@ CHOICES: dict[str, list[Any]] = {
     "hold_p": [0.25, 0.35, 0.45],
     "go_on_p": [0.1, 0.15, 0.25, 0.35],
     "alone_runs": [40.0, 60.0, 120.0, 200.0],
+    "clear_p": [0.0, 0.01, 0.02, 0.05, 0.1],
+    "clear_left": [2.0, 4.0, 8.0],
     "round": [9, 14, 20, 30],
     "lead_left": [6.0, 10.0, 14.0],
     "together_p": [(0.2,), (0.2, 0.5), (0.35, 0.7), (0.2, 0.5, 0.8), (0.5,), (0.35,)],
@@ -104,7 +107,7 @@ def evaluate(rules: Rules, nights: int) -> dict[str, float]:
             sized = dataclasses.replace(mix, gain=size / detectable_of(world, rules, to_come=mix.to_come(rules)))
             plan = Plan(sized, world, "ours", rules)
             result = sum_up(plan, simulate(plan, nights, seed=FIRST_NIGHT))
-            planted = size / world.total_noise * (mix.planted + mix.followers + mix.pairs)
+            planted = size / world.total_noise * (mix.planted + mix.followers + mix.pairs + mix.quantities)
             most = planted + mix.ideas * mix.small * POSITIVE_PART
             shares[f"{mix.name} {noise:g}"] = result.gain / most
             false = max(false, result.false_share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypoth
 
 from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.choose import attempts
+from agent.campaign.endgame import confirm_lead, seconds_of_the_end
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import to_advance
 from agent.campaign.rules import Rules
@@ -108,6 +110,67 @@ def test_it_takes_time_for_it_for_another_round_and_for_the_end() -> None:
     assert A_RUN > 0
 
 
+class OnALead(MadeLab):
+    """A lab in which what some ideas change stands elsewhere since."""
+
+    def __init__(self, *story: Past, runs: float = 100.0, waiting: int = 5, moved: Sequence[int] = ()):
+        super().__init__(lambda order: run("", 0.5), runs=runs, rules=Rules(clear_left=4.0, lead_left=10.0))
+        self.told, self.queue, self.moved = list(story), list(range(waiting)), moved
+
+    def stands(self, number: int) -> bool:
+        return number not in self.moved
+
+
+LED = (
+    past(1, "promising", p_as_if_known=0.2), past(2, "promising", p_as_if_known=0.3),
+    past(3, "promising", p_as_if_known=0.01), past(4, "lead", together=(3,), advance=True, p_as_if_known=0.01),
+)  # fmt: skip
+"""Two ideas wait from before the third, which leads as #4."""
+
+
+def test_what_is_clear_is_built_on_at_once_and_alone() -> None:
+    assert to_advance(OnALead(*LED[:2])) == []
+    assert to_advance(OnALead(*LED[:3])) == [3]
+    assert to_advance(OnALead(*LED)) == [], "what waits was measured before"
+    assert to_advance(OnALead(*LED, past(5, "promising", base=4, p_as_if_known=0.04))) == [5]
+    earlier = past(5, "promising", p_as_if_known=0.001)
+    assert to_advance(OnALead(*LED, earlier)) == [], "clear on another recipe"
+
+
+def test_there_must_be_time_for_a_few_runs_on_what_is_clear() -> None:
+    """A run; four runs; six runs, and the holdout, which is one run of this lab's."""
+    enough = 1 + 4 + 1.2 * 5 + 1
+    assert to_advance(OnALead(*LED[:3], runs=enough + 0.01)) == [3]
+    assert to_advance(OnALead(*LED[:3], runs=enough - 0.01)) == []
+
+
+def test_what_waits_from_before_is_run_on_the_lead_before_the_end() -> None:
+    """The end takes six runs and the holdout; the run before it 1.2, and the next idea one."""
+    end = 1.2 * 5 + 1
+    assert seconds_of_the_end(OnALead(*LED)) == pytest.approx((end + 1.2) * A_RUN)
+    assert to_advance(OnALead(*LED, runs=1 + end + 1.2 + 0.01)) == []
+    assert to_advance(OnALead(*LED, runs=1 + end + 1.2 - 0.01)) == [1, 2]
+    assert to_advance(OnALead(*LED, waiting=0)) == [1, 2]
+    assert to_advance(OnALead(*LED, runs=6.9)) == [], "no time for it and the end"
+    assert to_advance(OnALead(*LED, waiting=0, moved=[1])) == [2]
+    nothing = OnALead(*LED, waiting=0, moved=[1, 2])
+    assert to_advance(nothing) == []
+    assert seconds_of_the_end(nothing) == pytest.approx(end * A_RUN)
+
+
+def test_the_end_confirms_nothing_with_the_lead_that_was_not_seen_on_it() -> None:
+    on_it = past(5, "promising", base=4)
+    asked: list[list[int]] = []
+
+    class Noted(OnALead):
+        def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
+            asked.append(list(numbers))
+            return 9
+
+    assert confirm_lead(Noted(*LED, on_it)) == 9
+    assert asked == [[4, 5]]
+
+
 # --- in a campaign -----------------------------------------------------------------------------------------
 
 
@@ -148,6 +211,22 @@ def test_a_search_climbs_without_a_verdict_and_is_confirmed_as_a_whole(climbed: 
     assert levels[:6] == [None] * 6
     assert night.session.state.incumbent is not None
     assert night.session.state.incumbent.experiment == 7
+
+
+def test_what_is_clear_leads_alone_and_what_waits_joins_it_before_the_end(night: Night) -> None:
+    rules = dataclasses.replace(RULES, clear_p=0.001, clear_left=0.0, round=100)
+    night.playbook(NO_DEDUP, BETTER_RATE, SLOW)
+    night.start(rules=rules, baseline_seeds=3)
+    told = [(name, night.judged(number).numbers["kind"]) for number, (name, _) in enumerate(night.outcomes()) if number]
+    assert told == [
+        ("no-dedup", "promising"), ("better-rate", "promising"), ("together", "lead"), ("slow", "regressed"),
+        ("together", "lead"), ("together", "gain"),
+    ]  # fmt: skip
+    assert night.session is not None
+    parts = [night.session.state.experiments[number].planned.model_extra["together"] for number in (3, 5, 6)]
+    assert parts == [[2], [3, 1], [5]]
+    moved = {"learner.learning_rate 0.0005 -> 0.002", "selection.dedup True -> False"}
+    assert set(night.rows[6]["change"].split(", ")) == moved
 
 
 def test_an_ideas_commit_starts_at_the_lead_and_makes_one_change(climbed: Night) -> None:

@@ -72,22 +72,23 @@ def refinement(ranking: Ranking) -> Proposal | None:
 def test_two_numbers_that_were_tried_are_refined_together() -> None:
     found = refinement(toy(FOUR))
     assert found is not None
-    assert (found.hypothesis, found.variant, found.axis) == ("refine-size", "tpe", "size")
+    assert (found.hypothesis, found.variant, found.axis) == ("refine-size", "gp", "size")
     assert found.watch == ["diversity"]
     rate, norm = found.recipe.learner.learning_rate, found.recipe.learner.max_grad_norm
-    assert found.subject == f"size: refined by TPE, 0.0002/1 -> {rate:g}/{norm:g}"
+    assert found.subject == f"size: numbers refined, 0.0002/1 -> {rate:g}/{norm:g}"
     assert found.values == {RATE: (2e-4, rate), NORM: (1.0, norm)}
     assert (rate, norm) == (float(f"{rate:.2g}"), float(f"{norm:.2g}"))
     assert "x1.20 learner.learning_rate was tried both ways" in found.why
-    assert "TPE over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed" in found.why
+    assert (
+        "Gaussian process over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed"
+        in found.why
+    )
 
 
-def test_the_same_arguments_give_the_same_point_and_a_seed_another() -> None:
-    found = [refinement(toy(FOUR, seed=seed)) for seed in (0, 0, 1)]
+def test_the_same_arguments_give_the_same_point() -> None:
+    found = [refinement(toy(FOUR, seed=1)) for _ in range(2)]
     assert found[0] == found[1]
     assert found[0] is not None
-    assert found[2] is not None
-    assert found[0].values != found[2].values
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_ranges_are_the_incumbents_neighbourhood_inside_schema_and_limits() -> N
     assert (rate.low, rate.high) == (pytest.approx(2e-4 / 2**REACH), pytest.approx(2e-4 * 2**REACH))
     limit = Constraint(NORM, "broke", at_most=1.5)
     assert refined([*FOUR[:2], tried({NORM: (1.0, 1.4)}), FOUR[3]], constraints=[limit]).knobs[1].high == 1.5
-    for seed in range(20):
+    for seed in range(5):
         found = refinement(toy(FOUR, seed=seed, constraints=[limit]))
         assert found is not None
         assert found.recipe.learner.max_grad_norm <= 1.5
@@ -227,10 +228,10 @@ def test_crashes_that_were_told_are_kept_clear_of() -> None:
     crashed = [at(2, 2, None), at(2.2, 1.8, None)]
 
     def in_the_corner(trials: list[Trial]) -> int:
-        proposed = [next(points(Refinement("size", KNOBS, tuple(trials), (), ""), seed=s, most=1)) for s in range(60)]
+        proposed = [next(points(Refinement("size", KNOBS, tuple(trials), (), ""), seed=s, most=1)) for s in range(10)]
         return sum(p.get(RATE, 0) > 3e-4 and p.get(NORM, 0) > 1.5 for p in proposed)
 
-    assert in_the_corner(measured) >= 10
+    assert in_the_corner(measured) >= 8
     assert in_the_corner([*measured, *crashed]) <= 1
 
 
@@ -271,8 +272,8 @@ def night(seed: int, shape: Shape, *, tries: int = 14, refine: bool, noise: floa
 
 def nights(shape: Shape) -> tuple[float, float]:
     """Mean regret (single steps alone, with refinement); where all begin it is about 0.03 in the valley, 0.09 else."""
-    alone, together = (statistics.mean(night(s, shape, refine=refine) for s in range(16)) for refine in (False, True))
-    print(f"mean regret of 16 nights of 14 tries: {alone:.4f} with single steps alone, {together:.4f} with refinement")
+    alone, together = (statistics.mean(night(s, shape, refine=refine) for s in range(8)) for refine in (False, True))
+    print(f"mean regret of 8 nights of 14 tries: {alone:.4f} with single steps alone, {together:.4f} with refinement")
     return alone, together
 
 

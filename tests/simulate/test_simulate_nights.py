@@ -114,6 +114,21 @@ SHORT = dataclasses.replace(MIXES["few"], ideas=16, runs=25.0)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_recipe_has_one_idea_of_those_that_set_the_same() -> None:
+    ideas = [Idea(0.0, quantity=0, step=0.5, key=1), Idea(0.0, quantity=0, step=0.7, key=1), Idea(0.01)]
+    lab = SimulatedLab(
+        Truth(World(), ideas, peaks=(0.1,)), scores=[2, 1, 0], random=np.random.default_rng(0), budget_s=1
+    )
+    first = lab.plan(frozenset([0, 2]))
+    replaced = lab.plan(frozenset([1]), base=first)
+    assert lab.tried[replaced].recipe == {1, 2}
+    assert lab.tried[lab.plan(frozenset([0, 1]))].recipe == {0}, "of two new ones the first"
+    beside, other = lab.plan(frozenset([1])), lab.plan(frozenset([2]))
+    together = lab.plan_together([first, beside, other])
+    assert together is not None
+    assert (lab.tried[together].recipe, lab.tried[together].together) == ({0, 2}, (first,))
+
+
 def test_a_night_is_the_same_for_the_same_seed_and_another_for_another(policy: str) -> None:
     first = one_night(plan(SHORT, policy), 3)
     assert one_night(plan(SHORT, policy), 3) == first

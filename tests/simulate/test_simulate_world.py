@@ -50,6 +50,16 @@ def test_a_value_is_a_rate(known: list[Idea], recipe: frozenset[int]) -> None:
     assert truth(known).value(()) == WORLD.base
 
 
+def test_what_each_gains_alone_several_overdo() -> None:
+    """Of a peak: 1 - (1 - 0.8)^2 = 0.96 of it; both, at 1.6, 1 - 0.6^2 = 0.64; the other way 1 - 1.5^2 = -1.25."""
+    ideas = [Idea(0.0, quantity=0, step=0.8), Idea(0.0, quantity=0, step=0.8), Idea(0.0, quantity=0, step=-0.5)]
+    truth = Truth(World(base=0.3), ideas, peaks=(0.1, 0.2))
+    assert truth.value([]) == pytest.approx(0.3)
+    assert truth.value([0]) == truth.value([1]) == pytest.approx(0.396)
+    assert truth.value([0, 1]) == pytest.approx(0.364)
+    assert truth.value([2]) == pytest.approx(0.175)
+
+
 def test_an_effect_counts_where_what_it_needs_is_in_the_recipe_too() -> None:
     known = truth([Idea(0.05), Idea(0.1, needs=frozenset([0]), alone=-0.02)])
     values = [known.value(recipe) for recipe in ((), (0,), (1,), (0, 1))]
