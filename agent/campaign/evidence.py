@@ -34,6 +34,11 @@ class Evidence(Generic[M]):
         if all(one.key != run.key for one in known):
             known.append(run)
 
+    @property
+    def count(self) -> int:
+        """Runs, all in all."""
+        return sum(len(runs) for runs in self._runs.values())
+
     def runs(self, experiment: int, arm: Arm) -> list[M]:
         return list(self._runs.get((experiment, arm), ()))
 

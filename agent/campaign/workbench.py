@@ -30,6 +30,7 @@ from agent.campaign.watches import watch
 from agent.contract import CHECKPOINT
 from agent.errors import AgentError, TrainingFailed
 from agent.hardware.sensors import GIB, disk_free
+from agent.plan.planner import Ranking
 from agent.recipe.change import touches_speed
 from agent.recipe.schema import Recipe
 
@@ -48,6 +49,7 @@ class Workbench(Lab):
         self.evidence: Evidence[Done] = Evidence()
         self._first: Done | None = None
         """Of the baseline."""
+        self._ranked: tuple[tuple[int, int], Ranking] | None = None
         self.evaluation = session.evaluation
         self.budget = session.recipe_of(0).budget
         self.baseline_seeds = session.settings.baseline_seeds
@@ -166,7 +168,14 @@ class Workbench(Lab):
         return [batch for batch in batches.values() if any(experiments[number].judged is None for number in batch)]
 
     def waiting(self) -> int:
-        return len({proposal.hypothesis for proposal in choose.rank(self.session, self.evidence).proposals})
+        return len({proposal.hypothesis for proposal in self._ranking().proposals})
+
+    def _ranking(self) -> Ranking:
+        """The planner takes up to a second, and the loop asks several times an idea: once a state of the journal."""
+        known = (self.session.state.last_seq, self.evidence.count)
+        if self._ranked is None or self._ranked[0] != known:
+            self._ranked = known, choose.rank(self.session, self.evidence)
+        return self._ranked[1]
 
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""
@@ -237,7 +246,7 @@ class Workbench(Lab):
     # --- what is done ---------------------------------------------------------------------------------------
 
     def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
-        ranking = choose.rank(self.session, self.evidence)
+        ranking = self._ranking()
         proposal = choose.first_other(ranking, self.session)
         if proposal is None:
             return None, f"the playbook is exhausted: {ranking.note}"

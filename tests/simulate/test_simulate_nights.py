@@ -113,7 +113,6 @@ def plan(mix: Mix, policy: str = "ours", **keys: Any) -> Plan:
 SHORT = dataclasses.replace(MIXES["few"], ideas=16, runs=25.0)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_recipe_has_one_idea_of_those_that_set_the_same() -> None:
     ideas = [Idea(0.0, quantity=0, step=0.5, key=1), Idea(0.0, quantity=0, step=0.7, key=1), Idea(0.01)]
     lab = SimulatedLab(
@@ -129,6 +128,7 @@ def test_a_recipe_has_one_idea_of_those_that_set_the_same() -> None:
     assert (lab.tried[together].recipe, lab.tried[together].together) == ({0, 2}, (first,))
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_night_is_the_same_for_the_same_seed_and_another_for_another(policy: str) -> None:
     first = one_night(plan(SHORT, policy), 3)
     assert one_night(plan(SHORT, policy), 3) == first
