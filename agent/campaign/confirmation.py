@@ -100,7 +100,7 @@ def confirm(
 
 def _is_last_chance(lab: Lab, number: int) -> bool:
     """Whether there will be no time for a confirmation after this one."""
-    least = 2 * lab.rules.confirm_seeds * lab.cost(number).total_s
+    least = lab.rules.confirm_seeds * (lab.cost(number).total_s + lab.cost(lab.incumbent).total_s)
     return lab.is_last(number) and lab.clock.left_s - least < seconds_of_the_end(lab)
 
 

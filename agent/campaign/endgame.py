@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agent.campaign.budget import holdout_seconds
+from agent.campaign.budget import RunCost, holdout_seconds
 from agent.campaign.lab import Lab, Past, best_first
 
 WORTH_ANOTHER = ("inconclusive", "promising", "screened")
@@ -44,7 +44,7 @@ def last_chance(lab: Lab, needed: float) -> bool:
 def seconds_of_the_end(lab: Lab) -> float:
     """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them. And of a run of what
     waits from before the lead, on top of it."""
-    first = lab.cost(lab.lead).total_s if waits_from_before(lab) else 0.0
+    first = dearest(lab).total_s if waits_from_before(lab) else 0.0
     return least_seconds(lab, slower=SLOWER) + SLOWER * first
 
 
@@ -56,8 +56,14 @@ def waits_from_before(lab: Lab) -> bool:
 
 def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
     """The same as predicted: with less time it is not begun."""
-    cost = lab.cost(lab.lead)
-    return slower * (1 + 2 * lab.rules.confirm_seeds) * cost.total_s + holdout_seconds(cost)
+    ours, theirs, seeds = dearest(lab), lab.cost(lab.incumbent), lab.rules.confirm_seeds
+    return slower * ((1 + seeds) * ours.total_s + seeds * theirs.total_s) + holdout_seconds(ours)
+
+
+def dearest(lab: Lab) -> RunCost:
+    """Of a run of the lead, or of an idea that waits to be put together with it: as much as all together may cost."""
+    numbers = [lab.lead, *(one.number for one in lab.promises())]
+    return max((lab.cost(number) for number in numbers), key=lambda cost: cost.total_s)
 
 
 def confirm_lead(lab: Lab) -> int | None:

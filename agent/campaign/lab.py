@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from agent.campaign.budget import BudgetClock, RunCost, reserve_seconds
+from agent.campaign.budget import CONFIRM_SEEDS, BudgetClock, RunCost, holdout_seconds
 from agent.campaign.levels import Terms, Used
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
@@ -316,8 +316,13 @@ class Lab(abc.ABC):
 
     def _affordable(self) -> float:
         """Ideas that the time allows, each of them trained whole."""
-        cost = self.cost(self.lead)
-        return (self.clock.left_s - reserve_seconds(cost)) / cost.total_s
+        return (self.clock.left_s - self.reserve_s) / self.cost(self.lead).total_s
+
+    @property
+    def reserve_s(self) -> float:
+        """Held back for the confirmation of what comes next, and the holdout."""
+        ours, theirs = self.cost(self.lead), self.cost(self.incumbent)
+        return CONFIRM_SEEDS * (ours.total_s + theirs.total_s) + holdout_seconds(ours)
 
     @property
     def screen_share(self) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.campaign.comparison import Comparison
-from agent.campaign.endgame import least_seconds, seconds_of_the_end, waits_from_before
+from agent.campaign.endgame import SLOWER, dearest, least_seconds, seconds_of_the_end, waits_from_before
 from agent.campaign.lab import Lab, Past
 from agent.campaign.verdict import Verdict, span_of
 
@@ -37,16 +37,15 @@ def _is_clear(one: Past, level: float) -> bool:
 
 
 def _time_for(lab: Lab, runs: float) -> bool:
-    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * lab.cost(lab.lead).total_s
+    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * dearest(lab).total_s
 
 
 def _last_chance_on_the_lead(lab: Lab) -> bool:
     """Whether what waits from before the lead could not be run on top of it after another idea. It is not confirmed
     with the lead unseen."""
-    a_run = lab.cost(lab.lead).total_s
-    if not waits_from_before(lab) or lab.clock.left_s < a_run + least_seconds(lab):
+    if not waits_from_before(lab) or lab.clock.left_s < SLOWER * dearest(lab).total_s + least_seconds(lab):
         return False
-    return not lab.waiting() or lab.clock.left_s < a_run + seconds_of_the_end(lab)
+    return not lab.waiting() or lab.clock.left_s < lab.cost(lab.lead).total_s + seconds_of_the_end(lab)
 
 
 def _since_the_last(past: Sequence[Past]) -> int:

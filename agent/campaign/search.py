@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from agent.campaign.budget import reserve_seconds
 from agent.campaign.calibration import Calibration, calibrate
 from agent.campaign.endgame import confirm_lead, last_chance, last_experiment
 from agent.campaign.evidence import Evidence
@@ -128,7 +127,7 @@ def crashed_in_a_row(lab: Lab) -> bool:
 
 def out_of_time(lab: Lab, needed: float) -> str | None:
     """Why no further idea that takes so many seconds may start, or None."""
-    reserve = reserve_seconds(lab.cost(lab.lead))
+    reserve = lab.reserve_s
     if not lab.clock.affords(needed, reserve_s=reserve):
         return (
             f"the next idea would need {duration(needed)} and {duration(reserve)} are held back, "
