@@ -201,27 +201,35 @@ def points(refinement: Refinement, *, seed: int, most: int) -> Iterator[dict[str
     """Up to `most` points, the most promising first; key -> value for the knobs that leave the incumbent's value.
 
     Two significant digits, whole numbers for whole keys; a value within 10% of the incumbent's is left as it is. A
-    point that is not taken is told as a bad one, so the next lies elsewhere. ImportError where Optuna is absent.
+    point that is not taken is told as a bad one, so the next lies elsewhere. NoSampler where Optuna is absent or fails.
     """
-    import optuna
-
-    with _quiet(optuna):
-        study = _study(refinement, seed)
-    space = _space(refinement.knobs)
+    with _asked():
+        study, space = _study(refinement, seed), _space(refinement.knobs)
     for _ in itertools.repeat(None, most):
-        with _quiet(optuna):
+        with _asked():
             trial = study.ask(space)
         yield _as_moves(refinement.knobs, trial.params)
-        study.tell(trial, _worst(refinement))
+        with _asked():
+            study.tell(trial, _worst(refinement))
+
+
+class NoSampler(Exception):
+    """Why no point can be had, in words."""
 
 
 @contextlib.contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
-    """It logs what it samples, and what would make it faster."""
+def _asked() -> Iterator[None]:
+    """Optuna, quietly: it logs what it samples. Whatever fails in it becomes a NoSampler: a night has other ideas."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise NoSampler("needs the package optuna, which is not installed") from error
     told = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
+    except Exception as error:
+        raise NoSampler(f"Optuna's sampler failed: {type(error).__name__}: {error}") from error
     finally:
         optuna.logging.set_verbosity(told)
 

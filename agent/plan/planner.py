@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import UsageError
 from agent.plan.fit import build_change, lacking
 from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
-from agent.plan.optimizer import Refinement, points, refinement_of
+from agent.plan.optimizer import NoSampler, Refinement, points, refinement_of
 from agent.plan.playbook import nearest
 from agent.plan.schema import Hypothesis, Playbook, Variant
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
@@ -414,8 +414,8 @@ def _refined(refinement: Refinement, context: _Context, seed: int) -> tuple[Prop
     answered = _answered(hypothesis, variant, context)
     try:
         found = _first_admitted(refinement, answered, context, seed)
-    except ImportError:
-        return None, Skipped(name, "needs the package optuna, which is not installed")
+    except NoSampler as error:
+        return None, Skipped(name, str(error))
     if found is None:
         return None, Skipped(name, f"none of {REFINED_TRIES} points that the sampler gave is new and may be tried")
     change, result, words = found
@@ -445,7 +445,7 @@ def _first_admitted(
 ) -> tuple[Change, Recipe, list[str]] | None:
     """The first point that may be tried: its change, the recipe, and what was in its way and is no longer.
 
-    ImportError where the sampler is not installed."""
+    NoSampler where Optuna is absent or fails."""
     for values in points(refinement, seed=seed + len(refinement.trials), most=REFINED_TRIES):
         if not values:
             continue

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from plan_fixtures import BOOK, ROOT, attempt, machine, named, shipped, tiny
 
@@ -296,6 +297,19 @@ def test_without_optuna_the_plan_says_so_and_single_steps_go_on(monkeypatch: pyt
     ranking = toy(FOUR)
     assert [s.reason for s in ranking.skipped if s.hypothesis == "refine-size"] == [
         "needs the package optuna, which is not installed"
+    ]
+    assert ranking.proposals == [p for p in full.proposals if p.hypothesis != "refine-size"]
+
+
+def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("matrix is not positive definite")
+
+    full = toy(FOUR)
+    monkeypatch.setattr("optuna.samplers.GPSampler.sample_relative", fail)
+    ranking = toy(FOUR)
+    assert [s.reason for s in ranking.skipped if s.hypothesis == "refine-size"] == [
+        "Optuna's sampler failed: LinAlgError: matrix is not positive definite"
     ]
     assert ranking.proposals == [p for p in full.proposals if p.hypothesis != "refine-size"]
 
