@@ -2,7 +2,7 @@
 
 The playbook says which numbers an axis has (what its hypotheses `scale`); those that attempts have moved and measured
 are its knobs. The sampler is Optuna's Gaussian process with expected improvement and noise (Jones et al. 1998), seeded
-and warm-started with this campaign's attempts. It is imported when a point is asked for, with torch, and may be absent.
+and warm-started with this campaign's attempts. It draws in a process of its own (`sampler.py`) and may be absent.
 Not TPE: from the five to ten points that a night has on an axis it draws hardly better than at random.
 
 The value of a trial is the attempt's difference from the incumbent that it was measured against, plus what keeps that
@@ -15,14 +15,15 @@ be tried (`planner.py`).
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.plan.fit import lacking
 from agent.plan.memory import TOLERANCE, Attempt, Constraint, distance, flat, is_number, way
+from agent.plan.sampler import sampler_here
 from agent.plan.schema import Hypothesis, Playbook, Variant
 from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
 from agent.recipe.files import bounds_of, get_key
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
 LEAST_KNOBS = 2
 LEAST_ATTEMPTS = 4
 REACH = 1.05
-"""How far from the incumbent's value a knob is looked at, in full steps of the playbook: for a factor 2, from 0.48 to
-2.1 times. So much beyond the step that what both ways have shown lies inside; what lies further was seen by nobody."""
+"""How far from the incumbent's value a knob is looked at, in the playbook's smallest full step that way: up to 2.1
+times where a step is a factor 2. So much beyond the step that what it has shown lies inside; what lies further was seen
+by nobody."""
 FARTHEST = 2.5
-"""... but no further than this factor."""
+"""... but no further than this factor, where a step is not longer than that."""
+ROUNDED = 1.01
+"""A step's value is rounded, and has to lie inside all the same."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,14 @@ class Trial:
     point: Mapping[str, float]
     gain: float | None
     """Above the campaign's first incumbent, larger is better; None where it crashed."""
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """As factors above 1."""
+
+    down: float
+    up: float
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,8 @@ def refinement_of(
     known = {key for one in measured if one.delta is not None for key in _ran(one)}
     knobs = tuple(
         knob
-        for key, step in steps.items()
-        if key in known and (knob := _knob(key, step, recipe, constraints)) is not None
+        for key, both in steps.items()
+        if key in known and (knob := _knob(key, both, recipe, constraints)) is not None
     )
     keys = [knob.key for knob in knobs]
     usable = [one for one in measured if _only_moves(one, keys)]
@@ -122,34 +134,43 @@ def _numeric_forms(
     ]
 
 
-def _steps(forms: Iterable[tuple[Hypothesis, Variant]]) -> dict[str, float]:
-    """Key -> its smallest full step, as a factor above 1. Learning rate and temperature never move together: of an
-    axis with both the learning rate stays."""
-    steps: dict[str, float] = {}
+def _steps(forms: Iterable[tuple[Hypothesis, Variant]]) -> dict[str, _Steps]:
+    """Key -> its smallest full step each way. Learning rate and temperature never move together: of an axis with both
+    the learning rate stays."""
+    factors: dict[str, list[float]] = {}
     for _, variant in forms:
         for key, factor in variant.scale.items():
-            step = max(factor, 1 / factor)
-            steps[key] = min(step, steps.get(key, step))
-    if any(key.startswith(LEARNING_RATE_KEYS) for key in steps):
-        steps = {key: step for key, step in steps.items() if not key.startswith(TEMPERATURE_KEYS)}
-    return steps
+            factors.setdefault(key, []).append(factor)
+    if any(key.startswith(LEARNING_RATE_KEYS) for key in factors):
+        factors = {key: some for key, some in factors.items() if not key.startswith(TEMPERATURE_KEYS)}
+    return {key: _smallest(some) for key, some in factors.items()}
 
 
-def _knob(key: str, step: float, recipe: Recipe, constraints: Sequence[Constraint]) -> Knob | None:
+def _smallest(factors: Sequence[float]) -> _Steps:
+    """Where the playbook has one way only, the other is as long."""
+    up = min((factor for factor in factors if factor > 1), default=None)
+    down = min((1 / factor for factor in factors if factor < 1), default=None)
+    return _Steps(down or up or 1.0, up or down or 1.0)
+
+
+def _knob(key: str, steps: _Steps, recipe: Recipe, constraints: Sequence[Constraint]) -> Knob | None:
     """The knob with its range, or None where there is no room around a positive number."""
     now = get_key(recipe, key)
     if not is_number(now) or now <= 0 or key in recipe.unread_keys():
         return None
-    reach = min(step**REACH, FARTHEST)
     limits = bounds_of(key)
-    lows = [now / reach, *(limits[name] for name in ("ge", "gt") if name in limits)]
-    highs = [now * reach, *(limits[name] for name in ("le", "lt") if name in limits)]
+    lows = [now / _reach(steps.down), *(limits[name] for name in ("ge", "gt") if name in limits)]
+    highs = [now * _reach(steps.up), *(limits[name] for name in ("le", "lt") if name in limits)]
     for constraint in constraints:
         if constraint.key == key:
             lows += [constraint.at_least] if constraint.at_least is not None else []
             highs += [constraint.at_most] if constraint.at_most is not None else []
     low, high = max(lows), min(highs)
     return Knob(key, now, low, high, isinstance(now, int)) if low < high else None
+
+
+def _reach(step: float) -> float:
+    return max(ROUNDED * step, min(math.pow(step, REACH), FARTHEST))
 
 
 def _ran(attempt: Attempt) -> dict[str, tuple[Any, Any]]:
@@ -203,59 +224,21 @@ def points(refinement: Refinement, *, seed: int, most: int) -> Iterator[dict[str
     Two significant digits, whole numbers for whole keys; a value within 10% of the incumbent's is left as it is. A
     point that is not taken is told as a bad one, so the next lies elsewhere. NoSampler where Optuna is absent or fails.
     """
-    with _asked():
-        study, space = _study(refinement, seed), _space(refinement.knobs)
+    sampler, worst = sampler_here(), _worst(refinement)
+    names = [knob.key for knob in refinement.knobs]
+    trials = [
+        ({name: float(trial.point[name]) for name in names}, worst if trial.gain is None else trial.gain)
+        for trial in refinement.trials
+    ]
+    knobs = {knob.key: (knob.low, knob.high) for knob in refinement.knobs}
+    sampler.ask({"knobs": knobs, "trials": trials, "worst": worst, "seed": seed})
     for _ in itertools.repeat(None, most):
-        with _asked():
-            trial = study.ask(space)
-        yield _as_moves(refinement.knobs, trial.params)
-        with _asked():
-            study.tell(trial, _worst(refinement))
-
-
-class NoSampler(Exception):
-    """Why no point can be had, in words."""
-
-
-@contextlib.contextmanager
-def _asked() -> Iterator[None]:
-    """Optuna, quietly: it logs what it samples. Whatever fails in it becomes a NoSampler: a night has other ideas."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise NoSampler("needs the package optuna, which is not installed") from error
-    told = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    except Exception as error:
-        raise NoSampler(f"Optuna's sampler failed: {type(error).__name__}: {error}") from error
-    finally:
-        optuna.logging.set_verbosity(told)
-
-
-def _study(refinement: Refinement, seed: int) -> Any:
-    import optuna
-
-    sampler = optuna.samplers.GPSampler(n_startup_trials=0, seed=seed % 2**32, deterministic_objective=False)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    space = _space(refinement.knobs)
-    for trial in refinement.trials:
-        params = {name: float(trial.point[name]) for name in space}
-        value = _worst(refinement) if trial.gain is None else trial.gain
-        study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions={**space}))
-    return study
+        yield _as_moves(refinement.knobs, sampler.ask({"next": True})["point"])
 
 
 def _worst(refinement: Refinement) -> float:
     """Of what was measured; the first incumbent's 0 is among it, or would be."""
     return min((trial.gain for trial in refinement.trials if trial.gain is not None), default=0.0)
-
-
-def _space(knobs: Iterable[Knob]) -> dict[str, Any]:
-    import optuna
-
-    return {knob.key: optuna.distributions.FloatDistribution(knob.low, knob.high, log=True) for knob in knobs}
 
 
 def _as_moves(knobs: Iterable[Knob], params: Mapping[str, float]) -> dict[str, float]:

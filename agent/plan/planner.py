@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import UsageError
 from agent.plan.fit import build_change, lacking
 from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
-from agent.plan.optimizer import NoSampler, Refinement, points, refinement_of
+from agent.plan.optimizer import Refinement, points, refinement_of
 from agent.plan.playbook import nearest
+from agent.plan.sampler import NoSampler
 from agent.plan.schema import Hypothesis, Playbook, Variant
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
 from agent.recipe.change import Change, ChangeRefused, short

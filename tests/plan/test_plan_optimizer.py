@@ -10,13 +10,14 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from plan_fixtures import BOOK, ROOT, attempt, machine, named, shipped, tiny
 
+from agent.plan import sampler
 from agent.plan.memory import Attempt, Constraint, same_idea
 from agent.plan.optimizer import REACH, Knob, Refinement, Trial, points, refinement_of
 from agent.plan.planner import Proposal, Ranking, plan
+from agent.plan.sampler import NoSampler
 from agent.plan.schema import Axis, Hypothesis, Playbook
 from agent.recipe.schema import Recipe
 
@@ -301,17 +302,41 @@ def test_without_optuna_the_plan_says_so_and_single_steps_go_on(monkeypatch: pyt
     assert ranking.proposals == [p for p in full.proposals if p.hypothesis != "refine-size"]
 
 
-def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise np.linalg.LinAlgError("matrix is not positive definite")
-
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        ("input(); print('{}', flush=True); input(); print('{\"failed\": \"LinAlgError: not definite\"}')",
+         "Optuna's sampler failed: LinAlgError: not definite"),
+        ("raise SystemExit", "the process of Optuna's sampler has ended"),
+        ("import time; time.sleep(60)", "the process of Optuna's sampler gave no answer for 1s"),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.MonkeyPatch, child: str, said: str) -> None:
     full = toy(FOUR)
-    monkeypatch.setattr("optuna.samplers.GPSampler.sample_relative", fail)
+    monkeypatch.setattr(sampler, "COMMAND", (sys.executable, "-c", child))
+    monkeypatch.setattr(sampler, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(sampler, "_running", [])
     ranking = toy(FOUR)
-    assert [s.reason for s in ranking.skipped if s.hypothesis == "refine-size"] == [
-        "Optuna's sampler failed: LinAlgError: matrix is not positive definite"
-    ]
+    reasons = [s.reason for s in ranking.skipped if s.hypothesis == "refine-size"]
+    assert len(reasons) == 1
+    assert reasons[0].startswith(said)
     assert ranking.proposals == [p for p in full.proposals if p.hypothesis != "refine-size"]
+
+
+def test_the_process_that_draws_is_started_once_and_ends_with_its_input() -> None:
+    one = sampler.Sampler()
+    asked = {"knobs": {"a": [1.0, 4.0]}, "trials": [[{"a": 2.0}, 0.0], [{"a": 3.0}, 0.1]], "worst": 0.0, "seed": 3}
+    drawn = []
+    for _ in range(2):
+        one.ask(asked)
+        drawn.append([one.ask({"next": True})["point"]["a"] for _ in range(2)])
+    assert drawn[0] == drawn[1], "a seed gives the same points"
+    assert all(1 <= point <= 4 for point in drawn[0])
+    with pytest.raises(NoSampler, match="TypeError"):
+        one.ask({"knobs": {}})
+    assert one.usable
+    one.close()
+    assert not one.usable
 
 
 def test_optuna_is_loaded_only_when_a_point_is_asked_for() -> None:
