@@ -78,6 +78,7 @@ class Change(BaseModel):
         """The changed, validated recipe. ChangeRefused for a locked key, a forbidden pair, or an invalid result."""
         refuse_forbidden([*self.set, *self.scale, *self.toggle])
         moves = self.values(recipe)
+        _refuse_to_move_the_yardstick(moves, recipe)
         try:
             return with_keys(recipe, {key: new for key, (_, new) in moves.items()})
         except RecipeError as error:
@@ -125,6 +126,17 @@ def refuse_forbidden(keys: list[str]) -> None:
     moves_temperature = any(key.startswith(TEMPERATURE_KEYS) for key in keys)
     if moves_rate and moves_temperature:
         raise ChangeRefused("learning rate and temperature may not change together", hint="make two experiments of it")
+
+
+def _refuse_to_move_the_yardstick(keys: Iterable[str], recipe: Recipe) -> None:
+    """The reward is for the search to shape, unless it is what is measured."""
+    measured = {recipe.evaluation.metric, *(guard.metric for guard in recipe.evaluation.guards)}
+    key = next((key for key in keys if key == "task.reward" or key.startswith("task.reward.")), None)
+    if key is not None and "mean_reward" in measured:
+        raise ChangeRefused(
+            f"{key} is locked: evaluation measures mean_reward, which it decides",
+            hint="measure pass_rate, or change it in the recipe yourself and start a new campaign",
+        )
 
 
 def _get(recipe: Recipe, key: str) -> Any:

@@ -197,6 +197,11 @@ class Reward(Section):
         """Lowest and highest reward that a response can get before it is clipped."""
         return min(0.0, self.format_bonus) - self.length_penalty, self.scale + max(0.0, self.format_bonus)
 
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest reward after clipping."""
+        (low, high), (least, most) = self.span(), self.clip or self.span()
+        return min(max(low, least), most), max(min(high, most), least)
+
 
 class Curriculum(Section):
     """Draws training prompts by their measured pass rate: often near the target, seldom where nothing is to learn.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from agent.recipe.change import Change, ChangeRefused
-from agent.recipe.files import bounds_of, get_key, recipe_from
+from agent.recipe.files import bounds_of, get_key, recipe_from, with_keys
 from agent.recipe.schema import Recipe, leaf_keys
 
 RECIPE = recipe_from(
@@ -34,6 +34,18 @@ def test_nor_by_its_section_or_from_below(key: str) -> None:
 def test_rate_and_temperature_never_move_together(rate: str) -> None:
     with pytest.raises(ChangeRefused, match="together"):
         Change(set={rate: 0.1, "rollout.temperature": 0.5}).apply(RECIPE)
+
+
+def test_the_reward_is_locked_where_it_is_what_is_measured() -> None:
+    """Twice the reward for the same answers would be twice the metric."""
+    scaled = Change(scale={"task.reward.scale": 2.0})
+    assert scaled.apply(RECIPE).task.reward.scale == 2.0
+    guard = {"metric": "mean_reward", "direction": "maximize"}
+    for evaluation in ({"evaluation.metric": "mean_reward"}, {"evaluation.guards": [guard]}):
+        measured = with_keys(RECIPE, evaluation)
+        with pytest.raises(ChangeRefused, match=r"task\.reward\.scale is locked: evaluation measures mean_reward"):
+            scaled.apply(measured)
+        assert Change(scale={"learner.learning_rate": 2.0}).apply(measured)
 
 
 def test_an_unknown_key_or_an_invalid_result_is_refused() -> None:
