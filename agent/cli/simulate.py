@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,18 @@ def simulate(
     ideas: int | None = typer.Option(None, min=2, help="Ideas that a night offers. Default: the mix's own."),
     run_noise: list[float] = typer.Option([], help="Run noise / evaluation noise; repeatable. Default: 1."),
     runs: float | None = typer.Option(None, min=8, help="Budget of a night, in runs. Default: the mix's own."),
-    prompts: int = typer.Option(256, min=2, help="Held-out prompts of a split."),
-    samples: int = typer.Option(4, min=1, help="Samples of each."),
+    prompts: int | None = typer.Option(None, min=2, help="Held-out prompts of a split. Default: 256, or as fitted."),
+    samples: int | None = typer.Option(None, min=1, help="Samples of each. Default: 4, or as fitted."),
     seeds: int = typer.Option(3, min=2, max=20, help="Calibration runs."),
     seed: int = typer.Option(0, min=0, help="Number of the first night."),
     fit: str | None = typer.Option(None, help="A campaign of this workspace whose noise, costs and effects to take."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="KEY=VALUE of the world or the mix; repeatable. --keys lists them."
+    ),
     out: Path | None = typer.Option(None, help="File for the results; a second call goes on after what is in it."),
     workers: int | None = typer.Option(None, min=1, help="Processes. Default: one a processor."),
     mixes: bool = typer.Option(False, "--mixes", help="List the mixes."),
+    keys: bool = typer.Option(False, "--keys", help="List what --set can set, with its default."),
     json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
 ) -> None:
     """Replay nights against a simulated trainer.
@@ -44,13 +49,14 @@ def simulate(
     """
     from agent.simulate.study import by_policy, run_cells
 
-    if mixes:
-        _print_mixes()
+    if mixes or keys:
+        _print_mixes() if mixes else _print_keys()
         return
+    sizes = {"ideas": ideas, "runs": runs, "prompts": prompts, "samples": samples}
+    settings_given = {name: value for name, value in sizes.items() if value is not None} | _parsed(settings)
     plans = _plans(
-        null=null, names=mix, policies=policy, ideas=ideas, ratios=run_noise, runs=runs, prompts=prompts,
-        samples=samples, seeds=seeds, fit=fit,
-    )  # fmt: skip
+        null=null, names=mix, policies=policy, ratios=run_noise, settings=settings_given, seeds=seeds, fit=fit
+    )
     show = _say_nothing if json_output else _print_row
     if not json_output:
         print(HEADER)
@@ -68,47 +74,99 @@ def _plans(
     null: bool,
     names: list[str],
     policies: list[str],
-    ideas: int | None,
     ratios: list[float],
-    runs: float | None,
-    prompts: int,
-    samples: int,
+    settings: Mapping[str, Any],
     seeds: int,
     fit: str | None,
 ) -> list[Plan]:
-    import dataclasses
-
     from agent.campaign.rules import Rules
     from agent.simulate.mixes import MIXES
     from agent.simulate.nights import cells
     from agent.simulate.policies import POLICIES
-    from agent.simulate.world import World
 
     _known("policy", policies, POLICIES)
     _known("mix", names, MIXES)
+    if null and names:
+        raise UsageError("--null is a mix of its own", hint=f"leave out --mix {names[0]}, or --null")
     if any(ratio < 0 for ratio in ratios):
         raise UsageError("--run-noise must be at least 0", hint="for example --run-noise 0.3 --run-noise 1")
+    if ratios and "run_noise" in settings:
+        raise UsageError("--run-noise and --set run_noise say the same thing", hint="leave out one of them")
     chosen = policies or (list(NULL_POLICIES) if null else list(POLICIES))
-    if fit is not None:
-        world, fitted = _fitted(fit)
-        worlds, picked = [world], [fitted]
+    world, fitted = _fitted(fit) if fit is not None else (None, None)
+    if null:
+        picked = [_without_effects(fitted) if fitted else MIXES["null"]]
+    elif names or fitted is None:
+        picked = [MIXES[name] for name in names or [name for name in MIXES if name != "null"]]
     else:
-        plain = World(prompts=prompts, samples=samples)
-        worlds = [dataclasses.replace(plain, run_noise=ratio * plain.evaluation_noise) for ratio in ratios or [1.0]]
-        wanted = ["null"] if null else names or [name for name in MIXES if name != "null"]
-        picked = [MIXES[name] for name in wanted]
-    picked = [_sized(one, ideas, runs) for one in picked]
-    return list(cells(picked, worlds, chosen, Rules(), baseline_seeds=seeds))
+        picked = [fitted]
+    sized = [_sized(mix, settings) for mix in picked]
+    return list(cells(sized, _worlds(world, settings, ratios), chosen, Rules(), baseline_seeds=seeds))
 
 
-def _sized(mix: Mix, ideas: int | None, runs: float | None) -> Mix:
+def _without_effects(mix: Mix) -> Mix:
     import dataclasses
 
-    ideas = mix.ideas if ideas is None else ideas
-    special = mix.planted + mix.followers + 2 * mix.pairs + round(mix.crashing * ideas)
-    if special > ideas:
-        raise UsageError(f"the mix {mix.name} has {special} ideas of its own, --ideas {ideas} is fewer")
-    return dataclasses.replace(mix, ideas=ideas, runs=mix.runs if runs is None else runs)
+    return dataclasses.replace(mix, name=f"null {mix.name}", small=0.0)
+
+
+def _worlds(fitted: World | None, settings: Mapping[str, Any], ratios: list[float]) -> list[World]:
+    import dataclasses
+
+    from agent.simulate.world import World
+
+    ours = {field.name for field in dataclasses.fields(World)}
+    world = dataclasses.replace(fitted or World(), **{key: settings[key] for key in settings if key in ours})
+    if not ratios and (fitted is not None or "run_noise" in settings):
+        return [world]
+    return [dataclasses.replace(world, run_noise=ratio * world.evaluation_noise) for ratio in ratios or [1.0]]
+
+
+def _sized(mix: Mix, settings: Mapping[str, Any]) -> Mix:
+    import dataclasses
+
+    theirs = {field.name for field in dataclasses.fields(mix)}
+    mix = dataclasses.replace(mix, **{key: settings[key] for key in settings if key in theirs})
+    special = mix.planted + mix.followers + 2 * mix.pairs + round(mix.crashing * mix.ideas)
+    if special > mix.ideas:
+        raise UsageError(f"the mix {mix.name} has {special} ideas of its own, --ideas {mix.ideas} is fewer")
+    return mix
+
+
+def _settable() -> dict[str, Any]:
+    """Numbers of the world and of the mix, with what they are where nothing is said."""
+    import dataclasses
+
+    from agent.simulate.mixes import Mix
+    from agent.simulate.world import World
+
+    fields = [*dataclasses.fields(World), *dataclasses.fields(Mix)]
+    return {field.name: field.default for field in fields if field.name not in ("name", "says")}
+
+
+SHARES = ("base", "untrained", "harmful", "crashing", "skill")
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    """`key=value` as numbers. UsageError names what is wrong with one."""
+    known = _settable()
+    found: dict[str, Any] = {}
+    for text in settings:
+        key, _, value = text.partition("=")
+        _known("set", [key], known)
+        try:
+            number = float(value)
+        except ValueError:
+            raise UsageError(
+                f"--set {text}: {value!r} is no number", hint=f"for example --set {key}={known[key]}"
+            ) from None
+        if number < 0 or (key in SHARES and number > 1):
+            raise UsageError(f"--set {text}: it must be {'between 0 and 1' if key in SHARES else 'at least 0'}")
+        whole = isinstance(known[key], int)
+        if whole and number != int(number):
+            raise UsageError(f"--set {text}: it must be a whole number")
+        found[key] = int(number) if whole else number
+    return found
 
 
 def _fitted(campaign: str) -> tuple[World, Mix]:
@@ -152,6 +210,11 @@ def _print_mixes() -> None:
     for mix in MIXES.values():
         budget = f"{mix.runs:g} runs" if mix.runs else "as many runs as it takes"
         print(f"{mix.name:<12}{mix.says}; {budget}")
+
+
+def _print_keys() -> None:
+    for key, default in _settable().items():
+        print(f"{key:<16}{'' if default is None else default}")
 
 
 # --- what is printed ---------------------------------------------------------------------------------------

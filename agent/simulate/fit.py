@@ -16,6 +16,8 @@ from agent.simulate.world import World
 
 DIFFICULTIES = np.linspace(0.2, 6.0, 59)
 TIMES_TO_LEVEL = np.geomspace(0.05, 5.0, 41)
+EARLY_CRASH = 0.1
+"""Of a run, that a crash is taken to cost where none was seen."""
 FEWEST_IDEAS = 3
 """Judged ideas from which the spread of true effects is taken; with fewer the mix has none."""
 
@@ -25,7 +27,8 @@ def fit(bench: Workbench) -> tuple[World, Mix]:
 
     By the method of moments: the run noise as the campaign pooled it, the spread of difficulty from how much the mean
     of a prompt differs between prompts, what one training does to one prompt from what is left beyond the luck of
-    sampling, the spread of true effects from how much the measured ones scatter beyond their errors.
+    sampling, the spread of true effects from how much the measured ones scatter beyond their errors. What no journal
+    tells keeps its default (`per_idea`, `early`, `tails`).
     """
     bench.gather()
     runs = arm_scores(bench.evidence.baseline(), "search")
@@ -51,11 +54,22 @@ def fit(bench: Workbench) -> tuple[World, Mix]:
         overhead_s=cost.overhead_s,
         train_s=cost.train_s,
         evaluate_s=cost.evaluate_s,
+        crash_s=_crash_seconds(bench) or EARLY_CRASH * cost.total_s,
         time_to_level=_time_to_level(bench),
     )
     world = dataclasses.replace(world, difficulty=_difficulty(world, values, samples))
     world = dataclasses.replace(world, per_run=_per_run(world, noise.within * world.prompts))
     return world, _mix(bench, world)
+
+
+def _crash_seconds(bench: Workbench) -> float | None:
+    """That a crashed idea has cost with its fixes, on average; None where none has crashed."""
+    spent = [
+        sum(run.finished.elapsed_s or 0.0 for run in bench.session.state.experiments[one.number].runs if run.finished)
+        for one in bench.past()
+        if one.outcome == "crash"
+    ]
+    return statistics.fmean(spent) if spent else None
 
 
 def _time_to_level(bench: Workbench) -> float:

@@ -80,7 +80,7 @@ def _most_gain(plan: Plan, detectable: float) -> float | None:
     mix = plan.mix
     if mix.small:
         return None
-    return (mix.planted + mix.followers + mix.pairs) * mix.gain * detectable / plan.world.total_noise
+    return (mix.planted + mix.followers + mix.pairs + mix.quantities) * mix.gain * detectable / plan.world.total_noise
 
 
 def _plain(result: Result) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Real nights: campaigns of no-ops, and ours against greedy against random from the same start.
 
     python tests/benchmarks/policies.py FOLDER placebo --ideas 20
+    python tests/benchmarks/policies.py FOLDER placebo --ideas 20 --budget 10m
     python tests/benchmarks/policies.py FOLDER compare --budget 10m --repeats 3 --fresh-seeds 10
     python tests/benchmarks/policies.py FOLDER show
 
 `placebo`: a playbook in which every idea sets `execution.placebo`, which nothing reads, and a campaign over it: every
-keep is a false one. `compare`: each repeat has a recipe of another seed; under each policy a campaign of the same
-wall-clock, in a workspace of its own, so that none learns from another's table. ours is `raft-agent run`; greedy takes
-the planner's ideas in its order, one run each, and keeps what measured better than the best so far; random does so with
-ideas drawn from all that the playbook has for the recipe. Then the recipe that each delivered is trained with fresh
-seeds and measured on the holdout, beside the recipe that all began with.
+keep is a false one. With a budget it ends with the time, and what is promising is put together; without one it ends
+with the ideas, which are confirmed one by one. `compare`: each repeat has a recipe of another seed; under each policy a
+campaign of the same wall-clock, in a workspace of its own, so that none learns from another's table. ours is
+`raft-agent run`; greedy takes the planner's ideas in its order, one run each, and keeps what measured better than the
+best so far; random does so with ideas drawn from all that the playbook has for the recipe. Then the recipe that each
+delivered is trained with fresh seeds and measured on the holdout, beside the recipe that all began with.
 
 Whatever is finished is read from FOLDER/results.jsonl, so that a call after an interruption goes on; a campaign that
 was interrupted begins anew. Nothing else should run meanwhile. It is no test: pytest does not collect it.
@@ -59,7 +61,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=["placebo", "compare", "show"])
     parser.add_argument("--recipe", default="tiny-addition", help="a shipped recipe")
-    parser.add_argument("--budget", default="10m")
+    parser.add_argument("--budget", help="of a campaign; of compare 10m where not given")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--fresh-seeds", type=int, default=10)
     parser.add_argument("--ideas", type=int, default=20)
@@ -67,8 +69,10 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.folder / "results.jsonl")
     if options.what == "placebo":
-        ledger.once(f"placebo {options.ideas}", lambda: placebo(options))
+        within = f" in {options.budget}" if options.budget else ""
+        ledger.once(f"placebo {options.ideas}{within}", lambda: placebo(options))
     if options.what == "compare":
+        options.budget = options.budget or "10m"
         for repeat in range(options.repeats):
             for policy in POLICIES:
                 ledger.once(f"{policy} {repeat}", lambda p=policy, r=repeat: campaign(options, p, r))
@@ -138,7 +142,8 @@ def placebo(options: argparse.Namespace) -> dict[str, Any]:
     axis = {"axis": "placebo", "title": "no-ops", "hypotheses": ideas}
     (workspace.hypotheses / "placebo.yaml").write_text(yaml.safe_dump(axis))
     began = time.monotonic()
-    ending = run_campaign(Workbench(open_campaign(workspace, budget="4h", most=options.ideas)))
+    most = None if options.budget else options.ideas
+    ending = run_campaign(Workbench(open_campaign(workspace, budget=options.budget or "4h", most=most)))
     return {
         "ideas": ending.ideas,
         "keeps": len(ending.kept),

@@ -23,6 +23,8 @@ def test_a_world_is_fitted_to_a_campaign_and_can_be_simulated(night: Night) -> N
     assert world.untrained == pytest.approx(0.18, abs=0.08)
     assert world.train_s == pytest.approx(0.2)
     assert mix.crashing == 0
+    total = world.overhead_s + world.train_s + world.evaluate_s
+    assert world.crash_s == pytest.approx(0.1 * total), "none was seen"
     # the fake trainer's metric grows by the same amount each cycle: 60% of its way after 60% of its budget
     assert world.share_after(0.6) == pytest.approx(0.6, abs=0.05)
     plan = Plan(dataclasses.replace(mix, runs=12.0), world, "ours")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pytest
 from command import agent
 
 FEW = ("simulate", "--nights", "3", "--ideas", "6", "--prompts", "64", "--workers", "1")
@@ -28,6 +30,37 @@ def test_a_second_call_goes_on_after_what_is_in_the_file(tmp_path: Path) -> None
     assert out.read_text().startswith(before)
     assert [json.loads(line)["policy"] for line in out.read_text().splitlines()] == ["greedy", "ours"]
     assert first.stdout.splitlines()[2] in again.stdout
+
+
+def test_world_and_mix_can_be_set(tmp_path: Path) -> None:
+    out = tmp_path / "cells.jsonl"
+    few = ("simulate", "--nights", "2", "--workers", "1", "--mix", "few", "--policy", "greedy", "--out", str(out))
+    agent(tmp_path, *few, "--set", "base=0.6", "--set", "planted=1", "--set", "ideas=5", "--set", "prompts=64")
+    agent(tmp_path, *few, "--set", "run_noise=0.05", "--ideas", "5")
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert (first["ideas_offered"], first["prompts"], first["run_noise"]) == (5, 64, 1.0)
+    assert first["noise_of_a_run"] != second["noise_of_a_run"]
+    listed = agent(tmp_path, "simulate", "--keys").stdout
+    assert re.search(r"^difficulty +2\.0$", listed, re.MULTILINE)
+    assert re.search(r"^crash_s +120\.0$", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "difficult=1"), "did you mean difficulty?"),
+        (("--set", "base=2"), "--set base=2: it must be between 0 and 1"),
+        (("--set", "crash_s=-1"), "it must be at least 0"),
+        (("--set", "planted=1.5"), "it must be a whole number"),
+        (("--set", "base=high"), "'high' is no number"),
+        (("--set", "run_noise=0.1", "--run-noise", "1"), "say the same thing"),
+        (("--null", "--mix", "few"), "--null is a mix of its own"),
+    ],
+)
+def test_what_cannot_be_set_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = agent(tmp_path, "simulate", *arguments, check=False)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
 
 
 def test_what_there_is_not_is_named_with_the_nearest(tmp_path: Path) -> None:
