@@ -52,10 +52,10 @@ class Calibration:
 
 def calibrate(lab: Lab, evidence: Evidence) -> Calibration:
     """Run what is missing of it, and say what it means. Raises TrainingFailed, BudgetError, CutShort."""
-    night = plan_first(lab)
+    plan_first(lab)
     untrained = _valid(lab.run(Order(0, "untrained")))
     runs = [lab.run(Order(0, "baseline", 0))]
-    night = _replan(lab, night)
+    night = _replan(lab)
     runs += [lab.run(Order(0, "baseline", index)) for index in range(1, night.baseline_seeds)]
     runs = _those_that_ran(lab, runs)
     for run in runs:
@@ -104,9 +104,12 @@ def plan_first(lab: Lab) -> NightPlan:
     budget = lab.clock.consumed_s + lab.clock.left_s
     try:
         return plan_night(budget, guess, baseline_seeds=lab.baseline_seeds, allow_fewer_seeds=True)
-    except BudgetError:
+    except BudgetError as by_the_guess:
         sure = RunCost(guess.overhead_s * SURE, lab.budget.train_seconds or 0.0, 0.0)
-    plan_night(budget, sure, baseline_seeds=2, allow_fewer_seeds=True)
+        try:
+            plan_night(budget, sure, baseline_seeds=2, allow_fewer_seeds=True)
+        except BudgetError:
+            raise by_the_guess from None  # what it says would fit does
     return _tight(guess)
 
 
@@ -121,13 +124,16 @@ def _warn_if_untrained(lab: Lab, runs: Sequence[Measured]) -> None:
         )
 
 
-def _replan(lab: Lab, night: NightPlan) -> NightPlan:
-    """With the first run measured, divide the budget again."""
+def _replan(lab: Lab) -> NightPlan:
+    """With the first run measured, divide the budget. A session that goes on has as many seeds as the first one."""
     cost = lab.cost(0)
     budget = lab.clock.consumed_s + lab.clock.left_s
+    seeds = lab.seeds_planned()
     try:
-        planned = plan_night(budget, cost, baseline_seeds=night.baseline_seeds, allow_fewer_seeds=True)
+        planned = plan_night(budget, cost, baseline_seeds=seeds or lab.baseline_seeds, allow_fewer_seeds=seeds is None)
     except BudgetError as error:
+        if seeds is not None:
+            return dataclasses.replace(_tight(cost), baseline_seeds=seeds)
         if lab.budget.train_seconds is None:
             raise _too_small(lab.budget, error, cost, budget) from None
         lab.warn(f"{error.message}; going on with two baseline seeds and as many ideas as fit")
@@ -171,6 +177,7 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         "smallest_detectable": smallest,
         "tokens_per_s": statistics.median(throughput) if throughput else None,
         "seeds": len(runs),
+        "seeds_planned": night.baseline_seeds,
         "ideas_affordable": night.ideas,
     }
     lab.calibrated(values)

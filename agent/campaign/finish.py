@@ -79,6 +79,7 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
     baseline = [*evidence.baseline(), *evidence.fresh_incumbent(0)]
     arms["baseline"] = _checkpoints(session, runner, 0, baseline, "baseline")
     if winner:
+        _warn_if_seen(session, winner)
         arms["winner"] = _checkpoints(session, runner, winner, _winner_runs(evidence, winner), "winner")
     why = {name: _why_not(runs) for name, runs in arms.items()}
     scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items() if why[name] is None}
@@ -92,6 +93,16 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
         if scores.get(ours) and scores.get(theirs):
             told[f"{ours} - {theirs}"] = _interval(compare(scores[ours], scores[theirs], evidence.noise))
     return told
+
+
+def _warn_if_seen(session: Session, winner: int) -> None:
+    """A campaign that had ended and was given more time has looked at the holdout already."""
+    before = session.state.result.get("winner")
+    if before and before != winner:
+        session.observer.warn(
+            f"the holdout was looked at before, for #{before}: it decides nothing here, but whoever goes by it and "
+            "gives the campaign more time again searches on it"
+        )
 
 
 def _interval(comparison: Comparison) -> dict[str, float]:
