@@ -57,8 +57,9 @@ def announce_together(
     what, claim = f"near-misses {names}", f"What {names} could not show alone shows together."
     why = "an experiment of the end: no further idea can be had or afforded"
     if advance:
-        what, claim = f"promising {names}", f"What {names} change helps together, and others can build on it."
-        why = "promising, and no time to confirm it alone"
+        helps = "change helps together" if len(parts) > 1 else "changes helps"
+        what, claim = f"promising {names}", f"What {names} {helps}, and others can build on it."
+        why = "promising, and run once more before others build on it: there is no time to confirm it alone"
     elif of_lead:
         what, claim = f"what led, {names}", f"What {names} have beyond the incumbent helps."
         why = "built on without a verdict, and to be confirmed now"
@@ -105,8 +106,8 @@ def announce_again(session: Session, number: int) -> int | None:
     planned, theirs = session.state.experiments[number].planned, _moves_that_ran(session, number)
     recipe = session.recipe_of(session.lead)
     values = {key: new for key, (_, new) in theirs.items()}
-    changed = _applied(recipe, values) if stands(session, number, recipe) else None
-    if planned is None or not theirs or changed is None or _ran_whole(session, changed):
+    changed = _applied(recipe, values)
+    if planned is None or not theirs or changed is None or not stands(session, number, recipe):
         return None
     proposal = _put_together(
         changed, theirs, hypothesis=planned.hypothesis, what=f"#{number} whole",
@@ -118,8 +119,12 @@ def announce_again(session: Session, number: int) -> int | None:
 
 
 def stands(session: Session, number: int, recipe: Recipe) -> bool:
-    """Whether the recipe has what an idea changes as the idea found it."""
-    return all(_plain(get_key(recipe, key)) == old for key, (old, _) in _moves_that_ran(session, number).items())
+    """Whether the recipe has what an idea changes as the idea found it, and has not run with it yet."""
+    theirs = _moves_that_ran(session, number)
+    if any(_plain(get_key(recipe, key)) != old for key, (old, _) in theirs.items()):
+        return False
+    changed = _applied(recipe, {key: new for key, (_, new) in theirs.items()})
+    return changed is not None and not _ran_whole(session, changed)
 
 
 def _ran_whole(session: Session, recipe: Recipe) -> bool:
@@ -139,9 +144,7 @@ def announce_without(session: Session, number: int, *, margin: float) -> int | N
     changed = _applied(recipe, {key: new for key, (_, new) in moves.items()}) if moves and stands else None
     if changed is None:
         return None
-    claim = (
-        f"Less than half of the gain for which #{number} was kept ({points(2 * margin)}) is left; it is a passenger."
-    )
+    claim = f"Without #{number} less than half of its gain ({points(2 * margin)}) is lost; it is a passenger."
     why = "an experiment of the end: no further idea can be had or afforded"
     proposal = _put_together(changed, moves, hypothesis="ablation", what=f"without #{number}", claim=claim, why=why)
     return announce(session, proposal, base=session.incumbent, without=number, margin=margin)

@@ -15,9 +15,8 @@ from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.errors import AgentError
 from agent.ledger.events import CampaignStarted, ConstraintLearned
-from agent.ledger.journal import Journal
+from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
-from agent.plan.memory import Moves
 from agent.plan.planner import REFINE, Attempt, Constraint, Proposal, Ranking, plan
 from agent.plan.schema import Playbook
 from agent.plan.symptoms import Observation
@@ -59,45 +58,76 @@ def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int)
     )
 
 
+FOR_LACK_OF_TIME = ("unconfirmed:", "not gone on with", "it would take")
+"""In the reason of a row: an idea that was promising and was not tried out is no dead end of a later campaign."""
+
+
 def attempts(session: Session) -> list[Attempt]:
     """The ideas of this campaign that have an outcome, in order of time.
 
     What leads, and what has led and was confirmed as a part of something, is like a keep to the planner: the ideas
-    after it are changes of it.
+    after it are changes of it. So is what it put together, each part at the place where it was: a part did not fail.
     """
     found = []
     standing = standing_leads(past_of(session.state))
+    experiments = session.state.experiments
+    good = {
+        number for number in session.state.judged_order if number in standing or experiments[number].outcome == "keep"
+    }
+    parts = {number: _parts(experiments[number], but=standing) for number in good}
+    inside = {part for some in parts.values() for part in some}
     for number in session.state.judged_order:
-        experiment = session.state.experiments[number]
+        experiment = experiments[number]
         planned, judged = experiment.planned, experiment.judged
-        if number == 0 or planned is None or judged is None or judged.outcome == "interrupted":
+        if number == 0 or number in inside or planned is None or judged is None or judged.outcome == "interrupted":
             continue
-        values: Moves = {key: (move[0], move[1]) for key, move in planned.changes.items()}
-        delta = judged.numbers.get("delta")
-        known = planned.model_extra or {}
-        led = next((part for part in known.get("together") or () if part in standing), None)
-        if led is not None and judged.outcome == "keep":
-            # its lead was told already: here is what it has beyond that
-            values, delta = session.moves_between(led, number), None
-        found.append(
-            Attempt(
-                hypothesis=planned.hypothesis,
-                axis=planned.axis,
-                values=values,
-                signature=planned.recipe_signature or "",
-                outcome="keep" if number in standing else judged.outcome,
-                leads=number in standing,
-                reason=judged.reason,
-                delta=delta,
-                crash_class=judged.crash_class,
-                campaign=session.settings.campaign,
-                number=number,
-                variant=known.get("variant", ""),
-                symptom=planned.symptom,
-                ran=session.moves_between(session.base_of(number), number) if experiment.fixes else {},
-            )
-        )
+        if parts.get(number):
+            delta = judged.numbers.get("delta")
+            each = delta / len(parts[number]) if delta is not None else None
+            found += [_part(session, part, of=number, leads=number in standing, delta=each) for part in parts[number]]
+            continue
+        found.append(_attempt(session, number, leads=number in standing, delta=judged.numbers.get("delta")))
     return found
+
+
+def _parts(experiment: Experiment, *, but: set[int]) -> list[int]:
+    """What it put together, less what is told already."""
+    known = (experiment.planned.model_extra or {}) if experiment.planned else {}
+    return [part for part in known.get("together") or () if part not in but]
+
+
+def _attempt(session: Session, number: int, *, leads: bool, delta: float | None) -> Attempt:
+    experiment = session.state.experiments[number]
+    planned, judged = experiment.planned, experiment.judged
+    assert planned is not None
+    assert judged is not None
+    assert judged.outcome != "interrupted"
+    known = planned.model_extra or {}
+    confirms_lead = judged.outcome == "keep" and bool(known.get("together"))
+    return Attempt(
+        hypothesis=planned.hypothesis,
+        axis=planned.axis,
+        # its lead was told already, and it has nothing beyond that
+        values={} if confirms_lead else {key: (move[0], move[1]) for key, move in planned.changes.items()},
+        signature=planned.recipe_signature or "",
+        outcome="keep" if leads else judged.outcome,
+        leads=leads,
+        reason=judged.reason,
+        delta=None if confirms_lead else delta,
+        crash_class=judged.crash_class,
+        campaign=session.settings.campaign,
+        number=number,
+        variant=known.get("variant", ""),
+        symptom=planned.symptom,
+        ran=session.moves_between(session.base_of(number), number) if experiment.fixes else {},
+    )
+
+
+def _part(session: Session, part: int, *, of: int, leads: bool, delta: float | None) -> Attempt:
+    """An idea that is in what was kept or leads, as good as that is."""
+    judged = session.state.experiments[of].judged
+    reason = judged.reason if judged else ""
+    return replace(_attempt(session, part, leads=leads, delta=delta), outcome="keep", reason=reason, crash_class=None)
 
 
 def earlier_attempts(session: Session) -> list[Attempt]:
@@ -134,8 +164,9 @@ def _model_and_task(recipe: Recipe) -> tuple[Any, ...]:
 def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | None:
     outcome, hypothesis = row.get("status"), row.get("hypothesis", "")
     axis = _axis_of(hypothesis, playbook)
-    if outcome not in ("keep", "discard", "crash") or axis is None or "unconfirmed:" in row.get("reason", ""):
-        return None  # what was promising and never confirmed was not tried out
+    undecided = any(words in row.get("reason", "") for words in FOR_LACK_OF_TIME)
+    if outcome not in ("keep", "discard", "crash") or axis is None or undecided:
+        return None
     index, delta = row.get("index", ""), row.get("delta", "")
     return Attempt(
         hypothesis=hypothesis,

@@ -11,23 +11,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.endgame import seconds_of_the_end
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards, suspicions
-from agent.campaign.health import unmeasured
+from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used, next_level
-from agent.campaign.verdict import Guard, Judgement, Look, Verdict, judge_confirmed, span_of
+from agent.campaign.taint import tainted
+from agent.campaign.verdict import Guard, Judgement, Kind, Look, Verdict, judge_confirmed, span_of
 from agent.report.words import points
 
 MOST_LOST = 0.5
 """Share of the incumbent's metric that a simpler or cheaper recipe may lose, however large the margin is."""
 
 SPARE_SEEDS = 2
-"""Of the incumbent that may measure nothing."""
+"""Of the incumbent that may prove nothing."""
+ONCE_MORE = 1
+"""Seeds of a candidate whose speed may be off."""
+
+
+@dataclass(frozen=True)
+class _Flaw:
+    """Why a confirming run proves nothing."""
+
+    kind: Kind
+    words: str
+
+    def verdict(self, basis: Comparison) -> Verdict:
+        if self.kind == "crash":
+            return Verdict("crash", f"{self.words}, in confirmation", basis, "crash")
+        return Verdict("discard", f"{self.words}, in confirmation", basis, self.kind)
 
 
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
@@ -114,9 +131,9 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
         lacking = lacking_time(lab, evidence, way.number, seeds=next_look) if verdict else None
         if lacking and verdict:
             return Verdict("discard", f"{verdict.reason}; {lacking}", verdict.basis, "inconclusive")
-        crash = _bring(lab, evidence, way, seeds)
-        if crash:
-            return Verdict("crash", f"{crash}, in confirmation", way.on_search, "crash")
+        flaw = _bring(lab, evidence, way, seeds)
+        if flaw:
+            return flaw.verdict(way.on_search)
         found = evidence.on_confirm(way.number, way.incumbent)
         if seeds not in way.shares:
             if seeds < rules.confirm_seeds and found.p_above(_bar(lab, way, found)) > rules.hold_p:
@@ -213,46 +230,74 @@ def _alike_on_too_few(found: Comparison, margin: float) -> str | None:
 # --- runs --------------------------------------------------------------------------------------------------
 
 
-def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> str | None:
-    """Both arms to so many fresh seeds, by turns. Why a run measured nothing, or None."""
+def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> _Flaw | None:
+    """Both arms to so many fresh seeds, by turns. Why it cannot be had, or None."""
     fresh = fresh_needed(lab, evidence, way.incumbent, seeds)
-    for index in range(seeds):
-        broken_run = _one(lab, evidence, Order(way.number, "candidate", index))
-        broken_run = broken_run or _incumbent(lab, evidence, way, wanted=min(index + 1, fresh))
-        if broken_run:
-            return broken_run
+    for wanted in range(1, seeds + 1):
+        flaw = _candidate(lab, evidence, way.number, wanted=wanted)
+        flaw = flaw or _incumbent(lab, evidence, way, wanted=min(wanted, fresh))
+        if flaw:
+            return flaw
     if seeds == 1:
         return _refresh(lab, evidence, way)
     return None
 
 
-def _incumbent(lab: Lab, evidence: Evidence, way: _Way, *, wanted: int) -> str | None:
-    """So many fresh runs of the incumbent. A seed that measures nothing is left out, and the next stands in for it: it
+def _candidate(
+    lab: Lab, evidence: Evidence, number: int, *, arm: Literal["candidate", "comparator"] = "candidate", wanted: int
+) -> _Flaw | None:
+    """So many runs of the candidate, or of its comparator. The next seed stands in for one whose speed was off, once;
+    what crashes or trains too little will do so again."""
+    flaw = None
+    for index in range(wanted + ONCE_MORE):
+        if len(evidence.runs(number, arm)) >= wanted:
+            return None
+        flaw = _one(lab, evidence, Order(number, arm, index))
+        if flaw and flaw.kind != "tainted":
+            return flaw
+    return None if len(evidence.runs(number, arm)) >= wanted else flaw
+
+
+def _incumbent(lab: Lab, evidence: Evidence, way: _Way, *, wanted: int) -> _Flaw | None:
+    """So many fresh runs of the incumbent. A seed that proves nothing is left out, and the next stands in for it: it
     would end the confirmation of every idea that comes after."""
-    broken_run = None
+    flaw = None
     for index in range(wanted + SPARE_SEEDS):
         if len(evidence.fresh_incumbent(way.incumbent)) >= wanted:
             return None
-        broken_run = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number)) or broken_run
-    return None if len(evidence.fresh_incumbent(way.incumbent)) >= wanted else broken_run
+        flaw = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number)) or flaw
+    return None if len(evidence.fresh_incumbent(way.incumbent)) >= wanted else flaw
 
 
-def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> str | None:
+def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> _Flaw | None:
     """One more incumbent run beside ones that are old: machines drift over a night."""
     runs = evidence.fresh_incumbent(way.incumbent)
-    ends = [run.ended_s for run in runs if run.ended_s is not None]
-    if not ends or lab.clock.consumed_s - max(ends) <= lab.rules.stale_s:
+    age = min((age for run in runs if (age := lab.age_s(run)) is not None), default=None)
+    if age is None or age <= lab.rules.stale_s:
         return None
-    lab.say(f"  the incumbent ran last {(lab.clock.consumed_s - max(ends)) / 3600:.1f}h ago: a fresh run beside it")
+    lab.say(f"  the incumbent ran last {age / 3600:.1f}h ago: a fresh run beside it")
     return _incumbent(lab, evidence, way, wanted=len(runs) + 1)
 
 
-def _one(lab: Lab, evidence: Evidence, order: Order) -> str | None:
+def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
+    """A run more for the evidence, unless it proves nothing."""
     run = lab.run(order)
-    broken = unmeasured(run, MEASURED_ON[order.arm][0])
-    if broken is None:
-        evidence.add(run, experiment=order.experiment, arm=order.arm)
-    return broken
+    if evidence.has(run, experiment=order.experiment, arm=order.arm):
+        return None
+    nothing = unmeasured(run, MEASURED_ON[order.arm][0])
+    if nothing:
+        return _Flaw("crash", nothing)
+    weak = underpowered(lab.budget, run)
+    if weak and order.arm != "incumbent":  # which is what it is, and there to be beaten
+        return _Flaw("underpowered", weak)
+    off = evidence.aside.get(run.key) or tainted(lab, evidence, order.experiment, run)
+    if off:
+        if run.key not in evidence.aside:
+            lab.set_aside(run, off)
+            evidence.aside[run.key] = off
+        return _Flaw("tainted", f"tainted: {off}")
+    evidence.add(run, experiment=order.experiment, arm=order.arm)
+    return None
 
 
 # --- a schedule against a constant rate --------------------------------------------------------------------
@@ -260,9 +305,10 @@ def _one(lab: Lab, evidence: Evidence, order: Order) -> str | None:
 
 def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdict) -> Verdict:
     """A schedule is kept only if it also beats the same recipe at a constant rate."""
-    for index in range(len(evidence.candidate(way.number))):
-        if _one(lab, evidence, Order(way.number, "comparator", index)):
-            reason = "inconclusive: its constant-rate comparator did not run"
+    for wanted in range(1, len(evidence.candidate(way.number)) + 1):
+        flaw = _candidate(lab, evidence, way.number, arm="comparator", wanted=wanted)
+        if flaw:
+            reason = f"inconclusive: its constant-rate comparator proves nothing ({flaw.words})"
             return Verdict("discard", reason, verdict.basis, "inconclusive")
     beside = evidence.on_comparator(way.number)
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).

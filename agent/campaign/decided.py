@@ -54,10 +54,10 @@ def rule_that_decided(experiment: Experiment, numbers: Mapping[str, Any]) -> str
     by_kind = {
         "baseline": "the baseline is kept by definition; every idea is compared with it",
         "crash": _crash_rule(experiment, looks),
-        "underpowered": "too little training to prove anything, before any comparison; the idea stays open",
-        "tainted": "a speed that was off twice, before any comparison: the machine had its part in what was measured",
+        "underpowered": "too little training to prove anything; the idea stays open",
+        "tainted": "a speed that was off twice: the machine had its part in what was measured; the idea stays open",
         "promising": "it passed the filter on the search split, and waits: there was no time to confirm it alone",
-        "lead": "together they measured better than what they were built on: the next ideas build on it, unconfirmed",
+        "lead": "run once more, it measured better than what it was built on: the next ideas build on it, unconfirmed",
         "screened": _screening_rule(experiment.judged.reason if experiment.judged else ""),
     }
     if kind in by_kind:
@@ -82,6 +82,11 @@ def _crash_rule(experiment: Experiment, looks: Sequence[Any]) -> str:
 
 
 def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) -> str:
+    if kind == "guard":
+        return f"a guard on the search split: {', '.join(numbers.get('guards') or {})}; not confirmed, not built on"
+    planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
+    if planned.get("advance"):
+        return "run once more, it measured no better than what it was built on"
     search = comparison_from(numbers.get("search"))
     if search is None:
         return "given up while it ran, because it could not win any more" if kind == "regressed" else ""

@@ -6,14 +6,15 @@ Near-misses. An idea that measured better and could not be shown to be better wa
 them in one recipe add up, and what each alone could not show, all together may. They are one more experiment, filtered
 and confirmed like any other.
 
-Drop-one ablation. An idea that was kept may have become a passenger by what was kept after it. The winner without it
-is one more experiment; it is kept, as the simpler recipe, where it is shown that less than half of the gain for which
-the idea was kept is left (non-inferiority by that margin, from the campaign's level).
+Drop-one ablation. An idea that was kept may have become a passenger by what was kept after it, and one that was kept
+together with others may never have done anything. The winner without it is one more experiment; it is kept, as the
+simpler recipe, where it is shown that less than half of the gain for which the idea was kept, or of its equal share of
+what was kept together, is lost (non-inferiority by that margin, from the campaign's level).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agent.campaign.budget import RunCost, holdout_seconds
 from agent.campaign.lab import Lab, Past, best_first
@@ -38,47 +39,62 @@ def last_chance(lab: Lab, needed: float) -> bool:
     something else that takes so many seconds."""
     if not least_seconds(lab) <= lab.clock.left_s < needed + seconds_of_the_end(lab):
         return False
-    return _what_leads(lab) != [] or (not _times(lab.past()) and bool(near_misses(lab)))
+    return _to_confirm(lab) != [] or (not _times(lab.past()) and bool(near_misses(lab)))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
     """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them. And of a run of what
-    waits from before the lead, on top of it."""
-    first = dearest(lab).total_s if waits_from_before(lab) else 0.0
+    waits beside the lead, on top of it."""
+    first = max((lab.cost(one.number).total_s for one in waits_beside_the_lead(lab)), default=0.0)
     return least_seconds(lab, slower=SLOWER) + SLOWER * first
-
-
-def waits_from_before(lab: Lab) -> bool:
-    """Whether something is promising that was measured on another recipe than the one that leads now."""
-    lead = lab.lead
-    return any(one.base != lead for one in lab.promises())
 
 
 def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
     """The same as predicted: with less time it is not begun."""
-    ours, theirs, seeds = dearest(lab), lab.cost(lab.incumbent), lab.rules.confirm_seeds
-    return slower * ((1 + seeds) * ours.total_s + seeds * theirs.total_s) + holdout_seconds(ours)
+    return _least(lab, dearest(lab, _to_confirm(lab) or [lab.incumbent]), slower=slower)
 
 
-def dearest(lab: Lab) -> RunCost:
-    """Of a run of the lead, or of an idea that waits to be put together with it: as much as all together may cost."""
-    numbers = [lab.lead, *(one.number for one in lab.promises())]
+def fits(lab: Lab, number: int) -> bool:
+    """Whether there is time to confirm what the idea is a part of: where something else leads, after a run on top of
+    that."""
+    cost = dearest(lab, [number, lab.lead])
+    first = SLOWER * cost.total_s if lab.lead != lab.incumbent else 0.0
+    return first + _least(lab, cost) <= lab.clock.left_s
+
+
+def dearest(lab: Lab, numbers: Iterable[int]) -> RunCost:
+    """Of a run of each of these recipes, the dearest: as much as all together may cost."""
     return max((lab.cost(number) for number in numbers), key=lambda cost: cost.total_s)
 
 
+def _least(lab: Lab, ours: RunCost, *, slower: float = 1.0) -> float:
+    """Of a run on search, the first look of a confirmation, and the holdout."""
+    theirs, seeds = lab.cost(lab.incumbent), lab.rules.confirm_seeds
+    return slower * ((1 + seeds) * ours.total_s + seeds * theirs.total_s) + holdout_seconds(ours)
+
+
+def waits_beside_the_lead(lab: Lab) -> list[Past]:
+    """Promising ideas that have not run together with what leads, as far as there is time for it. None of them is
+    confirmed with the lead unseen."""
+    if lab.lead == lab.incumbent:
+        return []
+    return [one for one in lab.promises() if fits(lab, one.number)]
+
+
 def confirm_lead(lab: Lab) -> int | None:
-    """What leads, and what was promising on top of it, against the incumbent."""
-    numbers = _what_leads(lab) if least_seconds(lab) <= lab.clock.left_s else []
+    """What leads against the incumbent; what was promising where nothing leads."""
+    numbers = _to_confirm(lab) if least_seconds(lab) <= lab.clock.left_s else []
     return lab.plan_together(numbers, of_lead=True) if numbers else None
 
 
-def _what_leads(lab: Lab) -> list[int]:
-    lead = lab.lead
-    return [*([lead] if lead != lab.incumbent else []), *(one.number for one in lab.promises() if one.base == lead)]
+def _to_confirm(lab: Lab) -> list[int]:
+    if lab.lead != lab.incumbent:
+        return [lab.lead]
+    return [one.number for one in lab.promises() if fits(lab, one.number)]
 
 
 def _near_misses_together(lab: Lab) -> int | None:
-    missed = near_misses(lab)
+    missed = [one for one in near_misses(lab) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
     if not missed:
         return None
     return lab.plan_together([one.number for one in best_first(missed)])
@@ -120,18 +136,29 @@ def _times(past: Sequence[Past]) -> int:
 
 
 def _winner_without(lab: Lab) -> int | None:
-    """The kept idea with the smallest gain first, each once. What was left out is in the winner no more, and having
-    left it out is no idea that could be taken back."""
-    past = lab.past()
-    gone = {one.without for one in past if one.outcome == "keep"}
-    ideas = [one for one in past if one.outcome == "keep" and one.without is None and one.number not in gone]
-    kept = [one for one in ideas if one.kind == "gain" and one.delta]
-    done = {one.without for one in past}
-    if len(kept) < FEWEST:
+    """The idea with the smallest gain first, each once."""
+    ideas = _in_the_winner(lab.past())
+    done = {one.without for one in lab.past()}
+    if len(ideas) < FEWEST:
         return None
-    for one in sorted(kept, key=lambda one: one.delta or 0.0):
-        if one.number not in done:
-            number = lab.plan_without(one.number, margin=(one.delta or 0.0) / 2)
-            if number is not None:
-                return number
+    for number, gain in ideas.items():
+        if number not in done:
+            planned = lab.plan_without(number, margin=gain / 2)
+            if planned is not None:
+                return planned
     return None
+
+
+def _in_the_winner(past: Sequence[Past]) -> dict[int, float]:
+    """Ideas that were kept for a gain, alone or together with others -> the gain, or an equal share of it; the ones
+    that measured least first. What was left out is in the winner no more, and having left it out is no idea that could
+    be taken back."""
+    gone = {one.without for one in past if one.outcome == "keep"}
+    parts = {one.number: one.together for one in past}
+    measured = {one.number: one.delta or 0.0 for one in past}
+    gains: dict[int, float] = {}
+    for one in past:
+        if one.outcome == "keep" and one.kind == "gain" and one.without is None and one.delta:
+            ideas = [part for part in _all_parts(one.number, parts) if not parts.get(part)] or [one.number]
+            gains |= {idea: one.delta / len(ideas) for idea in ideas}
+    return {idea: gains[idea] for idea in sorted(gains, key=lambda idea: measured.get(idea, 0.0)) if idea not in gone}

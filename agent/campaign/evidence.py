@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,12 +28,16 @@ class Evidence(Generic[M]):
     def __init__(self) -> None:
         self._runs: dict[tuple[int, Arm], list[M]] = defaultdict(list)
         self._noise: dict[tuple[int, Arm, str | None], tuple[int, RunNoise | None]] = {}
+        self.aside: dict[str, str] = {}
+        """Keys of runs of a confirmation that count for nothing, each with why."""
 
     def add(self, run: M, *, experiment: int, arm: Arm) -> None:
         """Adding a run again changes nothing."""
-        known = self._runs[experiment, arm]
-        if all(one.key != run.key for one in known):
-            known.append(run)
+        if not self.has(run, experiment=experiment, arm=arm):
+            self._runs[experiment, arm].append(run)
+
+    def has(self, run: M, *, experiment: int, arm: Arm) -> bool:
+        return any(one.key == run.key for one in self._runs.get((experiment, arm), ()))
 
     @property
     def count(self) -> int:
@@ -74,9 +79,27 @@ class Evidence(Generic[M]):
     def usual_tokens_per_s(self, experiment: int) -> float | None:
         """Median throughput of the repeated runs of a recipe. None for one that ran once: another recipe's would
         not do, since a longer prompt or more training changes what a token costs."""
-        runs = [run for (number, _), some in list(self._runs.items()) if number == experiment for run in some]
-        known = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
+        known = self.speeds(experiment)
         return statistics.median(known) if len(known) > 1 else None
+
+    def speeds(self, experiment: int, *, but: str = "") -> list[float]:
+        """Tokens a second of the runs of a recipe, the one that was filtered only where there is no other. `but`: the
+        key of one that is left out."""
+        arms = [(arm, some) for (number, arm), some in list(self._runs.items()) if number == experiment and some]
+        runs = [run for arm, some in arms for run in some if arm != "search" or len(arms) == 1]
+        return [run.summary.tokens_per_s for run in runs if run.key != but and run.summary and run.summary.tokens_per_s]
+
+    def speed_spread(self, *, but: str = "") -> tuple[float, int]:
+        """Standard deviation of tokens a second between runs of one recipe, as a share of their mean, with its degrees
+        of freedom."""
+        squares, df = 0.0, 0
+        for experiment in {number for number, _ in self._runs}:
+            known = self.speeds(experiment, but=but)
+            if len(known) > 1:
+                mean = statistics.fmean(known)
+                squares += math.fsum((speed / mean - 1) ** 2 for speed in known)
+                df += len(known) - 1
+        return (squares / df) ** 0.5 if df else 0.0, df
 
     # --- comparisons ----------------------------------------------------------------------------------------
 
@@ -104,10 +127,11 @@ class Evidence(Generic[M]):
             self._noise[experiment, arm, metric] = known
         return known[1]
 
-    def on_search(self, run: M, incumbent: int) -> Comparison:
+    def on_search(self, run: M, incumbent: int, metric: str | None = None) -> Comparison:
         """An idea's run against the incumbent's, on the split that filters."""
         theirs = [one for one in self.search_runs(incumbent) if one.key != run.key]
-        return compare(arm_scores([run], "search"), arm_scores(theirs, "search"), self.noise)
+        ours = arm_scores([run], "search", metric)
+        return compare(ours, arm_scores(theirs, "search", metric), self.noise_of(metric))
 
     def standing(self, incumbent: int) -> list[M]:
         """All runs that a challenger is confirmed against: fresh ones, and those for which the incumbent was kept

@@ -8,16 +8,15 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
-from agent.campaign.endgame import least_seconds, near_misses
+from agent.campaign.endgame import fits, near_misses
 from agent.campaign.evidence import Evidence
-from agent.campaign.health import unmeasured
+from agent.campaign.guards import broken, look_at_guards_on_search
+from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.lead import judge_advance
 from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
-from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter
-from agent.contract import NO_STEP
-from agent.recipe.schema import Budget
+from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter, stopped_by
 from agent.report.words import points
 
 FEW_IDEAS = 3
@@ -34,6 +33,8 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
         lab.say(f"  {taint}: once more")
         search = lab.run(Order(number, "search", 1))
         taint = tainted(lab, evidence, number, search)
+    if search.gave_up and taint:
+        return Judgement(Verdict("discard", f"tainted: {taint}", None, "tainted"), search)
     if search.gave_up:
         verdict = Verdict(
             "discard",
@@ -42,9 +43,9 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
             "regressed",
         )
         return Judgement(verdict, search)
-    broken = unmeasured(search, "search")
-    if broken:
-        return Judgement(Verdict("crash", broken, None, "crash"), search)
+    nothing = unmeasured(search, "search")
+    if nothing:
+        return Judgement(Verdict("crash", nothing, None, "crash"), search)
     evidence.add(search, experiment=number, arm="search")
     weak = underpowered(lab.budget, search)
     if taint or weak:
@@ -59,22 +60,6 @@ def _so_far(evidence: Evidence, base: int, run: Measured) -> Comparison | None:
     return evidence.on_search(run, base) if scores is not None and len(scores.ids) >= FEWEST_PROMPTS else None
 
 
-def underpowered(budget: Budget, run: Measured) -> str | None:
-    """Why the run proves nothing for lack of training, or None."""
-    summary = run.summary
-    if summary is None:
-        return None
-    if summary.optimizer_steps < budget.min_optimizer_steps:
-        ended = f"; ended after {summary.cycles} cycles that gave it none" if summary.ended_by == NO_STEP else ""
-        return (
-            f"underpowered: {summary.optimizer_steps} optimizer steps, "
-            f"the recipe asks for {budget.min_optimizer_steps}{ended}"
-        )
-    if summary.kept < budget.min_kept_samples:
-        return f"underpowered: {summary.kept} kept samples, the recipe asks for {budget.min_kept_samples}"
-    return None
-
-
 # --- search, then confirmation -----------------------------------------------------------------------------
 
 
@@ -82,8 +67,9 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     rules = lab.rules
     base = lab.planned_against(number)
     on_search = evidence.on_search(search, base)
+    guards = look_at_guards_on_search(lab, evidence, search, base)
     if lab.is_advance(number):
-        return Judgement(judge_advance(on_search), search, on_search=on_search)
+        return Judgement(judge_advance(on_search, broken(guards)), search, on_search=on_search, guards=guards)
     together = _better_together(lab, number)
     worth, words = passes_filter(on_search, rules.lead_alpha if together else rules.filter_alpha)
     lab.say(f"  {words}")
@@ -92,6 +78,9 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         verdict = judge_filtered(on_search, rules.filter_alpha)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
+    if broken(guards):
+        verdict, watches = stopped_by(broken(guards), on_search), lab.watch(number, search, probe=False)
+        return Judgement(verdict, search, on_search=on_search, watches=watches, guards=guards)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
     together = together if worth and not lacking else None
     if lacking or together:
@@ -111,7 +100,7 @@ def _better_together(lab: Lab, number: int) -> str | None:
     company = lab.waiting() >= FEW_IDEAS or near_misses(lab) or lab.lead != lab.incumbent
     if lab.max_experiments is not None or not company:
         return None
-    if lab.clock.left_s < least_seconds(lab):
+    if not fits(lab, number):
         return None  # now or never
     return f"time for {max(0.0, runs):.0f} more runs is left, too little to confirm ideas one by one"
 

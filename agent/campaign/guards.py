@@ -1,20 +1,22 @@
 """What forbids a keep whatever the metric says, and what looks too good: flagged and measured again before it counts.
 
-Guards compare the confirming runs of candidate and incumbent: a metric that cannot tell them apart, held-out samples
-that are missing, cut completions, lengths that collapse or explode, one completion for every prompt, a second metric of
-the recipe's. Suspicions are
-about a candidate that would be kept: its checkpoint is evaluated again in a process of its own, and it is kept only
-where that agrees.
+Guards compare the runs of candidate and incumbent, on search before anything is built on the candidate, and again when
+it is confirmed: a metric that cannot tell them apart, held-out samples that are missing, cut completions, lengths that
+collapse or explode, one completion for every prompt, a second metric of the recipe's. Suspicions are about a candidate
+that would be kept: its checkpoint is evaluated again in a process of its own, and it is kept only where that agrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from agent.campaign.comparison import Comparison
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Health, Lab, Measured, Order
 from agent.campaign.verdict import Guard, Verdict
+from agent.contract import Split
 from agent.report.words import points
 
 TRUNCATION = 0.5
@@ -33,11 +35,20 @@ TOO_GOOD_GAIN = 0.2
 
 def look_at_guards(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> tuple[Guard, ...]:
     """Every guard with what it sees of the confirming runs, broken or not. Both arms need a run."""
-    mine, other = _health(evidence.candidate(number)), _health(evidence.standing(incumbent))
-    found = _blindness(lab, evidence, number, incumbent)
-    if mine and other:
-        found += [_samples(mine, other), _truncation(mine, other), _length(mine, other), *_distinct(mine, other)]
-    return (*found, *_second_metrics(lab, evidence, number, incumbent))
+    ours, theirs = evidence.candidate(number), evidence.standing(incumbent)
+    second = {guard.metric: evidence.on_confirm(number, incumbent, guard.metric) for guard in lab.evaluation.guards}
+    return (
+        *_blindness(lab, evidence, number, incumbent),
+        *_of_health(_health(ours, "confirm"), _health(theirs, "confirm")),
+        *_second_metrics(lab, second),
+    )
+
+
+def look_at_guards_on_search(lab: Lab, evidence: Evidence, run: Measured, base: int) -> tuple[Guard, ...]:
+    """The same of a search run, beside what it changed: what breaks one is neither confirmed nor built on."""
+    second = {guard.metric: evidence.on_search(run, base, guard.metric) for guard in lab.evaluation.guards}
+    theirs = _health(evidence.search_runs(base), "search")
+    return (*_of_health(_health([run], "search"), theirs), *_second_metrics(lab, second))
 
 
 def broken(guards: Sequence[Guard]) -> dict[str, str]:
@@ -45,9 +56,15 @@ def broken(guards: Sequence[Guard]) -> dict[str, str]:
     return {guard.name: guard.broken for guard in guards if guard.broken}
 
 
-def _health(runs: Sequence[Measured]) -> list[Health]:
-    found = [run.health("confirm") for run in runs]
+def _health(runs: Sequence[Measured], split: Split) -> list[Health]:
+    found = [run.health(split) for run in runs]
     return [health for health in found if health is not None]
+
+
+def _of_health(mine: list[Health], other: list[Health]) -> list[Guard]:
+    if not mine or not other:
+        return []
+    return [_samples(mine, other), _truncation(mine, other), _length(mine, other), *_distinct(mine, other)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -101,11 +118,11 @@ def _distinct(mine: list[Health], other: list[Health]) -> list[Guard]:
     return [Guard("unique", before, now, "%", f"below {DISTINCT:.0%} of the incumbent's", words)]
 
 
-def _second_metrics(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[Guard]:
+def _second_metrics(lab: Lab, comparisons: Mapping[Any, Comparison]) -> list[Guard]:
     """The recipe's own guards: another metric that may not become worse by more than its margin, beyond noise."""
     guards = []
     for guard in lab.evaluation.guards:
-        found = evidence.on_confirm(number, incumbent, guard.metric)
+        found = comparisons[guard.metric]
         sign = 1 if guard.direction == "maximize" else -1
         worst = found.upper(lab.rules.filter_alpha) if sign > 0 else -found.lower(lab.rules.filter_alpha)
         before, now = found.incumbent, found.candidate

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from agent.campaign.lab import Health, Measured
 from agent.campaign.scores import FEWEST_PROMPTS, scores_of
-from agent.contract import EvalRow
-from agent.recipe.schema import Evaluation
+from agent.contract import NO_STEP, EvalRow
+from agent.recipe.schema import Budget, Evaluation
 from agent.run.telemetry import RunRecord
 
 ROUNDING = 1e-6
@@ -42,12 +42,29 @@ def unmeasured(run: Measured, split: str) -> str | None:
     return f"invalid: {'; '.join(faults)}" if faults else None
 
 
-def faults_of(record: RunRecord, evaluation: Evaluation) -> list[str]:
+def underpowered(budget: Budget, run: Measured) -> str | None:
+    """Why the run proves nothing for lack of training, or None."""
+    summary = run.summary
+    if summary is None:
+        return None
+    if summary.optimizer_steps < budget.min_optimizer_steps:
+        ended = f"; ended after {summary.cycles} cycles that gave it none" if summary.ended_by == NO_STEP else ""
+        return (
+            f"underpowered: {summary.optimizer_steps} optimizer steps, "
+            f"the recipe asks for {budget.min_optimizer_steps}{ended}"
+        )
+    if summary.kept < budget.min_kept_samples:
+        return f"underpowered: {summary.kept} kept samples, the recipe asks for {budget.min_kept_samples}"
+    return None
+
+
+def faults_of(record: RunRecord, evaluation: Evaluation, *, rewards: tuple[float, float]) -> list[str]:
     """Why the numbers of a finished run cannot be right: a trainer of another make, or a broken evaluation, gave them.
 
-    The metric must be finite, a rate within 0 and 1, the summary must say what the rows add up to, and no pass@1 may
-    lie above its pass@k.
+    The metric must be finite, a rate within 0 and 1, a reward within the lowest and highest of `rewards`, the summary
+    must say what the rows add up to, and no pass@1 may lie above its pass@k.
     """
+    low, high = rewards if evaluation.metric == "mean_reward" else (0.0, 1.0)
     summary = record.summary
     if summary is None:
         return []
@@ -55,8 +72,8 @@ def faults_of(record: RunRecord, evaluation: Evaluation) -> list[str]:
     for split, value in summary.metrics.items():
         if not math.isfinite(value):
             faults.append(f"{evaluation.metric} on {split} is {value}")
-        elif evaluation.metric != "mean_reward" and not 0 <= value <= 1:
-            faults.append(f"{evaluation.metric} on {split} is {value:g}, outside 0 to 1")
+        elif not low - ROUNDING <= value <= high + ROUNDING:
+            faults.append(f"{evaluation.metric} on {split} is {value:g}, outside {low:g} to {high:g}")
         else:
             faults += _against_the_rows(record, evaluation, split, value)
     extra = {name: value for name, value in (summary.model_extra or {}).items() if isinstance(value, int | float)}

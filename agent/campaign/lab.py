@@ -105,11 +105,14 @@ def standing_leads(past: Sequence[Past]) -> set[int]:
 
 
 def promising(past: Sequence[Past]) -> list[Past]:
-    """Ideas that wait to be put together."""
+    """Ideas that wait to be put together. Where that measured nothing, they wait once more."""
     waiting: list[Past] = []
+    in_vain: set[int] = set()
     for one in past:
         if one.kind == "promising":
             waiting.append(one)
+        elif one.advance and one.kind in MEASURED_NOTHING and not in_vain.intersection(one.together):
+            in_vain |= set(one.together)
         elif one.advance:
             waiting = [other for other in waiting if other.number not in one.together]
         elif _ends_leads(one):
@@ -227,12 +230,12 @@ class Lab(abc.ABC):
 
     @abc.abstractmethod
     def stands(self, number: int) -> bool:
-        """Whether the lead's recipe has what the idea changes as the idea found it."""
+        """Whether the lead's recipe has what the idea changes as the idea found it, and has not run with it."""
 
     def promises(self) -> list[Past]:
         """Ideas that wait to be put together and still can be, the best first."""
-        waiting = [one for one in promising(self.past()) if one.base == self.lead or self.stands(one.number)]
-        return best_first(waiting)
+        lead = self.lead
+        return best_first([one for one in promising(self.past()) if one.base == lead or self.stands(one.number)])
 
     @abc.abstractmethod
     def outcomes(self) -> Sequence[tuple[int, str]]:
@@ -377,6 +380,18 @@ class Lab(abc.ABC):
     @abc.abstractmethod
     def fix(self, number: int, terms: Terms) -> Terms:
         """Write down what the idea's confirmation may use. Where that was done before, what stands there."""
+
+    def seeds_planned(self) -> int | None:
+        """Of the baseline, where an earlier session has calibrated."""
+        return None
+
+    def age_s(self, run: Measured) -> float | None:
+        """Seconds since the run ended: of the campaign's own time, or more where the campaign has rested since."""
+        return None if run.ended_s is None else self.clock.consumed_s - run.ended_s
+
+    def set_aside(self, run: Measured, why: str) -> None:
+        """Write down that the run of a confirmation counts for nothing, so that a later session knows."""
+        self.say(f"  {run.key} does not count: {why}")
 
     @abc.abstractmethod
     def again(self, run: Measured, order: Order) -> Measured:

@@ -6,46 +6,49 @@ is built on at once: many settings move the same few things, and what each of th
 What is not clear waits for the end of a round of ideas; then all that wait are put into one recipe. Either way the
 recipe is run once more, a run that nobody has chosen for its result, so that what comes next is not measured against a
 lucky one. Where it measures better than what it was built on, it leads: the next ideas are changes of it. So a search
-climbs without a verdict; at the end the lead is confirmed as a whole against the incumbent (`endgame.py`), and nothing
-of the campaign's level is spent before.
+climbs without a verdict. What still waits before the end is run on top of the lead in the same way; then the lead is
+confirmed as a whole against the incumbent (`endgame.py`), and nothing of the campaign's level is spent before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agent.campaign.comparison import Comparison
-from agent.campaign.endgame import SLOWER, dearest, least_seconds, seconds_of_the_end, waits_from_before
+from agent.campaign.endgame import dearest, seconds_of_the_end, waits_beside_the_lead
 from agent.campaign.lab import Lab, Past
-from agent.campaign.verdict import Verdict, span_of
+from agent.campaign.verdict import Verdict, span_of, stopped_by
 
 
 def to_advance(lab: Lab) -> list[int]:
     """Promising ideas to put together now, the best first; none where none are, or where it is not the time."""
-    waiting, rules = lab.promises(), lab.rules
-    clear = [one for one in waiting if one.base == lab.lead and _is_clear(one, rules.clear_p)]
-    if clear and _time_for(lab, 1 + rules.clear_left):
-        return [clear[0].number]
+    lead, rules = lab.lead, lab.rules
+    waiting = lab.promises()
+    clear = [one.number for one in waiting if one.base == lead and _is_clear(one, rules.clear_p)]
+    if clear and _time_for(lab, clear[:1], 1 + rules.clear_left):
+        return clear[:1]
+    numbers = [one.number for one in waiting]
     round_is_over = _since_the_last(lab.past()) >= rules.round or not lab.waiting()
-    if (round_is_over and _time_for(lab, 1 + rules.lead_left)) or _last_chance_on_the_lead(lab):
-        return [one.number for one in waiting]
-    return []
+    if numbers and round_is_over and _time_for(lab, numbers, 1 + rules.lead_left):
+        return numbers
+    return _last_chance_on_the_lead(lab)
 
 
 def _is_clear(one: Past, level: float) -> bool:
     return one.p_as_if_known is not None and one.p_as_if_known < level
 
 
-def _time_for(lab: Lab, runs: float) -> bool:
-    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * dearest(lab).total_s
+def _time_for(lab: Lab, numbers: Sequence[int], runs: float) -> bool:
+    """So many runs of these put together, beside the end."""
+    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * dearest(lab, [lab.lead, *numbers]).total_s
 
 
-def _last_chance_on_the_lead(lab: Lab) -> bool:
-    """Whether what waits from before the lead could not be run on top of it after another idea. It is not confirmed
-    with the lead unseen."""
-    if not waits_from_before(lab) or lab.clock.left_s < SLOWER * dearest(lab).total_s + least_seconds(lab):
-        return False
-    return not lab.waiting() or lab.clock.left_s < lab.cost(lab.lead).total_s + seconds_of_the_end(lab)
+def _last_chance_on_the_lead(lab: Lab) -> list[int]:
+    """What waits beside the lead, where it could not be run on top of it after another idea."""
+    waits = waits_beside_the_lead(lab)
+    if lab.waiting() and lab.clock.left_s >= lab.cost(lab.lead).total_s + seconds_of_the_end(lab):
+        return []
+    return [one.number for one in waits]
 
 
 def _since_the_last(past: Sequence[Past]) -> int:
@@ -54,10 +57,14 @@ def _since_the_last(past: Sequence[Past]) -> int:
     return len(past) - max(places, default=0)
 
 
-def judge_advance(on_search: Comparison) -> Verdict:
-    """Of what was promising put together, beside what it was built on. It keeps nothing."""
+def judge_advance(on_search: Comparison, guards: Mapping[str, str]) -> Verdict:
+    """Of what was promising put together, beside what it was built on. It keeps nothing. `guards`: the broken ones."""
+    if guards:
+        return stopped_by(guards, on_search)
     span = span_of(on_search)
     if on_search.delta > 0:
         words = f"leads: {span} on search; unconfirmed, the next ideas build on it"
         return Verdict("discard", words, on_search, "lead")
-    return Verdict("discard", f"inconclusive: {span} on search, together no better", on_search, "inconclusive")
+    return Verdict(
+        "discard", f"inconclusive: {span} on search, run once more it is no better", on_search, "inconclusive"
+    )

@@ -30,7 +30,7 @@ def past_of(state: CampaignState) -> list[Past]:
                 bool(planned.get("of_lead")),
                 planned.get("again"),
                 (experiment.planned.incumbent if experiment.planned else None) or 0,
-                basis.p_as_if_known if basis else None,
+                basis.p_as_if_known if basis and basis.noise else None,
             )
         )
     return found

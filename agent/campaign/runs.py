@@ -71,6 +71,8 @@ class Done:
     """Consumed seconds of the campaign when it ended."""
     ended_early: str | None = None
     """Why the campaign ended it: it begins with PAUSED or HOPELESS. None for a run that ended by itself."""
+    rewards: tuple[float, float] = (0.0, 1.0)
+    """Between which a reward lies."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -122,7 +124,7 @@ class Done:
         return health_of(self.rows(split))
 
     def faults(self) -> list[str]:
-        return faults_of(self.record, self.evaluation) if self.ok else []
+        return faults_of(self.record, self.evaluation, rewards=self.rewards) if self.ok else []
 
 
 class Early(Protocol):
@@ -151,7 +153,7 @@ class Runner:
         Raises CutShort; AgentErrors that are not the training's fault.
         """
         out = self.session.runs_folder / job.key
-        before = [run for run in self.session.state.runs.values() if _key_of(run) == job.key]
+        before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
         finished = next((run for run in before if _counts(run)), None)
         if finished is not None:
             return self._from_disk(job, finished)
@@ -166,7 +168,7 @@ class Runner:
         """Key and words of every run that the journal knows to have ended with a summary, oldest first."""
         found: dict[str, RunPlanned | RunStarted] = {}
         for run in self.session.state.runs.values():
-            key = _key_of(run)
+            key = key_of(run)
             if key and run.words and _counts(run) and run.finished and run.finished.summary is not None:
                 found[key] = run.words
         return list(found.items())
@@ -174,7 +176,7 @@ class Runner:
     def read_back(self, key: str) -> Done:
         """A finished run from its folder."""
         record = read_run(self.session.runs_folder / key)
-        known = [run for run in self.session.state.runs.values() if _key_of(run) == key and _counts(run)]
+        known = [run for run in self.session.state.runs.values() if key_of(run) == key and _counts(run)]
         return self._done(
             key,
             record,
@@ -198,7 +200,8 @@ class Runner:
             ended_s = run.finished.consumed_s or ended_s
             gave_up = run.finished.ended_by == "stop" and run.finished.reason.startswith(HOPELESS)
             ended_early = run.finished.reason if gave_up else ended_early
-        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early)
+        rewards = self.session.recipe_of(0).task.reward.range()  # where it is measured, no experiment may change it
+        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early, rewards)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 
@@ -350,7 +353,7 @@ class Runner:
         self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields)
 
 
-def _key_of(run: Run) -> str | None:
+def key_of(run: Run) -> str | None:
     return Path(run.words.out).name if run.words else None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from agent.campaign.comparison import Comparison, compare
 from agent.campaign.endgame import seconds_of_the_end
 from agent.campaign.evidence import Evidence
-from agent.campaign.experiment import underpowered
+from agent.campaign.health import underpowered
 from agent.campaign.lab import Lab
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Verdict, span_of

@@ -1,6 +1,6 @@
-"""A run that was slower or faster than it should be: what it measured is the machine's doing as much as the idea's.
+"""A run that was slower or faster than it should be: what it measured is the machine's doing as much as the recipe's.
 
-Only where the budget is time (fewer tokens are fewer steps), and only for changes that should not touch speed.
+Only where the budget is time (fewer tokens are fewer steps). Such a run is repeated once, with the next seed.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from agent.campaign.lab import Lab, Measured
 
 LEAST_DEVIATION = 0.03
 """Of the usual tokens a second; below it nothing is said, however steady the machine."""
+LEAST_OF_A_PART = 0.15
+"""The same for a training that was given up: its beginning has a larger share in it."""
 LEVEL = 0.005
 """Chance of a run of the same speed to be called tainted, on either side."""
+FEWEST = 2
+"""Degrees of freedom from which the spread of speeds is known well enough."""
 
 
 def tainted(lab: Lab, evidence: Evidence, number: int, run: Measured) -> str | None:
-    """In words, how far the run's speed is off; None where it is as it should be or cannot be told.
+    """In words, how far the speed of a run of experiment `number` is off; None where it is as it should be or cannot
+    be told.
 
-    The usual speed and its spread are those of the incumbent's repeated runs (Student's prediction interval for one
-    more); where the incumbent ran once, its spread is not known and nothing is said.
+    The usual speed is that of other runs of the recipe, and of what it changes where the change should not touch speed.
+    The spread is that between runs of one recipe, relative to their mean and pooled over all recipes that ran more than
+    once (Student's prediction interval for one more).
     """
-    if lab.touches_speed(number) or not run.ok or run.summary is None or not run.summary.tokens_per_s:
+    summary = run.summary
+    if lab.budget.train_seconds is None or not (run.ok or run.gave_up) or summary is None or not summary.tokens_per_s:
         return None
-    usual = [
-        one.summary.tokens_per_s
-        for one in evidence.search_runs(lab.planned_against(number))
-        if one.summary is not None and one.summary.tokens_per_s
-    ]
-    if len(usual) < 3:
+    alike = {number} if lab.touches_speed(number) else {number, lab.planned_against(number)}
+    usual = [speed for one in sorted(alike) for speed in evidence.speeds(one, but=run.key)]
+    spread, known = evidence.speed_spread(but=run.key)
+    if not usual or known < FEWEST:
         return None
-    mean, spread = statistics.fmean(usual), statistics.stdev(usual)
-    allowed = quantile(1 - LEVEL, len(usual) - 1) * spread * (1 + 1 / len(usual)) ** 0.5
-    off = run.summary.tokens_per_s - mean
-    if abs(off) <= max(allowed, LEAST_DEVIATION * mean):
+    mean = statistics.fmean(usual)
+    allowed = quantile(1 - LEVEL, known) * spread * (1 + 1 / len(usual)) ** 0.5
+    off = summary.tokens_per_s / mean - 1
+    if abs(off) <= max(allowed, LEAST_DEVIATION if run.ok else LEAST_OF_A_PART):
         return None
-    return f"{run.summary.tokens_per_s:.0f} tokens/s where {mean:.0f} are usual ({off / mean:+.0%})"
+    return f"{summary.tokens_per_s:.0f} tokens/s where {mean:.0f} are usual ({off:+.0%})"

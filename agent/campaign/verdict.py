@@ -125,6 +125,11 @@ def judge_filtered(comparison: Comparison, level: float) -> Verdict:
     return Verdict("discard", f"inconclusive: {span} on search, not worth a confirmation", comparison, "inconclusive")
 
 
+def stopped_by(guards: Mapping[str, str], comparison: Comparison) -> Verdict:
+    """By broken guards, each with its evidence."""
+    return Verdict("discard", f"guard: {'; '.join(guards.values())}", comparison, "guard", dict(guards))
+
+
 def span_of(comparison: Comparison) -> str:
     """`+3.1pp [+0.9pp, +5.3pp]`."""
     low, high = comparison.interval
@@ -152,7 +157,7 @@ def judge_confirmed(
         f"with {comparison.seeds_candidate}+{comparison.seeds_incumbent} fresh seeds"
     )
     if guards:
-        return Verdict("discard", f"guard: {'; '.join(guards.values())}", comparison, "guard", dict(guards))
+        return stopped_by(guards, comparison)
     if lower > 0 and comparison.delta >= min_effect:
         return Verdict("keep", f"gain {span}; level {level:.3f}", comparison, "gain")
     if advantage and lower > -margin:

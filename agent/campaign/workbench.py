@@ -15,7 +15,7 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
-from agent.campaign.health import unmeasured
+from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrained, words_for
 from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
@@ -23,7 +23,7 @@ from agent.campaign.past import past_of
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules
-from agent.campaign.runs import PAUSED, Done, Early, Runner
+from agent.campaign.runs import PAUSED, Done, Early, Runner, key_of
 from agent.campaign.session import Session, title
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
@@ -50,6 +50,8 @@ class Workbench(Lab):
         self._first: Done | None = None
         """Of the baseline."""
         self._ranked: tuple[tuple[int, int], Ranking] | None = None
+        self._known: tuple[int, list[Past], list[Past] | None] | None = None
+        """What was judged and what waits, as of a line of the journal."""
         self.evaluation = session.evaluation
         self.budget = session.recipe_of(0).budget
         self.baseline_seeds = session.settings.baseline_seeds
@@ -144,7 +146,16 @@ class Workbench(Lab):
         return bool(self._planned(number).get("advance"))
 
     def past(self) -> Sequence[Past]:
-        return past_of(self.session.state)
+        seq = self.session.state.last_seq
+        if self._known is None or self._known[0] != seq:
+            self._known = seq, past_of(self.session.state), None
+        return self._known[1]
+
+    def promises(self) -> list[Past]:
+        past = self.past()
+        if self._known is None or self._known[2] is None:
+            self._known = self.session.state.last_seq, list(past), super().promises()
+        return list(self._known[2] or ())
 
     def paused(self, number: int) -> bool:
         experiment = self.session.state.experiments[number]
@@ -221,13 +232,16 @@ class Workbench(Lab):
 
     def gather(self) -> None:
         """Read back what earlier sessions of the campaign measured."""
+        told = [note.model_extra or {} for note in self.session.state.notes]
+        self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
             if arm is None or (arm == "search" and not self._stands(number, key)):
                 continue
             run = self.runner.read_back(key)
-            if unmeasured(run, MEASURED_ON[arm][0]) is None:
+            weak = arm in ("candidate", "comparator") and underpowered(self.budget, run)
+            if key not in self.evidence.aside and not weak and unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
 
     def _stands(self, number: int, key: str) -> bool:
@@ -342,6 +356,22 @@ class Workbench(Lab):
             shares={str(seeds): share for seeds, share in terms.shares.items()},
         )
         return terms
+
+    def seeds_planned(self) -> int | None:
+        return self.session.state.calibration.get("seeds_planned")
+
+    def age_s(self, run: Measured) -> float | None:
+        """By the wall clock too: a campaign that is resumed after days meets another machine."""
+        ended = [
+            one.finished.time for one in self.session.state.runs.values() if one.finished and key_of(one) == run.key
+        ]
+        by_clock = self.session.journal.clock() - max(ended) if ended else 0.0
+        consumed = super().age_s(run)
+        return None if consumed is None else max(consumed, by_clock)
+
+    def set_aside(self, run: Measured, why: str) -> None:
+        super().set_aside(run, why)
+        self.session.tell("note", text=f"{run.key} is set aside: {why}", set_aside=run.key, why=why)
 
     def again(self, run: Measured, order: Order) -> Done:
         return self.runner.run(second_look(self.session, run.key, order))

@@ -178,7 +178,8 @@ class SimulatedLab(Lab):
         return self.tried[number].base
 
     def waiting(self) -> int:
-        return len(self.queue)
+        has = self.tried[self.lead].recipe
+        return sum(idea not in has for idea in self.queue)
 
     def best_metric(self) -> float | None:
         return None
@@ -224,9 +225,12 @@ class SimulatedLab(Lab):
     # --- the planner ----------------------------------------------------------------------------------------
 
     def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
-        if not self.queue:
+        lead = self.lead
+        idea = next((idea for idea in self.queue if idea not in self.tried[lead].recipe), None)
+        if idea is None:
             return None, "every idea was tried"
-        number = self.plan(frozenset([self.queue.pop(0)]), base=self.lead)
+        self.queue.remove(idea)
+        number = self.plan(frozenset([idea]), base=lead)
         self._open.append(number)
         return number, ""
 
@@ -268,15 +272,19 @@ class SimulatedLab(Lab):
 
     def plan_again(self, number: int) -> int | None:
         recipe = self.tried[self.lead].recipe | self.tried[number].moves
-        whole = [one.recipe for one in self.tried if one.judgement and one.judgement.verdict.kind != "screened"]
-        if self.tried[number].moves & self.tried[self.lead].recipe or recipe in whole:
+        if self.tried[number].moves & self.tried[self.lead].recipe or self._ran_whole(recipe):
             return None
         planned = self.plan(self.tried[number].moves, base=self.lead)
         self.tried[planned].again = number
         return planned
 
     def stands(self, number: int) -> bool:
-        return self._fits(number, self.tried[self.lead].recipe)
+        recipe = self.tried[self.lead].recipe
+        return self._fits(number, recipe) and not self._ran_whole(recipe ^ self.tried[number].moves)
+
+    def _ran_whole(self, recipe: frozenset[int]) -> bool:
+        judged = (one for one in self.tried if one.judgement and one.recipe == recipe)
+        return any(one.judgement.verdict.kind != "screened" for one in judged if one.judgement)
 
     def _fits(self, number: int, recipe: frozenset[int]) -> bool:
         """Whether the recipe has what the idea takes out, not what it brings, and nothing else that sets the same."""
@@ -413,13 +421,14 @@ class SimulatedLab(Lab):
                     one.of_lead,
                     one.again,
                     one.base,
-                    basis.p_as_if_known if basis else None,
+                    basis.p_as_if_known if basis and basis.noise else None,
                 )
             )
         if judgement.used:
             self._used.append(judgement.used)
         if verdict.reason.startswith("superseded"):
-            self.queue = [*one.moves, *self.queue]
+            again = sorted(one.moves - self.tried[one.base].recipe)
+            self.queue = [*again, *(idea for idea in self.queue if idea not in again)]
         if verdict.outcome == "keep":
             self._incumbent = number
         if verdict.outcome == "keep" or verdict.kind == "lead":

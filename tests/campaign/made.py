@@ -114,6 +114,9 @@ class MadeLab(SimulatedLab):
     def past(self) -> Sequence[Past]:
         return self.told
 
+    def waiting(self) -> int:
+        return len(self.queue)
+
     def used_levels(self) -> list[Used]:
         return []
 

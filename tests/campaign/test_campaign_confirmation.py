@@ -284,7 +284,7 @@ def test_a_killed_confirmation_without_time_for_its_next_look_ends_as_it_stands(
     [
         ((0.50, 0.51), "keep", "gain +19.0pp"),
         ((0.70, 0.71), "discard", "inconclusive: not shown better than a constant rate (inconclusive: +0.0pp"),
-        ((0.50, None), "discard", "inconclusive: its constant-rate comparator did not run"),
+        ((0.50, None), "discard", "inconclusive: its constant-rate comparator proves nothing (oom: no memory)"),
     ],
     ids=["the schedule is better", "the schedule is not", "the comparator crashes"],
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from made import A_RUN, MadeLab, run
-from nights import BETTER_RATE, NO_DEDUP, NO_PACKING, Night
+from nights import BETTER_RATE, NO_DEDUP, NO_PACKING, NOTHING, Night, hypothesis
 
 from agent.campaign.announce import announce_together, announce_without
 from agent.campaign.endgame import last_chance, last_experiment
@@ -135,6 +136,23 @@ def test_the_kept_idea_with_the_smallest_gain_is_left_out_first_and_each_once() 
     assert last_experiment(EndLab(*ideas, *done)) is None
 
 
+def test_each_part_of_what_was_kept_together_is_left_out_in_turn() -> None:
+    """Of a gain of 12pp for three ideas each has a share of 4pp. The one that measured least comes first."""
+    parts = (missed(1, 0.1, "promising"), missed(2, 0.1, "promising"), missed(3, 0.1, "promising"))
+    parts = tuple(replace(one, delta=delta) for one, delta in zip(parts, (0.03, 0.01, 0.05), strict=True))
+    lead = Past(4, "discard", "lead", 0.08, 0.01, together=(1, 2), advance=True)
+    further = Past(5, "discard", "lead", 0.12, 0.01, together=(4, 3), advance=True)
+    whole = kept(6, 0.12, together=(5,))
+    story = (*parts, lead, further, whole)
+    lab = EndLab(*story)
+    assert last_experiment(lab) == 99
+    assert lab.asked == [("without", (2,), pytest.approx(0.02))]
+    tried = Past(7, "discard", "regressed", -0.1, 0.9, without=2)
+    lab = EndLab(*story, tried, Past(8, "keep", "simpler", 0.0, 0.5, without=1))
+    assert last_experiment(lab) == 99
+    assert [numbers for _, numbers, _ in lab.asked] == [(3,)], "one carries its share, one is gone"
+
+
 def test_one_kept_idea_is_no_passenger_nor_is_what_was_kept_for_being_simpler() -> None:
     assert last_experiment(EndLab(kept(1, 0.2))) is None
     assert last_experiment(EndLab(kept(1, 0.2), kept(2, 0.001, "simpler"), kept(3, 0.001, "cheaper"))) is None
@@ -228,6 +246,25 @@ def test_near_misses_are_kept_together_where_none_was_kept_alone(night: Night) -
     levels = [night.judged(number).numbers["level"] for number in (1, 2, 3)]
     assert levels[:2] == [None, None]
     assert 0 < levels[2] < Rules().alpha
+
+
+def test_a_passenger_of_what_was_kept_together_is_left_out(night: Night) -> None:
+    """Placebo and better rate are confirmed as one lead; without the placebo nothing is lost."""
+    rates = {"slow": 1e-4, "slower": 3e-5}
+    harmful = [hypothesis(name, 0.1, set={"learner.learning_rate": rate}) for name, rate in rates.items()]
+    night.playbook(BETTER_RATE, NOTHING, NO_DEDUP, *harmful)
+    rules = Rules(alone_runs=1e9, clear_p=0.0, round=3, lead_alpha=0.97, lead_left=0.0, batch=0)
+    night.start(rules=rules, baseline_seeds=3)
+    told = [(row["hypothesis"], row["status"]) for row in night.rows[1:]]
+    assert ("together", "keep") in told
+    number = next(
+        int(row["index"]) for row in night.rows[1:] if row["status"] == "keep" and row["hypothesis"] == "ablation"
+    )
+    assert night.judged(number).numbers["kind"] == "simpler"
+    assert night.rows[number]["change"].startswith("execution.placebo 1 -> ")
+    text = night.git("show", "raft/night/best:recipes/test.yaml")
+    assert "learning_rate: 0.002" in text
+    assert "dedup: false" in text
 
 
 def test_a_passenger_is_left_out_and_what_carries_the_gain_is_not(night: Night) -> None:

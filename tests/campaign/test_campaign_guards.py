@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from fake_raft import TRICKS
 from made import HEALTH, MadeLab, MadeRun, run, scores
-from nights import Night, trick
+from nights import NO_DEDUP, NO_PACKING, NOTHING, Night, trick
 
+from agent.campaign.comparison import Comparison, compare
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import (
     DISTINCT,
@@ -22,10 +23,14 @@ from agent.campaign.guards import (
     TRUNCATION,
     broken,
     look_at_guards,
+    look_at_guards_on_search,
     suspicions,
 )
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import Health, Order
+from agent.campaign.lead import judge_advance
+from agent.campaign.rules import Rules
+from agent.campaign.story import tell as story_of
 from agent.campaign.verdict import Verdict
 from agent.contract import EvalRow, Summary
 from agent.errors import TrainingFailed
@@ -42,6 +47,24 @@ def guarded(mine: Health | None, theirs: Health | None = HEALTH) -> dict[str, st
         evidence.add(run(f"ours-{index}", 0.6, seed=index, healthy=mine), experiment=1, arm="candidate")
         evidence.add(run(f"theirs-{index}", 0.5, seed=9 + index, healthy=theirs), experiment=0, arm="incumbent")
     return broken(look_at_guards(MadeLab(lambda order: run("", 0.5)), evidence, 1, 0))
+
+
+def test_search_runs_are_looked_at_with_the_same_guards() -> None:
+    guard = {"metric": "mean_tokens", "direction": "minimize", "margin": 5}
+    evaluation = Evaluation.model_validate({"guards": [guard]})
+    evidence: Evidence = Evidence()
+    for index in range(2):
+        values = {"search": scores(0.5, seed=index), ("search", "mean_tokens"): scores(20.0, seed=index)}
+        evidence.add(MadeRun(f"base-{index}", values), experiment=0, arm="baseline")
+    lab = MadeLab(lambda order: run("", 0.5), evaluation=evaluation)
+
+    def found(healthy: Health, tokens: float) -> set[str]:
+        values = {"search": scores(0.6, seed=7), ("search", "mean_tokens"): scores(tokens, seed=7)}
+        return set(broken(look_at_guards_on_search(lab, evidence, MadeRun("ours", values, healthy), 0)))
+
+    assert found(HEALTH, 20.0) == set()
+    assert found(like(truncated=0.9), 20.0) == {"truncation"}
+    assert found(HEALTH, 30.0) == {"mean_tokens"}
 
 
 def like(**keys: Any) -> Health:
@@ -190,14 +213,16 @@ ROWS = [row(0, True), row(1, False), row(2, True), row(3, True)]
 
 def faults(metrics: dict[str, float], *rows: EvalRow, **also: Any) -> list[str]:
     extra = {key: also.pop(key) for key in ("pass_at_1", "pass_at_k") if key in also}
+    rewards = also.pop("rewards", (0.0, 1.0))
     summary = Summary(seed=0, recipe_signature="", metric="pass_rate", metrics=metrics, **extra)
     record = RunRecord(Path(), None, [], list(rows), summary, None, None, "", ())
-    return faults_of(record, Evaluation.model_validate({"samples_per_prompt": 1, **also}))
+    return faults_of(record, Evaluation.model_validate({"samples_per_prompt": 1, **also}), rewards=rewards)
 
 
 def test_a_metric_that_its_rows_agree_with_has_no_fault() -> None:
     assert faults({"search": 0.75}, *ROWS, pass_at_1=0.5, pass_at_k=0.5) == []
-    assert faults({"search": 7.5}, *(row(n, True, reward=7.5) for n in range(2)), metric="mean_reward") == []
+    large = [row(n, True, reward=7.5) for n in range(2)]
+    assert faults({"search": 7.5}, *large, metric="mean_reward", rewards=(0.0, 8.0)) == []
     lower = {"metric": "mean_reward", "direction": "minimize"}
     assert faults({"search": 0.75}, *ROWS, **lower) == []
     assert faults({}) == []
@@ -210,6 +235,10 @@ def test_a_metric_that_its_rows_agree_with_has_no_fault() -> None:
         (faults({"search": math.inf}, *ROWS), "pass_rate on search is inf"),
         (faults({"search": 1.7}, *ROWS), "pass_rate on search is 1.7, outside 0 to 1"),
         (faults({"search": -0.1}, *ROWS), "pass_rate on search is -0.1, outside 0 to 1"),
+        (
+            faults({"search": 2.5}, *ROWS, metric="mean_reward", rewards=(-0.5, 2.0)),
+            "mean_reward on search is 2.5, outside -0.5 to 2",
+        ),
         (faults({"search": 0.6}, *ROWS), "pass_rate on search is 0.6000 in the summary, its rows say 0.7500"),
         (faults({"search": 0.75}), "pass_rate on search is 0.75, and eval.jsonl has no row of it"),
         (
@@ -274,8 +303,35 @@ def test_guards_suspicions_and_faults_decide_in_a_campaign(night: Night) -> None
     assert [len(night.judged(number).numbers["flags"]) for number in (4, 6)] == [1, 1]
     again = {name for name in night.starts() if name.endswith("-again")}
     assert again == {"004-confirm-s4100-again", "006-confirm-s6100-again"}
-    # a candidate that was not kept has used up its level, for whatever reason
-    assert [night.judged(number).numbers["level"] is None for number in range(1, 7)] == [False] * 4 + [True, False]
+    # what a guard stops on the search split is not confirmed; a candidate that was and that was not kept has used up
+    # its level, for whatever reason
+    without = [number for number in range(1, 7) if night.judged(number).numbers["level"] is None]
+    assert without == [1, 2, 5]
+    assert not any("-confirm-" in run for run in night.starts() if run.startswith(("001", "002")))
+    shown = story_of(night.session.state, 1) if night.session else None
+    assert shown is not None
+    assert shown.rule == "a guard on the search split: unique; not confirmed, not built on"
+
+
+def test_what_breaks_a_guard_is_not_built_on(night: Night) -> None:
+    night.playbook(trick("long", 1.0, learner__learning_rate=0.002), NO_DEDUP, NO_PACKING, NOTHING)
+    night.start(rules=Rules(alone_runs=1e9, round=1, lead_left=0.0, batch=0), baseline_seeds=3)
+    assert night.judged(1).numbers["kind"] == "guard"
+    assert night.rows[1]["reason"] == "guard: held-out completions exploded: 3.0 -> 40.0 tokens"
+    assert night.session is not None
+    assert "rollout.top_k" not in night.rows[-1]["change"]
+    assert night.session.incumbent > 1
+
+
+def test_a_lead_that_breaks_a_guard_does_not_lead() -> None:
+    found = judge_advance(compared(0.6, 0.5), {"length": "held-out completions exploded: 3.0 -> 40.0 tokens"})
+    assert (found.outcome, found.kind) == ("discard", "guard")
+    assert judge_advance(compared(0.6, 0.5), {}).kind == "lead"
+    assert judge_advance(compared(0.5, 0.6), {}).kind == "inconclusive"
+
+
+def compared(ours: float, theirs: float) -> Comparison:
+    return compare([scores(ours, seed=1)], [scores(theirs, seed=2), scores(theirs, seed=3)], None)
 
 
 def test_baseline_seeds_that_crash_or_measure_nonsense_are_left_out_now_and_later(night: Night) -> None:

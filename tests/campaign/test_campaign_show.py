@@ -13,12 +13,13 @@ import pytest
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, RECIPE, Night, hypothesis, trick
 from rich.console import Console
 
+from agent.campaign.decided import rule_that_decided
 from agent.campaign.differing import differing_prompts
 from agent.campaign.rules import Rules
 from agent.campaign.story import tell
 from agent.cli.main import register, run
 from agent.ledger.create import create_workspace, shipped_folder
-from agent.ledger.journal import Journal, fold
+from agent.ledger.journal import Experiment, Journal, fold
 from agent.report.evidence import screen
 
 register()
@@ -84,7 +85,7 @@ def test_a_broken_guard_a_filtered_idea_and_a_crash_name_their_rule(show: Show) 
     rows = {number: " ".join(show(number).split()) for number in (0, 2, 3, 4)}
     assert "decided by the baseline is kept by definition" in rows[0]
     assert "against untrained model" in rows[0]
-    assert "decided by a guard at look 2 of the confirmation (2+4 seeds): truncation; no gain outweighs it" in rows[2]
+    assert "decided by a guard on the search split: truncation; not confirmed, not built on" in rows[2]
     assert "truncation 0.0% 80.0% BROKEN" in rows[2]
     assert "of #1 learning-rate: better rate, 0.0005 -> 0.002" in rows[2]
     assert "decided by the filter on the search split: lower bound" in rows[3]
@@ -93,6 +94,21 @@ def test_a_broken_guard_a_filtered_idea_and_a_crash_name_their_rule(show: Show) 
     assert "fix numeric: learning rate 0.002 -> 0.001" in rows[4]
     assert "search 4000" in rows[4]
     assert "numeric" in rows[4]
+
+
+def test_a_guard_that_broke_in_the_confirmation_is_told_with_its_look() -> None:
+    look = {
+        "seeds_candidate": 2,
+        "seeds_incumbent": 4,
+        "delta": 0.2,
+        "bound": 0.1,
+        "level": 0.01,
+        "bar": 0.0,
+        "p_value": 0.0,
+    }
+    numbers = {"kind": "guard", "guards": {"truncation": "0% -> 80%"}, "looks": [look]}
+    said = rule_that_decided(Experiment(1), numbers)
+    assert said == "a guard at look 1 of the confirmation (2+4 seeds): truncation; no gain outweighs it"
 
 
 def test_all_of_it_as_json(show: Show) -> None:

@@ -9,8 +9,10 @@ from agent.campaign.choose import attempts
 from agent.campaign.evidence import Evidence
 from agent.campaign.taint import LEAST_DEVIATION, tainted
 from agent.contract import Summary
+from agent.recipe.schema import Budget
 from agent.simulate.lab import SUMMARY
 
+BETTER = hypothesis("better-rate", 0.9, set={"learner.learning_rate": 0.002})
 HARMLESS = hypothesis("placebo", 0.9, set={"execution.placebo": 1})
 DECAY = hypothesis("decay", 0.8, set={"learner.weight_decay": 0.1})
 
@@ -19,13 +21,22 @@ def at(tokens_per_s: float | None) -> Summary:
     return SUMMARY.model_copy(update={"tokens_per_s": tokens_per_s})
 
 
-def verdict(now: float | None, *usual: float | None, speed: bool = False, broken: bool = False) -> str | None:
+def verdict(
+    now: float | None,
+    *usual: float | None,
+    speed: bool = False,
+    broken: bool = False,
+    gave_up: str | None = None,
+    seconds: float | None = 60.0,
+) -> str | None:
     lab = MadeLab(lambda order: run("", 0.5))
     lab.speed = speed
+    lab.budget = Budget.model_construct(train_seconds=seconds)
     evidence: Evidence = Evidence()
     for index, known in enumerate(usual):
         evidence.add(run(f"base-{index}", 0.5, summary=at(known)), experiment=0, arm="baseline")
-    search = run("001-search", 0.5, summary=at(now), crash_words="oom: no memory" if broken else None)
+    crash = "oom: no memory" if broken else None
+    search = run("001-search", 0.5, summary=at(now), crash_words=crash, gave_up=gave_up)
     return tainted(lab, evidence, 1, search)
 
 
@@ -58,6 +69,29 @@ def test_nothing_is_said_where_it_cannot_be_told() -> None:
     assert verdict(500.0, *usual, broken=True) is None
     assert verdict(None, *usual) is None
     assert verdict(500.0, 1000.0, 1000.0, None) is None, "the spread of two runs is hardly known"
+    assert verdict(500.0) is None
+    assert verdict(500.0, *usual, seconds=None) is None, "fewer tokens a second are no fewer steps"
+
+
+def test_one_run_will_do_where_the_spread_is_known_from_others() -> None:
+    """As with what leads: it has run once."""
+    evidence: Evidence = Evidence()
+    for index, speed in enumerate((1000.0, 1001.0, 999.0)):
+        evidence.add(run(f"base-{index}", 0.5, summary=at(speed)), experiment=0, arm="baseline")
+    evidence.add(run("lead", 0.5, summary=at(800.0)), experiment=4, arm="search")
+    lab = MadeLab(lambda order: run("", 0.5), incumbent=4)
+    assert tainted(lab, evidence, 5, run("next", 0.5, summary=at(800.0))) is None
+    assert tainted(lab, evidence, 5, run("next", 0.5, summary=at(600.0))) == "600 tokens/s where 800 are usual (-25%)"
+    lab.speed = True
+    assert tainted(lab, evidence, 5, run("next", 0.5, summary=at(600.0))) is None
+    evidence.add(run("its own", 0.5, summary=at(600.0)), experiment=5, arm="search")
+    assert tainted(lab, evidence, 5, run("again", 0.5, summary=at(300.0))) is not None, "beside the recipe's own runs"
+
+
+def test_a_training_that_was_given_up_may_only_have_been_slow() -> None:
+    usual = (1000.0, 1000.0, 1000.0)
+    assert verdict(500.0, *usual, gave_up="hopeless") is not None
+    assert verdict(900.0, *usual, gave_up="hopeless") is None, "its beginning is slower"
 
 
 def test_the_usual_speed_is_that_of_the_runs_on_which_the_incumbent_stands() -> None:
@@ -86,6 +120,36 @@ def test_only_changes_that_leave_speed_alone_are_held_against_it(night: Night) -
     number, _ = bench.next_idea()
     assert number is not None
     assert bench.touches_speed(number)
+
+
+def test_a_disturbed_confirming_run_is_set_aside_and_the_next_seed_stands_in(night: Night) -> None:
+    """One of the candidate's, one of the incumbent's; a session that goes on leaves them out too."""
+    (night.root / "slow-seeds").write_text("1100 501")
+    night.playbook(BETTER)
+    night.start(baseline_seeds=3, max_experiments=1)
+    assert night.rows[1]["status"] == "keep"
+    assert night.session is not None
+    runs = night.judged(1).numbers["runs"]
+    assert runs["candidate"] == ["001-confirm-s1101", "001-confirm-s1102"]
+    assert runs["incumbent"] == ["000-incumbent-s500", "000-incumbent-s502"]
+    aside = [
+        note.model_extra["set_aside"] for note in night.session.state.notes if "set_aside" in (note.model_extra or {})
+    ]
+    assert aside == ["001-confirm-s1100", "000-incumbent-s501"]
+    bench = night.bench(night.session)
+    bench.gather()
+    assert [one.key for one in bench.evidence.candidate(1)] == runs["candidate"]
+    assert [one.key for one in bench.evidence.fresh_incumbent(0)] == runs["incumbent"]
+
+
+def test_a_candidate_that_is_disturbed_twice_is_open_again(night: Night) -> None:
+    (night.root / "slow-seeds").write_text("1100 1101")
+    night.playbook(BETTER)
+    night.start(baseline_seeds=3, max_experiments=1)
+    assert night.rows[1]["status"] == "discard"
+    assert night.rows[1]["reason"] == "tainted: 500 tokens/s where 1000 are usual (-50%), in confirmation"
+    assert night.session is not None
+    assert [attempt.open for attempt in attempts(night.session)] == [True]
 
 
 def test_a_disturbed_training_is_repeated_once_and_one_that_stays_so_is_tainted(night: Night) -> None:
