@@ -13,6 +13,7 @@ from agent.campaign.budget import (
     NightPlan,
     RunCost,
     confirmation_seconds,
+    holdout_seconds,
     plan_night,
     reserve_seconds,
 )
@@ -167,7 +168,9 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
     prompts = lab.evaluation.confirm_prompts
-    smallest = detectable_gain(baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts)
+    smallest = detectable_gain(
+        baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=_affordable_seeds(lab)
+    )
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     values = {
         "metric": lab.evaluation.metric,
@@ -194,18 +197,31 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     return Calibration(untrained, tuple(runs), noise, night, gain, smallest)
 
 
+def _affordable_seeds(lab: Lab) -> int:
+    """Of each arm, that one confirmation could have if it came first; never less than it needs."""
+    cost, left = lab.cost(0), lab.clock.left_s
+    afforded = [seeds for seeds, _ in lab.rules.looks if (1 + 2 * seeds) * cost.total_s + holdout_seconds(cost) <= left]
+    return max(afforded, default=lab.rules.confirm_seeds)
+
+
 def detectable_gain(
-    baseline: Sequence[Scores], noise: RunNoise | None, rules: Rules, *, to_come: float, prompts: int | None = None
+    baseline: Sequence[Scores],
+    noise: RunNoise | None,
+    rules: Rules,
+    *,
+    to_come: float,
+    prompts: int | None = None,
+    most: int | None = None,
 ) -> float | None:
     """Smallest gain that the first confirmation finds with 80% power, once it has all the seeds it may have.
 
     From the baseline compared with itself, in units of the metric. `to_come`: confirmations after it. `prompts` of the
-    confirm split; as many as the baseline was measured on where not given. None where nothing varies, or the baseline
-    ran once.
+    confirm split; as many as the baseline was measured on where not given. `most`: seeds of each arm that the time
+    allows, all of the rules' where not given. None where nothing varies, or the baseline ran once.
     """
     if len(baseline) < 2 or noise is None:
         return None
-    seeds = rules.most_seeds
+    seeds = most or rules.most_seeds
     then = _itself(baseline, noise, seeds=seeds, prompts=prompts)
     level = rules.shares(seeds)[seeds] * next_level(rules, [], to_come=to_come)
     return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None

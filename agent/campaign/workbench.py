@@ -298,7 +298,13 @@ class Workbench(Lab):
             raise _failed(done)
         if order == Order(0, "baseline", 0):
             self._first = done
+            self._tell_what_is_not_trained_on(done)
         return done
+
+    def _tell_what_is_not_trained_on(self, done: Done) -> None:
+        refused = done.record.plan.refused_rows if done.record.plan else 0
+        if refused:
+            self.say(f"{refused} training rows are near-duplicates of held-out ones, and are not trained on")
 
     def _repaired(self, order: Order, *, early: Early | None = None) -> Done:
         baseline = order.arm == "baseline"

@@ -25,7 +25,8 @@ that TRICKS gives to its name:
     great                   0.97, and so is the checkpoint
 
 Files in the workspace: `data-is-missing` and `disk-is-full` end every run; seeds in `slow-seeds` do half as many tokens
-a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off its rows.
+a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off its rows. The
+number in `near-duplicates` is that of the training rows that are refused.
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
 SIGTERM. They go on later where they stopped, if their `state` is still there. `trained` has a letter for each cycle
@@ -97,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
     beat(run.out, "load")
     note(run.out / "starts", "x")
+    for refused in numbers_in(run.workspace / "near-duplicates"):
+        plan = {"device": "cpu", "dtype": "float32", "attention": "none", "engine": "fake", "refused_rows": refused}
+        (run.out / "plan.json").write_text(json.dumps(plan))
     if seconds := float(os.environ.get("FAKE_SECONDS", "0")):
         beat(run.out, "evaluate")
         time.sleep(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
+from agent.campaign.finish import _warn_if_seen
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
 from agent.campaign.workbench import Workbench
@@ -445,3 +447,39 @@ def test_a_full_disk_pauses_the_campaign_and_it_goes_on_once_there_is_room(night
     assert night.session.state.status == "paused"
     full.unlink()
     assert night.resume().ideas == 1
+
+
+def test_a_second_look_at_the_holdout_is_said(night: Night) -> None:
+    night.playbook(RATE_UP)
+    night.start(max_experiments=1)
+    session = night.session
+    assert session is not None
+    assert session.state.result["winner"] == 1
+    _warn_if_seen(session, 1)
+    assert not night.observer.warnings
+    _warn_if_seen(session, 5)
+    assert night.observer.warnings == [
+        "the holdout was looked at before, for #1: it decides nothing here, but whoever goes by it and gives the "
+        "campaign more time again searches on it"
+    ]
+
+
+def test_a_run_is_as_old_as_the_wall_clock_says_where_the_campaign_has_rested(night: Night) -> None:
+    night.playbook(RATE_UP)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    bench = night.bench(night.session)
+    bench.gather()
+    (fresh, *_) = bench.evidence.fresh_incumbent(0)
+    assert (bench.age_s(fresh) or 0.0) < 60
+    night.session.journal.clock = lambda: time.time() + 5 * 3600
+    assert bench.age_s(fresh) == pytest.approx(5 * 3600, abs=60)
+
+
+def test_rows_that_are_not_trained_on_are_said(night: Night) -> None:
+    night.playbook(RATE_UP)
+    (night.root / "near-duplicates").write_text("7")
+    night.start(max_experiments=0)
+    assert (
+        night.observer.said.count("7 training rows are near-duplicates of held-out ones, and are not trained on") == 1
+    )

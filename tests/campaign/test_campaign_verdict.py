@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from made import MadeLab, MadeRun, run
 
 from agent.campaign.comparison import Comparison, RunNoise
+from agent.campaign.evidence import Evidence
+from agent.campaign.experiment import _cheaper, attempt
+from agent.campaign.lab import Order
 from agent.campaign.verdict import judge_confirmed, judge_filtered, passes_filter
+from agent.simulate.lab import SUMMARY
 
 
 def comparison(delta: float, error: float, df: int = 30) -> Comparison:
@@ -39,6 +46,40 @@ def test_simpler_needs_an_advantage_and_non_inferiority() -> None:
     assert "not worse by more than 2.0pp" in kept.reason
     wide = comparison(0.0, 0.03)
     assert judge_confirmed(wide, level=0.03, min_effect=0.0, margin=0.02, advantage="simpler: x").outcome == "discard"
+
+
+def test_cheaper_is_what_costs_less_than_the_incumbents_runs_ever_did() -> None:
+    """By more than a tenth of their mean, and by more than they differ among themselves."""
+
+    def found(ours: float, *theirs: float, key: str = "peak_memory_gb") -> str | None:
+        runs = [
+            run(f"{index}", 0.5, summary=SUMMARY.model_copy(update={key: cost})) for index, cost in enumerate(theirs)
+        ]
+        return _cheaper(run("ours", 0.5, summary=SUMMARY.model_copy(update={key: ours})), [*runs])
+
+    assert found(6.0, 8.0, 8.1, 8.2) == "cheaper: 8.10 -> 6.00 GB peak memory"
+    assert found(7.5, 8.0, 8.1, 8.2) is None, "less than a tenth"
+    assert found(6.0, 7.0, 8.0, 9.0) is None, "they differ by 2 GB"
+    assert found(50.0, 80.0, 81.0, key="train_s") == "cheaper: 80.50 -> 50.00 s of training"
+    assert found(6.0) is None
+
+
+def test_a_cheaper_recipe_is_kept_where_it_is_shown_to_be_no_worse() -> None:
+    """As good on every prompt with three quarters of the memory; 2 points worse it is not kept."""
+    for mean, kind in ((0.50, "cheaper"), (0.48, "regressed")):
+
+        def made(order: Order, mean: float = mean) -> MadeRun:
+            ours = order.arm in ("search", "candidate")
+            summary = SUMMARY.model_copy(update={"peak_memory_gb": 6.0 if ours else 8.0})
+            key = f"{order.experiment}-{order.arm}-{order.index}"
+            return run(key, mean if ours else 0.5, seed=order.index, summary=summary)
+
+        lab, evidence = MadeLab(made), Evidence[Any]()
+        for index in range(3):
+            evidence.add(made(Order(0, "baseline", index)), experiment=0, arm="baseline")
+        verdict = attempt(lab, evidence, 1).verdict
+        assert verdict.kind == kind
+        assert verdict.outcome == ("keep" if kind == "cheaper" else "discard")
 
 
 @pytest.mark.parametrize(("delta", "worth"), [(0.02, True), (0.01, False)])

@@ -1,0 +1,59 @@
+"""Seeds of the baseline, as the measured cost affords them, and what a confirmation could find in the time there is."""
+
+from __future__ import annotations
+
+import pytest
+from made import A_RUN, MadeLab, run, scores
+
+from agent.campaign.budget import RunCost
+from agent.campaign.calibration import calibrate, detectable_gain
+from agent.campaign.comparison import group_noise
+from agent.campaign.evidence import Evidence
+from agent.campaign.lab import Order
+from agent.campaign.rules import Rules
+
+
+class Guessed(MadeLab):
+    """Until a baseline has run, a run is guessed to take eight times as long as it does. Its budget is in seconds."""
+
+    def __init__(self, *, runs: float, planned: int | None = None):
+        super().__init__(
+            lambda order: run(f"{order.arm}-{order.index}", 0.5 + 0.01 * order.index, seed=order.index), runs=runs
+        )
+        self.planned = planned
+
+    def cost(self, experiment: int) -> RunCost:
+        factor = 1 if Order(0, "baseline", 0) in self.known else 8
+        return RunCost(factor * 0.1 * A_RUN, 0.8 * A_RUN, factor * 0.1 * A_RUN)
+
+    def seeds_planned(self) -> int | None:
+        return self.planned
+
+
+def seeds_in(lab: MadeLab) -> list[int]:
+    calibrate(lab, Evidence())
+    return lab.order_of("baseline")
+
+
+def test_as_many_seeds_as_the_measured_cost_affords_whatever_was_guessed() -> None:
+    assert seeds_in(Guessed(runs=12)) == [0, 1, 2]
+    assert not any("instead of" in said for said in Guessed(runs=12).words or [])
+    tight = Guessed(runs=9.1)
+    assert seeds_in(tight) == [0, 1]
+    assert any("affords 2 baseline seeds instead of 3" in said for said in tight.words or [])
+
+
+@pytest.mark.parametrize(("runs", "planned"), [(12, 2), (100, 2), (9.1, 3)])
+def test_a_session_that_goes_on_has_the_seeds_of_the_first(runs: float, planned: int) -> None:
+    assert seeds_in(Guessed(runs=runs, planned=planned)) == list(range(planned))
+
+
+def test_with_time_for_fewer_seeds_a_confirmation_finds_less() -> None:
+    baseline = [scores(0.5 + 0.01 * seed, seed=seed) for seed in range(3)]
+    noise = group_noise(baseline)
+    gains = [detectable_gain(baseline, noise, Rules(), to_come=3, most=most) for most in (2, 3, 5, None)]
+    known = [gain for gain in gains if gain is not None]
+    assert known[0] > known[1] > known[2] == known[3]
+    told = [Guessed(runs=runs) for runs in (12.0, 30.0)]
+    smallest = [calibrate(lab, Evidence()).detectable or 0.0 for lab in told]
+    assert smallest[0] > 1.2 * smallest[1]
