@@ -128,9 +128,10 @@ def stands(session: Session, number: int, recipe: Recipe) -> bool:
 
 
 def _ran_whole(session: Session, recipe: Recipe) -> bool:
-    signature = recipe.signature()
+    """And was measured."""
+    signature, not_whole = recipe.signature(), ("screened", *MEASURED_NOTHING)
     return any(
-        one.recipe_signature == signature and one.judged is not None and one.judged.numbers.get("kind") != "screened"
+        one.recipe_signature == signature and one.judged is not None and one.judged.numbers.get("kind") not in not_whole
         for one in session.state.experiments.values()
     )
 

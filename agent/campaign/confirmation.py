@@ -9,6 +9,7 @@ The incumbent's runs serve every candidate that challenges it, so its estimate b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,7 +22,7 @@ from agent.campaign.guards import broken, look_at_guards, suspicions
 from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used, next_level
-from agent.campaign.taint import tainted
+from agent.campaign.taint import at_another_speed, tainted
 from agent.campaign.verdict import Guard, Judgement, Kind, Look, Verdict, judge_confirmed, span_of
 from agent.report.words import points
 
@@ -40,6 +41,8 @@ class _Flaw:
 
     kind: Kind
     words: str
+    known: bool = False
+    """It was found before, in another confirmation or session."""
 
     def verdict(self, basis: Comparison) -> Verdict:
         if self.kind == "crash":
@@ -116,9 +119,11 @@ def confirm(
 
 
 def _is_last_chance(lab: Lab, number: int) -> bool:
-    """Whether there will be no time for a confirmation after this one."""
+    """Whether there will be no time for a confirmation after this one: of the end, or of what has in it all that the
+    end would confirm."""
     least = lab.rules.confirm_seeds * (lab.cost(number).total_s + lab.cost(lab.incumbent).total_s)
-    return lab.is_last(number) and lab.clock.left_s - least < seconds_of_the_end(lab)
+    has_all = lab.is_last(number) or (lab.planned_against(number) == lab.lead != lab.incumbent)
+    return has_all and lab.clock.left_s - least < seconds_of_the_end(lab)
 
 
 def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
@@ -248,35 +253,49 @@ def _candidate(
 ) -> _Flaw | None:
     """So many runs of the candidate, or of its comparator. The next seed stands in for one whose speed was off, once;
     what crashes or trains too little will do so again."""
-    flaw = None
-    for index in range(wanted + ONCE_MORE):
+    spare = ONCE_MORE
+    for index in itertools.count():
         if len(evidence.runs(number, arm)) >= wanted:
             return None
         flaw = _one(lab, evidence, Order(number, arm, index))
-        if flaw and flaw.kind != "tainted":
+        spare -= flaw is not None
+        if flaw and (flaw.kind != "tainted" or spare < 0 or _too_late(lab, evidence, number)):
             return flaw
-    return None if len(evidence.runs(number, arm)) >= wanted else flaw
+    return None
 
 
 def _incumbent(lab: Lab, evidence: Evidence, way: _Way, *, wanted: int) -> _Flaw | None:
     """So many fresh runs of the incumbent. A seed that proves nothing is left out, and the next stands in for it: it
     would end the confirmation of every idea that comes after."""
-    flaw = None
-    for index in range(wanted + SPARE_SEEDS):
+    spare = SPARE_SEEDS
+    for index in itertools.count():
         if len(evidence.fresh_incumbent(way.incumbent)) >= wanted:
             return None
-        flaw = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number)) or flaw
-    return None if len(evidence.fresh_incumbent(way.incumbent)) >= wanted else flaw
+        flaw = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number))
+        spare -= flaw is not None and not flaw.known
+        if flaw and not flaw.known and (spare < 0 or _too_late(lab, evidence, way.number)):
+            return flaw
+    return None
+
+
+def _too_late(lab: Lab, evidence: Evidence, number: int) -> bool:
+    """For a run that stands in for one that proves nothing."""
+    return lacking_time(lab, evidence, number, seeds=lab.rules.confirm_seeds) is not None
 
 
 def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> _Flaw | None:
-    """One more incumbent run beside ones that are old: machines drift over a night."""
+    """One more incumbent run beside ones that are old, or of a time when the machine had another speed: machines drift
+    over a night. Where it proves nothing, those that there are have to do."""
     runs = evidence.fresh_incumbent(way.incumbent)
     age = min((age for run in runs if (age := lab.age_s(run)) is not None), default=None)
-    if age is None or age <= lab.rules.stale_s:
+    if age is not None and age > lab.rules.stale_s:
+        lab.say(f"  the incumbent ran last {age / 3600:.1f}h ago: a fresh run beside it")
+    elif at_another_speed(lab, evidence, way.number, way.incumbent):
+        lab.say("  the machine has another speed than when the incumbent ran: a fresh run beside it")
+    else:
         return None
-    lab.say(f"  the incumbent ran last {age / 3600:.1f}h ago: a fresh run beside it")
-    return _incumbent(lab, evidence, way, wanted=len(runs) + 1)
+    flaw = _incumbent(lab, evidence, way, wanted=len(runs) + 1)
+    return None if runs else flaw
 
 
 def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
@@ -290,11 +309,12 @@ def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
     weak = underpowered(lab.budget, run)
     if weak and order.arm != "incumbent":  # which is what it is, and there to be beaten
         return _Flaw("underpowered", weak)
-    off = evidence.aside.get(run.key) or tainted(lab, evidence, order.experiment, run)
+    if run.key in evidence.aside:
+        return _Flaw("tainted", f"tainted: {evidence.aside[run.key]}", known=True)
+    off = tainted(lab, evidence, order.experiment, run)
     if off:
-        if run.key not in evidence.aside:
-            lab.set_aside(run, off)
-            evidence.aside[run.key] = off
+        lab.set_aside(run, off)
+        evidence.aside[run.key] = off
         return _Flaw("tainted", f"tainted: {off}")
     evidence.add(run, experiment=order.experiment, arm=order.arm)
     return None

@@ -39,14 +39,17 @@ def last_chance(lab: Lab, needed: float) -> bool:
     something else that takes so many seconds."""
     if not least_seconds(lab) <= lab.clock.left_s < needed + seconds_of_the_end(lab):
         return False
-    return _to_confirm(lab) != [] or (not _times(lab.past()) and bool(near_misses(lab)))
+    return _to_confirm(lab) != [] or (not _times(lab.past()) and bool(_affordable_misses(lab)))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
     """Of an experiment with the smallest confirmation, and of the holdout: what is kept for them. And of a run of what
     waits beside the lead, on top of it."""
-    first = max((lab.cost(one.number).total_s for one in waits_beside_the_lead(lab)), default=0.0)
-    return least_seconds(lab, slower=SLOWER) + SLOWER * first
+    waits = [one.number for one in waits_beside_the_lead(lab)]
+    if not waits:
+        return least_seconds(lab, slower=SLOWER)
+    ours = dearest(lab, [lab.lead, *waits])
+    return _least(lab, ours, slower=SLOWER) + SLOWER * dearest(lab, waits).total_s
 
 
 def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
@@ -60,6 +63,15 @@ def fits(lab: Lab, number: int) -> bool:
     cost = dearest(lab, [number, lab.lead])
     first = SLOWER * cost.total_s if lab.lead != lab.incumbent else 0.0
     return first + _least(lab, cost) <= lab.clock.left_s
+
+
+def crowds_out(lab: Lab, number: int) -> bool:
+    """Whether confirming the idea now would take more time than confirming what waits for the end, and leave too little
+    for that."""
+    if not _to_confirm(lab):
+        return False
+    needed = lab.rules.confirm_seeds * (lab.cost(number).total_s + lab.cost(lab.incumbent).total_s)
+    return needed > least_seconds(lab) > lab.clock.left_s - needed
 
 
 def dearest(lab: Lab, numbers: Iterable[int]) -> RunCost:
@@ -94,10 +106,12 @@ def _to_confirm(lab: Lab) -> list[int]:
 
 
 def _near_misses_together(lab: Lab) -> int | None:
-    missed = [one for one in near_misses(lab) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
-    if not missed:
-        return None
-    return lab.plan_together([one.number for one in best_first(missed)])
+    missed = _affordable_misses(lab)
+    return lab.plan_together([one.number for one in best_first(missed)]) if missed else None
+
+
+def _affordable_misses(lab: Lab) -> list[Past]:
+    return [one for one in near_misses(lab) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
 
 
 def near_misses(lab: Lab) -> list[Past]:
@@ -155,10 +169,14 @@ def _in_the_winner(past: Sequence[Past]) -> dict[int, float]:
     be taken back."""
     gone = {one.without for one in past if one.outcome == "keep"}
     parts = {one.number: one.together for one in past}
+    leads = {one.number for one in past if one.kind == "lead"}
     measured = {one.number: one.delta or 0.0 for one in past}
     gains: dict[int, float] = {}
     for one in past:
         if one.outcome == "keep" and one.kind == "gain" and one.without is None and one.delta:
-            ideas = [part for part in _all_parts(one.number, parts) if not parts.get(part)] or [one.number]
+            whole = _all_parts(one.number, parts) or {one.number}
+            if one.base in leads:
+                whole |= _all_parts(one.base, parts)
+            ideas = [part for part in whole if not parts.get(part)]
             gains |= {idea: one.delta / len(ideas) for idea in ideas}
     return {idea: gains[idea] for idea in sorted(gains, key=lambda idea: measured.get(idea, 0.0)) if idea not in gone}

@@ -30,6 +30,8 @@ class Evidence(Generic[M]):
         self._noise: dict[tuple[int, Arm, str | None], tuple[int, RunNoise | None]] = {}
         self.aside: dict[str, str] = {}
         """Keys of runs of a confirmation that count for nothing, each with why."""
+        self.paces: dict[str, float] = {}
+        """Speed of each run that was looked at, over the usual one, in order of time."""
 
     def add(self, run: M, *, experiment: int, arm: Arm) -> None:
         """Adding a run again changes nothing."""
@@ -88,6 +90,11 @@ class Evidence(Generic[M]):
         arms = [(arm, some) for (number, arm), some in list(self._runs.items()) if number == experiment and some]
         runs = [run for arm, some in arms for run in some if arm != "search" or len(arms) == 1]
         return [run.summary.tokens_per_s for run in runs if run.key != but and run.summary and run.summary.tokens_per_s]
+
+    def pace(self, *, but: str = "") -> float:
+        """Of the machine now: what two of the last three runs at least had, 1 where it is as it was."""
+        last = [1.0, 1.0, 1.0, *(pace for key, pace in self.paces.items() if key != but)][-3:]
+        return statistics.median(last)
 
     def speed_spread(self, *, but: str = "") -> tuple[float, int]:
         """Standard deviation of tokens a second between runs of one recipe, as a share of their mean, with its degrees

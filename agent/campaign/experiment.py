@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
-from agent.campaign.endgame import fits, near_misses
+from agent.campaign.endgame import crowds_out, fits, near_misses
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards_on_search
 from agent.campaign.health import underpowered, unmeasured
@@ -67,7 +67,7 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     rules = lab.rules
     base = lab.planned_against(number)
     on_search = evidence.on_search(search, base)
-    guards = look_at_guards_on_search(lab, evidence, search, base)
+    guards = look_at_guards_on_search(lab, evidence, search, lab.incumbent)
     if lab.is_advance(number):
         return Judgement(judge_advance(on_search, broken(guards)), search, on_search=on_search, guards=guards)
     together = _better_together(lab, number)
@@ -82,6 +82,8 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         verdict, watches = stopped_by(broken(guards), on_search), lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches, guards=guards)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
+    if not lacking and not together and crowds_out(lab, number):
+        lacking = "what waits for the end would have no time left"
     together = together if worth and not lacking else None
     if lacking or together:
         words = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking or together}"

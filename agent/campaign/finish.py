@@ -98,7 +98,8 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
 def _warn_if_seen(session: Session, winner: int) -> None:
     """A campaign that had ended and was given more time has looked at the holdout already."""
     before = session.state.result.get("winner")
-    if before and before != winner:
+    looked = "skipped" not in (session.state.result.get("holdout") or {})
+    if before and looked and before != winner:
         session.observer.warn(
             f"the holdout was looked at before, for #{before}: it decides nothing here, but whoever goes by it and "
             "gives the campaign more time again searches on it"

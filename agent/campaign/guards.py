@@ -27,6 +27,8 @@ SHORT_ENOUGH = 4.0
 """...beyond this many tokens: an answer of three tokens may become one of one."""
 DISTINCT = 0.5
 """Share of the incumbent's distinct held-out completions that has to be left."""
+BEYOND_NOISE = 0.05
+"""Level at which another metric is worse: chance that a guard without a margin stops what does not touch it."""
 TOO_GOOD_SHARE = 0.8
 """A change that closes more than this share of the way to a perfect rate is looked at again..."""
 TOO_GOOD_GAIN = 0.2
@@ -44,10 +46,11 @@ def look_at_guards(lab: Lab, evidence: Evidence, number: int, incumbent: int) ->
     )
 
 
-def look_at_guards_on_search(lab: Lab, evidence: Evidence, run: Measured, base: int) -> tuple[Guard, ...]:
-    """The same of a search run, beside what it changed: what breaks one is neither confirmed nor built on."""
-    second = {guard.metric: evidence.on_search(run, base, guard.metric) for guard in lab.evaluation.guards}
-    theirs = _health(evidence.search_runs(base), "search")
+def look_at_guards_on_search(lab: Lab, evidence: Evidence, run: Measured, incumbent: int) -> tuple[Guard, ...]:
+    """The same of a search run: what breaks one is neither confirmed nor built on. Beside the incumbent also where
+    something else leads: with that it will be confirmed."""
+    second = {guard.metric: evidence.on_search(run, incumbent, guard.metric) for guard in lab.evaluation.guards}
+    theirs = _health(evidence.search_runs(incumbent), "search")
     return (*_of_health(_health([run], "search"), theirs), *_second_metrics(lab, second))
 
 
@@ -124,7 +127,7 @@ def _second_metrics(lab: Lab, comparisons: Mapping[Any, Comparison]) -> list[Gua
     for guard in lab.evaluation.guards:
         found = comparisons[guard.metric]
         sign = 1 if guard.direction == "maximize" else -1
-        worst = found.upper(lab.rules.filter_alpha) if sign > 0 else -found.lower(lab.rules.filter_alpha)
+        worst = found.upper(BEYOND_NOISE) if sign > 0 else -found.lower(BEYOND_NOISE)
         before, now = found.incumbent, found.candidate
         values = f"{_plain(guard.metric, before)} -> {_plain(guard.metric, now)}"
         bad = f"{guard.metric} {values}, worse by more than {guard.margin:g} (it is to be {guard.direction}d)"

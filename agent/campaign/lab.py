@@ -109,10 +109,11 @@ def promising(past: Sequence[Past]) -> list[Past]:
     waiting: list[Past] = []
     in_vain: set[int] = set()
     for one in past:
+        parts = {other.number for other in waiting}.intersection(one.together)
         if one.kind == "promising":
             waiting.append(one)
-        elif one.advance and one.kind in MEASURED_NOTHING and not in_vain.intersection(one.together):
-            in_vain |= set(one.together)
+        elif one.advance and one.kind in MEASURED_NOTHING and not in_vain & parts:
+            in_vain |= parts
         elif one.advance:
             waiting = [other for other in waiting if other.number not in one.together]
         elif _ends_leads(one):

@@ -24,23 +24,20 @@ def to_advance(lab: Lab) -> list[int]:
     """Promising ideas to put together now, the best first; none where none are, or where it is not the time."""
     lead, rules = lab.lead, lab.rules
     waiting = lab.promises()
-    clear = [one.number for one in waiting if one.base == lead and _is_clear(one, rules.clear_p)]
-    if clear and _time_for(lab, clear[:1], 1 + rules.clear_left):
-        return clear[:1]
-    numbers = [one.number for one in waiting]
-    round_is_over = _since_the_last(lab.past()) >= rules.round or not lab.waiting()
-    if numbers and round_is_over and _time_for(lab, numbers, 1 + rules.lead_left):
-        return numbers
+    for one in waiting:
+        clear = one.base == lead and one.p_as_if_known is not None and one.p_as_if_known < rules.clear_p
+        if clear and _time_for(lab, one.number, 1 + rules.clear_left):
+            return [one.number]
+    if _since_the_last(lab.past()) >= rules.round or not lab.waiting():
+        in_time = [one.number for one in waiting if _time_for(lab, one.number, 1 + rules.lead_left)]
+        if in_time:
+            return in_time
     return _last_chance_on_the_lead(lab)
 
 
-def _is_clear(one: Past, level: float) -> bool:
-    return one.p_as_if_known is not None and one.p_as_if_known < level
-
-
-def _time_for(lab: Lab, numbers: Sequence[int], runs: float) -> bool:
-    """So many runs of these put together, beside the end."""
-    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * dearest(lab, [lab.lead, *numbers]).total_s
+def _time_for(lab: Lab, number: int, runs: float) -> bool:
+    """For so many runs that the idea is a part of, beside the end."""
+    return lab.clock.left_s >= seconds_of_the_end(lab) + runs * dearest(lab, [lab.lead, number]).total_s
 
 
 def _last_chance_on_the_lead(lab: Lab) -> list[int]:

@@ -200,7 +200,8 @@ class Runner:
             ended_s = run.finished.consumed_s or ended_s
             gave_up = run.finished.ended_by == "stop" and run.finished.reason.startswith(HOPELESS)
             ended_early = run.finished.reason if gave_up else ended_early
-        rewards = self.session.recipe_of(0).task.reward.range()  # where it is measured, no experiment may change it
+        number = int(key[:3]) if key[:3].isdigit() else 0
+        rewards = self.session.recipe_of(number).task.reward.range()
         return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early, rewards)
 
     # --- what earlier sessions left -------------------------------------------------------------------------

@@ -25,21 +25,40 @@ def tainted(lab: Lab, evidence: Evidence, number: int, run: Measured) -> str | N
     """In words, how far the speed of a run of experiment `number` is off; None where it is as it should be or cannot
     be told.
 
-    The usual speed is that of other runs of the recipe, and of what it changes where the change should not touch speed.
+    The usual speed is that of other runs of the recipe, and of what it changes where the change should not touch speed;
+    faster or slower by as much as most of the last three runs were: a machine may have another speed from some time on.
     The spread is that between runs of one recipe, relative to their mean and pooled over all recipes that ran more than
     once (Student's prediction interval for one more).
     """
     summary = run.summary
     if lab.budget.train_seconds is None or not (run.ok or run.gave_up) or summary is None or not summary.tokens_per_s:
         return None
-    alike = {number} if lab.touches_speed(number) else {number, lab.planned_against(number)}
-    usual = [speed for one in sorted(alike) for speed in evidence.speeds(one, but=run.key)]
+    usual = _usual(lab, evidence, number, run)
     spread, known = evidence.speed_spread(but=run.key)
     if not usual or known < FEWEST:
         return None
     mean = statistics.fmean(usual)
+    pace = evidence.pace(but=run.key)
+    evidence.paces[run.key] = summary.tokens_per_s / mean
     allowed = quantile(1 - LEVEL, known) * spread * (1 + 1 / len(usual)) ** 0.5
-    off = summary.tokens_per_s / mean - 1
+    off = evidence.paces[run.key] / pace - 1
     if abs(off) <= max(allowed, LEAST_DEVIATION if run.ok else LEAST_OF_A_PART):
         return None
-    return f"{summary.tokens_per_s:.0f} tokens/s where {mean:.0f} are usual ({off:+.0%})"
+    return f"{summary.tokens_per_s:.0f} tokens/s where {mean * pace:.0f} are usual ({off:+.0%})"
+
+
+def _usual(lab: Lab, evidence: Evidence, number: int, run: Measured) -> list[float]:
+    alike = {number} if lab.touches_speed(number) else {number, lab.planned_against(number)}
+    return [speed for one in sorted(alike) for speed in evidence.speeds(one, but=run.key)]
+
+
+def at_another_speed(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> bool:
+    """Whether the candidate's last run and the incumbent's fresh ones do not have one speed, though they should."""
+    runs, beside = evidence.candidate(number), evidence.fresh_incumbent(incumbent)
+    summary = runs[-1].summary if runs else None
+    theirs = [run.summary.tokens_per_s for run in beside if run.summary and run.summary.tokens_per_s]
+    if lab.budget.train_seconds is None or lab.touches_speed(number) or not theirs:
+        return False
+    if summary is None or not summary.tokens_per_s:
+        return False
+    return bool(abs(summary.tokens_per_s / theirs[-1] - 1) > LEAST_DEVIATION)

@@ -17,7 +17,7 @@ from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrained, words_for
-from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Lab, Measured, Order, Past
+from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
 from agent.campaign.past import past_of
 from agent.campaign.record import judge, record, restore_rows
@@ -237,18 +237,25 @@ class Workbench(Lab):
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
-            if arm is None or (arm == "search" and not self._stands(number, key)):
+            if arm is None or not self._counts(number, arm, key):
                 continue
             run = self.runner.read_back(key)
-            weak = arm in ("candidate", "comparator") and underpowered(self.budget, run)
-            if key not in self.evidence.aside and not weak and unmeasured(run, MEASURED_ON[arm][0]) is None:
+            weak = arm in ("candidate", "comparator") and self._is_open(number) and underpowered(self.budget, run)
+            if not weak and unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
 
-    def _stands(self, number: int, key: str) -> bool:
-        """Whether a search run is the one that was judged, not one whose speed was off and that was repeated."""
-        judged = self.session.state.experiments[number].judged if number in self.session.state.experiments else None
-        told = (judged.numbers.get("runs") or {}).get("search") if judged else None
+    def _counts(self, number: int, arm: Arm, key: str) -> bool:
+        """Not what was set aside, nor a search run whose speed was off and that was repeated; that of an open idea is
+        looked at when its turn comes."""
+        if arm != "search":
+            return key not in self.evidence.aside
+        judged = self.session.state.experiments[number].judged if not self._is_open(number) else None
+        told = (judged.numbers.get("runs") or {}).get("search") if judged else []
         return told is None or key in told
+
+    def _is_open(self, number: int) -> bool:
+        experiment = self.session.state.experiments.get(number)
+        return experiment is None or experiment.judged is None
 
     def settle(self) -> None:
         """Write down what an earlier session judged and did not record, and what the table has lost since."""
@@ -383,6 +390,9 @@ class Workbench(Lab):
         return self.runner.run(second_look(self.session, run.key, order))
 
     def calibrated(self, values: dict[str, Any]) -> None:
+        """A session that goes on has less time; what was promised before the search stands."""
+        told = self.session.state.calibration
+        values = values | {key: told[key] for key in ("smallest_detectable", "ideas_affordable") if key in told}
         if self.session.state.calibration != values:
             self.session.tell("calibrated", values=values)
         self.session.observer.board(self.session.board())

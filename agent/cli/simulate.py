@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,8 @@ def _plans(
     else:
         picked = [fitted]
     sized = [_sized(mix, settings) for mix in picked]
+    if null and any(getattr(mix, key) for mix in sized for key in EFFECTS):
+        raise UsageError(f"--null has no effects, and --set gives it some ({', '.join(EFFECTS)})")
     return list(cells(sized, _worlds(world, settings, ratios), chosen, Rules(), baseline_seeds=seeds))
 
 
@@ -145,6 +148,8 @@ def _settable() -> dict[str, Any]:
 
 
 SHARES = ("base", "untrained", "harmful", "crashing", "skill")
+EFFECTS = ("planted", "followers", "pairs", "quantities", "harmful", "small")
+LEAST = {"prompts": 2, "samples": 1, "ideas": 2, "runs": 8, "tails": 2.1, "time_to_level": 0.01}
 
 
 def _parsed(settings: list[str]) -> dict[str, Any]:
@@ -160,8 +165,11 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
             raise UsageError(
                 f"--set {text}: {value!r} is no number", hint=f"for example --set {key}={known[key]}"
             ) from None
-        if number < 0 or (key in SHARES and number > 1):
-            raise UsageError(f"--set {text}: it must be {'between 0 and 1' if key in SHARES else 'at least 0'}")
+        least = LEAST.get(key, 0)
+        if not math.isfinite(number) or number < least or (key in SHARES and number > 1):
+            raise UsageError(
+                f"--set {text}: it must be {'between 0 and 1' if key in SHARES else f'at least {least:g}'}"
+            )
         whole = isinstance(known[key], int)
         if whole and number != int(number):
             raise UsageError(f"--set {text}: it must be a whole number")

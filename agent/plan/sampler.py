@@ -29,6 +29,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
+        self.broken: NoSampler | None = None
         self._process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | ALONE
         )
@@ -47,16 +48,24 @@ class Sampler:
             ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
             line = self._process.stdout.readline() if ready else b""
         except OSError as error:
-            self.close()
-            raise NoSampler(f"the process of Optuna's sampler has ended: {error}") from error
+            raise self._broken(f"has ended: {error}") from error
         if not line:
-            self.close()
-            ended = "has ended" if ready else f"gave no answer for {PATIENCE_S:.0f}s"
-            raise NoSampler(f"the process of Optuna's sampler {ended}")
-        told: dict[str, Any] = json.loads(line)
+            raise self._broken("has ended" if ready else f"gave no answer for {PATIENCE_S:.0f}s")
+        try:
+            told = json.loads(line)
+        except ValueError as error:
+            raise self._broken(f"answered {line[:80]!r}") from error
+        if not isinstance(told, dict) or not told.keys() & {"ok", "point", "failed"}:
+            raise self._broken(f"answered {line[:80]!r}")
         if "failed" in told:
             raise NoSampler(f"Optuna's sampler failed: {told['failed']}")
         return told
+
+    def _broken(self, how: str) -> NoSampler:
+        """It is not started again: where torch hangs, each try would cost its patience."""
+        self.close()
+        self.broken = NoSampler(f"the process of Optuna's sampler {how}")
+        return self.broken
 
     def close(self) -> None:
         if self.owner != os.getpid():
@@ -77,6 +86,8 @@ def sampler_here() -> Sampler:
     """NoSampler where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise NoSampler("needs the package optuna, which is not installed")
+    if _running and _running[0].broken:
+        raise _running[0].broken
     if not (_running and _running[0].usable):
         _running[:] = [Sampler()]
         atexit.register(_running[0].close)

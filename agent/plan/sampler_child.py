@@ -10,14 +10,15 @@ with its input. `sampler.py` is the other end.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 
 def main() -> None:
-    answer = sys.stdout
-    sys.stdout = sys.stderr  # whatever else prints
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints, compiled code too
     drawing = Drawing()
     for line in sys.stdin:
         try:

@@ -198,9 +198,9 @@ class Reward(Section):
         return min(0.0, self.format_bonus) - self.length_penalty, self.scale + max(0.0, self.format_bonus)
 
     def range(self) -> tuple[float, float]:
-        """Lowest and highest reward after clipping."""
+        """Lowest and highest reward after clipping; a sample without any response gets 0."""
         (low, high), (least, most) = self.span(), self.clip or self.span()
-        return min(max(low, least), most), max(min(high, most), least)
+        return min(0.0, max(low, least)), max(0.0, min(high, most), least)
 
 
 class Curriculum(Section):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.lab import MARGIN, MEASURED_ON, CutShort, Health, Lab, Measured, Order, Past
+from agent.campaign.lab import MARGIN, MEASURED_NOTHING, MEASURED_ON, CutShort, Health, Lab, Measured, Order, Past
 from agent.campaign.levels import Terms, Used
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
@@ -284,7 +284,8 @@ class SimulatedLab(Lab):
 
     def _ran_whole(self, recipe: frozenset[int]) -> bool:
         judged = (one for one in self.tried if one.judgement and one.recipe == recipe)
-        return any(one.judgement.verdict.kind != "screened" for one in judged if one.judgement)
+        not_whole = ("screened", *MEASURED_NOTHING)
+        return any(one.judgement.verdict.kind not in not_whole for one in judged if one.judgement)
 
     def _fits(self, number: int, recipe: frozenset[int]) -> bool:
         """Whether the recipe has what the idea takes out, not what it brings, and nothing else that sets the same."""

@@ -36,8 +36,9 @@ def seeds_in(lab: MadeLab) -> list[int]:
 
 
 def test_as_many_seeds_as_the_measured_cost_affords_whatever_was_guessed() -> None:
-    assert seeds_in(Guessed(runs=12)) == [0, 1, 2]
-    assert not any("instead of" in said for said in Guessed(runs=12).words or [])
+    ample = Guessed(runs=12)
+    assert seeds_in(ample) == [0, 1, 2]
+    assert not any("instead of" in said for said in ample.words or [])
     tight = Guessed(runs=9.1)
     assert seeds_in(tight) == [0, 1]
     assert any("affords 2 baseline seeds instead of 3" in said for said in tight.words or [])

@@ -15,7 +15,7 @@ from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypoth
 from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.budget import RunCost
 from agent.campaign.choose import attempts
-from agent.campaign.endgame import confirm_lead, least_seconds, seconds_of_the_end
+from agent.campaign.endgame import confirm_lead, crowds_out, least_seconds, seconds_of_the_end
 from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import to_advance
 from agent.campaign.rules import Rules
@@ -191,12 +191,33 @@ def test_an_idea_that_is_too_dear_to_be_put_together_does_not_keep_the_lead_from
     """The lead needs five runs; with the dear idea on top of it 1.2 times three runs, nine and two."""
     assert confirm_lead(Dear(*LED, runs=5.01, moved=[9])) is not None
     assert least_seconds(Dear(*LED, runs=5.01)) == 5 * A_RUN
-    assert seconds_of_the_end(Dear(*LED, runs=14.7)) == pytest.approx((1.2 * 5 + 1.2 * 3) * A_RUN)
     assert seconds_of_the_end(Dear(*LED, runs=14.5)) == pytest.approx((1.2 * 5 + 1.2 * 1) * A_RUN)
     assert to_advance(Dear(*LED, runs=14.7, waiting=0)) == [1, 2]
     assert to_advance(Dear(*LED, runs=14.5, waiting=0)) == [2]
+    # while others wait: before there is no time for it after one more of them
+    end = 1.2 * (9 + 2) + 1.2 * 3
+    assert seconds_of_the_end(Dear(*LED, runs=30.0)) == pytest.approx(end * A_RUN)
+    assert to_advance(Dear(*LED, runs=1 + end + 0.01)) == []
+    assert to_advance(Dear(*LED, runs=1 + end - 0.01)) == [1, 2]
     # and where nothing leads, the others are confirmed without it: eleven runs with it, five without
     assert [least_seconds(Dear(*LED[:2], runs=runs)) / A_RUN for runs in (11.01, 10.99)] == [11.0, 5.0]
+
+
+def test_a_dear_idea_holds_no_other_back() -> None:
+    """A round: ten runs and one beside the end, of one run each without the dear one, of three with it."""
+    story = (*LED[:2], past(9, "regressed"), *(past(10 + place, "regressed") for place in range(20)))
+    assert to_advance(Dear(*story, runs=11 + 1.2 * 11 + 0.1)) == [2]
+    assert to_advance(Dear(*story, runs=33 + 1.2 * 11 + 0.1)) == [1, 2]
+    clear = [past(1, "promising", p_as_if_known=0.001), past(2, "promising", p_as_if_known=0.01)]
+    assert to_advance(Dear(*clear, runs=5 + 1.2 * 11 + 0.1)) == [2]
+
+
+def test_no_idea_is_confirmed_in_the_time_of_what_waits_for_the_end() -> None:
+    """The dear idea needs eight runs, the lead five."""
+    assert crowds_out(Dear(*LED, runs=12.9), 1)
+    assert not crowds_out(Dear(*LED, runs=13.1), 1), "there is time for both"
+    assert not crowds_out(Dear(*LED, runs=6.0), 2), "what the lead is in anyway, for less"
+    assert not crowds_out(Dear(LED[0], runs=9.0), 1), "nothing waits"
 
 
 def test_what_was_put_together_and_measured_nothing_waits_once_more() -> None:
@@ -207,6 +228,11 @@ def test_what_was_put_together_and_measured_nothing_waits_once_more() -> None:
     again = past(5, "tainted", together=(3,), advance=True)
     assert [one.number for one in promising([*story, again])] == [1, 2]
     assert [one.number for one in promising([*LED[:3], past(4, "inconclusive", together=(3,), advance=True)])] == [1, 2]
+    # of what was to go on a lead, the lead does not count as put together in vain
+    on_it = (past(5, "promising", base=4), past(6, "promising", base=4))
+    story = [*LED, *on_it, past(7, "crash", "crash", together=(4, 5), advance=True)]
+    story.append(past(8, "tainted", together=(4, 6), advance=True))
+    assert [one.number for one in promising(story)] == [1, 2, 5, 6]
 
 
 # --- in a campaign -----------------------------------------------------------------------------------------
@@ -411,6 +437,10 @@ def test_an_idea_that_has_run_on_the_lead_waits_no_more_for_it(night: Night) -> 
     assert lead is not None
     judged_as(bench, lead, "lead")
     assert [one.number for one in bench.promises()] == [waits]
+    again = bench.plan_together([waits], advance=True)
+    assert again is not None
+    judged_as(bench, again, "crash", outcome="crash")
+    assert [one.number for one in bench.promises()] == [waits], "that measured nothing"
     planned(bench, {"selection.dedup": False}, kind="regressed")
     assert bench.promises() == []
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
-from agent.campaign.finish import _warn_if_seen
+from agent.campaign.evidence import Evidence
+from agent.campaign.finish import finish
 from agent.campaign.loop import Paused, run_campaign
 from agent.campaign.runs import Runner
 from agent.campaign.workbench import Workbench
@@ -455,11 +456,11 @@ def test_a_second_look_at_the_holdout_is_said(night: Night) -> None:
     session = night.session
     assert session is not None
     assert session.state.result["winner"] == 1
-    _warn_if_seen(session, 1)
     assert not night.observer.warnings
-    _warn_if_seen(session, 5)
+    session.state.result["winner"] = 5  # as if another one had been measured there
+    finish(session, night.bench(session).runner, Evidence(), reason="a test")
     assert night.observer.warnings == [
-        "the holdout was looked at before, for #1: it decides nothing here, but whoever goes by it and gives the "
+        "the holdout was looked at before, for #5: it decides nothing here, but whoever goes by it and gives the "
         "campaign more time again searches on it"
     ]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from made import MadeLab, run
+import zlib
+from typing import Any
+
+from made import MadeLab, MadeRun, run
 from nights import Night, hypothesis
 
 from agent.campaign.choose import attempts
+from agent.campaign.confirmation import confirm
 from agent.campaign.evidence import Evidence
-from agent.campaign.taint import LEAST_DEVIATION, tainted
+from agent.campaign.experiment import attempt
+from agent.campaign.lab import Order
+from agent.campaign.taint import LEAST_DEVIATION, at_another_speed, tainted
 from agent.contract import Summary
 from agent.recipe.schema import Budget
 from agent.simulate.lab import SUMMARY
@@ -86,6 +92,71 @@ def test_one_run_will_do_where_the_spread_is_known_from_others() -> None:
     assert tainted(lab, evidence, 5, run("next", 0.5, summary=at(600.0))) is None
     evidence.add(run("its own", 0.5, summary=at(600.0)), experiment=5, arm="search")
     assert tainted(lab, evidence, 5, run("again", 0.5, summary=at(300.0))) is not None, "beside the recipe's own runs"
+
+
+def test_a_machine_that_has_another_speed_from_now_on_costs_one_idea() -> None:
+    """Two runs of three are off; from then on that is its speed, until two in a row are off again."""
+    lab, evidence = MadeLab(lambda order: run("", 0.5)), Evidence[Any]()
+    for index, speed in enumerate((1000.0, 1001.0, 999.0)):
+        evidence.add(run(f"base-{index}", 0.5, summary=at(speed)), experiment=0, arm="baseline")
+    speeds = (1000, 900, 1000, 900, 900, 901, 899, 1000, 1000, 1000, 700)
+    found = [tainted(lab, evidence, n, run(f"{n}", 0.5, summary=at(float(speed)))) for n, speed in enumerate(speeds, 1)]
+    assert [words is not None for words in found] == [
+        False, True, False, True, False, False, False, True, True, False, True
+    ]  # fmt: skip
+    assert found[7] == "1000 tokens/s where 900 are usual (+11%)"
+
+
+def test_a_machine_that_has_another_speed_confirms_all_the_same() -> None:
+    """Everything after the baseline is a tenth slower, the incumbent's fresh runs too."""
+
+    def made(order: Order) -> MadeRun:
+        mean = 0.7 if order.arm in ("search", "candidate") else 0.5
+        key = f"{order.experiment}-{order.arm}-{order.index}"
+        return run(key, mean, seed=zlib.crc32(key.encode()), summary=at(900.0))
+
+    lab, evidence = MadeLab(made), Evidence[Any]()
+    for index in range(3):
+        base = run(f"base-{index}", 0.5, seed=index, summary=at(1000.0 + index))
+        evidence.add(base, experiment=0, arm="baseline")
+    assert [attempt(lab, evidence, number).verdict.kind for number in (1, 2)] == ["tainted", "gain"]
+
+
+def test_an_incumbent_that_was_disturbed_for_a_while_holds_no_later_idea_back() -> None:
+    """Its first five fresh runs have five speeds."""
+    speeds = (500.0, 2000.0, 250.0, 4000.0, 125.0)
+
+    def made(order: Order) -> MadeRun:
+        mean = 0.7 if order.arm == "candidate" else 0.5
+        key = f"{order.experiment}-{order.arm}-{order.index}"
+        slow = order.arm == "incumbent" and order.index < len(speeds)
+        speed = speeds[order.index] if slow else 1000.0
+        return run(key, mean, seed=zlib.crc32(key.encode()), summary=at(speed))
+
+    lab, evidence = MadeLab(made), Evidence[Any]()
+    for index in range(3):
+        base = run(f"base-{index}", 0.5, seed=index, summary=at(1000.0 + index))
+        evidence.add(base, experiment=0, arm="baseline")
+
+    def confirmed(number: int) -> str:
+        search = run(f"search-{number}", 0.7, seed=number)
+        on_search = evidence.on_search(search, 0)
+        return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=None).verdict.kind
+
+    assert confirmed(1) == "tainted"
+    assert len(evidence.aside) == 3
+    assert confirmed(2) == "gain"
+    assert sum(key.startswith("0-incumbent") for key in evidence.aside) == 5
+
+
+def test_a_fresh_incumbent_runs_beside_a_candidate_of_another_speed() -> None:
+    lab, evidence = MadeLab(lambda order: run("", 0.5)), Evidence[Any]()
+    evidence.add(run("old", 0.5, summary=at(1000.0)), experiment=0, arm="incumbent")
+    evidence.add(run("like", 0.5, summary=at(1010.0)), experiment=1, arm="candidate")
+    evidence.add(run("slow", 0.5, summary=at(950.0)), experiment=2, arm="candidate")
+    assert [at_another_speed(lab, evidence, number, 0) for number in (1, 2)] == [False, True]
+    lab.speed = True
+    assert not at_another_speed(lab, evidence, 2, 0)
 
 
 def test_a_training_that_was_given_up_may_only_have_been_slow() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -305,10 +306,12 @@ def test_without_optuna_the_plan_says_so_and_single_steps_go_on(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("child", "said"),
     [
-        ("input(); print('{}', flush=True); input(); print('{\"failed\": \"LinAlgError: not definite\"}')",
+        ("input(); print('{\"ok\": true}', flush=True); input(); print('{\"failed\": \"LinAlgError: not definite\"}')",
          "Optuna's sampler failed: LinAlgError: not definite"),
         ("raise SystemExit", "the process of Optuna's sampler has ended"),
         ("import time; time.sleep(60)", "the process of Optuna's sampler gave no answer for 1s"),
+        ("print('a warning of some library')", "the process of Optuna's sampler answered b'a warning of some"),
+        ("print('{}')", "the process of Optuna's sampler answered b'{}"),
     ],
 )  # fmt: skip
 def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.MonkeyPatch, child: str, said: str) -> None:
@@ -321,9 +324,24 @@ def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.Monkey
     assert len(reasons) == 1
     assert reasons[0].startswith(said)
     assert ranking.proposals == [p for p in full.proposals if p.hypothesis != "refine-size"]
+    if not said.startswith("Optuna"):
+        monkeypatch.setattr(sampler, "COMMAND", ("no-such-command",))
+        assert toy(FOUR).skipped == ranking.skipped, "it is not started again"
 
 
-def test_the_process_that_draws_is_started_once_and_ends_with_its_input() -> None:
+def test_the_process_that_draws_answers_whatever_else_prints_and_ends_with_its_input() -> None:
+    noisy = "import os; from agent.plan.sampler_child import main; main(); os.write(1, b'end')"
+    asked = {"knobs": {"a": [1.0, 4.0]}, "trials": [[{"a": 2.0}, 0.0]], "worst": 0.0, "seed": 3}
+    lines = "".join(json.dumps(one) + "\n" for one in (asked, {"next": True}))
+    done = subprocess.run(
+        [sys.executable, "-c", noisy], input=lines, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    first, second = done.stdout.splitlines()
+    assert (json.loads(first), set(json.loads(second))) == ({"ok": True}, {"point"})
+    assert done.stderr.endswith("end")
+
+
+def test_a_seed_gives_the_same_points_from_one_process() -> None:
     one = sampler.Sampler()
     asked = {"knobs": {"a": [1.0, 4.0]}, "trials": [[{"a": 2.0}, 0.0], [{"a": 3.0}, 0.1]], "worst": 0.0, "seed": 3}
     drawn = []

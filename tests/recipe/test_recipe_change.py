@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from agent.recipe.change import Change, ChangeRefused
 from agent.recipe.files import bounds_of, get_key, recipe_from, with_keys
-from agent.recipe.schema import Recipe, leaf_keys
+from agent.recipe.schema import Recipe, Reward, leaf_keys
 
 RECIPE = recipe_from(
     {"model": {"source": "builtin:tiny"}, "task": {"dataset": "builtin:addition"}, "budget": {"cycles": 3}}, where="t"
@@ -46,6 +46,17 @@ def test_the_reward_is_locked_where_it_is_what_is_measured() -> None:
         with pytest.raises(ChangeRefused, match=r"task\.reward\.scale is locked: evaluation measures mean_reward"):
             scaled.apply(measured)
         assert Change(scale={"learner.learning_rate": 2.0}).apply(measured)
+
+
+def test_the_range_of_a_reward() -> None:
+    for shape, expected in (
+        ({}, (0.0, 1.0)),
+        ({"scale": 2.0, "format_bonus": 0.5, "length_penalty": 0.25}, (-0.25, 2.5)),
+        ({"scale": 2.0, "clip": [-0.1, 1.5]}, (0.0, 1.5)),
+        ({"length_penalty": 1.0, "clip": [-0.1, 5.0]}, (-0.1, 1.0)),
+        ({"clip": [0.2, 1.0]}, (0.0, 1.0)),
+    ):
+        assert Reward.model_validate(shape).range() == expected
 
 
 def test_an_unknown_key_or_an_invalid_result_is_refused() -> None:
