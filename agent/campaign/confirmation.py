@@ -244,7 +244,7 @@ def _bring(lab: Lab, evidence: Evidence, way: _Way, seeds: int) -> _Flaw | None:
         if flaw:
             return flaw
     if seeds == 1:
-        return _refresh(lab, evidence, way)
+        _refresh(lab, evidence, way)
     return None
 
 
@@ -283,7 +283,7 @@ def _too_late(lab: Lab, evidence: Evidence, number: int) -> bool:
     return lacking_time(lab, evidence, number, seeds=lab.rules.confirm_seeds) is not None
 
 
-def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> _Flaw | None:
+def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> None:
     """One more incumbent run beside ones that are old, or of a time when the machine had another speed: machines drift
     over a night. Where it proves nothing, those that there are have to do."""
     runs = evidence.fresh_incumbent(way.incumbent)
@@ -293,9 +293,8 @@ def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> _Flaw | None:
     elif at_another_speed(lab, evidence, way.number, way.incumbent):
         lab.say("  the machine has another speed than when the incumbent ran: a fresh run beside it")
     else:
-        return None
-    flaw = _incumbent(lab, evidence, way, wanted=len(runs) + 1)
-    return None if runs else flaw
+        return
+    _incumbent(lab, evidence, way, wanted=len(runs) + 1)
 
 
 def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
