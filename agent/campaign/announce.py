@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent.campaign.lab import MEASURED_NOTHING
+from agent.campaign.past import MEASURED_NOTHING
 from agent.campaign.session import Session
 from agent.errors import AgentError
 from agent.ledger.messages import experiment_body, slug_of

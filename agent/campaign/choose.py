@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.campaign.evidence import Evidence
-from agent.campaign.lab import standing_leads
-from agent.campaign.past import past_of
+from agent.campaign.past import past_of, standing_leads
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.errors import AgentError

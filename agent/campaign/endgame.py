@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.campaign.budget import RunCost, holdout_seconds
-from agent.campaign.lab import Lab, Past, best_first
+from agent.campaign.lab import Lab
+from agent.campaign.past import Past, best_first
 
 WORTH_ANOTHER = ("inconclusive", "promising", "screened")
 """Kinds of discard under which an idea may still be good."""

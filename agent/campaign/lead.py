@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.endgame import dearest, seconds_of_the_end, waits_beside_the_lead
-from agent.campaign.lab import Lab, Past
+from agent.campaign.lab import Lab
+from agent.campaign.past import Past
 from agent.campaign.verdict import Verdict, span_of, stopped_by
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.lab import lead_of
 from agent.campaign.observer import Board, Observer
-from agent.campaign.past import past_of
+from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError

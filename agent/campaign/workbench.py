@@ -17,9 +17,9 @@ from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrained, words_for
-from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order, Past
+from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used
-from agent.campaign.past import past_of
+from agent.campaign.past import Past, past_of
 from agent.campaign.record import judge, record, restore_rows
 from agent.campaign.repair import commit_experiment, train_with_repairs
 from agent.campaign.rules import Rules

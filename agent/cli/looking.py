@@ -109,8 +109,7 @@ def _best(state: CampaignState) -> str | None:
 
 def _leads(state: CampaignState) -> str | None:
     """What the next ideas build on without a verdict."""
-    from agent.campaign.lab import lead_of
-    from agent.campaign.past import past_of
+    from agent.campaign.past import lead_of, past_of
 
     incumbent = (state.incumbent.experiment if state.incumbent else None) or 0
     lead = lead_of(past_of(state), incumbent)

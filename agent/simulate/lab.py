@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.lab import MARGIN, MEASURED_NOTHING, MEASURED_ON, CutShort, Health, Lab, Measured, Order, Past
+from agent.campaign.lab import MARGIN, MEASURED_ON, CutShort, Health, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used
+from agent.campaign.past import MEASURED_NOTHING, Past
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report

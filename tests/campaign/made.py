@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from agent.campaign.evidence import Evidence
-from agent.campaign.lab import MARGIN, Health, Measured, Order, Past
+from agent.campaign.lab import MARGIN, Health, Measured, Order
 from agent.campaign.levels import Used
+from agent.campaign.past import Past
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
 from agent.contract import Summary

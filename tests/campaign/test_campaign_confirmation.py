@@ -14,8 +14,9 @@ from nights import NOTHING, Night, forked_launch, hypothesis
 from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
-from agent.campaign.lab import Arm, Order, Past
+from agent.campaign.lab import Arm, Order
 from agent.campaign.levels import Terms, next_level
+from agent.campaign.past import Past
 from agent.campaign.rules import Rules
 from agent.campaign.verdict import Judgement
 from agent.campaign.workbench import Workbench

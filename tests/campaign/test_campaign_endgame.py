@@ -12,7 +12,7 @@ from nights import BETTER_RATE, NO_DEDUP, NO_PACKING, NOTHING, Night, hypothesis
 
 from agent.campaign.announce import announce_together, announce_without
 from agent.campaign.endgame import last_chance, last_experiment
-from agent.campaign.lab import Past
+from agent.campaign.past import Past
 from agent.campaign.rules import Rules
 from agent.campaign.screening import second_chance
 from agent.campaign.session import Session

@@ -16,8 +16,8 @@ from agent.campaign.announce import _put_together, announce, announce_together
 from agent.campaign.budget import RunCost
 from agent.campaign.choose import attempts
 from agent.campaign.endgame import confirm_lead, crowds_out, least_seconds, seconds_of_the_end
-from agent.campaign.lab import Past, lead_of, promising, standing_leads
 from agent.campaign.lead import to_advance
+from agent.campaign.past import Past, lead_of, promising, standing_leads
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
