@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nights import RECIPE, Night
-
-from agent.ledger.create import create_workspace, shipped_folder
+from nights import Night, new_night
 
 
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
-    created = create_workspace(tmp_path / "ws", shipped=shipped_folder(), extra={"recipes/test.yaml": RECIPE})
-    return Night(created.workspace)
+    return new_night(tmp_path)

@@ -26,6 +26,7 @@ from agent.campaign.session import Session
 from agent.campaign.settings import Settings
 from agent.campaign.workbench import Workbench
 from agent.hardware.probe import Machine
+from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.events import ExperimentJudged
 from agent.ledger.table import read_rows
 from agent.ledger.workspace import Workspace
@@ -172,6 +173,12 @@ class Night:
     def git(self, *arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
         return done.stdout
+
+
+def new_night(folder: Path) -> Night:
+    """In a workspace of its own."""
+    created = create_workspace(folder / "ws", shipped=shipped_folder(), extra={"recipes/test.yaml": RECIPE})
+    return Night(created.workspace)
 
 
 def fake_launch(**keys: Any) -> Callable[..., Any]:

@@ -280,11 +280,13 @@ def nights(shape: Shape) -> tuple[float, float]:
     return alone, together
 
 
+@pytest.mark.slow
 def test_where_two_numbers_interact_refinement_goes_further_than_single_steps_in_as_many_tries() -> None:
     alone, together = nights(VALLEY)
     assert together < 0.6 * alone
 
 
+@pytest.mark.slow
 def test_where_they_do_not_refinement_costs_little() -> None:
     alone, together = nights(ROUND)
     assert max(alone, together) < 0.01
