@@ -2,7 +2,8 @@
 
 They were tuned on other mixes of effects and other seeds than those that docs/verdicts.md reports
 (`tests/benchmarks/tune_rules.py --draws 0 --nights 40`). Around them the table is flat: nights deliver 0.76 of what
-there is to gain, with any one constant changed 0.75 to 0.77.
+there is to gain, and 0.75 to 0.77 with one of the filter's levels, the looks, or what decides when something leads
+changed; the other constants were tuned in an earlier state of the search.
 """
 
 from __future__ import annotations
