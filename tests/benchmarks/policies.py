@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--fresh-seeds", type=int, default=10)
     parser.add_argument("--ideas", type=int, default=20)
     options = parser.parse_args()
+    options.folder = options.folder.resolve()  # trainings run in workspaces of their own
     options.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.folder / "results.jsonl")
     if options.what == "placebo":
