@@ -12,10 +12,10 @@ from typing import Any
 from agent.campaign.past import MEASURED_NOTHING
 from agent.campaign.session import Session
 from agent.errors import AgentError
-from agent.ledger.messages import experiment_body, slug_of
+from agent.ledger.messages import change_subject, experiment_body, slug_of
 from agent.plan.memory import Moves
 from agent.plan.planner import Proposal
-from agent.recipe.change import Change, short
+from agent.recipe.change import Change
 from agent.recipe.files import edit_text, get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.report.words import points
@@ -176,7 +176,6 @@ def _plain(value: Any) -> Any:
 
 def _put_together(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, claim: str, why: str) -> Proposal:
     """A proposal that no playbook holds (`endgame.py`, `lead.py`): `recipe` with the moves made."""
-    shown = [short(move[side]) for side in (0, 1) for move in [next(iter(moves.values()))]]
     return Proposal(
         hypothesis=hypothesis,
         axis=hypothesis,
@@ -189,7 +188,7 @@ def _put_together(recipe: Recipe, moves: Moves, *, hypothesis: str, what: str, c
         evidence="",
         claim=claim,
         watch=[],
-        subject=f"{hypothesis}: {what}, {' -> '.join(shown)}",
+        subject=change_subject(hypothesis, what, moves),
         cost=1.0,
         values=dict(moves),
     )

@@ -17,20 +17,13 @@ _VALUE_WIDTH = 28
 _TRAILER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*): (.*)$")
 
 
-def change_subject(axis: str, changes: Mapping[str, tuple[Any, Any]], *, what: str | None = None) -> str:
-    """`<axis>: <what changes>, <from> -> <to>`.
+def change_subject(axis: str, what: str, changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """`<axis>: <what>, <key> <from> -> <to>, ...`, each key by its last part.
 
-    `changes` maps dotted recipe keys to (from, to). One key names itself by its last part; several follow `what`, or
-    one another. Long values (a prompt) are shortened: the diff has them in full.
+    `changes` maps dotted recipe keys to (from, to). Long values (a prompt) are shortened: the diff has them in full.
     """
-    parts = [(key.rsplit(".", 1)[-1], f"{_short(old)} -> {_short(new)}") for key, (old, new) in changes.items()]
-    if not parts:
-        return one_line(f"{axis}: {what or 'no change'}")
-    if len(parts) == 1:
-        name, way = parts[0]
-        return one_line(f"{axis}: {what or name}, {way}")
-    ways = ", ".join(f"{name} {way}" for name, way in parts)
-    return one_line(f"{axis}: {what}, {ways}" if what else f"{axis}: {ways}")
+    ways = (f"{key.rsplit('.', 1)[-1]} {_short(old)} -> {_short(new)}" for key, (old, new) in changes.items())
+    return one_line(", ".join([f"{axis}: {what}", *ways]))
 
 
 def experiment_body(

@@ -239,7 +239,8 @@ def test_near_misses_are_kept_together_where_none_was_kept_alone(night: Night) -
     assert row["branch"] == "raft/night/exp/003-together"
     assert float(row["delta"]) == pytest.approx(0.38, abs=0.05)
     subject, body = night.git("log", "-1", "--format=%s%n%b", row["branch"]).split("\n", 1)
-    assert subject == "together: near-misses #1, #2, 0.0005 -> 0.002"
+    assert subject.startswith("together: near-misses #1, #2, learning_rate 0.0005 -> 0.002, ")
+    assert row["description"] == "together: near-misses #1, #2, learning_rate 0.0005 -> 0.002, dedup yes -> no"
     assert "What #1, #2 could not show alone shows together." in body
     assert "Hypothesis: together\n" in body
     assert "Incumbent: 000" in body
@@ -278,7 +279,7 @@ def test_a_passenger_is_left_out_and_what_carries_the_gain_is_not(night: Night) 
     needed, passenger = night.rows[3:]
     # first the one with the smaller gain, which was kept for ten points
     assert needed["change"] == "learner.learning_rate 0.002 -> 0.0005"
-    assert needed["description"] == "ablation: without #2, 0.002 -> 0.0005"
+    assert needed["description"] == "ablation: without #2, learning_rate 0.002 -> 0.0005"
     assert passenger["change"] == "learner.packing False -> True"
     assert passenger["branch"] == "raft/night/exp/004-ablation"
     assert passenger["reason"].startswith("simpler: without #1, not worse by more than ")
