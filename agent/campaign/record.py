@@ -70,7 +70,7 @@ def record(session: Session, number: int) -> None:
         trailers=planned.trailers if planned else None,
     )
     append_row(session.table, judged.row)
-    session.tell("experiment_recorded", experiment=number, commit=commits.record)
+    session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)
     session.observer.recorded(judged.row)
     session.observer.board(session.board())
 

@@ -57,7 +57,7 @@ class Session:
     stop_request: Callable[[], str | None] = lambda: None
     """Why a person or a signal wants the campaign to stop now, or None."""
     estimate: float | None = None
-    """The incumbent's metric from all its fresh runs, once there are any in this session."""
+    """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _state: CampaignState | None = field(default=None, repr=False)
 

@@ -243,6 +243,7 @@ class Workbench(Lab):
             weak = arm in ("candidate", "comparator") and self._is_open(number) and underpowered(self.budget, run)
             if not weak and unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
+        self.session.estimate = self.best_metric()
 
     def _counts(self, number: int, arm: Arm, key: str) -> bool:
         """Not what was set aside, nor a search run whose speed was off and that was repeated; that of an open idea is
@@ -404,10 +405,10 @@ class Workbench(Lab):
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
             judge(self.session, number, judgement, rules=self.rules)
+        self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
-        self.session.estimate = self.best_metric()
         self.session.observer.board(self.session.board())
 
 

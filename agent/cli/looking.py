@@ -104,7 +104,8 @@ def _best(state: CampaignState) -> str | None:
         return None
     if not known.experiment:
         return "the baseline"
-    return _with_metric(state, known.experiment)
+    last = state.experiments[state.judged_order[-1]].recorded
+    return _with_metric(state, known.experiment, last.best if last else None)
 
 
 def _leads(state: CampaignState) -> str | None:
@@ -116,9 +117,11 @@ def _leads(state: CampaignState) -> str | None:
     return f"{_with_metric(state, lead)}; unconfirmed, the next ideas build on it" if lead != incumbent else None
 
 
-def _with_metric(state: CampaignState, number: int) -> str:
+def _with_metric(state: CampaignState, number: int, value: float | None = None) -> str:
+    """The metric of its verdict, unless more is known by now."""
     experiment = state.experiments[number]
-    value = experiment.judged.row.get("metric_value") if experiment.judged else None
+    if value is None and experiment.judged:
+        value = experiment.judged.row.get("metric_value")
     subject = experiment.planned.subject if experiment.planned else ""
     return f"{percent(value)} #{number} {subject}".strip()
 

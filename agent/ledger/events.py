@@ -146,6 +146,8 @@ class ExperimentRecorded(Event):
     experiment: int = Field(ge=0)
     commit: str | None = None
     """The record commit on `best`."""
+    best: float | None = None
+    """The incumbent's metric, by what has been measured of it so far."""
 
 
 class _RunWords(Event):

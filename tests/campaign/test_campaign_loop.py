@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 import yaml
-from nights import NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
+from nights import BETTER_RATE, NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
 
 from agent.campaign.evidence import Evidence
 from agent.campaign.finish import finish
 from agent.campaign.loop import Paused, run_campaign
+from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
 from agent.campaign.workbench import Workbench
+from agent.cli import main
 from agent.errors import BudgetError, DataError, ResourceError, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
+
+main.register()
 
 
 def rows(night: Night) -> list[dict[str, str]]:
@@ -475,6 +479,27 @@ def test_a_run_is_as_old_as_the_wall_clock_says_where_the_campaign_has_rested(ni
     assert (bench.age_s(fresh) or 0.0) < 60
     night.session.journal.clock = lambda: time.time() + 5 * 3600
     assert bench.age_s(fresh) == pytest.approx(5 * 3600, abs=60)
+
+
+def test_the_incumbent_is_told_by_the_runs_that_it_was_not_kept_for(
+    night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """#1 is kept, and runs afresh beside #2, which does nothing and is looked at to the end."""
+    night.playbook(BETTER_RATE, NOTHING)
+    night.start(rules=Rules(filter_alpha=0.99, hold_p=1.0, go_on_p=1.0), max_experiments=2)
+    assert night.outcomes()[1:] == [("better-rate", "keep"), ("placebo", "discard")]
+    assert night.session is not None
+    measured = [
+        run.finished.summary["metrics"]["confirm"]
+        for run in night.session.state.runs.values()
+        if run.id.startswith("001-incumbent-") and run.finished and run.finished.summary
+    ]
+    mean = sum(measured) / len(measured)
+    assert len(measured) >= 2
+    assert f"{mean:.1%}" != f"{float(night.rows[1]['metric_value']):.1%}"
+    monkeypatch.chdir(night.root)
+    assert main.run(["status"]) == 0
+    assert f"best      {mean:.1%} #1 learning-rate: better rate, 0.0005 -> 0.002" in capsys.readouterr().out
 
 
 def test_rows_that_are_not_trained_on_are_said(night: Night) -> None:
