@@ -40,7 +40,7 @@ def last_chance(lab: Lab, needed: float) -> bool:
     something else that takes so many seconds."""
     if not least_seconds(lab) <= lab.clock.left_s < needed + seconds_of_the_end(lab):
         return False
-    return _to_confirm(lab) != [] or (not _times(lab.past()) and bool(_affordable_misses(lab)))
+    return _to_confirm(lab) != [] or (not _times(lab.past()) and near_misses_wait(lab))
 
 
 def seconds_of_the_end(lab: Lab) -> float:
@@ -106,32 +106,48 @@ def _to_confirm(lab: Lab) -> list[int]:
     return [one.number for one in lab.promises() if fits(lab, one.number)]
 
 
+def near_misses_wait(lab: Lab) -> bool:
+    """For their next time, with something new among them."""
+    next_p = lab.rules.together_p[_times(lab.past()) :][:1]
+    missed = [one.number for p_value in next_p for one in _affordable_misses(lab, p_value)]
+    return _never_together(lab.past(), missed) != []
+
+
 def _near_misses_together(lab: Lab) -> int | None:
-    missed = _affordable_misses(lab)
-    return lab.plan_together([one.number for one in best_first(missed)]) if missed else None
+    """Less is asked of each where there is time for a second time, or nothing for a first."""
+    for p_value in lab.rules.together_p[_times(lab.past()) :]:
+        missed = [one.number for one in best_first(_affordable_misses(lab, p_value))]
+        new = _never_together(lab.past(), missed)
+        # where the best of them move the same keys as others, what was together before may be all that goes together
+        for numbers in (missed, new) if new else ():
+            planned = lab.plan_together(numbers)
+            if planned is not None:
+                return planned
+    return None
 
 
-def _affordable_misses(lab: Lab) -> list[Past]:
-    return [one for one in near_misses(lab) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
+def _affordable_misses(lab: Lab, p_value: float) -> list[Past]:
+    return [one for one in _near_misses(lab, p_value) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
 
 
-def near_misses(lab: Lab) -> list[Past]:
-    """What was discarded as inconclusive: less of it the first time on an incumbent, more of it where there is time for
-    a second."""
+def _near_misses(lab: Lab, p_value: float) -> list[Past]:
+    """What was discarded as inconclusive, and is not in the winner."""
     past = lab.past()
-    times = _times(past)
-    if times >= len(lab.rules.together_p):
-        return []
     parts = {one.number: one.together for one in past}
     kept = {part for one in past if one.outcome == "keep" for part in _all_parts(one.number, parts)}
-    before = {part for one in past if not one.advance for part in _all_parts(one.number, parts)}
-    found = [
+    return [
         one
         for one in past
         if one.outcome == "discard" and one.kind in WORTH_ANOTHER and not one.together and one.without is None
-        and one.p_value is not None and one.p_value < lab.rules.together_p[times] and one.number not in kept
+        and one.p_value is not None and one.p_value < p_value and one.number not in kept
     ]  # fmt: skip
-    return found if any(one.number not in before for one in found) else []
+
+
+def _never_together(past: Sequence[Past], numbers: Sequence[int]) -> list[int]:
+    """Those that no experiment of the end had in it."""
+    parts = {one.number: one.together for one in past}
+    before = {part for one in past if not one.advance for part in _all_parts(one.number, parts)}
+    return [number for number in numbers if number not in before]
 
 
 def _all_parts(number: int, parts: Mapping[int, Sequence[int]]) -> set[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import confirm, lacking_time
-from agent.campaign.endgame import crowds_out, fits, near_misses
+from agent.campaign.endgame import crowds_out, fits, near_misses_wait
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards_on_search
 from agent.campaign.health import underpowered, unmeasured
@@ -99,7 +99,7 @@ def _better_together(lab: Lab, number: int) -> str | None:
     runs = (lab.clock.left_s - holdout_seconds(cost)) / cost.total_s
     if lab.is_last(number) or runs >= lab.rules.alone_runs:
         return None
-    company = lab.waiting() >= FEW_IDEAS or near_misses(lab) or lab.lead != lab.incumbent
+    company = lab.waiting() >= FEW_IDEAS or near_misses_wait(lab) or lab.lead != lab.incumbent
     if lab.max_experiments is not None or not company:
         return None
     if not fits(lab, number):

@@ -76,6 +76,26 @@ def test_what_was_tried_together_is_tried_again_only_with_more() -> None:
     )
 
 
+def test_more_of_it_is_tried_at_once_where_nothing_is_good_enough_for_a_first_time() -> None:
+    lab = EndLab(missed(1, 0.3), missed(2, 0.4), missed(3, 0.6))
+    assert last_experiment(lab) == 99
+    assert lab.asked == [("together", (1, 2), 0.0)]
+
+
+def test_what_moves_the_same_keys_as_what_was_together_before_is_tried_without_that() -> None:
+    """What led was #1; of #2, which moves the same, nothing is left beside it."""
+
+    class SameKeys(EndLab):
+        def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
+            planned = super().plan_together(numbers, advance=advance, of_lead=of_lead)
+            return planned if 1 not in numbers else None
+
+    lead = Past(3, "discard", "inconclusive", 0.01, 0.4, together=(1,), of_lead=True)
+    lab = SameKeys(missed(1, 0.1, "promising"), missed(2, 0.15, "promising"), lead)
+    assert last_experiment(lab) == 99
+    assert lab.asked == [("together", (1, 2), 0.0), ("together", (2,), 0.0)]
+
+
 def test_what_is_in_the_winner_is_not_tried_again() -> None:
     lab = EndLab(missed(1, 0.1), missed(2, 0.1), kept(3, 0.05, together=(1,)))
     assert last_experiment(lab) == 99
