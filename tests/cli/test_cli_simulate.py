@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from command import agent
 
+from agent.cli.main import register, run
+
+register()
 FEW = ("simulate", "--nights", "3", "--ideas", "6", "--prompts", "64", "--workers", "1")
 
 
@@ -61,15 +64,27 @@ def test_world_and_mix_can_be_set(tmp_path: Path) -> None:
         (("--null", "--mix", "few"), "--null is a mix of its own"),
     ],
 )
-def test_what_cannot_be_set_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    done = agent(tmp_path, "simulate", *arguments, check=False)
-    assert done.returncode == 2
-    assert words in " ".join(done.stderr.split())
+def test_what_cannot_be_set_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", *arguments]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_what_there_is_not_is_named_with_the_nearest(tmp_path: Path) -> None:
-    assert "did you mean harmful?" in agent(tmp_path, "simulate", "--mix", "harmfull", check=False).stderr
-    assert "there are: ours, greedy" in agent(tmp_path, "simulate", "--policy", "zzz", check=False).stderr
-    assert "harmful" in agent(tmp_path, "simulate", "--mixes").stdout
-    refused = agent(tmp_path, "simulate", "--mix", "few", "--ideas", "2", check=False)
-    assert "3 ideas of its own" in refused.stderr
+def test_what_there_is_not_is_named_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", "--mix", "harmfull"]) == 2
+    assert "did you mean harmful?" in capsys.readouterr().err
+    assert run(["simulate", "--policy", "zzz"]) == 2
+    assert "there are: ours, greedy" in capsys.readouterr().err
+    assert run(["simulate", "--mixes"]) == 0
+    assert "harmful" in capsys.readouterr().out
+    assert run(["simulate", "--mix", "few", "--ideas", "2"]) == 2
+    assert "3 ideas of its own" in capsys.readouterr().err
