@@ -10,15 +10,28 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\n]*\x07")
 BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
 """End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
 PREFIX = re.compile(
     r"""^(?:
         \[\s*\d+\.\d{6}\][ ]                                          # the kernel's seconds since boot
+      | [A-Z][a-z]{2}[ ]{1,2}\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ](?=\S+:)    # Nov 26 23:02:11 host of syslog
+      | kernel:[ ]                                                     # syslog names who speaks
+      | (?:python3?|systemd|run|worker|trainer)\[\d+\]:[ ]               # python[2412]:
       | \[?(?:rank|Rank)[ ]?\d+\]?:[ ]*                                # [rank0]:
+      | \[\d+,\d+\]<std(?:err|out)>:[ ]?                               # [1,0]<stderr>: of mpirun
+      | \d{1,4}:[ ](?=\S)                                              # 3: of srun --label
+      | [\w.-]+-\d+[ ]+\|[ ]                                           # trainer-1  | of docker compose
+      | std(?:err|out)[ ]F[ ]                                          # of Kubernetes
+      | (?:worker|node|host|ip-[\d-]+)[\w.-]*:[ ](?=\S)                 # worker-3: of pdsh
       | \((?:[\w.]+[ ])?pid=\d+(?:,[ ]ip=[^)]*)?\)[ ]*                 # (EngineCore pid=90)
       | \[\d+\][ ]                                                     # [3] of NCCL
+      | [\w.-]+:\d+:\d+[ ](?:\[\d+\][ ])?(?=NCCL|RCCL|\w+\.cc:|[\w/]+\.[ch]c?:)   # host:pid:tid [0] of NCCL
+      | [EWIF]\d{4}[ ]\d\d:\d\d:\d\d\.\d+[ ]+\d+[ ](?=\S)                # E1118 10:00:00.000000 123 of glog
+      | \[[^\]\s]+\]\[[^\]\s]*\]\[(?:ERROR|INFO|WARNING|CRITICAL)\][ ]-[ ]      # [time][name][ERROR] - of Hydra
+      | \d{4}-\d\d-\d\dT[\d:.]+Z[ ]                                     # of CI services
+      | \#\#\[error\]
       | \[\w+_adaptor_c\][ ]                                           # [vllm_allocator_adaptor_c]
       | (?:ERROR|WARNING|CRITICAL|FATAL|INFO)[ ]*(?:\||:|(?=\[)|-[ ])[ ]*   # ERROR:, ERROR |
       | [\w.]+:\w+:\d+[ ]-[ ]                                          # autotrain.trainers.common:wrapper:121 -
@@ -33,6 +46,10 @@ PREFIX = re.compile(
     )""",
     re.VERBOSE,
 )
+BAR_ONLY = re.compile(r"^[^\S\n]*(?:[^\n|%]{0,80}[: ])?\s*\d{1,3}%\|[^|]*\|[^\n]*$")
+"""A state of a progress bar and nothing else."""
+LONGEST_LINE = 2000
+"""Of a line that is looked at; an exception's type and the beginning of its message are within that."""
 EXCEPTION = re.compile(
     r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Failed|Failure|Timeout|Fault|OutOfResources"
     r"|Expired|OutOfMemory)(?:\([A-Za-z]\w*\))?)(?::(?P<message>.*)|\s*)$"
@@ -53,6 +70,9 @@ TELEMETRY = re.compile(r"\b(?:wandb|mlflow|tensorboard|comet_ml|neptune|clearml|
 @dataclass(frozen=True)
 class Line:
     number: int
+    """Its place in the list, from 0."""
+    row: int
+    """Line of the log that it stands on, from 0; states of a progress bar share one."""
     raw: str
     text: str
     """Without prefixes; indentation after them stays."""
@@ -75,11 +95,16 @@ class Thrown:
 def read_lines(log: str) -> list[Line]:
     """The log's lines, each state of a redrawn progress bar on its own; what is glued to a bar is split off."""
     lines: list[Line] = []
-    for raw in ANSI.sub("", log).replace("\r\n", "\n").split("\n"):
-        drawn = [part for part in raw.split("\r") if part.strip()] or [""]
+    for row, raw in enumerate(ANSI.sub("", log).replace("\r\n", "\n").split("\n")):
+        drawn = [part[:LONGEST_LINE] for part in raw.split("\r") if part.strip()] or [""]
         for part in BAR.sub("\\1\n", "\n".join(drawn)).split("\n"):
-            lines.append(Line(len(lines), part, strip_prefixes(part)))
+            lines.append(Line(len(lines), row, part, strip_prefixes(part)))
     return lines
+
+
+def is_bar(text: str) -> bool:
+    """A progress bar, which other processes draw between the lines of a traceback."""
+    return BAR_ONLY.match(text) is not None
 
 
 def strip_prefixes(text: str) -> str:
@@ -102,7 +127,7 @@ def exceptions(lines: list[Line]) -> list[Thrown]:
             continue
         match = EXCEPTION.match(line.text.strip())
         assert match is not None
-        above = [earlier.text for earlier in lines[start:position]]
+        above = [earlier.text for earlier in lines[start:position] if not is_bar(earlier.text)]
         start = position + 1
         thrown = _thrown(line, match, above)
         if not _harmless(above, thrown) and not got_over(lines, position):

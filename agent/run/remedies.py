@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,16 @@ from pydantic import BaseModel
 from agent.errors import RecipeError
 from agent.recipe.files import bounds_of, field_at, get_key, with_keys
 from agent.recipe.schema import Recipe, leaf_keys, section_of
+from agent.run.suspects import (
+    COSTS,
+    SAMPLING,
+    SIZES,
+    expanding,
+    expands,
+    named_in,
+    needs_less,
+    phase_of,
+)
 from agent.run.triage import Diagnosis
 
 MAX_ATTEMPTS = 3
@@ -41,7 +51,7 @@ class Limit:
         value = get_key(recipe, self.key)
         if not isinstance(value, int | float) or value < self.below:
             return False
-        return all(not _needs_less(key, get_key(recipe, key), then) for key, then in self.context.items())
+        return all(not needs_less(key, _plain(get_key(recipe, key)), then) for key, then in self.context.items())
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def _still_the_idea(key: str, parents: Any, value: Any) -> bool:
     """A key that a remedy has shrunk differs from the parent because of the idea still, and not of the remedy."""
     if key == "learner.gradient_accumulation":
         return False
-    return _expands(key, parents, value) if key in SIZES or key in COSTS else True
+    return expands(key, parents, value) if key in SIZES or key in COSTS else True
 
 
 def moved_keys(parent: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -173,19 +183,9 @@ def _mend_key(case: _Case, key: str) -> Response:
 
 
 def _implicated(case: _Case) -> list[str]:
-    """Changed keys that the message mentions by name or by value, or that its kind is known to come from."""
-    said = f"{case.diagnosis.evidence} {case.diagnosis.reason}"
-    named = []
-    for key, (_, new) in case.moved.items():
-        leaf = key.rsplit(".", 1)[-1]
-        by_value = isinstance(new, str) and len(new) > 2 and f"'{new}'" in said
-        if key in said or (len(leaf) > 4 and leaf in said) or by_value:
-            named.append(key)
-    if not named and "Target modules" in said:
-        named = case.moves_any("model.lora")
-    if not named and len(case.moved) == 1:
-        named = list(case.moved)
-    return named
+    """Changed keys that the message mentions by name or by value; the only one that was changed."""
+    named = named_in(f"{case.diagnosis.evidence} {case.diagnosis.reason}", case.moved)
+    return named or (list(case.moved) if len(case.moved) == 1 else [])
 
 
 def repair_values(values: Mapping[str, Any], *, parent: Recipe) -> tuple[dict[str, Any], str] | None:
@@ -277,66 +277,62 @@ def _into_range(key: str, value: Any) -> Any:
 
 # --- oom ---------------------------------------------------------------------------------------------------
 
-TRAINING, SAMPLING = "train", "generate"
-SIZES: dict[str, tuple[str, ...]] = {
-    "learner.microbatch_tokens": (TRAINING,),
-    "rollout.slots": (SAMPLING,),
-    "rollout.max_new_tokens": (SAMPLING, TRAINING),
-    "rollout.max_total_sequence_length": (SAMPLING, TRAINING),
-    "rollout.samples_per_prompt": (SAMPLING,),
-    "rollout.prompts_per_cycle": (SAMPLING,),
-    "model.lora.rank": (TRAINING,),
-}
-"""Numbers that take more memory the larger they are, and the phase in which."""
-COSTS: dict[str, tuple[Any, ...]] = {
-    "learner.gradient_checkpointing": (True, "auto", False),
-    "model.dtype": ("float16", "bfloat16", "auto", "float32"),
-    "learner.optimizer": ("sgd", "adafactor", "adamw"),
-    "backend.attention": ("flash", "sdpa", "flex", "auto", "eager"),
-    "backend.compile": (False, True),
-}
-"""Choices in the order of the memory they take, cheapest first."""
-
 
 def _oom(case: _Case) -> Response:
+    """What costs least first: the same step in smaller pieces, recomputing, fewer rows, half of the idea's own change."""
     limit = _limit(case)
-    remedy = _halved(case, limit) if case.tried("shrink") == 0 else None
-    remedy = remedy or _shrunk(case, limit) or _halved(case, limit)
-    if remedy is None:
-        return Response(None, "there is nothing left to make smaller", limit=limit)
-    return Response(remedy, remedy.why, limit=limit)
+    for step in _oom_steps(case, limit):
+        if step is not None and not _already(case, step.values, step.env):
+            return Response(step, step.why, limit=limit)
+    return Response(None, "there is nothing left to make smaller", limit=limit)
 
 
-def _phase(case: _Case) -> str:
-    return SAMPLING if case.diagnosis.phase in ("generate", "evaluate") else TRAINING
+def _oom_steps(case: _Case, limit: Limit) -> Iterator[Remedy | None]:
+    sampling = phase_of(case.diagnosis) == SAMPLING
+    if case.tried("shrink") == 0:
+        yield _fewer_rows(case, limit) if sampling else _smaller_pieces(case, limit)
+    if not sampling:
+        yield _recomputed(case, limit)
+    yield _shrunk(case, limit)
+    yield _fewer_rows(case, limit)
+    if not sampling:
+        yield _smaller_pieces(case, limit)
 
 
-def _halved(case: _Case, limit: Limit) -> Remedy | None:
-    """What does not change the mathematics: a smaller microbatch and more of them, fewer rows at a time."""
-    recipe = case.recipe
-    if _phase(case) == SAMPLING:
-        rows = min(recipe.rollout.slots, recipe.rollout.prompts_per_cycle * recipe.rollout.samples_per_prompt)
-        if rows >= 2:
-            why = (
-                f"out of memory while sampling: {rows} -> {rows // 2} rows at a time (the samples' distribution stays)"
-            )
-            return Remedy("shrink", {"rollout.slots": rows // 2}, {}, why, limit=limit)
-        return None
-    tokens, steps = recipe.learner.microbatch_tokens, recipe.learner.gradient_accumulation
+def _smaller_pieces(case: _Case, limit: Limit) -> Remedy | None:
+    """The same optimizer step from microbatches of half the size."""
+    learner = case.recipe.learner
+    tokens, steps = learner.microbatch_tokens, learner.gradient_accumulation
     most = bounds_of("learner.gradient_accumulation").get("le", float("inf"))
-    if tokens // 2 >= max(SMALLEST_MICROBATCH, recipe.rollout.max_new_tokens) and 2 * steps <= most:
-        why = f"microbatch {tokens} -> {tokens // 2} tokens, accumulation {steps} -> {2 * steps} (the same step)"
-        values = {"learner.microbatch_tokens": tokens // 2, "learner.gradient_accumulation": 2 * steps}
-        return Remedy("shrink", values, {}, why, limit=limit)
-    if recipe.learner.gradient_checkpointing is not True and "learner.gradient_checkpointing" not in case.moved:
-        why = "the microbatch is as small as one completion: recompute activations instead of keeping them"
-        return Remedy("shrink", {"learner.gradient_checkpointing": True}, {}, why, limit=limit)
-    return None
+    if tokens // 2 < max(SMALLEST_MICROBATCH, case.recipe.rollout.max_new_tokens) or 2 * steps > most:
+        return None
+    why = f"microbatch {tokens} -> {tokens // 2} tokens, accumulation {steps} -> {2 * steps} (the same step)"
+    values = {"learner.microbatch_tokens": tokens // 2, "learner.gradient_accumulation": 2 * steps}
+    return Remedy("shrink", values, {}, why, limit=limit)
+
+
+def _recomputed(case: _Case, limit: Limit) -> Remedy | None:
+    """Unless the idea is not to."""
+    key = "learner.gradient_checkpointing"
+    if case.recipe.learner.gradient_checkpointing is True or key in case.moved:
+        return None
+    why = "recompute activations instead of keeping them (the same step, a third slower)"
+    return Remedy("shrink", {key: True}, {}, why, limit=limit)
+
+
+def _fewer_rows(case: _Case, limit: Limit) -> Remedy | None:
+    rollout = case.recipe.rollout
+    rows = min(rollout.slots, rollout.prompts_per_cycle * rollout.samples_per_prompt)
+    if rows < 2:
+        return None
+    why = f"{rows} -> {rows // 2} rows at a time while sampling (the samples' distribution stays)"
+    return Remedy("shrink", {"rollout.slots": rows // 2}, {}, why, limit=limit)
 
 
 def _shrunk(case: _Case, limit: Limit) -> Remedy | None:
     """The idea's own memory-expanding change, half of the way back; a choice goes back all of it."""
-    for key, (old, new) in _expanding(case):
+    for key in expanding(case.moved, phase_of(case.diagnosis)):
+        old, new = case.moved[key]
         if isinstance(new, int | float) and not isinstance(new, bool) and isinstance(old, int | float):
             half = old + (new - old) // 2 if isinstance(new, int) else old + (new - old) / 2
             if half == new:
@@ -348,33 +344,11 @@ def _shrunk(case: _Case, limit: Limit) -> Remedy | None:
     return None
 
 
-def _expanding(case: _Case) -> list[tuple[str, tuple[Any, Any]]]:
-    """Changed keys that take more memory than before, those of the failing phase first."""
-    found = [(key, pair) for key, pair in case.moved.items() if _expands(key, *pair)]
-    return sorted(found, key=lambda entry: _phase(case) not in SIZES.get(entry[0], (TRAINING,)))
-
-
-def _expands(key: str, old: Any, new: Any) -> bool:
-    if key == "model.lora":
-        return old is not None and new is None
-    return (key in SIZES or key in COSTS) and _needs_less(key, old, new)
-
-
-def _needs_less(key: str, value: Any, than: Any) -> bool:
-    """`value` of this key takes less memory than `than` does."""
-    if key in COSTS and value in COSTS[key] and than in COSTS[key]:
-        return COSTS[key].index(value) < COSTS[key].index(than)
-    if key in SIZES:
-        if value is None or than is None:
-            return value is not None and than is None  # adapters of any rank against all weights
-        return bool(value < than)
-    return bool(value != than)  # another model: nothing is known, so the limit does not bind
-
-
 def _limit(case: _Case) -> Limit:
     """The size that ran out, with everything that it depends on."""
-    grown = [key for key, _ in _expanding(case) if key in SIZES]
-    key = grown[0] if grown else "rollout.slots" if _phase(case) == SAMPLING else "learner.microbatch_tokens"
+    grown = [key for key in expanding(case.moved, phase_of(case.diagnosis)) if key in SIZES]
+    sampling = phase_of(case.diagnosis) == SAMPLING
+    key = grown[0] if grown else "rollout.slots" if sampling else "learner.microbatch_tokens"
     context = {name: _plain(get_key(case.recipe, name)) for name in (*SIZES, *COSTS, "model.source") if name != key}
     value = get_key(case.recipe, key)
     return Limit(key, float(value), context, f"out of memory at {key} = {value}: {case.diagnosis.evidence[:120]}")
@@ -382,14 +356,15 @@ def _limit(case: _Case) -> Limit:
 
 # --- backend -----------------------------------------------------------------------------------------------
 
-BACKEND_KEYS = ("backend.", "execution.", "model.dtype", "rollout.engine")
+ASKED_FOR = ("backend.", "execution.", "model.dtype", "rollout.engine")
+"""Keys of the layer that fails, which an idea may itself have set."""
 NO_CODE = ("hip-code-object", "no-device")
 FAULTS = ("gpu-fault", "amdgpu-kernel", "hsa-status", "nvidia-xid")
 
 
 def _backend(case: _Case) -> Response:
     """The shared layer, one step after another; an idea that itself asked for what fails is not mended."""
-    asked = case.moves_any(*BACKEND_KEYS)
+    asked = case.moves_any(*ASKED_FOR)
     if asked:
         return Response(
             None, f"the idea asks for what fails on this machine ({', '.join(asked)}); the incumbent does not"
@@ -415,7 +390,7 @@ def _shared_steps(case: _Case) -> list[tuple[dict[str, Any], dict[str, str], str
         steps.append(({"backend.compile": False}, {}, "run without torch.compile"))
     if case.diagnosis.signature == "dtype-unsupported" and recipe.model.dtype != "float32":
         steps.append(({"model.dtype": "float32"}, {}, "compute in float32, which every device has"))
-    if "BLAS" in said.upper():
+    if case.diagnosis.signature == "blas" or "BLAS" in said.upper():
         env = {"ROCBLAS_USE_HIPBLASLT": "0", "TORCH_BLAS_PREFER_HIPBLASLT": "0"}
         steps.append(({}, env, "use the other matrix library (ROCBLAS_USE_HIPBLASLT=0)"))
     if case.diagnosis.signature in FAULTS:

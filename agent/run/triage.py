@@ -3,20 +3,22 @@
 Evidence counts in this order: the agent's own signal and the trainer's own word; exit code and signal; memory
 kills that the kernel or the control group counted; the last real traceback and what the devices said beside
 it; the tail. A signal that is only a presumption (SIGKILL may be the kernel's memory killer) gives way to a
-definite cause in the log. What cannot be said is `unknown`; nothing is guessed from a bare word.
+definite cause in the log, and to the kernel's counters where they can be read. What cannot be said is `unknown`; nothing
+is guessed from a bare word. The words, the remedies and the patterns are data (`rules/*.yaml`).
 """
 
 from __future__ import annotations
 
 import re
 import signal as signals
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from agent.contract import CrashClass, Failure, Phase
 from agent.run.launcher import EndedBy, RunResult
 from agent.run.logtext import (
+    PROGRESS,
     Line,
     Thrown,
     exceptions,
@@ -26,12 +28,34 @@ from agent.run.logtext import (
     last_progress,
     read_lines,
 )
-from agent.run.signatures import Rank, Signature, match
+from agent.run.signatures import Rank, Rules, Signature, our_rules
+from agent.run.suspects import suspects
 from agent.run.telemetry import log_tail, read_failure, read_heartbeat
 
-NEAR = 80
-"""Lines around the final exceptions in which a device's message counts as part of the same failure."""
+NEAR = 300
+"""Lines before the final exceptions in which a device's message counts as part of the same failure."""
 TAIL = 12
+"""Of the lines that tell numbers, the last ones say whether these go wrong at the end."""
+WENT_ON = 100
+"""Lines of progress after which a device's message is something that the training got over."""
+LOW_MEMORY = 0.03
+"""Share of the memory that was free below which a kill is put down to memory, whoever did it."""
+LONGEST_EVIDENCE = 500
+
+MemoryEvents = Literal["moved", "still", "unreadable"]
+
+CONFIDENCE: dict[str, float] = {
+    "the agent": 0.97,
+    "failure.json": 0.95,
+    "kernel": 0.95,
+    "telemetry": 0.8,
+    "exit": 0.7,
+    "tail": 0.75,
+    "nothing": 0.5,
+}
+BY_RANK: dict[Rank, float] = {Rank.CAUSE: 0.97, Rank.SPECIFIC: 0.93, Rank.GENERIC: 0.75, Rank.CASCADE: 0.6}
+FAR = 0.8
+"""Factor for what does not stand at the end of the log."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,17 @@ class Evidence:
     """The kernel killed a process of the training's control group for memory."""
     host_oom: bool = False
     """The kernel killed some process of this machine for memory meanwhile."""
+    memory_events: MemoryEvents = "unreadable"
+    """What the kernel's counters of memory kills did meanwhile, where they can be read."""
+    free_gb: float | None = None
+    total_gb: float | None = None
+    """Host memory just before the end, GiB."""
     phase: Phase | None = None
     """Of the last heartbeat."""
+    problems: tuple[str, ...] = ()
+    """Files of the run that could not be understood."""
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """What this experiment changed: recipe key -> (from, to)."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +96,28 @@ class Diagnosis:
     evidence: str
     """The line that proves it, as it was written."""
     source: str
-    """Where that line was found: `the agent`, `failure.json`, `exit`, `kernel`, `traceback`, `device`, `tail` or
-    `nothing`."""
+    """Where that line was found: `the agent`, `failure.json`, `exit`, `kernel`, `telemetry`, `traceback`, `device`,
+    `tail` or `nothing`."""
     signature: str | None
-    """Name of the rule or signature."""
+    """Name of the rule: the subtype."""
     key: str | None = None
     """Recipe key at fault, where the trainer named one."""
     suggestion: Any = None
     phase: Phase | None = None
+    line: int | None = None
+    """Line of the log on which the evidence stands, from 1; None where it is not in the log."""
+    confidence: float = 0.5
+    """How likely the class is right, by the kind of evidence."""
+    remedy: str = ""
+    """What a person can do."""
+    suspects: tuple[str, ...] = ()
+    """Of what the experiment changed, the keys that could be the cause, likeliest first."""
 
 
-def evidence_of(result: RunResult) -> Evidence:
+def evidence_of(result: RunResult, *, changed: Mapping[str, tuple[Any, Any]] | None = None) -> Evidence:
     """What a finished run left in its folder and what the launcher saw."""
     heartbeat = read_heartbeat(result.out)
+    moved = result.cgroup_oom_kills > 0 or result.host_oom_kills > 0
     return Evidence(
         log=log_tail(result.out),
         exit_code=result.exit_code,
@@ -86,13 +128,15 @@ def evidence_of(result: RunResult) -> Evidence:
         kernel=result.kernel,
         cgroup_oom=result.cgroup_oom_kills > 0,
         host_oom=result.host_oom_kills > 0,
+        memory_events="moved" if moved else "unreadable",
         phase=heartbeat.phase if heartbeat else None,
+        changed=changed or {},
     )
 
 
-def triage(evidence: Evidence) -> Diagnosis:
-    """Why it died. Pure: the same evidence gives the same diagnosis."""
-    reading = _Reading(evidence)
+def triage(evidence: Evidence, *, rules: Rules | None = None) -> Diagnosis:
+    """Why it died. Pure: the same evidence gives the same diagnosis. `rules` are ours where none are given."""
+    reading = _Reading(evidence, rules or our_rules())
     steps: tuple[Callable[[_Reading], Diagnosis | None], ...] = (
         _agents_word,
         _trainers_word,
@@ -100,40 +144,48 @@ def triage(evidence: Evidence) -> Diagnosis:
         _memory_events,
         _exceptions_and_devices,
         _tail,
+        _anywhere,
         _nothing,
     )
     for step in steps:
         diagnosis = step(reading)
         if diagnosis is not None:
-            return diagnosis
+            return replace(diagnosis, suspects=suspects(diagnosis, evidence.changed))
     raise AssertionError("the last step always answers")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A rule that fits a line."""
+
+    signature: Signature
+    line: Line
+    source: str
 
 
 class _Reading:
     """Evidence with its log read once."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, rules: Rules) -> None:
         self.evidence = evidence
+        self.rules = rules
         self.lines = read_lines(evidence.log)
         self.signal = evidence.signal or _signal_of(evidence.exit_code)
         self.burst = final_burst(exceptions(self.lines), self.lines)
         self.root = self._root()
 
-    def _root(self) -> tuple[Signature, str, str] | None:
-        """(signature, line, source) of the failure at the root: lowest rank, exceptions first, the last of them."""
-        found: list[tuple[Rank, int, int, Signature, str, str]] = []
+    def _root(self) -> _Found | None:
+        """The failure at the root: lowest rank, exceptions first, the last of them."""
+        found: list[tuple[Rank, int, int, _Found]] = []
         for one in self.burst:
-            signature = judge(one)
+            signature = judge(one, self.rules)
             if signature is not None:
-                found.append((signature.rank, 0, -one.line.number, signature, one.line.raw.strip(), "traceback"))
+                found.append((signature.rank, 0, -one.line.number, _Found(signature, one.line, "traceback")))
         for line in self._near_the_end():
-            signature = match(line.text.strip())
+            signature = self.rules.match(line.text.strip())
             if signature is not None and signature.rank != Rank.GENERIC:
-                found.append((signature.rank, 1, -line.number, signature, line.raw.strip(), "device"))
-        if not found:
-            return None
-        best = min(found, key=lambda entry: entry[:3])
-        return best[3:]
+                found.append((signature.rank, 1, -line.number, _Found(signature, line, "device")))
+        return min(found, key=lambda entry: entry[:3])[3] if found else None
 
     def _near_the_end(self) -> list[Line]:
         """Lines that are no exception lines, close to the final exceptions or, without any, to the end.
@@ -146,8 +198,52 @@ class _Reading:
             begin = max(begin, last_progress(self.lines[:first]))
         return [line for line in self.lines[begin:] if not is_exception(line) and not got_over(self.lines, line.number)]
 
-    def diagnosis(self, crash_class: CrashClass, reason: str, line: str, source: str, name: str) -> Diagnosis:
-        return Diagnosis(crash_class, reason, line, source, name, phase=self.evidence.phase)
+    def anywhere(self) -> _Found | None:
+        """A device's message further up, where nothing at the end explains it: the last one of the lowest rank."""
+        best: _Found | None = None
+        progress = 0
+        for line in reversed(self.lines):
+            progress += bool(PROGRESS.search(line.text))
+            if progress > WENT_ON:
+                break
+            signature = self.rules.match(line.text.strip()) if not is_exception(line) else None
+            if signature is None or signature.rank == Rank.GENERIC or got_over(self.lines, line.number):
+                continue
+            if best is None or signature.rank < best.signature.rank:
+                best = _Found(signature, line, "device")
+        return best
+
+    def diagnosis(
+        self, name: str, evidence: Line | str, source: str, *, reason: str | None = None, sure: float | None = None
+    ) -> Diagnosis:
+        """By the name of a rule. `reason` instead of its own words, `sure` instead of the usual confidence."""
+        return self.by(self.rules[name], evidence, source, reason=reason, sure=sure)
+
+    def by(
+        self,
+        rule: Signature,
+        evidence: Line | str,
+        source: str,
+        *,
+        reason: str | None = None,
+        sure: float | None = None,
+    ) -> Diagnosis:
+        line = evidence if isinstance(evidence, Line) else self.line_with(evidence)
+        said = evidence.raw.strip() if isinstance(evidence, Line) else evidence
+        return Diagnosis(
+            crash_class=rule.crash_class,
+            reason=reason or rule.meaning,
+            evidence=said[:LONGEST_EVIDENCE],
+            source=source,
+            signature=rule.name,
+            phase=self.evidence.phase,
+            line=line.row + 1 if line is not None else None,
+            confidence=CONFIDENCE.get(source, BY_RANK[rule.rank]) if sure is None else sure,
+            remedy=rule.remedy,
+        )
+
+    def line_with(self, text: str) -> Line | None:
+        return next((line for line in reversed(self.lines) if line.raw.strip() == text), None)
 
 
 def _signal_of(exit_code: int | None) -> int | None:
@@ -165,24 +261,25 @@ def _agents_word(reading: _Reading) -> Diagnosis | None:
     reason = reading.evidence.reason
     match reading.evidence.ended_by:
         case "hang":
-            return reading.diagnosis("timeout", f"it hung: {reason}", _stack(reading) or reason, "the agent", "hang")
+            said = _stack(reading) or reason
+            return reading.diagnosis("hang", said, "the agent", reason=f"it hung: {reason}")
         case "time_limit":
-            return reading.diagnosis("timeout", f"it ran out of time: {reason}", reason, "the agent", "time_limit")
+            return reading.diagnosis("time_limit", reason, "the agent", reason=f"it ran out of time: {reason}")
         case "memory":
-            return reading.diagnosis("oom", f"it took too much memory: {reason}", reason, "the agent", "memory")
+            return reading.diagnosis("memory", reason, "the agent", reason=f"it took too much memory: {reason}")
         case "stop":
-            return reading.diagnosis("unknown", f"no crash, it was stopped: {reason}", reason, "the agent", "stop")
+            return reading.diagnosis("stop", reason, "the agent", reason=f"no crash, it was stopped: {reason}")
         case "itself":
             return None
 
 
-def _stack(reading: _Reading) -> str | None:
+def _stack(reading: _Reading) -> Line | None:
     """Innermost frame of the stack that Python's fault handler wrote, if it did."""
     for position, line in enumerate(reading.lines):
         if re.match(r"(?:Current thread|Thread) 0x\w+.*\(most recent call first\)", line.text):
             for frame in reading.lines[position + 1 : position + 3]:
                 if frame.text.strip().startswith("File "):
-                    return frame.text.strip()
+                    return frame
     return None
 
 
@@ -192,64 +289,84 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     if failure is None or failure.crash_class == "unknown":
         return None
     where = f" ({failure.where})" if failure.where else ""
+    text = f"{failure.exception}: {failure.message}"
+    known = reading.rules.match(text)
+    line = next((line for line in reversed(reading.lines) if failure.message[:60] in line.raw), None)
     return Diagnosis(
         failure.crash_class,
         f"{failure.message}{where}",
-        f"{failure.exception}: {failure.message}",
+        text[:LONGEST_EVIDENCE],
         "failure.json",
         f"failure-{failure.exception}",
         key=failure.key,
         suggestion=failure.suggestion,
         phase=failure.phase or reading.evidence.phase,
+        line=line.row + 1 if line else None,
+        confidence=CONFIDENCE["failure.json"],
+        remedy=failure.hint or (known.remedy if known and known.crash_class == failure.crash_class else ""),
     )
 
 
 # --- 2. exit code and signal -------------------------------------------------------------------------------
 
+CERTAIN = {
+    signals.SIGBUS: "SIGBUS",
+    signals.SIGILL: "SIGILL",
+    signals.SIGXCPU: "SIGXCPU",
+    signals.SIGXFSZ: "SIGXFSZ",
+}
+
 
 def _exit_and_signal(reading: _Reading) -> Diagnosis | None:
-    name = _signal_name(reading.signal)
     if reading.signal == signals.SIGKILL:
         return _killed(reading)
-    certain: dict[int, tuple[CrashClass, str]] = {
-        signals.SIGBUS: ("resource", "bus error: shared memory or a mapped file could not be backed"),
-        signals.SIGILL: ("backend", "illegal instruction: a library was built for another processor"),
-        signals.SIGXCPU: ("timeout", "the processor time limit was reached"),
-        signals.SIGXFSZ: ("resource", "the file size limit was reached"),
-    }
-    if reading.signal in certain and not _definite(reading):
-        crash_class, reason = certain[reading.signal]
-        return reading.diagnosis(crash_class, reason, name, "exit", name)
+    if reading.signal in CERTAIN and not _definite(reading):
+        name = CERTAIN[signals.Signals(reading.signal)]
+        return reading.diagnosis(name, name, "exit", sure=0.9)
     return None
 
 
 def _killed(reading: _Reading) -> Diagnosis | None:
-    """SIGKILL comes from the memory killer unless something else is known: a scheduler, or a cause in the log."""
+    """SIGKILL comes from the memory killer unless something else is known: a scheduler, a cause in the log, counters of
+    the kernel that did not move."""
     evidence = reading.evidence
     cancelled = _first(reading.lines, CANCELLED)
     if cancelled is not None:
-        limit = "TIME LIMIT" in cancelled or "walltime" in cancelled
-        reason = "the scheduler's time limit" if limit else "somebody cancelled the job"
-        return reading.diagnosis("timeout" if limit else "unknown", reason, cancelled, "exit", "cancelled")
+        if "TIME LIMIT" in cancelled.raw or "walltime" in cancelled.raw:
+            return reading.diagnosis("scheduler-limit", cancelled, "exit", sure=0.95)
+        found = reading.diagnosis("cancelled", cancelled, "exit", reason="somebody cancelled the job")
+        return replace(found, crash_class="unknown")
     if evidence.cgroup_oom or evidence.host_oom:
         where = "of its control group" if evidence.cgroup_oom else "on this machine"
         counted = f"the kernel counted a memory kill {where}"
-        return reading.diagnosis(
-            "oom", f"killed: {counted}", _kernel_line(evidence.kernel) or counted, "kernel", "oom-kill"
-        )
+        said = _kernel_line(evidence.kernel) or counted
+        return reading.diagnosis("oom-kill", said, "kernel", reason=f"killed: {counted}")
     if _definite(reading):
         return None
-    reason = "killed (SIGKILL) by nobody we know of: presumably the kernel, for host memory"
-    return reading.diagnosis("oom", reason, _last_word(reading), "exit", "sigkill")
+    low = _low_memory(evidence)
+    if low is not None:
+        return reading.diagnosis("sigkill-low-memory", low, "telemetry", reason=f"killed (SIGKILL) when {low}")
+    if evidence.memory_events == "still":
+        reason = "killed (SIGKILL) from outside; the kernel's counters of memory kills did not move"
+        return reading.diagnosis("outside-kill", "SIGKILL", "exit", reason=reason)
+    return reading.diagnosis("sigkill", _last_word(reading), "exit")
+
+
+def _low_memory(evidence: Evidence) -> str | None:
+    """What was free just before the end, where that was next to nothing."""
+    free, total = evidence.free_gb, evidence.total_gb
+    if free is None or not total or free > LOW_MEMORY * total:
+        return None
+    return f"{free:.2f} of {total:.1f} GiB were free just before"
 
 
 CANCELLED = re.compile(
-    r"^(?:slurmstepd: error: )?\*\*\* (?:JOB|STEP) \S+ ON .*CANCELLED AT|^=>> PBS: job killed|^TERM_RUNLIMIT|^scancel\b"
+    r"^(?:slurmstepd: error: )?\*\*\* (?:JOB|STEP) \S+ ON .*CANCELLED AT|^=>> PBS: job killed: walltime|^TERM_RUNLIMIT|^scancel\b"
 )
 
 
 def _definite(reading: _Reading) -> bool:
-    return reading.root is not None and reading.root[0].rank <= Rank.SPECIFIC
+    return reading.root is not None and reading.root.signature.rank <= Rank.SPECIFIC
 
 
 # --- 3. memory events --------------------------------------------------------------------------------------
@@ -261,12 +378,13 @@ def _memory_events(reading: _Reading) -> Diagnosis | None:
         return None
     line = _kernel_line(reading.evidence.kernel) or "oom_kill count of the control group went up"
     return reading.diagnosis(
-        "oom", "the kernel killed a process of the training for memory", line, "kernel", "oom-kill"
+        "oom-kill", line, "kernel", reason="the kernel killed a process of the training for memory"
     )
 
 
 def _kernel_line(kernel: str) -> str | None:
-    return _first(read_lines(kernel), re.compile(r"(?:Memory cgroup out of memory|Out of memory): |oom-kill:"))
+    found = _first(read_lines(kernel), re.compile(r"(?:Memory cgroup out of memory|Out of memory): |oom-kill:"))
+    return found.raw.strip() if found else None
 
 
 # --- 4. exceptions and devices -----------------------------------------------------------------------------
@@ -274,52 +392,49 @@ def _kernel_line(kernel: str) -> str | None:
 
 def _exceptions_and_devices(reading: _Reading) -> Diagnosis | None:
     if reading.root is not None:
-        signature, line, source = reading.root
-        return reading.diagnosis(signature.crash_class, _sentence(signature, line), line, source, signature.name)
+        return _by_line(reading, reading.root)
     for said in read_lines(reading.evidence.kernel):
-        found = match(said.text.strip())
+        found = reading.rules.match(said.text.strip())
         if found is not None and found.crash_class == "backend":
-            return reading.diagnosis("backend", found.meaning, said.raw.strip(), "kernel", found.name)
+            return reading.by(found, said.raw.strip(), "kernel", sure=0.85)
     return _fatal_in_library(reading)
 
 
-def _sentence(signature: Signature, line: str) -> str:
-    return f"{signature.meaning}: {line[:160]}"
+def _by_line(reading: _Reading, found: _Found, *, sure: float | None = None) -> Diagnosis:
+    sentence = f"{found.signature.meaning}: {found.line.text.strip()[:160]}"
+    return reading.by(found.signature, found.line, found.source, reason=sentence, sure=sure)
 
 
-def judge(thrown: Thrown) -> Signature | None:
-    """The signature of one exception; some types mean one thing in one place and another elsewhere."""
+def judge(thrown: Thrown, rules: Rules) -> Signature | None:
+    """The rule for one exception; some types mean one thing in one place and another elsewhere."""
     text = f"{thrown.type}: {thrown.message}" if thrown.message else thrown.type
+    known = rules.match(text)
     match thrown.type:
         case "ModuleNotFoundError" | "ImportError":
-            return match(text) if _binary(text) else _import(thrown)
-        case "KeyError" | "KeyErrorKeyError":
-            return _key_error(thrown)
+            return known if known is not None and known.crash_class == "backend" else rules[_import(thrown)]
+        case "KeyError" | "KeyErrorKeyError" if known is None:
+            return rules[_key_error(thrown)]
         case "OSError" | "RuntimeError" | "MemoryError" if "annot allocate memory" in thrown.message:
-            return _no_memory(thrown)
-        case "ValueError" | "Exception" if not match(text):
-            return _value_error(thrown)
-    return match(text)
-
-
-def _binary(text: str) -> bool:
-    found = match(text)
-    return found is not None and found.name in ("binary-mismatch", "attention")
+            return rules[_no_memory(thrown)]
+        case "ValueError" | "Exception" if known is None:
+            return _value_error(thrown, rules)
+    return known
 
 
 ACCELERATION = frozenset(
     {
-        "flash_attn", "flash_attn_2_cuda", "triton", "bitsandbytes", "xformers", "apex", "deepspeed",
-        "transformer_engine", "megatron", "nemo_automodel", "vllm", "liger_kernel", "torchao", "aiter",
-        "cut_cross_entropy",
+        "flash_attn", "flash_attn_2_cuda", "flash_attn_interface", "triton", "bitsandbytes", "xformers", "apex", "deepspeed",
+        "transformer_engine", "megatron", "nemo_automodel", "vllm", "liger_kernel", "torchao", "aiter", "amp_C",
+        "cut_cross_entropy", "fused_layer_norm_cuda", "mamba_ssm", "causal_conv1d", "flashinfer", "sgl_kernel", "auto_gptq",
+        "torch_xla", "intel_extension_for_pytorch", "onnxruntime", "tensorrt", "nccl", "amdsmi",
     }
 )  # fmt: skip
 """Packages that a recipe's back end needs and no experiment of one's own provides."""
 
 
-def _import(thrown: Thrown) -> Signature:
+def _import(thrown: Thrown) -> str:
     """A package that does not fit its neighbour is the back end's fault; a module of one's own is a typo."""
-    named = re.match(r"No module named '([\w.]+)'", thrown.message)
+    named = re.match(r"No module named '?([\w.]+)'?", thrown.message)
     from_library = re.match(
         r"cannot import name '\w+' from (?:partially initialized module )?'([\w.]+)'(.*)", thrown.message
     )
@@ -330,9 +445,7 @@ def _import(thrown: Thrown) -> Signature:
         foreign = inside_library or _is_library(from_library.group(2))
     else:
         foreign = inside_library
-    if foreign:
-        return _context("import-mismatch", "backend", "an installed package does not fit another, or is missing")
-    return _context("own-import", "typo", "an import of the experiment's own code fails")
+    return "import-mismatch" if foreign else "own-import"
 
 
 def _is_library(path: str) -> bool:
@@ -345,40 +458,30 @@ ROWS = re.compile(
 )
 
 
-def _key_error(thrown: Thrown) -> Signature:
+def _key_error(thrown: Thrown) -> str:
     """A column that a row lacks is data; any other key that is not there is the code's or the recipe's."""
-    near = [text for text in thrown.above[-6:] if text.strip()]
-    if any(ROWS.search(text) for text in near):
-        return _context("missing-field", "data", "a data row lacks a field")
-    return _context("key", "typo", "a key is not there")
+    near = [text for text in thrown.above if text.strip()][-6:]
+    return "missing-field" if any(ROWS.search(text) for text in near) else "key"
 
 
-def _no_memory(thrown: Thrown) -> Signature:
+def _no_memory(thrown: Thrown) -> str:
     """ENOMEM on gigabytes of weights is memory; on a small shared tensor or a fork it is a limit of the system."""
     size = re.search(r"unable to mmap (\d+) bytes", thrown.message)
     shared = any(
         re.search(r"shared_memory|reductions\.py|synchronize\.py|popen_fork|resource_sharer", f) for f in thrown.frames
     )
     small = size is not None and int(size.group(1)) < 64 * 1024 * 1024
-    if shared or small:
-        return _context(
-            "shared-memory-limit", "resource", "the system refuses a small piece of memory: a limit is reached"
-        )
-    return _context("oom-host", "oom", "host memory is spent", rank=Rank.CAUSE)
+    return "shared-memory-limit" if shared or small else "oom-host"
 
 
-def _value_error(thrown: Thrown) -> Signature | None:
+def _value_error(thrown: Thrown, rules: Rules) -> Signature | None:
     """A value that a command line or a constructor of the experiment's own refuses."""
     if re.match(
-        r"(?:invalid literal for int|could not convert string to float|Unknown scheduler|unknown optimizer)",
+        r"(?:invalid literal for int|could not convert string to float|[Uu]nknown (?:scheduler|optimizer|loss|model|task))",
         thrown.message,
     ):
-        return _context("value", "typo", "a value cannot be read", rank=Rank.GENERIC)
+        return rules["value"]
     return None
-
-
-def _context(name: str, crash_class: CrashClass, meaning: str, *, rank: Rank = Rank.GENERIC) -> Signature:
-    return Signature(name, crash_class, re.compile(""), rank, meaning, "by where it was raised")
 
 
 LIBRARY_FRAME = re.compile(
@@ -392,93 +495,96 @@ def _fatal_in_library(reading: _Reading) -> Diagnosis | None:
     if reading.signal not in (signals.SIGSEGV, signals.SIGABRT, signals.SIGFPE):
         return None
     frame = _stack(reading)
-    if frame is not None and LIBRARY_FRAME.match(frame):
+    if frame is not None and LIBRARY_FRAME.match(frame.text):
         reason = f"{_signal_name(reading.signal)} inside a device library"
-        return reading.diagnosis("backend", reason, frame, "traceback", "fatal-in-library")
+        return reading.diagnosis("fatal-in-library", frame, "traceback", reason=reason)
     command = _first(reading.lines, re.compile(r"^\$?\s*\S*python\S* -c .*\bimport torch\b"))
     silent_start = reading.evidence.phase in ("start", None) and not any(line.text.strip() for line in reading.lines)
     if command is not None or (silent_start and reading.evidence.phase == "start"):
         reason = f"{_signal_name(reading.signal)} while torch first touched the device: a bad wheel or driver"
-        return reading.diagnosis("backend", reason, command or "(empty log)", "exit", "fatal-at-device-init")
+        return reading.diagnosis("fatal-at-device-init", command or "(empty log)", "exit", reason=reason)
     return None
 
 
 # --- 5. the tail -------------------------------------------------------------------------------------------
 
+KILLED = re.compile(r"^(?:\S+: )?[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b|^\[\d+\]\s+\+?\s*\d+ killed\b|^zsh: killed\b")
+
 
 def _tail(reading: _Reading) -> Diagnosis | None:
-    lines = [line for line in reading.lines if line.text.strip()]
-    tail = _before_supervisors(lines)[-TAIL:]
-    killed = _last(tail, re.compile(r"^[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b"))
+    killed = _last(reading.lines, KILLED)
     if killed is not None:
-        return reading.diagnosis("oom", "killed: presumably by the kernel, for host memory", killed, "tail", "killed")
-    rank_killed = _last(lines[-60:], re.compile(r".*\bfailed \(exitcode: -9\) local_rank\b"))
-    if rank_killed is not None:
-        reason = "a rank was killed (SIGKILL): presumably by the kernel, for host memory"
-        return reading.diagnosis("oom", reason, rank_killed, "tail", "rank-killed")
-    if _last(tail, re.compile(r"^Bus error\b")) is not None:
-        return reading.diagnosis(
-            "resource", "bus error: shared memory or a mapped file", "Bus error", "tail", "bus-error"
-        )
-    return _numbers_going_wrong(reading, tail)
+        return reading.diagnosis("killed", killed, "tail")
+    bus = _last(reading.lines, re.compile(r"^(?:\S+: line \d+: +\d+ )?Bus error\b"))
+    if bus is not None:
+        return reading.diagnosis("SIGBUS", bus, "tail")
+    return _numbers_going_wrong(reading)
 
 
-SUPERVISOR = re.compile(r".*\btorch[./]distributed[./]elastic\b|^wandb:|^srun: |^Sending process \d+ closing signal")
-
-
-def _before_supervisors(lines: list[Line]) -> list[Line]:
-    """Without what launchers and trackers print when the training is already dead."""
-    recent = range(max(0, len(lines) - 60), len(lines))
-    first = next((number for number in recent if SUPERVISOR.match(lines[number].text)), len(lines))
-    return lines[:first]
-
-
-OVERFLOW = re.compile(r".*\bOVERFLOW! Rank \d+ Skipping step\. Attempted loss scale: ([\d.]+), reducing to ([\d.]+)")
+OVERFLOW = re.compile(
+    r".*(?:\bOVERFLOW! Rank \d+ Skipping step\. Attempted loss scale: ([\d.]+), reducing to ([\d.]+)"
+    r"|\bGradient overflow\.\s+Skipping step, loss scaler)"
+)
 RATIO = re.compile(r"^(?:\S+:\d+: )?(?:UserWarning: )?The average ratio of batch \([\d.]+\) exceeds threshold")
-NAN_LOSS = re.compile(r"^.*?['\"]?\b(?:loss|grad_norm)['\"]?\s*[:=]\s*['\"]?(?:nan|-?inf)\b", re.IGNORECASE)
+NAN_LOSS = re.compile(
+    r"^.*?['\"]?\b(?:\w*loss|grad_norm|lm loss|perplexity|ppl|entropy|reward)['\"]?\s*[:=|]\s*['\"]?(?:tensor\()?(?:nan|[-+]?inf)\b",
+    re.IGNORECASE,
+)
+NUMBERS = re.compile(r"\b(?:\w*loss|grad_norm)['\"]?\s*[:=|]\s*['\"]?[-+]?\d", re.IGNORECASE)
 
 
-def _numbers_going_wrong(reading: _Reading, tail: list[Line]) -> Diagnosis | None:
-    """No exception, but the last lines say again and again that the numbers are no good."""
-    for pattern, name, meaning in (
-        (OVERFLOW, "overflow", "step after step overflows and is skipped"),
-        (RATIO, "ratio", "the policy's probability ratio explodes"),
-        (NAN_LOSS, "nan-loss", "loss or gradient is not finite"),
-    ):
-        hits = [line for line in tail if pattern.match(line.text.strip())]
+def _numbers_going_wrong(reading: _Reading) -> Diagnosis | None:
+    """No exception, but the last lines that tell numbers say again and again that these are no good."""
+    wrong = ((OVERFLOW, "overflow"), (RATIO, "ratio"), (NAN_LOSS, "nan-loss"))
+    telling = [
+        line for line in reading.lines if any(one.match(line.text.strip()) for one, _ in wrong) or NUMBERS.search(line.text)
+    ]
+    for pattern, name in wrong:
+        hits = [line for line in telling[-TAIL:] if pattern.match(line.text.strip())]
         if len(hits) >= 2:
-            return reading.diagnosis("numeric", meaning, hits[-1].raw.strip(), "tail", name)
+            return reading.diagnosis(name, hits[-1], "tail")
     return None
 
 
+# --- 6. further up, and nothing ------------------------------------------------------------------------------
+
+
+def _anywhere(reading: _Reading) -> Diagnosis | None:
+    found = reading.anywhere()
+    return _by_line(reading, found, sure=FAR * BY_RANK[found.signature.rank]) if found is not None else None
+
+
 def _nothing(reading: _Reading) -> Diagnosis:
-    failure = reading.evidence.failure
+    evidence = reading.evidence
+    failure = evidence.failure
     if failure is not None:
         line = f"{failure.exception}: {failure.message}"
-        return reading.diagnosis("unknown", failure.message, line, "failure.json", "unnamed")
+        return reading.diagnosis("unnamed", line, "failure.json", reason=failure.message)
     if reading.signal is not None:
         how = f"died of {_signal_name(reading.signal)} and says nothing of why"
-    elif reading.evidence.exit_code == 0:
+        return reading.diagnosis("fatal-signal", _last_word(reading), "nothing", reason=how)
+    if evidence.exit_code == 0:
         how = "left with exit code 0 but wrote no summary"
-    elif reading.evidence.exit_code is None:
+        how += f" that can be read ({'; '.join(evidence.problems)})" if evidence.problems else ""
+    elif evidence.exit_code is None:
         how = "nothing in the log is known to us"
     else:
-        how = f"left with exit code {reading.evidence.exit_code}, and nothing in the log is known to us"
-    return reading.diagnosis("unknown", how, _last_word(reading), "nothing", "none")
+        how = f"left with exit code {evidence.exit_code}, and nothing in the log is known to us"
+    return reading.diagnosis("none", _last_word(reading), "nothing", reason=how)
 
 
-def _last_word(reading: _Reading) -> str:
+def _last_word(reading: _Reading) -> Line | str:
     if reading.burst:
-        return reading.burst[-1].line.raw.strip()
-    spoken = [line.raw.strip() for line in reading.lines if line.text.strip()]
+        return reading.burst[-1].line
+    spoken = [line for line in reading.lines if line.text.strip()]
     return spoken[-1] if spoken else "(empty log)"
 
 
-def _first(lines: list[Line], pattern: re.Pattern[str]) -> str | None:
-    return next((line.raw.strip() for line in lines if pattern.match(line.text.strip())), None)
+def _first(lines: list[Line], pattern: re.Pattern[str]) -> Line | None:
+    return next((line for line in lines if pattern.match(line.text.strip())), None)
 
 
-def _last(lines: list[Line], pattern: re.Pattern[str]) -> str | None:
+def _last(lines: list[Line], pattern: re.Pattern[str]) -> Line | None:
     return _first(lines[::-1], pattern)
 
 

@@ -69,7 +69,12 @@ def test_oom_after_a_larger_microbatch_halves_it_and_keeps_the_step() -> None:
     smaller = after(recipe, first)
     second = propose_remedy(crash("oom", phase="train"), recipe=smaller, parent=PARENT, history=[first])
     assert second is not None
-    assert second.values == {"learner.microbatch_tokens": 10240}  # half of the way from 16384 back to 4096
+    assert second.values == {"learner.gradient_checkpointing": True}
+    third = propose_remedy(
+        crash("oom", phase="train"), recipe=after(smaller, second), parent=PARENT, history=[first, second]
+    )
+    assert third is not None
+    assert third.values == {"learner.microbatch_tokens": 10240}  # half of the way from 16384 back to 4096
 
 
 def test_oom_while_sampling_halves_the_rows_in_flight_not_the_microbatch() -> None:
@@ -89,8 +94,8 @@ def test_oom_then_shrinks_the_ideas_own_change_halfway_and_then_gives_up() -> No
     history: list[Remedy] = []
     for expected in (
         {"learner.microbatch_tokens": 2048, "learner.gradient_accumulation": 2},
+        {"learner.gradient_checkpointing": True},
         {"rollout.max_new_tokens": 288},  # (512 + 64) / 2
-        {"rollout.max_new_tokens": 176},  # (288 + 64) / 2
     ):
         remedy = propose_remedy(diagnosis, recipe=recipe, parent=PARENT, history=history)
         assert remedy is not None
@@ -109,13 +114,27 @@ def test_oom_of_all_weights_is_not_undone_into_the_parent() -> None:
     first = propose_remedy(crash("oom", phase="train"), recipe=recipe, parent=PARENT)
     recipe = after(recipe, first)
     assert first is not None
-    second = respond(crash("oom", phase="train"), recipe=recipe, parent=PARENT, history=[first])
-    assert second.remedy is None  # adapters again, with a smaller microbatch, would be the incumbent in disguise
-    assert "nothing of the idea would be left" in second.why
+    second = propose_remedy(crash("oom", phase="train"), recipe=recipe, parent=PARENT, history=[first])
+    assert second is not None
+    assert second.values == {"learner.gradient_checkpointing": True}
+    recipe, tried = after(recipe, second), [first, second]
+    third = respond(crash("oom", phase="train"), recipe=recipe, parent=PARENT, history=tried)
+    assert third.remedy is None  # adapters again, with a smaller microbatch, would be the incumbent in disguise
+    assert "nothing of the idea would be left" in third.why
     with_another = with_keys(recipe, {"learner.learning_rate": 2e-4})
-    second = respond(crash("oom", phase="train"), recipe=with_another, parent=PARENT, history=[first])
-    assert second.remedy is not None
-    assert second.remedy.values["model.lora"]["rank"] == 16
+    third = respond(crash("oom", phase="train"), recipe=with_another, parent=PARENT, history=tried)
+    assert third.remedy is not None
+    assert third.remedy.values["model.lora"]["rank"] == 16
+
+
+def test_oom_without_a_change_of_ones_own_ends_with_fewer_rows() -> None:
+    recipe, history = change(learner__learning_rate=2e-4), []
+    for expected in ("learner.microbatch_tokens", "learner.gradient_checkpointing", "rollout.slots"):
+        remedy = propose_remedy(crash("oom", phase="train"), recipe=recipe, parent=PARENT, history=history)
+        assert remedy is not None
+        assert expected in remedy.values
+        recipe = after(recipe, remedy)
+        history.append(remedy)
 
 
 def test_oom_of_the_baseline_goes_on_with_smaller_steps_until_one_completion() -> None:
