@@ -15,41 +15,51 @@ BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
 """End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
 PREFIX = re.compile(
     r"""^(?:
-        \[\s*\d+\.\d{6}\][ ]                                          # the kernel's seconds since boot
+        \[(?!Errno|WinError|enforce)(?:[^\[\]]|\[[^\[\]]*\]){1,120}\](?:<std\w+>)?:?[ ]*   # [rank0]: [core.py:11] [ 12.345678] [1,0]<stderr>:
+      | \((?:[\w.]+[ ])?(?:pid|rank)=[^()]*\)[ ]*                      # (EngineCore pid=90)
       | [A-Z][a-z]{2}[ ]{1,2}\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ](?=\S+:)    # Nov 26 23:02:11 host of syslog
       | kernel:[ ]                                                     # syslog names who speaks
-      | (?:python3?|systemd|run|worker|trainer)\[\d+\]:[ ]               # python[2412]:
-      | \[?(?:rank|Rank)[ ]?\d+\]?:[ ]*                                # [rank0]:
-      | \[\d+,\d+\]<std(?:err|out)>:[ ]?                               # [1,0]<stderr>: of mpirun
+      | (?:python3?|run|worker|trainer)\[\d+\]:[ ]                      # python[2412]:
+      | (?:rank|Rank)[ ]?\d+:[ ]*
       | \d{1,4}:[ ](?=\S)                                              # 3: of srun --label
-      | [\w.-]+-\d+[ ]+\|[ ]                                           # trainer-1  | of docker compose
-      | std(?:err|out)[ ]F[ ]                                          # of Kubernetes
+      | [A-Za-z][\w.-]{0,39}[ ]+\|[ ]                                           # trainer-1  | of docker compose
+      | [│┃║|][ ]                                                      # a console that draws boxes
+      | >+[ ]?(?=\S)                                                   # quoted
+      | std(?:err|out)(?:[ ]F|/[A-Z]+)[ ]+                             # of Kubernetes and of services
+      | \w+/(?:ERROR|WARNING|INFO)[ ]+
       | (?:worker|node|host|ip-[\d-]+)[\w.-]*:[ ](?=\S)                 # worker-3: of pdsh
-      | \((?:[\w.]+[ ])?pid=\d+(?:,[ ]ip=[^)]*)?\)[ ]*                 # (EngineCore pid=90)
-      | \[\d+\][ ]                                                     # [3] of NCCL
       | [\w.-]+:\d+:\d+[ ](?:\[\d+\][ ])?(?=NCCL|RCCL|\w+\.cc:|[\w/]+\.[ch]c?:)   # host:pid:tid [0] of NCCL
       | [EWIF]\d{4}[ ]\d\d:\d\d:\d\d\.\d+[ ]+\d+[ ](?=\S)                # E1118 10:00:00.000000 123 of glog
-      | \[[^\]\s]+\]\[[^\]\s]*\]\[(?:ERROR|INFO|WARNING|CRITICAL)\][ ]-[ ]      # [time][name][ERROR] - of Hydra
-      | \d{4}-\d\d-\d\dT[\d:.]+Z[ ]                                     # of CI services
+      | [\w./-]+\.(?:py|cc|cpp|cu|h|rs):\d+\][ ]*                       # engine.py:387] of glog
+      | \d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)[ ]                   # of CI services
+      | \d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:?\d\d|Z)?[ ,|:-]*   # a time stamp
+      | (?:\d\d-\d\d[ ])?\d\d:\d\d:\d\d(?:[.,]\d+)?[ ]                 # 03-06 06:49:30
       | \#\#\[error\]
-      | \[\w+_adaptor_c\][ ]                                           # [vllm_allocator_adaptor_c]
-      | (?:ERROR|WARNING|CRITICAL|FATAL|INFO)[ ]*(?:\||:|(?=\[)|-[ ])[ ]*   # ERROR:, ERROR |
+      | (?:ERROR|WARNING|CRITICAL|FATAL|INFO|Error)[ ]*(?:\||:|(?=\[)|-[ ]|(?=\d\d-\d\d[ ]\d\d:))[ ]*   # ERROR:, ERROR |
       | [\w.]+:\w+:\d+[ ]-[ ]                                          # autotrain.trainers.common:wrapper:121 -
-      | \[[\w./-]+\.py:\d+(?::\w+)?\][ ]*                              # [core.py:1100]
-      | \d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:?\d\d|Z)?[ ,|:-]*   # a time stamp
       | [\w.]+[ ]-[ ](?:ERROR|CRITICAL|WARNING)[ ]-[ ]                 # finetrainers - ERROR -
       | !!![ ][^!]*!!![ ]                                              # !!! Exception during processing !!!
       | Exception[ ]has[ ]occurred:[ ]                                 # a debugger
       | (?:FAILED|ERROR)[ ]\S+::\S+[ ]-[ ]                             # pytest
       | Error[ ]during[ ][\w ]+:[ ]
       | E[ ]{3,7}(?=\S)                                                # pytest's marker column
+      | "(?:message|error)":[ ]*"(?=[A-Z])                             # an error that was written as JSON
+      | libc\+\+abi:[ ]terminating[ ](?:due[ ]to|with)[ ]uncaught[ ]exception[ ]of[ ]type[ ](?:\w+::)*
+      | UnfilteredStackTrace:[ ]
+      | Process[ ]group[ ]watchdog[ ]thread[ ]terminated[ ]with[ ]exception:[ ]
+      | (?:RuntimeError:[ ])?NCCL[ ]communicator[ ]was[ ]aborted[ ]on[ ]rank[ ]\d+\.[ ]+Original[ ]reason[ ]for[ ]failure[ ]was:[ ]
     )""",
     re.VERBOSE,
 )
+BORDER = re.compile(r"\s*[│┃║]\s*$")
+TWICE = re.compile(r"^(?P<type>[A-Z]\w*?(?:Error|Exception))(?P=type)+(?:: *)+")
+"""Two processes that wrote at the same moment."""
 BAR_ONLY = re.compile(r"^[^\S\n]*(?:[^\n|%]{0,80}[: ])?\s*\d{1,3}%\|[^|]*\|[^\n]*$")
 """A state of a progress bar and nothing else."""
 LONGEST_LINE = 2000
 """Of a line that is looked at; an exception's type and the beginning of its message are within that."""
+NOTEBOOK = re.compile(r"^(?P<type>\w+(?:Error|Exception)(?:\(\w+\))?)\s{3,}Traceback \(most recent call last\)")
+"""A notebook begins with the type; what it said stands at the end, which may be cut off."""
 EXCEPTION = re.compile(
     r"^(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Failed|Failure|Timeout|Fault|OutOfResources"
     r"|Expired|OutOfMemory)(?:\([A-Za-z]\w*\))?)(?::(?P<message>.*)|\s*)$"
@@ -109,13 +119,13 @@ def is_bar(text: str) -> bool:
 
 def strip_prefixes(text: str) -> str:
     """Take off what ranks, actors and loggers put in front, until nothing comes off. Plain indentation stays."""
-    bare = text
-    for _ in range(8):
+    bare = BORDER.sub("", text)
+    for _ in range(12):
         stripped = PREFIX.sub("", bare.lstrip() if PREFIX.match(bare.lstrip()) else bare, count=1)
         if stripped == bare:
             break
         bare = stripped
-    return bare
+    return TWICE.sub(r"\g<type>: ", bare)
 
 
 def exceptions(lines: list[Line]) -> list[Thrown]:
@@ -125,7 +135,7 @@ def exceptions(lines: list[Line]) -> list[Thrown]:
     for position, line in enumerate(lines):
         if not is_exception(line):
             continue
-        match = EXCEPTION.match(line.text.strip())
+        match = _exception(line)
         assert match is not None
         above = [earlier.text for earlier in lines[start:position] if not is_bar(earlier.text)]
         start = position + 1
@@ -137,8 +147,13 @@ def exceptions(lines: list[Line]) -> list[Thrown]:
 
 def is_exception(line: Line) -> bool:
     """An exception's type at the start, unless it is a warning or stands indented inside something else."""
-    match = EXCEPTION.match(line.text.strip())
+    match = _exception(line)
     return match is not None and not match.group("type").endswith("Warning") and not line.text.startswith("    ")
+
+
+def _exception(line: Line) -> re.Match[str] | None:
+    text = line.text.strip()
+    return EXCEPTION.match(text) or NOTEBOOK.match(text)
 
 
 def got_over(lines: list[Line], position: int) -> bool:
@@ -162,7 +177,7 @@ def _thrown(line: Line, match: re.Match[str], above: list[str]) -> Thrown:
     return Thrown(
         line=line,
         type=wrapped.group(1) if wrapped else name.rsplit(".", 1)[-1],
-        message=(match.group("message") or "").strip(),
+        message=(match.groupdict().get("message") or "").strip(),
         frames=frames,
         above=tuple(own),
     )

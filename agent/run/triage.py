@@ -412,7 +412,7 @@ def judge(thrown: Thrown, rules: Rules) -> Signature | None:
     match thrown.type:
         case "ModuleNotFoundError" | "ImportError":
             return known if known is not None and known.crash_class == "backend" else rules[_import(thrown)]
-        case "KeyError" | "KeyErrorKeyError" if known is None:
+        case "KeyError" if known is None:
             return rules[_key_error(thrown)]
         case "OSError" | "RuntimeError" | "MemoryError" if "annot allocate memory" in thrown.message:
             return rules[_no_memory(thrown)]
@@ -515,7 +515,7 @@ def _tail(reading: _Reading) -> Diagnosis | None:
     killed = _last(reading.lines, KILLED)
     if killed is not None:
         return reading.diagnosis("killed", killed, "tail")
-    bus = _last(reading.lines, re.compile(r"^(?:\S+: line \d+: +\d+ )?Bus error\b"))
+    bus = _last(reading.lines, re.compile(r"^(?:\S+: line \d+: +\d+ )?(?:Signal: |Caught signal 7 \()?Bus error\b"))
     if bus is not None:
         return reading.diagnosis("SIGBUS", bus, "tail")
     return _numbers_going_wrong(reading)
@@ -527,7 +527,8 @@ OVERFLOW = re.compile(
 )
 RATIO = re.compile(r"^(?:\S+:\d+: )?(?:UserWarning: )?The average ratio of batch \([\d.]+\) exceeds threshold")
 NAN_LOSS = re.compile(
-    r"^.*?['\"]?\b(?:\w*loss|grad_norm|lm loss|perplexity|ppl|entropy|reward)['\"]?\s*[:=|]\s*['\"]?(?:tensor\()?(?:nan|[-+]?inf)\b",
+    r"^.*?['\"]?\b(?:\w*loss|grad[_ ]norm|perplexity|ppl|entropy|reward\w*|kl)['\"]?\s*[:=|]\s*['\"]?(?:tensor\()?(?:nan|[-+]?inf)\b"
+    r"|^.*\|\s*nan\s*(?:\||$)|^.*: nan\b.*: nan\b",
     re.IGNORECASE,
 )
 NUMBERS = re.compile(r"\b(?:\w*loss|grad_norm)['\"]?\s*[:=|]\s*['\"]?[-+]?\d", re.IGNORECASE)
@@ -541,9 +542,14 @@ def _numbers_going_wrong(reading: _Reading) -> Diagnosis | None:
     ]
     for pattern, name in wrong:
         hits = [line for line in telling[-TAIL:] if pattern.match(line.text.strip())]
-        if len(hits) >= 2:
+        if len(hits) >= 2 or (hits and _nans(hits[-1]) >= 3):
             return reading.diagnosis(name, hits[-1], "tail")
     return None
+
+
+def _nans(line: Line) -> int:
+    """Numbers of one line that are none."""
+    return len(re.findall(r"[:=|]\s*['\"]?nan\b", line.text, re.IGNORECASE))
 
 
 # --- 6. further up, and nothing ------------------------------------------------------------------------------
