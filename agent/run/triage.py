@@ -36,6 +36,8 @@ NEAR = 300
 """Lines before the final exceptions in which a device's message counts as part of the same failure."""
 TAIL = 12
 """Of the lines that tell numbers, the last ones say whether these go wrong at the end."""
+FLOOD = 40
+"""Lines above a device's message in which the same rule counts as the same failure."""
 WENT_ON = 100
 """Lines of progress after which a device's message is something that the training got over."""
 LOW_MEMORY = 0.03
@@ -185,7 +187,17 @@ class _Reading:
             signature = self.rules.match(line.text.strip())
             if signature is not None and signature.rank != Rank.GENERIC:
                 found.append((signature.rank, 1, -line.number, _Found(signature, line, "device")))
-        return min(found, key=lambda entry: entry[:3])[3] if found else None
+        return self._first_of(min(found, key=lambda entry: entry[:3])[3]) if found else None
+
+    def _first_of(self, found: _Found) -> _Found:
+        """Devices and drivers say the same thing many times, and what follows of it: the first of these lines."""
+        if found.source != "device":
+            return found
+        first = found
+        for line in reversed(self.lines[max(0, found.line.number - FLOOD) : found.line.number]):
+            if self.rules.match(line.text.strip()) is found.signature and not is_exception(line):
+                first = _Found(found.signature, line, found.source)
+        return first
 
     def _near_the_end(self) -> list[Line]:
         """Lines that are no exception lines, close to the final exceptions or, without any, to the end.
@@ -211,7 +223,7 @@ class _Reading:
                 continue
             if best is None or signature.rank < best.signature.rank:
                 best = _Found(signature, line, "device")
-        return best
+        return self._first_of(best) if best is not None else None
 
     def diagnosis(
         self, name: str, evidence: Line | str, source: str, *, reason: str | None = None, sure: float | None = None
@@ -349,7 +361,7 @@ def _killed(reading: _Reading) -> Diagnosis | None:
     if evidence.memory_events == "still":
         reason = "killed (SIGKILL) from outside; the kernel's counters of memory kills did not move"
         return reading.diagnosis("outside-kill", "SIGKILL", "exit", reason=reason)
-    return reading.diagnosis("sigkill", _last_word(reading), "exit")
+    return reading.diagnosis("sigkill", _last(reading.lines, KILLED) or _last_word(reading), "exit")
 
 
 def _low_memory(evidence: Evidence) -> str | None:
