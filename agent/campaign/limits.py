@@ -1,8 +1,8 @@
 """What ran out of memory on this machine, kept beyond the campaign that met it.
 
-One line a limit in `limits.jsonl` of the user's cache folder, with the machine that it holds for. A limit binds a recipe
-that needs at least as much in every key that decides memory, while no more memory is free than there was then. One that
-a recipe which has run contradicts is not believed: what ran out was something else's doing.
+One line a limit in `limits.jsonl` of the user's cache folder, with the machine that it holds for. A limit binds a
+recipe that needs at least as much in every key that decides memory, while no more memory is free than there was then.
+One that a recipe which has run contradicts is not believed: what ran out was something else's doing.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
 from agent.campaign.workbench import Workbench
-from agent.errors import UsageError, WorkspaceError
+from agent.errors import RecipeError, UsageError, WorkspaceError
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.events import CampaignResumed
 from agent.ledger.git import Repository
@@ -21,6 +21,8 @@ from agent.ledger.journal import Journal
 from agent.ledger.table import create_table
 from agent.ledger.workspace import Workspace, check_campaign_name
 from agent.plan.playbook import load_playbook
+from agent.recipe.files import with_keys
+from agent.recipe.schema import Recipe
 
 
 def machine_of(workspace: Workspace) -> Machine:
@@ -82,8 +84,32 @@ def start(
         machine=dataclasses.asdict(machine),
         files=files,
     )
+    tell_known_limits(session, recipe)
     branch(session)
     return session
+
+
+def tell_known_limits(session: Session, recipe: Recipe) -> None:
+    """What earlier campaigns found not to fit on this machine, for the planner: what would bind this recipe, if it had
+    that size."""
+    for known in session.limits.about(recipe.model.source):
+        try:
+            binds = known.binds(with_keys(recipe, {known.limit.key: _as_size(known.limit.below)}), free_gb=None)
+        except RecipeError:
+            continue
+        if binds:
+            session.tell(
+                "constraint_learned",
+                key=known.limit.key,
+                relation="<",
+                value=known.limit.below,
+                why=known.words,
+                context=known.limit.context,
+            )
+
+
+def _as_size(value: float) -> int | float:
+    return int(value) if value == int(value) else value
 
 
 def _check_only(session: Session, only: str) -> None:

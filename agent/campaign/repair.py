@@ -1,20 +1,24 @@
 """Train an idea, and when it breaks: triage, one sensible fix, again; a few times at most.
 
-A fix of the idea is a commit on its branch. A fix of the shared layer (attention, environment) goes to all
-later runs, after a run with it has shown that it helps. What a crash teaches is told to the planner.
+A fix of the idea is a commit on its branch. A fix of the shared layer (attention, environment) goes to all later
+runs, after a trial in a small process and a run with it have shown that it helps. What a crash teaches is told to the
+planner, and what does not fit into memory is remembered for this machine: a recipe that is known not to fit is not
+started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent.campaign.limits import KnownLimit, contradicted
 from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed
+from agent.hardware.sensors import memory
 from agent.recipe.files import edit_text, with_keys
+from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
 from agent.run.telemetry import RunRecord
@@ -22,6 +26,8 @@ from agent.run.triage import Diagnosis, Evidence, triage
 
 MAX_ATTEMPTS = 3
 """Fixes and repeats of one idea before it is recorded as a crash."""
+SURE = 0.8
+"""Confidence from which on a limit is remembered beyond the campaign."""
 
 
 class StopCampaign(TrainingFailed):
@@ -45,6 +51,7 @@ def train_with_repairs(
 ) -> Done:
     """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
     tried: list[Remedy] = []
+    ruled_out: list[Remedy] = []
     probing: Remedy | None = None
     repeats = 0
     while True:
@@ -57,7 +64,8 @@ def train_with_repairs(
             if probing is not None:
                 _adopt(session, probing, experiment)
             return done
-        remedy = _answer(session, experiment, done, tried) if fixes + repeats < MAX_ATTEMPTS else None
+        more = fixes + repeats < MAX_ATTEMPTS
+        remedy = _answer(session, runner, plan, done, tried, ruled_out) if more else None
         if remedy is None:
             return done
         tried.append(remedy)
@@ -87,14 +95,12 @@ class Plan:
 
 def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan, early: Early | None) -> Done:
     try:
-        recipe = session.with_shared_layer(session.recipe_of(plan.experiment))
-        if shared is not None:
-            recipe = with_keys(recipe, shared.values)
+        recipe = with_step(session.with_shared_layer(session.recipe_of(plan.experiment)), shared)
     except RecipeError as error:
         return _unreadable(plan.key, error, session)
-    env: Mapping[str, str] = shared.env if shared is not None else {}
-    if env:
-        recipe = with_keys(recipe, {"backend.env": {**recipe.backend.env, **env}})
+    known = None if runner.knows(plan.key) else session.limit_against(recipe, free_gb=memory().available)
+    if known is not None:
+        return _known_not_to_fit(session, plan, known)
     job = Job(
         key=plan.key,
         what=plan.what,
@@ -108,6 +114,21 @@ def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan
         rung_at=plan.rung_at,
     )
     return runner.run(job, early=early)
+
+
+def with_step(recipe: Recipe, shared: Remedy | None) -> Recipe:
+    """The recipe with a step of the shared layer that is being tried."""
+    if shared is None:
+        return recipe
+    changed = with_keys(recipe, shared.values)
+    return with_keys(changed, {"backend.env": {**changed.backend.env, **shared.env}}) if shared.env else changed
+
+
+def _known_not_to_fit(session: Session, plan: Plan, known: KnownLimit) -> Done:
+    """Not started: it would end as it did before."""
+    record = RunRecord(session.runs_folder / plan.key, None, [], [], None, None, None, known.words, ())
+    session.observer.ended(f"not started: known not to fit on this machine: {known.words}")
+    return Done(plan.key, record, None, known.diagnosis(), session.evaluation)
 
 
 def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
@@ -127,21 +148,57 @@ def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
     return Done(key, record, None, triage(Evidence(failure=failure)), session.evaluation)
 
 
-def _answer(session: Session, experiment: int, done: Done, tried: list[Remedy]) -> Remedy | None:
+def _answer(
+    session: Session, runner: Runner, plan: Plan, done: Done, tried: list[Remedy], ruled_out: list[Remedy]
+) -> Remedy | None:
     """What to do about the crash, told to the observer; None where nothing sensible is left.
 
     Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
-    parent = session.recipe_of(session.base_of(experiment))
-    response = _response(session, experiment, done.diagnosis, parent, tried)
-    limit = response.limit or (response.remedy.limit if response.remedy else None)
-    if limit is not None:
-        _learn(session, experiment, limit)
-    if response.stops_campaign:
-        raise _stopping(done, done.diagnosis, response)
-    session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
-    return response.remedy
+    parent = session.recipe_of(session.base_of(plan.experiment))
+    while True:
+        response = _response(session, plan.experiment, done.diagnosis, parent, tried, ruled_out)
+        limit = response.limit or (response.remedy.limit if response.remedy else None)
+        if limit is not None:
+            _learn(session, plan.experiment, limit, done)
+        if response.stops_campaign:
+            raise _stopping(done, done.diagnosis, response)
+        remedy = response.remedy
+        if remedy is None or not remedy.needs_probe or _helps(session, runner, plan, done, remedy, len(ruled_out)):
+            session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
+            return remedy
+        ruled_out.append(remedy)
+
+
+def _helps(session: Session, runner: Runner, plan: Plan, done: Done, remedy: Remedy, number: int) -> bool:
+    """Whether the smallest training runs with this step of the shared layer, before a whole run is spent on it."""
+    recipe = session.with_shared_layer(session.recipe_of(plan.experiment))
+    if number == 0:
+        without = _trial(session, runner, plan, done, recipe, None, "as-it-is")
+        same = without.diagnosis is not None
+        session.observer.say(f"  a small training without a change {'fails too' if same else 'runs'}")
+    trial = _trial(session, runner, plan, done, recipe, remedy, f"step-{number + 1}")
+    if not trial.ok:
+        session.observer.say(f"  ruled out: {remedy.why}: a small training with it fails ({trial.crash_words})")
+    return trial.ok
+
+
+def _trial(
+    session: Session, runner: Runner, plan: Plan, done: Done, recipe: Recipe, remedy: Remedy | None, name: str
+) -> Done:
+    job = Job(
+        key=run_key([done.key, "trial", name]),
+        what=f"trial: {remedy.why if remedy else 'the layer below, as it is'}",
+        recipe=miniature(with_step(recipe, remedy)),
+        seed=plan.seed,
+        role="experiment",
+        rung="screen",
+        experiment=plan.experiment,
+        arm="probe",
+        splits=(),
+    )
+    return runner.run(job)
 
 
 def _stopping(done: Done, diagnosis: Diagnosis, response: Response) -> AgentError:
@@ -153,12 +210,22 @@ def _stopping(done: Done, diagnosis: Diagnosis, response: Response) -> AgentErro
     return StopCampaign(f"{diagnosis.crash_class}: {diagnosis.reason}", where=done.key, hint=hint)
 
 
-def _response(session: Session, experiment: int, diagnosis: Diagnosis, parent: Recipe, tried: list[Remedy]) -> Response:
+def _response(
+    session: Session,
+    experiment: int,
+    diagnosis: Diagnosis,
+    parent: Recipe,
+    tried: list[Remedy],
+    ruled_out: list[Remedy],
+) -> Response:
     try:
         recipe = session.recipe_of(experiment)
     except RecipeError:
         return _mended_values(session, experiment, parent)
-    return respond(diagnosis, recipe=recipe, parent=parent, history=tried)
+    shared = session.with_shared_layer(recipe)
+    return respond(
+        diagnosis, recipe=shared, parent=session.with_shared_layer(parent), history=tried, ruled_out=ruled_out
+    )
 
 
 def _mended_values(session: Session, experiment: int, parent: Recipe) -> Response:
@@ -185,7 +252,7 @@ def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -
         "experiment": experiment,
         "fix": len(session.state.experiments[experiment].fixes) + 1,
         "subject": f"fix {done.diagnosis.crash_class}: {remedy.why}",
-        "body": done.diagnosis.reason,
+        "body": fix_body(done.diagnosis, key=done.key),
         "files": {path: text},
         "crash_class": done.diagnosis.crash_class,
         "why": remedy.why,
@@ -245,8 +312,11 @@ def _adopt(session: Session, remedy: Remedy, experiment: int) -> None:
     session.observer.say(f"  shared layer changed for all later runs: {remedy.why}")
 
 
-def _learn(session: Session, experiment: int, limit: Limit) -> None:
-    """A size at which memory ran out, for the planner."""
+def _learn(session: Session, experiment: int, limit: Limit, done: Done) -> None:
+    """A size at which memory ran out, for the planner; where that is sure, for later campaigns on this machine too."""
+    assert done.diagnosis is not None
+    if done.diagnosis.signature == "known-limit":
+        return
     session.tell(
         "constraint_learned",
         key=limit.key,
@@ -256,3 +326,20 @@ def _learn(session: Session, experiment: int, limit: Limit) -> None:
         experiment=experiment,
         context=limit.context,
     )
+    if done.diagnosis.confidence >= SURE and not contradicted(limit, session.ran_well()):
+        name = session.settings.campaign
+        session.limits.learn(KnownLimit(limit, done.diagnosis.phase, done.free_gb, campaign=name))
+
+
+def fix_body(diagnosis: Diagnosis, *, key: str) -> str:
+    """For the commit: what died, the line that proves it, how sure that is, and what of the idea may have caused it."""
+    place = f", line {diagnosis.line} of its log" if diagnosis.line is not None else ""
+    lines = [
+        diagnosis.reason,
+        "",
+        f"Evidence ({diagnosis.source}{place}): {diagnosis.evidence}",
+        f"Class: {diagnosis.crash_class} ({diagnosis.signature}), confidence {diagnosis.confidence:.0%}",
+    ]
+    if diagnosis.suspects:
+        lines.append(f"Of what this experiment changed: {', '.join(diagnosis.suspects)}")
+    return "\n".join([*lines, f"Run: {key}"])

@@ -7,8 +7,8 @@ started ahead; whoever has a Runner closes it, so that none is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
 from agent.contract import EvalRow, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
+from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Evaluation, Recipe
@@ -73,6 +74,8 @@ class Done:
     """Why the campaign ended it: it begins with PAUSED or HOPELESS. None for a run that ended by itself."""
     rewards: tuple[float, float] = (0.0, 1.0)
     """Between which a reward lies."""
+    free_gb: float | None = None
+    """Host memory that was free before it was started, GiB; None where it was read back."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -164,6 +167,10 @@ class Runner:
             return recovered
         return self._execute(job, out, attempt=len(before) + 1, early=early)
 
+    def knows(self, key: str) -> bool:
+        """The run was started before, whatever became of it."""
+        return any(key_of(run) == key for run in self.session.state.runs.values())
+
     def finished_well(self) -> list[tuple[str, RunPlanned | RunStarted]]:
         """Key and words of every run that the journal knows to have ended with a summary, oldest first."""
         found: dict[str, RunPlanned | RunStarted] = {}
@@ -251,6 +258,7 @@ class Runner:
         }
         session.tell("run_planned", **words)
         session.observer.started(Activity(job.what, f"seed {job.seed}", predicted))
+        free_gb = memory().available
         result = self._launch(
             self._request(job, out, self._time_limit(predicted)),
             on_started=lambda identity: self._started(words, identity),
@@ -259,7 +267,7 @@ class Runner:
             machine=session.machine,
             standby=self._standby,
         )
-        return self._ended(job, run, result)
+        return replace(self._ended(job, run, result), free_gb=free_gb)
 
     def _request(self, job: Job, out: Path, limit: float) -> RunRequest:
         env = {name: value for change in self.session.state.shared_changes for name, value in change.env.items()}
@@ -325,7 +333,10 @@ class Runner:
 
     def _ended(self, job: Job, run: str, result: RunResult) -> Done:
         record = read_run(result.out)
-        diagnosis = None if result.ok or result.ended_by == "stop" else triage(evidence_of(result))
+        diagnosis = None
+        if not result.ok and result.ended_by != "stop":
+            evidence = evidence_of(result, changed=self._changed(job), problems=record.problems)
+            diagnosis = triage(evidence, rules=self.session.rules)
         ended_by: str = result.ended_by
         if result.summary is not None and ended_by in ("itself", "stop"):
             # a training that was done when it was asked to stop has measured everything
@@ -346,6 +357,13 @@ class Runner:
             raise CutShort(self._why_stop() or result.reason)
         early = result.reason if ended_by == "stop" else None
         return self._done(job.key, record, elapsed_s=result.elapsed_s, diagnosis=diagnosis, ended_early=early)
+
+    def _changed(self, job: Job) -> Mapping[str, tuple[Any, Any]]:
+        """What the job's experiment changed, for triage to look for the cause in."""
+        number = job.experiment
+        if not number or number not in self.session.state.experiments:
+            return {}
+        return self.session.moves_between(self.session.base_of(number), number)
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None

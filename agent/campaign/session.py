@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
@@ -28,6 +29,7 @@ from agent.plan.schema import Playbook
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
 from agent.recipe.schema import Evaluation, Recipe
 from agent.run.remedies import moved_keys
+from agent.run.signatures import Rules, rules_of
 
 FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
@@ -150,6 +152,38 @@ class Session:
         except AgentError:
             return {}
 
+    # --- what crashes have taught ----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """Of triage: the workspace's own before ours. Raises InvalidFile."""
+        return rules_of(self.playbook.folder)
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        """What is known not to fit on this machine, from all campaigns."""
+        return Limits.read(self.cache, self.machine)
+
+    def limit_against(self, recipe: Recipe, *, free_gb: float | None) -> KnownLimit | None:
+        """A limit that says that this recipe does not fit here; None also where recipes that have run contradict it."""
+        known = self.limits.binding(recipe, free_gb=free_gb)
+        return None if known is None or contradicted(known.limit, self.ran_well()) else known
+
+    def ran_well(self) -> list[Recipe]:
+        """Recipes of this campaign of which a run has ended with a summary."""
+        good = {
+            run.experiment or 0
+            for run in self.state.runs.values()
+            if run.finished and run.finished.summary and run.words and run.words.arm not in ("probe", "untrained")
+        }
+        found = []
+        for number in sorted(good):
+            try:
+                found.append(self.with_shared_layer(self.recipe_of(number)))
+            except AgentError:
+                continue
+        return found
+
     # --- time -----------------------------------------------------------------------------------------------
 
     def cost(self, recipe: Recipe, *, else_of: Sequence[Recipe] = ()) -> RunCost:
@@ -188,7 +222,7 @@ class Session:
         return [
             (run.words.recipe_signature or "", run.finished, run.finished.summary)
             for run in runs
-            if run.words and starts[run.words.out] == 1
+            if run.words and starts[run.words.out] == 1 and run.words.arm != "probe"
             and run.finished and run.finished.summary and not run.finished.summary.get("stopped")
         ]  # fmt: skip
 

@@ -21,15 +21,17 @@ CONTEXT_LINES = 2
 
 @app.command()
 def triage(
-    log: str | None = typer.Argument(None, help="A log of any framework, - for standard input, or the folder of a run."),
+    log: str | None = typer.Argument(
+        None, help="A log of any framework, - for standard input, or the folder of a run."
+    ),
     exit_code: int | None = typer.Option(None, "--exit-code", help="As the shell gives it; negative is a signal."),
     rules: bool = typer.Option(False, "--rules", help="List the rules, each with an example."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Say why a training died: class, evidence, remedy.
 
-    Classes: typo, oom, backend, numeric, data, timeout, resource, unknown. A workspace's own rules (hypotheses/crashes/)
-    count before ours.
+    Classes: typo, oom, backend, numeric, data, timeout, resource, unknown. A workspace's own rules
+    (hypotheses/crashes/) count before ours.
     """
     known = _rules()
     if rules:

@@ -1,7 +1,7 @@
 """The smallest training that still goes through every part of a recipe's execution: for trials of the layer below.
 
-One cycle of two prompts: the model is loaded, sampled from, trained on, and measured, under the recipe's own arithmetic,
-attention, compilation and environment. What it measures means nothing.
+One cycle of two prompts: the model is loaded, sampled from, trained on, and measured, under the recipe's own
+arithmetic, attention, compilation and environment. What it measures means nothing.
 """
 
 from __future__ import annotations

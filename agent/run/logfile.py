@@ -51,7 +51,9 @@ def read_log(path: Path, *, most: int = MOST_BYTES) -> LogText:
         with path.open("rb") as file:
             return read_stream(file, most=most)
     except FileNotFoundError:
-        raise UsageError("no such log", where=str(path), hint="give the path of a log, or - for standard input") from None
+        raise UsageError(
+            "no such log", where=str(path), hint="give the path of a log, or - for standard input"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
@@ -81,7 +83,7 @@ def read_stream(file: IO[bytes], *, most: int = MOST_BYTES) -> LogText:
     text, share = _decoded(data, encoding)
     first, notes = 1 + dropped_newlines, []
     if len(data) < size:
-        before, newline, after = text.partition("\n")
+        _, newline, after = text.partition("\n")
         if newline:  # the first line is cut
             text, first = after, first + 1
         notes.append(f"the last {len(data) / 2**20:.0f} of {size / 2**20:.0f} MiB were read")
@@ -96,7 +98,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _encoding(head: bytes, data: bytes) -> str:
-    """By its mark, by where its zero bytes are (a shell on Windows writes UTF-16), else UTF-8 or one byte a character."""
+    """By its mark, by where its zero bytes are (Windows shells write UTF-16), else UTF-8 or one byte a character."""
     for mark, name in BOMS:
         if head.startswith(mark):
             return name

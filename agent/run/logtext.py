@@ -15,7 +15,8 @@ BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
 """End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
 PREFIX = re.compile(
     r"""^(?:
-        \[(?!Errno|WinError|enforce)(?:[^\[\]]|\[[^\[\]]*\]){1,120}\](?:<std\w+>)?:?[ ]*   # [rank0]: [core.py:11] [ 12.345678] [1,0]<stderr>:
+        # [rank0]: [core.py:11] [ 12.345678] [1,0]<stderr>:
+        \[(?!Errno|WinError|enforce)(?:[^\[\]]|\[[^\[\]]*\]){1,120}\](?:<std\w+>)?:?[ ]*
       | \((?:[\w.]+[ ])?(?:pid|rank)=[^()]*\)[ ]*                      # (EngineCore pid=90)
       | [A-Z][a-z]{2}[ ]{1,2}\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ](?=\S+:)    # Nov 26 23:02:11 host of syslog
       | kernel:[ ]                                                     # syslog names who speaks
@@ -35,7 +36,8 @@ PREFIX = re.compile(
       | \d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:?\d\d|Z)?[ ,|:-]*   # a time stamp
       | (?:\d\d-\d\d[ ])?\d\d:\d\d:\d\d(?:[.,]\d+)?[ ]                 # 03-06 06:49:30
       | \#\#\[error\]
-      | (?:ERROR|WARNING|CRITICAL|FATAL|INFO|Error)[ ]*(?:\||:|(?=\[)|-[ ]|(?=\d\d-\d\d[ ]\d\d:))[ ]*   # ERROR:, ERROR |
+        # ERROR:, ERROR |, ERROR 03-06 06:49:30
+      | (?:ERROR|WARNING|CRITICAL|FATAL|INFO|Error)[ ]*(?:\||:|(?=\[)|-[ ]|(?=\d\d-\d\d[ ]\d\d:))[ ]*
       | [\w.]+:\w+:\d+[ ]-[ ]                                          # autotrain.trainers.common:wrapper:121 -
       | [\w.]+[ ]-[ ](?:ERROR|CRITICAL|WARNING)[ ]-[ ]                 # finetrainers - ERROR -
       | !!![ ][^!]*!!![ ]                                              # !!! Exception during processing !!!
@@ -47,7 +49,8 @@ PREFIX = re.compile(
       | libc\+\+abi:[ ]terminating[ ](?:due[ ]to|with)[ ]uncaught[ ]exception[ ]of[ ]type[ ](?:\w+::)*
       | UnfilteredStackTrace:[ ]
       | Process[ ]group[ ]watchdog[ ]thread[ ]terminated[ ]with[ ]exception:[ ]
-      | (?:RuntimeError:[ ])?NCCL[ ]communicator[ ]was[ ]aborted[ ]on[ ]rank[ ]\d+\.[ ]+Original[ ]reason[ ]for[ ]failure[ ]was:[ ]
+      | (?:RuntimeError:[ ])?NCCL[ ]communicator[ ]was[ ]aborted[ ]on[ ]rank[ ]\d+\.
+        [ ]+Original[ ]reason[ ]for[ ]failure[ ]was:[ ]
     )""",
     re.VERBOSE,
 )

@@ -91,11 +91,21 @@ def propose_remedy(
     return respond(diagnosis, recipe=recipe, parent=parent, history=history).remedy
 
 
-def respond(diagnosis: Diagnosis, *, recipe: Recipe, parent: Recipe, history: Sequence[Remedy] = ()) -> Response:
-    """What to do after `recipe`, made from `parent` (itself, for a baseline) and `history`, has crashed."""
+def respond(
+    diagnosis: Diagnosis,
+    *,
+    recipe: Recipe,
+    parent: Recipe,
+    history: Sequence[Remedy] = (),
+    ruled_out: Sequence[Remedy] = (),
+) -> Response:
+    """What to do after `recipe`, made from `parent` (itself, for a baseline) and `history`, has crashed.
+
+    `ruled_out`: remedies that a trial has shown not to help; they cost no attempt.
+    """
     if diagnosis.signature == "stop":
         return Response(None, "it was stopped, it did not crash")
-    case = _Case(diagnosis, recipe, parent, tuple(history))
+    case = _Case(diagnosis, recipe, parent, tuple(history), tuple(ruled_out))
     answer = _ANSWERS[diagnosis.crash_class](case)
     if answer.remedy is None:
         return answer
@@ -107,8 +117,16 @@ def respond(diagnosis: Diagnosis, *, recipe: Recipe, parent: Recipe, history: Se
 
 
 class _Case:
-    def __init__(self, diagnosis: Diagnosis, recipe: Recipe, parent: Recipe, history: tuple[Remedy, ...]) -> None:
+    def __init__(
+        self,
+        diagnosis: Diagnosis,
+        recipe: Recipe,
+        parent: Recipe,
+        history: tuple[Remedy, ...],
+        ruled_out: tuple[Remedy, ...] = (),
+    ) -> None:
         self.diagnosis, self.recipe, self.parent, self.history = diagnosis, recipe, parent, history
+        self.ruled_out = ruled_out
         self.moved = moved_keys(parent, recipe)
 
     def tried(self, kind: Kind) -> int:
@@ -279,7 +297,7 @@ def _into_range(key: str, value: Any) -> Any:
 
 
 def _oom(case: _Case) -> Response:
-    """What costs least first: the same step in smaller pieces, recomputing, fewer rows, half of the idea's own change."""
+    """What costs least first: the same step in pieces, recomputing, half of the idea's own change, fewer rows."""
     limit = _limit(case)
     for step in _oom_steps(case, limit):
         if step is not None and not _already(case, step.values, step.env):
@@ -395,6 +413,8 @@ def _shared_steps(case: _Case) -> list[tuple[dict[str, Any], dict[str, str], str
         steps.append(({}, env, "use the other matrix library (ROCBLAS_USE_HIPBLASLT=0)"))
     if case.diagnosis.signature in FAULTS:
         steps.append(({}, {"HSA_ENABLE_SDMA": "0"}, "copy without the DMA engines (HSA_ENABLE_SDMA=0)"))
+    if recipe.backend.attention in ("flash", "flex"):
+        steps.append(({"backend.attention": "sdpa"}, {}, f"attention {recipe.backend.attention} -> sdpa"))
     if recipe.backend.attention != "eager":
         why = f"attention {recipe.backend.attention} -> eager, which needs no kernel of its own"
         steps.append(({"backend.attention": "eager"}, {}, why))
@@ -404,7 +424,8 @@ def _shared_steps(case: _Case) -> list[tuple[dict[str, Any], dict[str, str], str
 
 
 def _already(case: _Case, values: Mapping[str, Any], env: Mapping[str, str]) -> bool:
-    return any(dict(values) == remedy.values and dict(env) == remedy.env for remedy in case.history)
+    known = (*case.history, *case.ruled_out)
+    return any(dict(values) == remedy.values and dict(env) == remedy.env for remedy in known)
 
 
 # --- numeric, timeout, data, resource, unknown --------------------------------------------------------------

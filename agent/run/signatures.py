@@ -1,9 +1,9 @@
 r"""The rules of triage: what known failures say, as data in `rules/*.yaml` that a person can read and extend.
 
 A pattern is matched from the start of a message, after what loggers and ranks put in front is gone
-(`agent.run.logtext`). Nothing is searched for inside arbitrary text: `inf` in `INFO` is no overflow. The first rule that
-matches counts, so the particular stands before the general; rules of one's own stand before ours, and one with the
-name of one of ours takes its place.
+(`agent.run.logtext`). Nothing is searched for inside arbitrary text: `inf` in `INFO` is no overflow. The first rule
+that matches counts, so the particular stands before the general; rules of one's own stand before ours, and one with
+the name of one of ours takes its place.
 
 Rules without patterns carry the words for what code judges: `agent.run.triage` says when.
 """
@@ -165,8 +165,8 @@ def _read(path: Path) -> list[Signature]:
         raise InvalidFile(
             f"{where or 'the file'}: {first['msg']}",
             where=str(path),
-            hint="A file of rules has `class:` and a list `rules:`, each with name, says, patterns, example and remedy; "
-            "`raft-agent triage --rules` shows ours.",
+            hint="A file of rules has `class:` and a list `rules:`, each with name, says, patterns, example and "
+            "remedy; `raft-agent triage --rules` shows ours.",
         ) from None
     found = [_signature(row, file.crash_class, path) for row in file.rules]
     _refuse_doubles(found, path)

@@ -1,10 +1,10 @@
 """Say why a training died: one of eight classes, with the line that proves it and where that line was found.
 
-Evidence counts in this order: the agent's own signal and the trainer's own word; exit code and signal; memory
-kills that the kernel or the control group counted; the last real traceback and what the devices said beside
-it; the tail. A signal that is only a presumption (SIGKILL may be the kernel's memory killer) gives way to a
-definite cause in the log, and to the kernel's counters where they can be read. What cannot be said is `unknown`; nothing
-is guessed from a bare word. The words, the remedies and the patterns are data (`rules/*.yaml`).
+Evidence counts in this order: the agent's own signal and the trainer's own word; exit code and signal; memory kills
+that the kernel or the control group counted; the last real traceback and what the devices said beside it; the tail. A
+signal that is only a presumption (SIGKILL may be the kernel's memory killer) gives way to a definite cause in the
+log, and to the kernel's counters where they can be read. What cannot be said is `unknown`; nothing is guessed from a
+bare word. The words, the remedies and the patterns are data (`rules/*.yaml`).
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class Diagnosis:
     """Of what the experiment changed, the keys that could be the cause, likeliest first."""
 
 
-def evidence_of(result: RunResult, *, changed: Mapping[str, tuple[Any, Any]] | None = None) -> Evidence:
+def evidence_of(
+    result: RunResult, *, changed: Mapping[str, tuple[Any, Any]] | None = None, problems: tuple[str, ...] = ()
+) -> Evidence:
     """What a finished run left in its folder and what the launcher saw."""
     heartbeat = read_heartbeat(result.out)
     moved = result.cgroup_oom_kills > 0 or result.host_oom_kills > 0
@@ -132,6 +134,7 @@ def evidence_of(result: RunResult, *, changed: Mapping[str, tuple[Any, Any]] | N
         host_oom=result.host_oom_kills > 0,
         memory_events="moved" if moved else "unreadable",
         phase=heartbeat.phase if heartbeat else None,
+        problems=problems,
         changed=changed or {},
     )
 
@@ -373,7 +376,8 @@ def _low_memory(evidence: Evidence) -> str | None:
 
 
 CANCELLED = re.compile(
-    r"^(?:slurmstepd: error: )?\*\*\* (?:JOB|STEP) \S+ ON .*CANCELLED AT|^=>> PBS: job killed: walltime|^TERM_RUNLIMIT|^scancel\b"
+    r"^(?:slurmstepd: error: )?\*\*\* (?:JOB|STEP) \S+ ON .*CANCELLED AT|^=>> PBS: job killed: walltime"
+    r"|^TERM_RUNLIMIT|^scancel\b"
 )
 
 
@@ -435,10 +439,11 @@ def judge(thrown: Thrown, rules: Rules) -> Signature | None:
 
 ACCELERATION = frozenset(
     {
-        "flash_attn", "flash_attn_2_cuda", "flash_attn_interface", "triton", "bitsandbytes", "xformers", "apex", "deepspeed",
-        "transformer_engine", "megatron", "nemo_automodel", "vllm", "liger_kernel", "torchao", "aiter", "amp_C",
-        "cut_cross_entropy", "fused_layer_norm_cuda", "mamba_ssm", "causal_conv1d", "flashinfer", "sgl_kernel", "auto_gptq",
-        "torch_xla", "intel_extension_for_pytorch", "onnxruntime", "tensorrt", "nccl", "amdsmi",
+        "flash_attn", "flash_attn_2_cuda", "flash_attn_interface", "triton", "bitsandbytes", "xformers", "apex",
+        "deepspeed", "transformer_engine", "megatron", "nemo_automodel",
+        "vllm", "liger_kernel", "torchao", "aiter", "amp_C",
+        "cut_cross_entropy", "fused_layer_norm_cuda", "mamba_ssm", "causal_conv1d", "flashinfer", "sgl_kernel",
+        "auto_gptq", "torch_xla", "intel_extension_for_pytorch", "onnxruntime", "tensorrt", "nccl", "amdsmi",
     }
 )  # fmt: skip
 """Packages that a recipe's back end needs and no experiment of one's own provides."""
@@ -489,7 +494,8 @@ def _no_memory(thrown: Thrown) -> str:
 def _value_error(thrown: Thrown, rules: Rules) -> Signature | None:
     """A value that a command line or a constructor of the experiment's own refuses."""
     if re.match(
-        r"(?:invalid literal for int|could not convert string to float|[Uu]nknown (?:scheduler|optimizer|loss|model|task))",
+        r"(?:invalid literal for int|could not convert string to float"
+        r"|[Uu]nknown (?:scheduler|optimizer|loss|model|task))",
         thrown.message,
     ):
         return rules["value"]
@@ -520,7 +526,9 @@ def _fatal_in_library(reading: _Reading) -> Diagnosis | None:
 
 # --- 5. the tail -------------------------------------------------------------------------------------------
 
-KILLED = re.compile(r"^(?:\S+: )?[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b|^\[\d+\]\s+\+?\s*\d+ killed\b|^zsh: killed\b")
+KILLED = re.compile(
+    r"^(?:\S+: )?[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b|^\[\d+\]\s+\+?\s*\d+ killed\b|^zsh: killed\b"
+)
 
 
 def _tail(reading: _Reading) -> Diagnosis | None:
@@ -539,7 +547,8 @@ OVERFLOW = re.compile(
 )
 RATIO = re.compile(r"^(?:\S+:\d+: )?(?:UserWarning: )?The average ratio of batch \([\d.]+\) exceeds threshold")
 NAN_LOSS = re.compile(
-    r"^.*?['\"]?\b(?:\w*loss|grad[_ ]norm|perplexity|ppl|entropy|reward\w*|kl)['\"]?\s*[:=|]\s*['\"]?(?:tensor\()?(?:nan|[-+]?inf)\b"
+    r"^.*?['\"]?\b(?:\w*loss|grad[_ ]norm|perplexity|ppl|entropy|reward\w*|kl)['\"]?\s*[:=|]\s*"
+    r"['\"]?(?:tensor\()?(?:nan|[-+]?inf)\b"
     r"|^.*\|\s*nan\s*(?:\||$)|^.*: nan\b.*: nan\b",
     re.IGNORECASE,
 )
@@ -550,7 +559,9 @@ def _numbers_going_wrong(reading: _Reading) -> Diagnosis | None:
     """No exception, but the last lines that tell numbers say again and again that these are no good."""
     wrong = ((OVERFLOW, "overflow"), (RATIO, "ratio"), (NAN_LOSS, "nan-loss"))
     telling = [
-        line for line in reading.lines if any(one.match(line.text.strip()) for one, _ in wrong) or NUMBERS.search(line.text)
+        line
+        for line in reading.lines
+        if any(one.match(line.text.strip()) for one, _ in wrong) or NUMBERS.search(line.text)
     ]
     for pattern, name in wrong:
         hits = [line for line in telling[-TAIL:] if pattern.match(line.text.strip())]

@@ -8,10 +8,10 @@
 A prompt of any split passes where its fixed difficulty is below the quality, so runs differ prompt by prompt only where
 their qualities do. After cycle n of 5 the quality is n/5 of the way from the untrained model's 0.18.
 
-Switches, to break on purpose. Training: two epochs run out of memory unless microbatch_tokens is at most 2048; the
-optimizer sgd dies of a NaN; drop_solved hangs until it is stopped; top_k 3 kills itself. A reward threshold above 1
-keeps no sample: the training stays where it began and ends early. Everything else is a trick, by the value of top_k
-that TRICKS gives to its name:
+Switches, to break on purpose. Training: two epochs run out of memory unless microbatch_tokens is at most 2048, or 4096
+with recomputed activations; the optimizer sgd dies of a NaN; drop_solved hangs until it is stopped; top_k 3 kills
+itself. A reward threshold above 1 keeps no sample: the training stays where it began and ends early. Everything else is
+a trick, by the value of top_k that TRICKS gives to its name:
 
     collapses               right from the first cycle nothing passes any more
     fails when evaluated    trains like any other, and hardly a held-out prompt passes
@@ -359,7 +359,8 @@ def break_on_purpose(run: Training) -> int | None:
     if run.seed in numbers_in(run.workspace / "crash-seeds"):
         return raise_("RuntimeError: a seed that crashes")
     learner = run.recipe.learner
-    if learner.epochs_per_cycle == 2 and learner.microbatch_tokens > 2048:
+    fits = 4096 if learner.gradient_checkpointing is True else 2048
+    if learner.epochs_per_cycle == 2 and learner.microbatch_tokens > fits:
         return raise_("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.08 GiB.")
     if learner.optimizer == "sgd":
         return fail(run, crash_class="numeric", message="loss is nan at step 3", exception="NumericError", code=10)
