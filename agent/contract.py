@@ -34,6 +34,9 @@ HEARTBEAT = "heartbeat"
 CHECKPOINT = "checkpoint"
 SUMMARY = "summary.json"
 FAILURE = "failure.json"
+FILES_VARIABLE = "RAFT_AGENT_FILES"
+"""Environment variable: a folder whose files stand for those of the same path in the workspace (a verifier file that
+was mended for a campaign)."""
 LOG = "log.txt"
 RECIPE = "recipe.yaml"
 

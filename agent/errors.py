@@ -5,7 +5,8 @@
     |- InvalidFile             3   a file the user wrote does not say what it must
     |  |- RecipeError          3   a recipe (file and key path are in the message)
     |  |- PlaybookError        3   a hypothesis or symptom file
-    |  |- DataError            3   a data set row, a verifier file
+    |  |- DataError            3   a data set row
+    |     |- VerifierError     3   a user's verifier file
     |- Unavailable             4   a model, data set or package cannot be had (offline, missing, not a GGUF)
     |- WorkspaceError          5   not a workspace, or git is in a state we will not work in
     |- BudgetError             6   the budget affords nothing useful
@@ -82,6 +83,11 @@ class PlaybookError(InvalidFile):
 
 class DataError(InvalidFile):
     crash_class = "data"
+
+
+class VerifierError(DataError):
+    """A user's verifier does not import, or fails on the responses that it is given. Its message ends in the exception
+    line and, in brackets, `FILE.py:LINE`; what class of crash it is depends on that exception."""
 
 
 class Unavailable(AgentError):

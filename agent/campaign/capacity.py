@@ -6,15 +6,17 @@ on an idle machine is refused. An unknown shape, or a machine that does not tell
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.campaign.limits import LIMITS, Limits
 from agent.errors import Unsupported
 from agent.hardware.probe import Machine
 from agent.recipe.memory import MachineFacts, MemoryEstimate, estimate, fits, gib, remedy
 from agent.recipe.schema import Recipe
 from agent.recipe.shapes import FoundShape, shape_of
+from agent.run.remedies import propose_remedy
 
 HOST_RESERVE_GB = 1.0
 """Of host or unified memory, GiB: the system and the agent itself."""
@@ -46,6 +48,8 @@ class MemoryCheck:
     """Bytes at the peak with them."""
     advice: str = ""
     """What to do where it does not fit."""
+    learned: str | None = None
+    """When it, or less, ran out of memory on this machine, whatever the estimate says."""
 
 
 def facts_of(machine: Machine, recipe: Recipe) -> MachineFacts:
@@ -73,7 +77,21 @@ def capacity_of(machine: Machine, facts: MachineFacts) -> Capacity:
 
 
 def check_memory(recipe: Recipe, machine: Machine, *, cache: Path, base: Path) -> MemoryCheck:
-    """The estimate for this recipe on this machine. `cache`: model cache; `base`: the workspace."""
+    """The estimate for this recipe on this machine, and what was learned here.
+
+    `cache`: the model cache; `base`: the workspace.
+    """
+    estimated = _estimated(recipe, machine, cache=cache, base=base)
+    known = Limits.read(cache, machine).binding(recipe, free_gb=None)
+    if known is None:
+        return estimated
+    step = propose_remedy(known.diagnosis(), recipe=recipe, parent=recipe)
+    values = step.values if step else None
+    advice = f"{_would_fit(values)} If the machine has changed, delete that line of {cache / LIMITS}."
+    return replace(estimated, fits=False, learned=known.words, remedy=values, remedy_peak=None, advice=advice)
+
+
+def _estimated(recipe: Recipe, machine: Machine, *, cache: Path, base: Path) -> MemoryCheck:
     facts = facts_of(machine, recipe)
     capacity = capacity_of(machine, facts)
     model = shape_of(recipe.model, cache=cache, base=base)
@@ -92,22 +110,24 @@ def check_memory(recipe: Recipe, machine: Machine, *, cache: Path, base: Path) -
 
 
 def refuse_too_large(recipe: Recipe, machine: Machine, *, cache: Path, base: Path, where: str | None = None) -> None:
-    """Raises Unsupported, with numbers and what would make it fit, for a training that this machine cannot hold."""
-    checked = check_memory(recipe, machine, cache=cache, base=base)
+    """Raises Unsupported, with numbers and what would make it fit, for a training that cannot fit by its arithmetic.
+
+    What was learned is no reason here: a campaign makes such a recipe smaller before it starts it (`repair.py`).
+    """
+    checked = _estimated(recipe, machine, cache=cache, base=base)
     if checked.fits is False:
         raise too_large(checked, where=where)
 
 
 def too_large(checked: MemoryCheck, *, where: str | None = None) -> Unsupported:
+    if checked.learned is not None:
+        message = f"this training is known not to fit into memory here: {checked.learned}"
+        return Unsupported(message, where=where, hint=checked.advice)
     return Unsupported(f"this training does not fit into memory: it {checked.why}", where=where, hint=checked.advice)
 
 
 def _advice(values: dict[str, Any] | None, peak: int | None, machine: Machine, facts: MachineFacts) -> str:
-    if values and peak is not None:
-        keys = ", ".join(f"{key}: {_yaml(value)}" for key, value in values.items())
-        advice = f"It would fit with {keys} (about {gib(peak)})."
-    else:
-        advice = "No setting of this recipe makes it fit: take a smaller model."
+    advice = _would_fit(values, peak)
     card = machine.accelerator_memory_gb
     if facts.unified and facts.kind == "rocm" and card is not None and card < HALF_OF_MEMORY * machine.memory_gb:
         advice += (
@@ -115,6 +135,13 @@ def _advice(values: dict[str, Any] | None, peak: int | None, machine: Machine, f
             "ttm.pages_limit raises that (docs/hardware.md)."
         )
     return advice
+
+
+def _would_fit(values: dict[str, Any] | None, peak: int | None = None) -> str:
+    if not values:
+        return "No setting of this recipe makes it fit: take a smaller model."
+    keys = ", ".join(f"{key}: {_yaml(value)}" for key, value in values.items())
+    return f"It would fit with {keys} (about {gib(peak)})." if peak is not None else f"Try {keys}."
 
 
 def _yaml(value: object) -> str:

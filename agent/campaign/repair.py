@@ -14,6 +14,7 @@ from typing import Any
 from agent.campaign.limits import KnownLimit, contradicted
 from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key
+from agent.campaign.verifier_fix import verifier_fix
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed
 from agent.hardware.sensors import memory
@@ -70,7 +71,7 @@ def train_with_repairs(
             return done
         tried.append(remedy)
         probing = remedy if remedy.needs_probe else None
-        if probing is None and remedy.values:
+        if probing is None and (remedy.values or remedy.files):
             repeats = 0
             if not _commit_fix(session, experiment, done, remedy):
                 return done
@@ -156,6 +157,10 @@ def _answer(
     Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
+    mended = verifier_fix(session, plan.experiment, done.record.failure, done.diagnosis)
+    if mended is not None:
+        session.observer.warn(f"{done.diagnosis.reason}; {mended.why}")
+        return mended
     parent = session.recipe_of(session.base_of(plan.experiment))
     while True:
         response = _response(session, plan.experiment, done.diagnosis, parent, tried, ruled_out)
@@ -241,10 +246,12 @@ def _mended_values(session: Session, experiment: int, parent: Recipe) -> Respons
 def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -> bool:
     """Write the remedy into the recipe on the experiment's branch. False where the text cannot be edited so."""
     assert done.diagnosis is not None
-    files, path = session.files_of(experiment), session.recipe_path
+    files = session.files_of(experiment)
     try:
-        text = _fixed_text(session, experiment, remedy)
-        recipe = session.recipe_from({**files, path: text}, label=f"{experiment:03d}-fix")
+        changed = dict(remedy.files)
+        if remedy.values:
+            changed[session.recipe_path] = _fixed_text(session, experiment, remedy)
+        recipe = session.recipe_from({**files, **changed}, label=f"{experiment:03d}-fix")
     except AgentError as error:
         session.observer.warn(f"the fix does not make a valid recipe: {error}")
         return False
@@ -253,7 +260,7 @@ def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -
         "fix": len(session.state.experiments[experiment].fixes) + 1,
         "subject": f"fix {done.diagnosis.crash_class}: {remedy.why}",
         "body": fix_body(done.diagnosis, key=done.key),
-        "files": {path: text},
+        "files": changed,
         "crash_class": done.diagnosis.crash_class,
         "why": remedy.why,
         "recipe_signature": recipe.signature(),

@@ -17,7 +17,8 @@ from agent.campaign.lab import CutShort, Health
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
-from agent.contract import EvalRow, Split, Summary
+from agent.campaign.verifier_fix import mended_files
+from agent.contract import FILES_VARIABLE, EvalRow, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
@@ -271,6 +272,9 @@ class Runner:
 
     def _request(self, job: Job, out: Path, limit: float) -> RunRequest:
         env = {name: value for change in self.session.state.shared_changes for name, value in change.env.items()}
+        mended = mended_files(self.session, job.experiment or 0)
+        if mended is not None:
+            env[FILES_VARIABLE] = str(mended)
         return RunRequest(
             recipe=job.recipe,
             out=out,

@@ -30,6 +30,9 @@ def print_memory(checked: MemoryCheck, machine: Machine) -> None:
         print(f"{'together, ' + phase:<{NAME_WIDTH}} {gib(found.of(phase)):>9}{mark}")
     recompute = "on" if found.checkpointing else "off"
     print(f"machine: {machine.summary}; {checked.capacity.words}; gradient checkpointing {recompute}")
+    if checked.learned is not None:
+        print(f"memory: known not to fit: {checked.learned}")
+        return
     verdict = {True: "fits", False: "does not fit", None: "cannot be told"}[checked.fits]
     print(f"memory: {verdict}: {checked.why}")
 
@@ -50,4 +53,5 @@ def memory_json(checked: MemoryCheck) -> dict[str, Any]:
         "remedy": checked.remedy,
         "remedy_peak_bytes": checked.remedy_peak,
         "advice": checked.advice,
+        "learned": checked.learned,
     }

@@ -161,14 +161,16 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
 
 
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
-    from agent.campaign.capacity import refuse_too_large
+    from agent.campaign.capacity import check_memory, too_large
     from agent.campaign.open import machine_of
     from agent.report.terminal import console_for
     from agent.run.launcher import RunRequest, launch
 
     machine = machine_of(workspace)
     if "evaluate" not in keys:  # an evaluation needs neither gradients nor moments
-        refuse_too_large(recipe, machine, cache=model_cache(), base=workspace.root)
+        checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
+        if checked.fits is False:
+            raise too_large(checked)
     limit = (recipe.budget.train_seconds or 7 * 86400) * 1.5 + 3600
     request = RunRequest(
         recipe=recipe, out=out, workspace=workspace.root, time_limit_s=limit, cache=model_cache(), **keys

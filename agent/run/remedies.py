@@ -65,6 +65,8 @@ class Remedy:
     scope: Literal["experiment", "campaign"] = "experiment"
     """`campaign`: for all later runs, and only after a probe has shown that it helps."""
     limit: Limit | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts of other files of the workspace to change, by path."""
 
     @property
     def needs_probe(self) -> bool:

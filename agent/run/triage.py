@@ -303,6 +303,8 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     failure = reading.evidence.failure
     if failure is None or failure.crash_class == "unknown":
         return None
+    if failure.exception == "VerifierError":
+        return _verifiers_word(reading, failure)
     where = f" ({failure.where})" if failure.where else ""
     text = f"{failure.exception}: {failure.message}"
     known = reading.rules.match(text)
@@ -319,6 +321,57 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
         line=line.row + 1 if line else None,
         confidence=CONFIDENCE["failure.json"],
         remedy=failure.hint or (known.remedy if known and known.crash_class == failure.crash_class else ""),
+    )
+
+
+RAISED = re.compile(
+    r"(?:^|.*?[:,] )(?P<type>[A-Z]\w*(?:Error|Exception|Exit|Interrupt)): (?P<said>.*?)"
+    r"(?: \((?P<path>[^()\n]+\.py):(?P<line>\d+)\))?$",
+    re.DOTALL,
+)
+IN_A_VERIFIER: frozenset[CrashClass] = frozenset({"typo", "data", "resource"})
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception of a user's verifier, out of the message of a VerifierError."""
+
+    type: str
+    message: str
+    path: str | None
+    line: int | None
+
+
+def raised_in(failure: Failure) -> Raised | None:
+    """None where the verifier did not raise: it ran out of time, or ended its process."""
+    found = RAISED.match(failure.message)
+    if found is None:
+        return None
+    line = found["line"]
+    return Raised(found["type"], found["said"].strip(), found["path"], int(line) if line else None)
+
+
+def _verifiers_word(reading: _Reading, failure: Failure) -> Diagnosis:
+    """A user's verifier that fails is the user's slip, a field that the rows lack, or what the rules say of its
+    exception."""
+    raised = raised_in(failure)
+    rule = None
+    if raised is not None and raised.type == "KeyError":
+        rule = reading.rules["missing-field"]
+    elif raised is not None:
+        line = Line(0, 0, "", "")
+        rule = judge(Thrown(line, raised.type, raised.message, (raised.path or "",), ()), reading.rules)
+    known = rule if rule is not None and rule.crash_class in IN_A_VERIFIER else None
+    said = f"{raised.type}: {raised.message}" if raised else failure.message
+    return Diagnosis(
+        known.crash_class if known else "data",
+        f"the verifier fails: {failure.message}",
+        said[:LONGEST_EVIDENCE],
+        "failure.json",
+        f"verifier-{known.name}" if known else "verifier",
+        phase=failure.phase or reading.evidence.phase,
+        confidence=CONFIDENCE["failure.json"],
+        remedy=failure.hint or "",
     )
 
 

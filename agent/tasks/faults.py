@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from agent.errors import DataError
+from agent.errors import VerifierError
 from agent.tasks.example import Example
 from agent.tasks.verdicts import Verdict
 
@@ -35,7 +35,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def checked(self, verdict: Verdict, response: str, example: Example) -> Verdict:
-        """The verdict, counted. Raises DataError where it is one fault too many."""
+        """The verdict, counted. Raises VerifierError where it is one fault too many."""
         with self._lock:
             self._checked += 1
             self._failed += verdict.fault
@@ -44,7 +44,7 @@ class Faults:
             return verdict
         case = f"on the response {response[:60]!r} to {example.id}: {verdict.note}"
         if failed > TOLERATED and failed > TOLERATED_SHARE * checked:
-            raise DataError(
+            raise VerifierError(
                 f"the verifier failed on {failed} of {checked} responses, at last {case}",
                 where=self._source,
                 hint=self._hint,

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.contract import FILES_VARIABLE
 from agent.errors import DataError, Unavailable
 from agent.recipe import schema
 from agent.tasks import scorer
@@ -66,9 +67,9 @@ class FunctionVerifier(ScoredVerifier):
     score, and no reading of it could be vouched for.
     """
 
-    def __init__(self, path: Path, function: str, *, timeout: float):
+    def __init__(self, path: Path, function: str, *, timeout: float, beside: Path | None = None):
         self._source = f"{path.name}:{function}"
-        self._scorers = scorer.function_scorers(path, function, timeout=timeout)
+        self._scorers = scorer.function_scorers(path, function, timeout=timeout, beside=beside)
         self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
 
     def _request(self, response: str, example: Example) -> Request:
@@ -213,13 +214,20 @@ def function_verifier(config: schema.Verifier, *, base: Path) -> FunctionVerifie
     """
     named = config.own_function()
     assert named is not None
-    path = base / named[0]
+    path = _in_effect(named[0], base=base)
     if not path.is_file():
         raise DataError(
             f"there is no verifier file {path}",
             hint="task.verifier.kind is python:FILE.py:FUNCTION, and the path starts at the workspace.",
         )
-    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds)
+    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds, beside=(base / named[0]).parent)
+
+
+def _in_effect(name: str, *, base: Path) -> Path:
+    """The file in the workspace, or what stands for it (`agent.contract.FILES_VARIABLE`)."""
+    folder = os.environ.get(FILES_VARIABLE)
+    instead = Path(folder) / name if folder else None
+    return instead if instead is not None and instead.is_file() else base / name
 
 
 def _why(reply: scorer.Reply) -> str:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import DataError, ResourceError
+from agent.errors import ResourceError, VerifierError
 from agent.tasks.verdicts import Closed, spread
 
 START_SECONDS = 120.0
@@ -241,18 +241,20 @@ class Scorers:
             self._free.put(scorer)
 
 
-def function_scorers(path: Path, function: str, *, timeout: float) -> Scorers:
-    """Children that call `function(response, row)` of the user's file.
+def function_scorers(path: Path, function: str, *, timeout: float, beside: Path | None = None) -> Scorers:
+    """Children that call `function(response, row)` of the user's file, which may import what lies `beside` it.
 
-    Raises DataError where the file fails to import, with the user's exception line.
+    Raises VerifierError where the file fails to import, with the user's exception line.
     """
-    scorers = Scorers({"kind": "python", "path": str(path.resolve()), "function": function}, timeout=timeout)
+    folder = (beside or path.parent).resolve()
+    setup = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
+    scorers = Scorers(setup, timeout=timeout)
     reply = scorers.start()
     if reply.values is None:
         scorers.close()
         what = reply.error or f"the import ended with {reply.ended}"
-        raise DataError(
-            f"the verifier file cannot be imported: {what}",
+        raise VerifierError(
+            f"the verifier file cannot be imported: {what}" + (f" ({reply.at})" if reply.at else ""),
             where=reply.at or str(path),
             hint="Mend the file, or name another one: task.verifier.kind is python:FILE.py:FUNCTION.",
         )

@@ -34,7 +34,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.errors import DataError, UsageError
+from agent.errors import DataError, UsageError, VerifierError
 from agent.recipe import schema
 from agent.tasks.code_verifier import CodeVerifier
 from agent.tasks.example import Example
@@ -97,7 +97,8 @@ def build_verifier(
 def refuse_hopeless_data(
     verifier: AnswerVerifier, config: schema.Verifier, examples: Sequence[Example], *, dataset: str
 ) -> None:
-    """DataError where no response could ever be rewarded: the verifier fails on every row's own answer, or rejects it.
+    """DataError where no response could ever be rewarded: the verifier fails on every row's own answer (a user's own:
+    VerifierError), or rejects it.
 
     Looked at are the first rows. Where only some of them fail, the log says which: whatever a response to them says,
     it is wrong. Whether an own answer passes is not asked of `regex` and of a user's function, which may want any
@@ -111,7 +112,7 @@ def refuse_hopeless_data(
         return
     verdicts = verifier.verify_many([(_own_answer(config, example), example) for example in rows])
     if all(verdict.fault for verdict in verdicts):
-        raise DataError(
+        raise (VerifierError if config.own_function() is not None else DataError)(
             f"the verifier {config.kind} fails on the own answers of all of the first {len(rows)} rows; "
             f"{rows[0].id}: {verdicts[0].note}",
             where=dataset,
