@@ -17,7 +17,9 @@ PREFIX = re.compile(
     r"""^(?:
         # [rank0]: [core.py:11] [ 12.345678] [1,0]<stderr>:
         \[(?!Errno|WinError|enforce)(?:[^\[\]]|\[[^\[\]]*\]){1,120}\](?:<std\w+>)?:?[ ]*
-      | \((?:[\w.]+[ ])?(?:pid|rank)=[^()]*\)[ ]*                      # (EngineCore pid=90)
+      | \([^()]{0,40}(?:pid|rank)=[^()]*\)[ ]*                         # (EngineCore pid=90), (head, rank=0, pid=4773)
+      | \(raylet\)[ ]
+      | [\w.-]+[ ](?=\[(?:stderr|stdout|rank))                          # the name of a node
       | [A-Z][a-z]{2}[ ]{1,2}\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ](?=\S+:)    # Nov 26 23:02:11 host of syslog
       | kernel:[ ]                                                     # syslog names who speaks
       | (?:python3?|run|worker|trainer)\[\d+\]:[ ]                      # python[2412]:
@@ -31,7 +33,11 @@ PREFIX = re.compile(
       | (?:worker|node|host|ip-[\d-]+)[\w.-]*:[ ](?=\S)                 # worker-3: of pdsh
       | [\w.-]+:\d+:\d+[ ](?:\[\d+\][ ])?(?=NCCL|RCCL|\w+\.cc:|[\w/]+\.[ch]c?:)   # host:pid:tid [0] of NCCL
       | [EWIF]\d{4}[ ]\d\d:\d\d:\d\d\.\d+[ ]+\d+[ ](?=\S)                # E1118 10:00:00.000000 123 of glog
-      | [\w./-]+\.(?:py|cc|cpp|cu|h|rs):\d+\][ ]*                       # engine.py:387] of glog
+      | (?:[EWIF][ ])?[\w./-]+\.(?:py|cc|cpp|cu|h|rs|ts):\d+(?:\]|:(?=[ ]))[ ]*   # E xla/client.cc:96] of glog
+      | E[A-Z]\d{4}:?[ ]                                               # EI0006: of Ascend
+      | \d{4}-\d\d-\d\d-\d\d:\d\d:[\d.]+[ ]
+      | (?:INFO|WARNING|ERROR):\w+:(?=\S)                              # INFO:tensorflow:
+      | (?:Last[ ]error|Failed|what\(\)):[ ]+(?=\S)
       | \d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)[ ]                   # of CI services
       | \d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:?\d\d|Z)?[ ,|:-]*   # a time stamp
       | (?:\d\d-\d\d[ ])?\d\d:\d\d:\d\d(?:[.,]\d+)?[ ]                 # 03-06 06:49:30
@@ -45,10 +51,10 @@ PREFIX = re.compile(
       | (?:FAILED|ERROR)[ ]\S+::\S+[ ]-[ ]                             # pytest
       | Error[ ]during[ ][\w ]+:[ ]
       | E[ ]{3,7}(?=\S)                                                # pytest's marker column
-      | "(?:message|error)":[ ]*"(?=[A-Z])                             # an error that was written as JSON
+      | "(?:message|error)":[ ]*"(?=\w)                             # an error that was written as JSON
       | libc\+\+abi:[ ]terminating[ ](?:due[ ]to|with)[ ]uncaught[ ]exception[ ]of[ ]type[ ](?:\w+::)*
       | UnfilteredStackTrace:[ ]
-      | Process[ ]group[ ]watchdog[ ]thread[ ]terminated[ ]with[ ]exception:[ ]
+      | (?:Process[ ]group|NCCL|HCCL)[ ]watchdog[ ]thread[ ]terminated[ ]with[ ]exception:[ ]
       | (?:RuntimeError:[ ])?NCCL[ ]communicator[ ]was[ ]aborted[ ]on[ ]rank[ ]\d+\.
         [ ]+Original[ ]reason[ ]for[ ]failure[ ]was:[ ]
     )""",
@@ -70,6 +76,21 @@ EXCEPTION = re.compile(
 TRACEBACK = re.compile(r"^Traceback \(most recent call last\):")
 FRAME = re.compile(r'^\s*File "?(?P<file>[^",]+)"?, line \d+')
 IGNORED = re.compile(r"^Exception ignored in")
+STATED = re.compile(
+    r"\b(?:error|errors|failed|fails?|failures?|fatal|exceptions?|abort\w*|cannot|can't|could not|couldn't|unable|unavailable"
+    r"|killed|killing|exceeded|timed out|times out|timeout|invalid|abnormal|unsupported|not supported|exhausted|detected"
+    r"|stalled|stuck|low on resource|is (?:inf|nan))\b|_(?:ERROR|EXCEEDED|EXHAUSTED|UNAVAILABLE)\b",
+    re.IGNORECASE,
+)
+"""Words with which a line says that something went wrong."""
+COUNTED = re.compile(r"\b(?:errors?|failed|failures|killed|timeouts?)\s*[=:]\s*0\b", re.IGNORECASE)
+GUESS = re.compile(
+    r"(?:potential root causes?|possible (?:causes?|reasons?)|(?:might|may|could) (?:be (?:due|caused)|indicate)"
+    r"|this (?:usually|typically) (?:happens|means)|solution:)",
+    re.IGNORECASE,
+)
+"""What comes after it in a line is a program's list of guesses."""
+QUIET = re.compile(r"\b(?:INFO|DEBUG|TRACE)\b")
 RECOVERED = re.compile(r"\b(?:skipping|retrying|will retry|trying again|falling back|continuing)\b", re.IGNORECASE)
 PROGRESS = re.compile(
     r"^\s*(?:\d+%\|)|\d+(?:\.\d+)?(?:it/s|s/it)[\],]|^\{?['\"]?(?:train_)?loss['\"]?\s*[=:]\s*\d"
@@ -154,6 +175,25 @@ def is_exception(line: Line) -> bool:
     return match is not None and not match.group("type").endswith("Warning") and not line.text.startswith("    ")
 
 
+def without_guesses(text: str) -> str:
+    found = GUESS.search(text)
+    return text[: found.start()] if found else text
+
+
+def is_code(lines: list[Line], position: int) -> bool:
+    """A line of source that a traceback shows."""
+    return position > 0 and FRAME.match(lines[position - 1].text) is not None
+
+
+def states_failure(line: Line) -> bool:
+    """An error's message, as far as its words tell: not what a logger calls information, nor a count of none."""
+    if QUIET.search(line.raw) and not re.search(r"[Ee]rror (?:reported|raised)|Exception", line.raw):
+        return False
+    if "Warning" in line.text[:60] or COUNTED.search(line.text):
+        return False
+    return is_exception(line) or STATED.search(line.text) is not None
+
+
 def _exception(line: Line) -> re.Match[str] | None:
     text = line.text.strip()
     return EXCEPTION.match(text) or NOTEBOOK.match(text)
@@ -161,7 +201,8 @@ def _exception(line: Line) -> re.Match[str] | None:
 
 def got_over(lines: list[Line], position: int) -> bool:
     """The training says in the next lines that it skips, retries or goes on."""
-    return any(RECOVERED.search(line.text) for line in lines[position + 1 : position + 3] if not is_exception(line))
+    following = [line for line in lines[position + 1 : position + 12] if not is_bar(line.text)][:2]
+    return any(RECOVERED.search(line.text) for line in following if not is_exception(line))
 
 
 def last_progress(lines: list[Line]) -> int:

@@ -68,9 +68,14 @@ class Signature:
     """None where code judges."""
     seen_in: str | None = None
     """Where code finds it: `the agent`, `exit`, `kernel`, `telemetry`, `traceback`, `tail`."""
+    phrases: tuple[re.Pattern[str], ...] = ()
+    """Searched for in what an error says, where no pattern of any rule fits the log: the last resort before `unknown`."""
 
     def matches(self, text: str) -> bool:
         return any(pattern.match(text) for pattern in self.patterns)
+
+    def says(self, text: str) -> bool:
+        return any(phrase.search(text) for phrase in self.phrases)
 
 
 class Rules:
@@ -92,6 +97,10 @@ class Rules:
 
     def named(self, name: str | None) -> Signature | None:
         return self._by_name.get(name) if name else None
+
+    def said(self, text: str) -> Signature | None:
+        """The first rule one of whose phrases is in the message of an error."""
+        return next((one for one in self._all if one.says(text)), None)
 
     def match(self, text: str) -> Signature | None:
         """The first rule that the message, without prefixes, begins with."""
@@ -137,6 +146,7 @@ class _Row(BaseModel):
     source: str = "this workspace"
     rank: Literal["cause", "specific", "generic", "cascade"] = "specific"
     patterns: list[str] = []
+    phrases: list[str] = []
     seen_in: str | None = None
     crash_class: CrashClass | None = None
 
@@ -183,6 +193,7 @@ def _renamed(content: Any) -> Any:
 def _signature(row: _Row, crash_class: CrashClass, path: Path) -> Signature:
     try:
         patterns = tuple(re.compile(expanded(text)) for text in row.patterns)
+        phrases = tuple(re.compile(text, re.IGNORECASE) for text in row.phrases)
     except re.error as error:
         raise InvalidFile(f"{row.name}: a pattern is no regular expression: {error}", where=str(path)) from None
     found = Signature(
@@ -194,11 +205,12 @@ def _signature(row: _Row, crash_class: CrashClass, path: Path) -> Signature:
         remedy=" ".join(row.remedy.split()),
         source=row.source,
         patterns=patterns,
+        phrases=phrases,
         seen_in=row.seen_in,
     )
-    if not patterns and row.seen_in is None:
+    if not patterns and not phrases and row.seen_in is None:
         raise InvalidFile(f"{row.name}: has no pattern, so it can never match", where=str(path))
-    if patterns and not found.matches(row.example):
+    if (patterns or phrases) and not (found.matches(row.example) or found.says(row.example)):
         raise InvalidFile(
             f"{row.name}: does not match its own example",
             where=str(path),

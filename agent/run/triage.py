@@ -24,9 +24,12 @@ from agent.run.logtext import (
     exceptions,
     final_burst,
     got_over,
+    is_code,
     is_exception,
     last_progress,
     read_lines,
+    states_failure,
+    without_guesses,
 )
 from agent.run.signatures import Rank, Rules, Signature, our_rules
 from agent.run.suspects import suspects
@@ -53,6 +56,7 @@ CONFIDENCE: dict[str, float] = {
     "telemetry": 0.8,
     "exit": 0.7,
     "tail": 0.75,
+    "said": 0.6,
     "nothing": 0.5,
 }
 BY_RANK: dict[Rank, float] = {Rank.CAUSE: 0.97, Rank.SPECIFIC: 0.93, Rank.GENERIC: 0.75, Rank.CASCADE: 0.6}
@@ -99,7 +103,7 @@ class Diagnosis:
     """The line that proves it, as it was written."""
     source: str
     """Where that line was found: `the agent`, `failure.json`, `exit`, `kernel`, `telemetry`, `traceback`, `device`,
-    `tail` or `nothing`."""
+    `tail`, `said` (in an error's words, that no rule knows) or `nothing`."""
     signature: str | None
     """Name of the rule: the subtype."""
     key: str | None = None
@@ -150,6 +154,7 @@ def triage(evidence: Evidence, *, rules: Rules | None = None) -> Diagnosis:
         _exceptions_and_devices,
         _tail,
         _anywhere,
+        _what_errors_say,
         _nothing,
     )
     for step in steps:
@@ -176,7 +181,8 @@ class _Reading:
         self.rules = rules
         self.lines = read_lines(evidence.log)
         self.signal = evidence.signal or _signal_of(evidence.exit_code)
-        self.burst = final_burst(exceptions(self.lines), self.lines)
+        self.thrown = exceptions(self.lines)
+        self.burst = final_burst(self.thrown, self.lines)
         self.root = self._root()
 
     def _root(self) -> _Found | None:
@@ -256,6 +262,10 @@ class _Reading:
             confidence=CONFIDENCE.get(source, BY_RANK[rule.rank]) if sure is None else sure,
             remedy=rule.remedy,
         )
+
+    def harmless(self, line: Line) -> bool:
+        """An exception that did not end the training: of a destructor, of a tracker."""
+        return is_exception(line) and all(one.line is not line for one in self.thrown)
 
     def line_with(self, text: str) -> Line | None:
         return next((line for line in reversed(self.lines) if line.raw.strip() == text), None)
@@ -531,15 +541,14 @@ ROWS = re.compile(
 def _key_error(thrown: Thrown) -> str:
     """A column that a row lacks is data; any other key that is not there is the code's or the recipe's."""
     near = [text for text in thrown.above if text.strip()][-6:]
-    return "missing-field" if any(ROWS.search(text) for text in near) else "key"
+    of_a_table = any("pandas/" in frame for frame in thrown.frames)
+    return "missing-field" if of_a_table or any(ROWS.search(text) for text in near) else "key"
 
 
 def _no_memory(thrown: Thrown) -> str:
     """ENOMEM on gigabytes of weights is memory; on a small shared tensor or a fork it is a limit of the system."""
     size = re.search(r"unable to mmap (\d+) bytes", thrown.message)
-    shared = any(
-        re.search(r"shared_memory|reductions\.py|synchronize\.py|popen_fork|resource_sharer", f) for f in thrown.frames
-    )
+    shared = any(re.search(r"shared_memory|reductions\.py|synchronize\.py|resource_sharer", f) for f in thrown.frames)
     small = size is not None and int(size.group(1)) < 64 * 1024 * 1024
     return "shared-memory-limit" if shared or small else "oom-host"
 
@@ -636,6 +645,20 @@ def _anywhere(reading: _Reading) -> Diagnosis | None:
     return _by_line(reading, found, sure=FAR * BY_RANK[found.signature.rank]) if found is not None else None
 
 
+def _what_errors_say(reading: _Reading) -> Diagnosis | None:
+    """No rule knows a line of it: phrases in what errors say, memory before everything else, else the last."""
+    best: _Found | None = None
+    for line in reversed(reading.lines):
+        if not line.text.strip() or not states_failure(line) or got_over(reading.lines, line.number):
+            continue
+        signature = reading.rules.said(without_guesses(line.text))
+        if signature is None or reading.harmless(line) or is_code(reading.lines, line.number):
+            continue
+        if best is None or signature.rank < best.signature.rank:
+            best = _Found(signature, line, "said")
+    return _by_line(reading, best) if best is not None else None
+
+
 def _nothing(reading: _Reading) -> Diagnosis:
     evidence = reading.evidence
     failure = evidence.failure
@@ -644,7 +667,10 @@ def _nothing(reading: _Reading) -> Diagnosis:
         return reading.diagnosis("unnamed", line, "failure.json", reason=failure.message)
     if reading.signal is not None:
         how = f"died of {_signal_name(reading.signal)} and says nothing of why"
-        return reading.diagnosis("fatal-signal", _last_word(reading), "nothing", reason=how)
+        frame = _stack(reading)
+        if frame is not None:
+            how = f"died of {_signal_name(reading.signal)} at {frame.text.strip()}"
+        return reading.diagnosis("fatal-signal", frame or _last_word(reading), "nothing", reason=how)
     if evidence.exit_code == 0:
         how = "left with exit code 0 but wrote no summary"
         how += f" that can be read ({'; '.join(evidence.problems)})" if evidence.problems else ""

@@ -6,15 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from raft_recipes import no_beat, small_recipe
+from small_model import plant_small_model
 
-from agent.raft import tiny
 from agent.raft.engine import Training
 from agent.raft.evaluate import Examiner
 from agent.raft.model import Policy, load_policy
@@ -24,20 +23,11 @@ from agent.tasks.verifiers import build_verifier
 
 torch.set_num_threads(1)
 
-SMALL = replace(tiny.SHAPE, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a smaller built-in model in it, taught for a moment, so that it is right now and then."""
-    cache = tmp_path_factory.mktemp("cache")
-    lesson = replace(tiny.LESSON, most_steps=120, check_every=120, learning_rate=2e-3, wrong_shares=(0.0, 0.0))
-    model, _ = tiny.teach(lesson, beat=no_beat, shape=SMALL)
-    folder = tiny.home(cache)
-    folder.mkdir(parents=True)
-    tiny.save_model(model, folder)
-    tiny.CharTokenizer().save_pretrained(str(folder))
-    return cache
+    return plant_small_model(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
