@@ -68,4 +68,4 @@ def bug(error: Exception) -> int:
 
 def register() -> None:
     """One file per group of commands; importing it adds them."""
-    from agent.cli import bench, campaigns, ideas, looking, rates, simulate, training, workspaces  # noqa: F401  (imported for effect)
+    from agent.cli import bench, campaigns, doctor, ideas, looking, rates, simulate, training, workspaces  # noqa: F401  (imported for effect)

@@ -58,7 +58,9 @@ class Comparison:
     def words(self) -> str:
         """`bfloat16 product of 8192 x 8192: unset 36.1 ms, 0 36.0 ms, 1 not finite`"""
         parts = [
-            f"{value or 'unset'} {1000 * seconds:.3g} ms" if seconds else f"{value or 'unset'} {self.failures.get(value, '?')}"
+            f"{value or 'unset'} {1000 * seconds:.3g} ms"
+            if seconds
+            else f"{value or 'unset'} {self.failures.get(value, '?')}"
             for value, seconds in self.seconds.items()
         ]
         return f"{self.what}: {', '.join(parts)}"

@@ -219,10 +219,14 @@ def _cpu(machine: Machine) -> tuple[Setting, ...]:
     2.5 million in three updates of SmolLM2-135M. The tunable lets malloc ask for huge pages (glibc from 2.35 on, manual
     chapter "Memory Allocation Tunables"; others ignore it), which leaves a tenth of the faults.
     """
-    chosen = (
+    chosen: tuple[Setting, ...] = (
         Setting("OMP_NUM_THREADS", str(machine.cores), "one thread for each core that it may use", "pytorch docs"),
-        Setting("TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"),
-        Setting("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "a tenth of the page faults of a training", "measured here"),
+        Setting(
+            "TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"
+        ),
+        Setting(
+            "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "a tenth of the page faults of a training", "measured here"
+        ),
     )
     if machine.kind != "cpu":
         hidden = "the recipe asks for the CPU"

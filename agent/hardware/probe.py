@@ -7,11 +7,13 @@ rebooted or another torch is installed. A probe that fails leaves `torch` unknow
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +45,7 @@ OPTIONAL_PACKAGES = (
     "reasoning_gym",
 )
 PROBE_TIMEOUT_S = 120.0
+KILL_WAIT_S = 5.0
 UNIFIED_ARCHITECTURES = frozenset({"gfx1150", "gfx1151", "gfx1152", "gfx1103", "gfx1035", "sm_121", "sm_87"})
 """Graphics parts that share the processor's memory: Strix Point/Halo/Krackan, Phoenix, Rembrandt, GB10, Orin."""
 CACHE_FORMAT = 2
@@ -118,7 +121,7 @@ def probe_machine(
     machine = _from_cache(cache, key)
     if machine is None:
         answer, problem = ask_child(command, timeout_s=timeout_s)
-        machine = machine_from(answer, problem=problem, packages=_importable(python), root=root)
+        machine = machine_from(answer, problem=problem, packages=importable(python), root=root)
         if cache is not None and problem is None:
             _to_cache(cache, key, machine)
     if cache is None:
@@ -200,7 +203,9 @@ def _unseen(
         usable = len(devices) if seen else 0
         if len(ours) > usable:
             missing = [card for card in ours if not any(_same(card, device) for device in devices)] if usable else ours
-            notes += [f"torch does not see {', '.join(card.words for card in missing or ours)}: {_why_unseen(answer, vendor)}"]
+            notes += [
+                f"torch does not see {', '.join(card.words for card in missing or ours)}: {_why_unseen(answer, vendor)}"
+            ]
     if not cards and not devices and kfd_architectures(root=root):
         listed = ", ".join(kfd_architectures(root=root))
         notes.append(f"torch does not see an AMD GPU ({listed}): {_why_unseen(answer, 'amd')}")
@@ -223,7 +228,9 @@ def _mixed(devices: Sequence[Mapping[str, Any]], cards: Sequence[Graphics]) -> l
     kinds = {_architecture(device.get("arch")) for device in devices}
     if len(kinds) < 2:
         return []
-    names = [f"{index}: {device.get('name')} ({_architecture(device.get('arch'))})" for index, device in enumerate(devices)]
+    names = [
+        f"{index}: {device.get('name')} ({_architecture(device.get('arch'))})" for index, device in enumerate(devices)
+    ]
     first = next((card.card for card in cards if _same(card, devices[0])), None)
     where = f" ({first})" if first else ""
     return [
@@ -249,25 +256,41 @@ def ask_child(
     changed = {"PYTHONPATH": package_path(os.environ.get("PYTHONPATH")), **(variables or {})}
     environment = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
     try:
-        child = subprocess.run(
+        child = subprocess.Popen(
             command,
-            capture_output=True,
-            timeout=timeout_s,
-            env=environment,
             stdin=subprocess.DEVNULL,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return {}, f"the probe did not answer in {timeout_s:g} s (a driver that hangs does that)"
     except OSError as error:
         return {}, f"{command[0]}: {error.strerror}"
-    for line in reversed(child.stdout.decode(errors="replace").splitlines()):
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return {}, f"the probe did not answer in {timeout_s:g} s (a driver that hangs does that){_ended(child)}"
+    except BaseException:
+        _ended(child)
+        raise
+    for line in reversed(out.decode(errors="replace").splitlines()):
         answer = _object(line)
         if answer is not None:
             return answer, None
-    said = [line for line in child.stderr.decode(errors="replace").splitlines() if line.strip()]
+    said = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
     ended = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
     return {}, f"the probe gave no answer ({ended}{': ' + said[-1].strip()[:200] if said else ''})"
+
+
+def _ended(child: subprocess.Popen[bytes]) -> str:
+    """Kill the child and its children. A process inside a driver that hangs cannot be killed, and is not waited for."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    try:
+        child.communicate(timeout=KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        return f"; process {child.pid} cannot be killed, only a reboot ends it"
+    return ""
 
 
 def package_path(before: str | None) -> str:
@@ -300,7 +323,7 @@ def _architecture(value: object) -> str | None:
     return f"sm_{numbers.group(1)}{numbers.group(2)}" if numbers else text or None
 
 
-def _importable(python: str) -> frozenset[str]:
+def importable(python: str = sys.executable) -> frozenset[str]:
     """Optional packages that this interpreter, or another one asked as a child, would find."""
     if python == sys.executable:
         return frozenset(name for name in OPTIONAL_PACKAGES if _found(name))
@@ -346,10 +369,10 @@ def _device_packages() -> list[str]:
     """`torch-2.13.0+cpu.dist-info`, and the packages without which torch has no code for a card. By the folders' names:
     to read every package's metadata would take longer than all the rest of the key."""
     begin = ("torch-", *(f"{name.replace('-', '_')}" for name in DEVICE_PACKAGES))
-    found = set()
+    found: set[str] = set()
     for folder in sys.path:
         try:
-            found.update(name for name in os.listdir(folder or ".") if name.endswith(".dist-info"))
+            found.update(path.name for path in Path(folder or ".").iterdir() if path.suffix == ".dist-info")
         except OSError:
             continue  # a zip file, or a folder that is not there
     return sorted(name for name in found if name.startswith(begin))

@@ -1,4 +1,4 @@
-"""The processor: what it is, how many of its cores this process may use, and whether it multiplies bfloat16 natively."""
+"""The processor: what it is, how many of its cores this process may use, whether it multiplies bfloat16 natively."""
 
 from __future__ import annotations
 

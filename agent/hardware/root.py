@@ -165,7 +165,9 @@ def within(limit_s: float, key: str, work: Callable[[], T]) -> T:
             return readers.worker.do(work, limit_s=limit_s)
         except queue.Empty:
             readers.worker = None
-            readers.stuck[key] = f"{key} did not answer in {limit_s:g} s (a driver that hangs does that); not asked again"
+            readers.stuck[key] = (
+                f"{key} did not answer in {limit_s:g} s (a driver that hangs does that); not asked again"
+            )
             raise NoAnswer(readers.stuck[key]) from None
 
 

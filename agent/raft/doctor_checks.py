@@ -4,7 +4,7 @@ A process measures one thing under the variables that it was started with, becau
 are loaded, and because a back end that is set up wrong may end or hang it.
 
 product: seconds of a square matrix product by arithmetic. attention: seconds of a forward and backward pass of one
-implementation, whether output and gradients are finite, and how far they are from explicit scores in float32 on the CPU.
+implementation, whether output and gradients are finite, and how far they are from explicit scores in float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,9 @@ def products(device: torch.device) -> dict[str, Any]:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        torch.mm(left, right)
-        seconds[_name(dtype)] = min(seconds_of(lambda a=left, b=right: torch.mm(a, b), device) for _ in range(REPEATS))
+        product = partial(torch.mm, left, right)
+        product()
+        seconds[_name(dtype)] = min(seconds_of(product, device) for _ in range(REPEATS))
     return {"size": size, "seconds": seconds}
 
 
@@ -76,7 +78,8 @@ def check(compute: Attention, device: torch.device, dtype: torch.dtype, mask: st
 
 def _passes(compute: Attention, batch: list[Tensor], mask: str) -> list[Tensor]:
     """Output, and gradients of queries, keys and values for a loss in which every number counts."""
-    out = compute(*batch, mask)
+    q, k, v = batch
+    out = compute(q, k, v, mask)
     out.float().square().sum().backward()
     return [out.detach(), *(x.grad for x in batch if x.grad is not None)]
 
