@@ -171,7 +171,7 @@ def gather(
         nvidia=_nvidia(root, nvidia),
         shell=shell,
         trials=trials,
-        unanswered=tuple(unanswered()),
+        unanswered=tuple(unanswered(root)),
     )
 
 

@@ -171,6 +171,7 @@ def within(limit_s: float, key: str, work: Callable[[], T]) -> T:
             raise NoAnswer(readers.stuck[key]) from None
 
 
-def unanswered() -> list[str]:
-    """In words: what has not answered since this process began."""
-    return sorted(_readers.stuck.values())
+def unanswered(root: Root = HOST) -> list[str]:
+    """In words: what has not answered below the root since this process began."""
+    below = str(root.folder)
+    return sorted(words for key, words in _readers.stuck.items() if key.startswith(below) or not key.startswith("/"))

@@ -1,4 +1,4 @@
-"""A module like pynvml with two made-up cards: one tells everything, one nothing that is asked (as GB10 does of memory)."""
+"""A module like pynvml with two made-up cards: one tells everything, one next to nothing (as GB10 of its memory)."""
 
 from __future__ import annotations
 
