@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent.hardware.facts import Facts
     from agent.hardware.findings import Finding
 
-WIDTH = 80
+WIDTH, INDENT = 80, 10
 WORDS = {"error": "ERROR", "warning": "warning", "unknown": "unknown", "note": "note", "ok": "ok"}
 
 
@@ -96,16 +96,15 @@ def lines(facts: Facts, findings: Sequence[Finding], *, verbose: bool) -> list[s
     for finding in findings:
         if finding.severity != "ok":
             out += [*_whole(finding), ""]
-    if good:
-        out.append("in order:")
-        out += [line for finding in good for line in (_whole(finding) if verbose else _short(finding))]
-        out.append("")
+    if good and not verbose:
+        out += ["in order:", *_table(good), ""]
+    if verbose:
+        out += [line for finding in good for line in [*_whole(finding), ""]]
     return [*out, _sum(findings)]
 
 
 def _whole(finding: Finding) -> list[str]:
-    """Commands are wrapped like the rest: a line longer than the screen would be, too."""
-    head = textwrap.wrap(f"{WORDS[finding.severity]}: {finding.title}", WIDTH, subsequent_indent="  ")
+    head = textwrap.wrap(f"{WORDS[finding.severity]} ({finding.group}): {finding.title}", WIDTH, subsequent_indent="  ")
     rows = [
         ("seen", finding.evidence),
         ("means", finding.consequence),
@@ -116,12 +115,32 @@ def _whole(finding: Finding) -> list[str]:
 
 
 def _row(name: str, text: str) -> list[str]:
-    label = f"  {name:<8}"
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False)
+    """A label, and the text beside it; a command stands on lines of its own, ready to be copied."""
+    out: list[str] = []
+    for step in text.splitlines():
+        width = WIDTH - INDENT
+        wrapped = _command(step, width) if step.startswith("$ ") else textwrap.wrap(step, width, break_on_hyphens=False)
+        out += wrapped
+    return [f"{f'  {name}' if place == 0 else '':<{INDENT}}{line}" for place, line in enumerate(out)]
 
 
-def _short(finding: Finding) -> list[str]:
-    return textwrap.wrap(finding.title, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+def _command(text: str, width: int) -> list[str]:
+    """Long ones go on behind a backslash, which a shell takes out again, inside double quotes too."""
+    lines = textwrap.wrap(text, width - 2, break_long_words=False, break_on_hyphens=False, subsequent_indent="    ")
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _table(findings: Sequence[Finding]) -> list[str]:
+    """One line each, under the name of their group."""
+    out: list[str] = []
+    before = ""
+    for finding in findings:
+        label = f"  {finding.group if finding.group != before else '':<13}"
+        before = finding.group
+        out += textwrap.wrap(
+            finding.title, WIDTH, initial_indent=label, subsequent_indent=" " * 17, break_on_hyphens=False
+        )
+    return out
 
 
 def _sum(findings: Sequence[Finding]) -> str:

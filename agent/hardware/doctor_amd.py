@@ -30,7 +30,8 @@ LEFT_TO_HOST_GIB = 4
 SMALL_GTT = 0.6
 """Share of the RAM below which the limit was not raised: the driver's default is half."""
 CARVE_OUT_GIB = 8
-READ_MES = "sudo grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info"
+WHEEL = "install torch[device-gfx1151] from AMD's index (docs/hardware.md, Which torch)\n$ make PYTHON=that-python run"
+READ_MES = "$ sudo grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info"
 
 
 def amd_findings(facts: Facts) -> Iterator[Finding]:
@@ -70,7 +71,7 @@ def _seen(facts: Facts) -> Iterator[Finding]:
                 f"{len(cards)} AMD cards, and torch computes on its first device",
                 f"torch: {', '.join(devices)}; kernel: {listed}",
                 "Cards are told by vendor and PCI id, not by number; the recipe trains on one.",
-                "HIP_VISIBLE_DEVICES=1 raft-agent run ... takes the second device",
+                "to take the second device:\n$ HIP_VISIBLE_DEVICES=1 raft-agent run RECIPE --budget 8h",
             )
         return
     strix = facts.strix
@@ -86,8 +87,8 @@ def _seen(facts: Facts) -> Iterator[Finding]:
             "error",
             f"torch {torch} is not a ROCm build: {name} is not used",
             evidence,
-            "Trainings run on the processor, some ten times slower or worse.",
-            "install torch[device-gfx1151] from AMD's index, docs/hardware.md, Which torch; then `make PYTHON=...`",
+            "Trainings run on the processor.",
+            WHEEL,
             "ROCm/TheRock#7839",
         )
     else:
@@ -98,7 +99,7 @@ def _seen(facts: Facts) -> Iterator[Finding]:
             f"this ROCm build of torch does not see {name}",
             evidence,
             "Trainings run on the processor.",
-            "see the findings on access and variables; else HIP_VISIBLE_DEVICES, and `dmesg | grep amdgpu` as root",
+            "see the findings on access and variables; HIP_VISIBLE_DEVICES may hide it\n$ sudo dmesg | grep amdgpu",
         )
 
 
@@ -113,7 +114,7 @@ def _torch_dies(facts: Facts, name: str, evidence: str) -> Finding:
         "No training can start with this torch.",
         "take another wheel than the nightlies of 9 to 12 June 2026 (docs/hardware.md, Which torch)"
         if segfault
-        else "python -m agent.raft.probe shows what it ends with",
+        else "see what it ends with:\n$ python -m agent.raft.probe",
         "ROCm/TheRock#5763" if segfault else "",
     )
 
@@ -129,11 +130,11 @@ def _wheel(facts: Facts) -> Iterator[Finding]:
         f"torch {facts.machine.torch}, hip {facts.answer['hip']}; built for {' '.join(arches) or 'unknown'}; {versions}"
     )
     if "gfx1151" in arches or device:
-        yield Finding("amd-wheel", "software", "ok", "this torch has code for gfx1151", evidence)
+        yield Finding("amd-wheel", "torch", "ok", "this torch has code for gfx1151", evidence)
     elif arches:
         yield Finding(
             "amd-wheel",
-            "software",
+            "torch",
             "error",
             "this torch has no code for gfx1151",
             evidence,
@@ -144,19 +145,19 @@ def _wheel(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding(
             "amd-wheel",
-            "software",
+            "torch",
             "unknown",
             "which architectures this torch has code for is not known",
             evidence,
             "Without gfx1151 every kernel ends with hipErrorInvalidImage.",
-            'python -c "import torch; print(torch.cuda.get_arch_list())"; pip list | grep -i torch-device',
+            '$ python -c "import torch; print(torch.cuda.get_arch_list())"\n$ pip list | grep -i torch-device',
             "ROCm/TheRock#7839",
         )
     bad = [f"{name} {version}" for name, version in packages.items() if BAD_NIGHTLIES.search(version)]
     if bad:
         yield Finding(
             "amd-nightly",
-            "software",
+            "torch",
             "error",
             f"a nightly that is known to be bad: {', '.join(bad)}",
             evidence,
@@ -181,7 +182,7 @@ def _access(facts: Facts) -> Iterator[Finding]:
             "there is no /dev/kfd: ROCm cannot reach the card",
             evidence,
             "torch sees no device.",
-            "load the driver (`sudo modprobe amdgpu`); in a container add --device /dev/kfd --device /dev/dri",
+            "load the driver; in a container add --device /dev/kfd --device /dev/dri\n$ sudo modprobe amdgpu",
         )
     elif denied:
         groups = sorted({one.group for one in denied if one.group} | {"render", "video"})
@@ -192,7 +193,7 @@ def _access(facts: Facts) -> Iterator[Finding]:
             f"you may not open {', '.join(one.path for one in denied)}",
             f"{evidence}; your groups: {', '.join(sorted(facts.groups))}",
             "torch sees no device.",
-            f"sudo usermod -aG {','.join(groups)} $USER, then log in again",
+            f"$ sudo usermod -aG {','.join(groups)} $USER\nthen log in again",
         )
     else:
         yield Finding("amd-access", "accelerator", "ok", "the card's device files open", evidence)
@@ -241,7 +242,7 @@ def _kernel(software: Software) -> Finding:
     evidence = f"{software.kernel or 'nothing'} in /proc/sys/kernel/osrelease"
     if not found:
         return Finding(
-            "amd-kernel", "kernel", "unknown", "the kernel's version cannot be read", evidence, fix="uname -r"
+            "amd-kernel", "kernel", "unknown", "the kernel's version cannot be read", evidence, fix="$ uname -r"
         )
     version = (int(found[1]), int(found[2]), int(found[3] or 0))
     if version >= KERNEL:
@@ -321,7 +322,7 @@ def _firmware_by_package(software: Software, packages: str) -> Finding:
         "which MES firmware the card runs cannot be read",
         evidence,
         f"0x83 hangs the GPU in the middle of a training, 0x80 is good.{dkms}",
-        READ_MES + (f"; rpm -q amd-gpu-firmware (not {BAD_FIRMWARE})" if software.system == "fedora" else ""),
+        READ_MES + (f"\n$ rpm -q amd-gpu-firmware  # not {BAD_FIRMWARE}" if software.system == "fedora" else ""),
         f"{MES}; ROCm/legacy-rocm-build#5991",
     )
 
@@ -329,13 +330,15 @@ def _firmware_by_package(software: Software, packages: str) -> Finding:
 def _other_firmware(software: Software) -> str:
     if software.system == "fedora":
         return (
-            "sudo dnf upgrade amd-gpu-firmware, or sudo dnf install fedora-repos-archive && sudo dnf "
-            "--enablerepo=updates-archive downgrade amd-gpu-firmware-20251111; reboot"
+            "take a newer one, or the one before, and reboot:\n$ sudo dnf upgrade amd-gpu-firmware\n"
+            "$ sudo dnf install fedora-repos-archive\n"
+            "$ sudo dnf --enablerepo=updates-archive downgrade amd-gpu-firmware-20251111"
         )
     if software.system in ("ubuntu", "debian"):
         return (
-            "see which package owns it (dpkg -S /lib/firmware/amdgpu/gc_11_5_1_mes1.bin.zst); sudo apt purge "
-            "amdgpu-dkms-firmware if it is that, else upgrade linux-firmware (20260110 was tested); reboot"
+            "see which package owns it:\n$ dpkg -S /lib/firmware/amdgpu/gc_11_5_1_mes1.bin.zst\n"
+            "if it is amdgpu-dkms-firmware, take that away, else upgrade linux-firmware (20260110 was tested); reboot\n"
+            "$ sudo apt purge amdgpu-dkms-firmware"
         )
     return "install linux-firmware 20260110 or newer, rebuild the initramfs, reboot"
 
@@ -368,7 +371,7 @@ def _wave_store(software: Software) -> Finding:
             "unknown",
             "amdgpu.cwsr_enable cannot be read",
             "no /sys/module/amdgpu/parameters/cwsr_enable",
-            fix="sudo cat /sys/module/amdgpu/parameters/cwsr_enable",
+            fix="$ sudo cat /sys/module/amdgpu/parameters/cwsr_enable",
             source="ROCm/legacy-rocm-build#5590",
         )
     evidence = f"{value} in /sys/module/amdgpu/parameters/cwsr_enable"
@@ -387,7 +390,16 @@ def _wave_store(software: Software) -> Finding:
         )
     hint = "" if value == "0" else "if the kernel log shows `MES failed to respond`: amdgpu.cwsr_enable=0"
     return Finding(
-        "amd-cwsr", "kernel", "ok", f"amdgpu.cwsr_enable={value}", evidence, "", hint, "ROCm/legacy-rocm-build#5724"
+        "amd-cwsr",
+        "kernel",
+        "ok",
+        f"compute wave save and restore: {value}, kernel 6.18 or newer"
+        if not old
+        else "compute wave save and restore is off",
+        evidence,
+        "",
+        hint,
+        "ROCm/legacy-rocm-build#5724",
     )
 
 
@@ -402,9 +414,9 @@ def _lockup(software: Software) -> Finding:
 def kernel_parameter(software: Software, text: str) -> str:
     """How to add to the kernel's command line here."""
     if software.system == "fedora":
-        return f'sudo grubby --update-kernel=ALL --args="{text}", then reboot'
+        return f'$ sudo grubby --update-kernel=ALL --args="{text}"\nthen reboot'
     if software.system in ("ubuntu", "debian"):
-        return f"add {text} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, sudo update-grub, reboot"
+        return f"add {text} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, then reboot\n$ sudo update-grub"
     return f"add {text} to the kernel's command line in the boot loader's settings, reboot"
 
 
@@ -450,7 +462,7 @@ def gtt_limit(card: Graphics, ram_gib: float, software: Software | None = None) 
             "how much memory the driver maps for the GPU cannot be read",
             f"no mem_info_gtt_total of {card.card}" + "".join(f"; {one}" for one in told),
             "By default it is half of the RAM.",
-            "cat /sys/class/drm/card*/device/mem_info_gtt_total",
+            "$ cat /sys/class/drm/card*/device/mem_info_gtt_total",
         )
     evidence = f"{total:.2f} GiB in mem_info_gtt_total of {card.card}, {ram_gib:.1f} GiB of RAM" + "".join(
         f"; {one}" for one in told
@@ -494,7 +506,7 @@ def shell_variables(shell: Mapping[str, str], machine: Machine) -> list[Finding]
             f"{setting.name}={shell[setting.name]} is set in your shell",
             f"the environment of this command: {setting.name}={shell[setting.name]}",
             setting.why[0].upper() + setting.why[1:] + ".",
-            f"unset {setting.name}",
+            f"$ unset {setting.name}",
             setting.source,
         )
         for setting in harmful(shell, machine)
@@ -512,7 +524,7 @@ def _aotriton_in_shell(shell: Mapping[str, str]) -> Iterator[Finding]:
             f"{AOTRITON}={value} is set in your shell",
             f"the environment of this command: {AOTRITON}={value}",
             "Attention falls back to the math kernel, up to 20 times slower at 4096 tokens.",
-            f"unset {AOTRITON}: runs set it to 1 themselves",
+            f"runs set it to 1 themselves\n$ unset {AOTRITON}",
             "lhl/strix-halo-testing 5ee14b5; ROCm/legacy-rocm-build#6034",
         )
 

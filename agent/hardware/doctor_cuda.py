@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from agent.hardware.facts import Facts
 from agent.hardware.findings import Finding
 
-INSTALL = "pip install 'nvidia-ml-py>=12.535,<14' (the extra `nvidia`)"
+INSTALL = "the extra `nvidia`:\n$ pip install 'nvidia-ml-py>=12.535,<14'"
 
 
 def cuda_findings(facts: Facts) -> Iterator[Finding]:
@@ -27,11 +27,11 @@ def _seen(facts: Facts) -> Finding:
     if facts.machine.kind == "cuda":
         return Finding("cuda-torch", "accelerator", "ok", f"torch computes on {facts.machine.name}", evidence)
     if torch is None:
-        fix = "python -m agent.raft.probe shows what it ends with"
+        fix = "see what it ends with:\n$ python -m agent.raft.probe"
     elif cuda is None:
-        fix = "install a CUDA build of torch (pytorch.org, Get Started), then `make PYTHON=that-python`"
+        fix = "install a CUDA build of torch (pytorch.org, Get Started)\n$ make PYTHON=that-python run"
     else:
-        fix = f"nvidia-smi has to list the card and a driver that is new enough for CUDA {cuda}"
+        fix = f"see that it lists the card, and a driver that is new enough for CUDA {cuda}:\n$ nvidia-smi"
     title = f"torch {torch or ''} does not use the NVIDIA card".replace("  ", " ")
     return Finding("cuda-torch", "accelerator", "error", title, evidence, "Trainings run on the processor.", fix)
 
@@ -45,7 +45,7 @@ def _architectures(facts: Facts) -> Iterator[Finding]:
         if not runs(arch, arches):
             yield Finding(
                 "cuda-wheel",
-                "software",
+                "torch",
                 "error",
                 f"this torch has no code for {device.get('name')} ({arch})",
                 f"torch {facts.machine.torch} is built for {' '.join(arches)}",
@@ -54,7 +54,7 @@ def _architectures(facts: Facts) -> Iterator[Finding]:
                 "CUDA C++ Programming Guide, Binary and PTX Compatibility",
             )
             return
-    yield Finding("cuda-wheel", "software", "ok", "this torch has code for the card", f"built for {' '.join(arches)}")
+    yield Finding("cuda-wheel", "torch", "ok", "this torch has code for the card", f"built for {' '.join(arches)}")
 
 
 def runs(arch: str, built_for: Sequence[str]) -> bool:
@@ -85,12 +85,12 @@ def _nvml(facts: Facts) -> Iterator[Finding]:
         missing = "not installed" in facts.nvidia.why_not
         yield Finding(
             "cuda-nvml",
-            "software",
+            "torch",
             "note" if missing else "warning",
             "memory, power and temperature of the card are not read",
             facts.nvidia.why_not,
             "Telemetry and the watchdog know less: a hang is told from work by power.",
-            INSTALL if missing else "nvidia-smi says what is wrong with the driver",
+            INSTALL if missing else "see what is wrong with the driver:\n$ nvidia-smi",
         )
         return
     for card in facts.nvidia.details:
@@ -123,7 +123,7 @@ def _nvml(facts: Facts) -> Iterator[Finding]:
                 f"persistence mode of {name} is off",
                 "nvmlDeviceGetPersistenceMode",
                 "The driver is unloaded between runs, and starting it takes a second or two each time.",
-                "sudo nvidia-smi -pm 1",
+                "$ sudo nvidia-smi -pm 1",
                 "NVIDIA, Driver Persistence",
             )
         if card.ecc is False:
@@ -134,5 +134,5 @@ def _nvml(facts: Facts) -> Iterator[Finding]:
                 f"error correction of {name} is off",
                 "nvmlDeviceGetEccMode",
                 "A flipped bit goes unseen.",
-                "sudo nvidia-smi -e 1, then reboot; it costs some memory bandwidth",
+                "it costs some memory bandwidth; then reboot\n$ sudo nvidia-smi -e 1",
             )

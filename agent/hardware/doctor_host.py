@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agent.hardware.doctor_amd import compared, slow_products
 from agent.hardware.facts import Facts
 from agent.hardware.findings import Finding, Severity
-from agent.hardware.presets import AOTRITON, left_off, settings
+from agent.hardware.presets import AOTRITON, left_off, resolve, settings
 from agent.hardware.processor import BF16_FLAGS
 from agent.hardware.trials import Attention
 
@@ -35,12 +35,12 @@ def _torch(facts: Facts) -> Iterator[Finding]:
     if torch is None:
         yield Finding(
             "torch",
-            "software",
+            "torch",
             "error",
             "torch does not answer",
             facts.problem or str(facts.answer.get("problem") or "no answer"),
             "No training can start.",
-            "python -m agent.raft.probe shows what it ends with",
+            "see what it ends with:\n$ python -m agent.raft.probe",
         )
         return
     yield Finding(
@@ -67,7 +67,7 @@ def _processor(facts: Facts) -> Iterator[Finding]:
             f"OMP_NUM_THREADS={own} is set in your shell, and {host.cores} cores may be used",
             f"the environment of this command; {quota}",
             "A preset that was chosen by itself fills gaps only, so runs compute with that.",
-            "unset OMP_NUM_THREADS",
+            "$ unset OMP_NUM_THREADS",
         )
     elif facts.machine.kind == "cpu" and threads is not None:
         yield Finding(
@@ -87,7 +87,7 @@ def _processor(facts: Facts) -> Iterator[Finding]:
             f"other work is running: load {host.load:.1f} on {host.logical} processors",
             "/proc/loadavg, average of the last minute",
             "Runs get less than the machine, and by how much changes from run to run.",
-            "see what it is (top) and end it before a campaign begins",
+            "see what it is, and end it before a campaign begins:\n$ top",
         )
     slow = host.governor == "powersave" and host.profile not in (None, "performance", "balanced-performance")
     if slow or host.profile in ("low-power", "quiet"):
@@ -99,7 +99,7 @@ def _processor(facts: Facts) -> Iterator[Finding]:
             "/sys/firmware/acpi/platform_profile, cpufreq/scaling_governor",
             "A lower power limit is a slower night; on gfx1151 the best memory bandwidth was measured with the tuned "
             "profile accelerator-performance.",
-            "powerprofilesctl set performance, or sudo tuned-adm profile accelerator-performance",
+            "one of:\n$ powerprofilesctl set performance\n$ sudo tuned-adm profile accelerator-performance",
             "lhl/strix-halo-testing 5ee14b5",
         )
 
@@ -117,7 +117,7 @@ def _bf16(facts: Facts) -> Finding:
             "bfloat16 is slower than float32 here, though the processor has it",
             evidence,
             "Runs choose bfloat16 by the processor's flags.",
-            "set model.dtype: float32 in your recipe, and compare; raft-agent bench machine measures it at length",
+            "set model.dtype: float32 in your recipe, and compare; at length:\n$ raft-agent bench machine",
         )
     title = "bfloat16 is native" if flags else "bfloat16 is emulated: runs compute in float32"
     return Finding("bf16", "processor", "ok", title, evidence)
@@ -148,7 +148,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         f"{memory.available:.1f} GiB of memory free",
         f"{host.physical_gib:.1f} GiB in all{limit}",
         "Even the smallest training does not fit." if little else "",
-        "end what holds it: ps aux --sort=-rss | head" if little else "raft-agent check RECIPE says what one takes",
+        "end what holds it:\n$ ps aux --sort=-rss | head" if little else "what one takes:\n$ raft-agent check RECIPE",
     )
     yield _swap(facts)
     if host.oom_kills:
@@ -159,7 +159,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
             f"the kernel has killed {host.oom_kills} processes for memory since it was started",
             "oom_kill in /proc/vmstat",
             "Something here does not fit, a training or what runs beside it.",
-            "sudo dmesg | grep -i 'killed process' names them",
+            "see which:\n$ sudo dmesg | grep -i 'killed process'",
         )
     if host.daemons:
         yield Finding(
@@ -169,7 +169,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
             f"{', '.join(host.daemons)} may end a training for memory",
             "running processes, /proc/*/comm",
             "It kills with no kernel memory event, so such a death looks like a SIGKILL from outside.",
-            "systemd-run --user --scope -p ManagedOOMPreference=avoid raft-agent run ..."
+            "$ systemd-run --user --scope -p ManagedOOMPreference=avoid raft-agent run"
             if "systemd-oomd" in host.daemons
             else "earlyoom: add --avoid '^python' in /etc/default/earlyoom, and restart it",
             "systemd.resource-control(5); earlyoom(1)",
@@ -180,7 +180,7 @@ def _swap(facts: Facts) -> Finding:
     size = facts.host.swap_gib
     if size is None:
         return Finding(
-            "swap", "memory", "unknown", "swap cannot be read", "no SwapTotal in /proc/meminfo", fix="free -h"
+            "swap", "memory", "unknown", "swap cannot be read", "no SwapTotal in /proc/meminfo", fix="$ free -h"
         )
     if size == 0:
         words = "none: what does not fit is killed at once, and the agent goes on with less"
@@ -194,7 +194,9 @@ def _swap(facts: Facts) -> Finding:
         f"{size:.1f} GiB of swap, {used:.1f} in use",
         "SwapTotal and SwapFree",
         "What is swapped out makes a run slow in a way that looks like its own fault." if severity == "note" else "",
-        "end what holds memory, or sudo swapoff -a && sudo swapon -a while there is room" if severity == "note" else "",
+        "end what holds memory, or, while there is room:\n$ sudo swapoff -a && sudo swapon -a"
+        if severity == "note"
+        else "",
     )
 
 
@@ -230,7 +232,7 @@ def _disks(facts: Facts) -> Iterator[Finding]:
     for folder, free in facts.host.disks:
         if free is None:
             yield Finding(
-                "disk", "night", "unknown", f"free space of {folder} cannot be read", folder, fix=f"df -h {folder}"
+                "disk", "night", "unknown", f"free space of {folder} cannot be read", folder, fix=f"$ df -h {folder}"
             )
             continue
         severity: Severity = "error" if free < NO_DISK_GIB else "warning" if free < LITTLE_DISK_GIB else "ok"
@@ -254,7 +256,7 @@ def _unanswered(facts: Facts) -> Iterator[Finding]:
             "a driver does not answer",
             words,
             "Sensors are missing, and trainings may hang in the same place.",
-            "sudo dmesg | tail; if it stays so, reboot",
+            "if it stays so, reboot; the kernel may say more:\n$ sudo dmesg | tail",
         )
 
 
@@ -282,7 +284,7 @@ def _product(facts: Facts) -> Iterator[Finding]:
             "a matrix product fails",
             trials.product_problem,
             "Every training would.",
-            "python -m agent.raft.doctor_checks product shows what it ends with",
+            "see what it ends with:\n$ python -m agent.raft.doctor_checks product",
         )
         return
     wide, narrow = trials.flops("float32"), trials.flops("bfloat16")
@@ -359,16 +361,19 @@ def _attention_speed(attention: tuple[Attention, ...]) -> Iterator[Finding]:
 
 
 def _settings(facts: Facts) -> Iterator[Finding]:
+    """A preset that was chosen by itself only fills gaps, so what the shell sets comes first."""
     measured = facts.trials.comparisons if facts.trials and facts.trials.comparisons else facts.machine.measured
     chosen, why = settings("auto", facts.machine, measured=measured)
-    strix = facts.machine.arch == "gfx1151" and facts.machine.kind == "rocm"
+    told = [f"{one.name}={one.value}: {one.why}" for one in chosen if one.name not in facts.shell]
+    kept = [f"{one.name}={facts.shell[one.name]}, which your shell sets" for one in chosen if one.name in facts.shell]
+    strix = resolve("auto", facts.machine)[0] == "strix-halo"
     off = left_off(facts.machine, measured=measured) if strix else []
     yield Finding(
         "preset",
         "settings",
         "ok",
-        f"variables that a run gets with environment: auto ({why})",
-        "; ".join(f"{setting.name}={setting.value}: {setting.why}" for setting in chosen) or "none",
-        "left off: " + "; ".join(off) if off else "",
+        f"runs get the environment preset {resolve('auto', facts.machine)[0]} ({why.removeprefix('auto: ')})",
+        "; ".join(told + kept) or "no variables",
+        "Left off: " + "; ".join(off) if off else "",
         "backend.environment and backend.env of a recipe change them; your shell is left alone",
     )

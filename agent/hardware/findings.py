@@ -10,7 +10,8 @@ Severity = Literal["error", "warning", "unknown", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "unknown", "note", "ok")
 """Worst first. error: trainings fail here, or do not use the card. warning: they get slow or die some night. unknown:
 could not be read. note: worth knowing, nothing is wrong."""
-Group = Literal["accelerator", "software", "kernel", "memory", "speed", "processor", "night", "settings"]
+Group = Literal["accelerator", "torch", "kernel", "memory", "settings", "processor", "speed", "night"]
+GROUPS: tuple[Group, ...] = ("accelerator", "torch", "kernel", "memory", "settings", "processor", "speed", "night")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Finding:
     """What was read, and where."""
     consequence: str = ""
     fix: str = ""
-    """The exact command or setting; for `unknown`, how to read it."""
+    """What to do; for `unknown`, how to read it. One step a line; a line that begins with `$ ` is a command."""
     source: str = ""
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), GROUPS.index(one.group)))
 
 
 def exit_code(findings: Sequence[Finding], *, strict: bool) -> int:

@@ -186,16 +186,8 @@ def resolve(preset: str, machine: Machine) -> tuple[str, str]:
     return "cpu", f"auto: no accelerator, {machine.cores} cores"
 
 
-def warnings(shell: Mapping[str, str], machine: Machine) -> list[str]:
-    """Variables set in the user's shell that are known to do harm on this machine, each with what is known."""
-    return [
-        f"{setting.name}={shell[setting.name]} is set: {setting.why} ({setting.source})"
-        for setting in harmful(shell, machine)
-    ]
-
-
 def harmful(shell: Mapping[str, str], machine: Machine) -> list[Setting]:
-    """Of `LEFT_ALONE`, what the shell sets on a Strix Halo, whether torch sees its card or not."""
+    """Of `LEFT_ALONE`, what the user's shell sets on a Strix Halo, whether torch sees its card or not."""
     strix = machine.arch in STRIX_HALO or any(arch in words for words in machine.listed for arch in STRIX_HALO)
     if not strix:
         return []

@@ -212,7 +212,7 @@ def test_closed_and_missing_device_files(tmp_path: Path) -> None:
     closed = replace(facts, access=(Access("/dev/kfd", True, False, "render"),), groups=frozenset({"me"}))
     finding = said(closed)["amd-access"]
     assert finding.severity == "error"
-    assert finding.fix == "sudo usermod -aG render,video $USER, then log in again"
+    assert finding.fix == "$ sudo usermod -aG render,video $USER\nthen log in again"
     missing = said(replace(facts, access=(Access("/dev/kfd", False, False, None),)))["amd-access"]
     assert "--device /dev/kfd" in missing.fix
 
@@ -227,7 +227,7 @@ def test_variables_of_the_shell_that_do_harm(tmp_path: Path) -> None:
     }
     found = said(facts_on(HEALTHY.build(tmp_path), rocm(STRIX_DEVICE), **shell))
     assert worse_than_a_note(found) == {f"shell-{name}" for name in shell if name != "PATH"}
-    assert found["shell-HSA_OVERRIDE_GFX_VERSION"].fix == "unset HSA_OVERRIDE_GFX_VERSION"
+    assert found["shell-HSA_OVERRIDE_GFX_VERSION"].fix == "$ unset HSA_OVERRIDE_GFX_VERSION"
     assert "memory access faults" in found["shell-HSA_OVERRIDE_GFX_VERSION"].consequence
 
 
@@ -346,7 +346,7 @@ def test_an_nvidia_card(tmp_path: Path) -> None:
     assert "driver 580.95.05" in found["cuda-torch"].evidence
     assert found["cuda-wheel"].severity == "ok"
     assert "process 4000000 29.0 GiB" in found["cuda-busy-0"].evidence
-    assert (found["cuda-mig-0"].severity, found["cuda-persistence-0"].fix) == ("note", "sudo nvidia-smi -pm 1")
+    assert (found["cuda-mig-0"].severity, found["cuda-persistence-0"].fix) == ("note", "$ sudo nvidia-smi -pm 1")
     without = said(replace(facts, nvidia=replace(facts.nvidia, why_not="the package nvidia-ml-py is not installed")))
     assert "nvidia-ml-py>=12.535,<14" in without["cuda-nvml"].fix
 

@@ -29,10 +29,10 @@ from agent.hardware.presets import (
     LEFT_ALONE,
     environment,
     environment_over,
+    harmful,
     left_off,
     resolve,
     settings,
-    warnings,
 )
 from agent.hardware.probe import (
     Machine,
@@ -108,13 +108,13 @@ def test_the_cpu_preset_hides_an_accelerator_and_counts_usable_cores() -> None:
 def test_harmful_variables_in_the_shell_are_named_on_strix_halo_only() -> None:
     strix = machine_from(STRIX, problem=None, packages=frozenset())
     shell = {"HSA_OVERRIDE_GFX_VERSION": "11.0.0", "PATH": "/bin"}
-    (warning,) = warnings(shell, strix)
-    assert "HSA_OVERRIDE_GFX_VERSION=11.0.0" in warning
-    assert warnings(shell, CPU) == []
-    assert warnings({"OMP_NUM_THREADS": "16"}, strix) == []
-    assert len(warnings({"OMP_NUM_THREADS": "1"}, strix)) == 1
+    (setting,) = harmful(shell, strix)
+    assert setting.name == "HSA_OVERRIDE_GFX_VERSION"
+    assert harmful(shell, CPU) == []
+    assert harmful({"OMP_NUM_THREADS": "16"}, strix) == []
+    assert len(harmful({"OMP_NUM_THREADS": "1"}, strix)) == 1
     unseen = dataclasses.replace(CPU, listed=("card1: gfx1151 (AMD Strix Halo), PCI id 0x1586",))
-    assert len(warnings(shell, unseen)) == 1  # the variable may be why torch does not see it
+    assert len(harmful(shell, unseen)) == 1  # the variable may be why torch does not see it
 
 
 def test_the_answer_is_the_last_json_object_that_the_child_prints() -> None:
