@@ -40,11 +40,12 @@ def doctor(
     """
     from agent.hardware.doctor import examine, look
     from agent.hardware.findings import exit_code
+    from agent.hardware.measured import measured_path
     from agent.hardware.root import HOST, Root
 
     began = time.monotonic()
     facts = look(
-        cache=model_cache() if root is None else None,
+        measured=measured_path() if root is None else None,
         folders=_folders(),
         quick=quick,
         root=HOST if root is None else Root(root.absolute()),

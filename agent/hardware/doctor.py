@@ -6,6 +6,7 @@ measured runs in processes of its own (`agent.hardware.trials`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from agent.hardware.doctor_cuda import cuda_findings
 from agent.hardware.doctor_host import host_findings, measured_findings
 from agent.hardware.facts import Facts, gather
 from agent.hardware.findings import Finding, worst_first
-from agent.hardware.measured import MEASURED, read_measured, write_measured
+from agent.hardware.measured import read_measured, write_measured
 from agent.hardware.probe import ask_child, fingerprint, importable, machine_from, probe_command
 from agent.hardware.root import HOST, Root
 from agent.hardware.trials import Ask, measure
@@ -26,7 +27,7 @@ PROBE_LIMIT_S = 60.0
 
 def look(
     *,
-    cache: Path | None,
+    measured: Path | None,
     folders: Sequence[Path],
     quick: bool = False,
     shell: Mapping[str, str] = os.environ,
@@ -35,20 +36,21 @@ def look(
     ask: Ask | None = None,
     say: Callable[[str], None] = lambda what: None,
 ) -> Facts:
-    """Read the machine, and measure unless `quick`. `cache` is the folder in which measurements are kept for runs."""
+    """Read the machine, and measure unless `quick`. `measured` is the file that keeps what runs go by."""
     say("what torch sees")
     answer, problem = ask_child(command or probe_command(), timeout_s=PROBE_LIMIT_S)
     machine = machine_from(answer, problem=problem, packages=importable(), root=root)
     key = fingerprint(machine, root=root)
-    if cache is not None:
-        machine = dataclasses.replace(machine, measured=read_measured(cache / MEASURED, key))
+    if measured is not None:
+        machine = dataclasses.replace(machine, measured=read_measured(measured, key))
     say("the machine")
     facts = gather(machine, answer, problem=problem, shell=shell, folders=folders, root=root)
     if quick or machine.torch is None:
         return facts
     trials = measure(machine.kind, ask=ask, say=say)
-    if cache is not None and trials.comparisons:
-        write_measured(cache / MEASURED, key, trials.comparisons)
+    if measured is not None and trials.comparisons:
+        with contextlib.suppress(OSError):  # a full disk or a read-only folder: runs then go by what is published
+            write_measured(measured, key, trials.comparisons)
     return dataclasses.replace(facts, trials=trials)
 
 

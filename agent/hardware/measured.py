@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 from agent.files import write_atomic
 
 MEASURED = "measured.json"
-"""Name of the file, in a cache folder; it holds the measurements of every machine that shares the folder."""
+"""Name of the file, in the user's cache folder; it holds the measurements of every machine that shares the folder."""
+CACHE_VARIABLE = "RAFT_AGENT_CACHE"
 UNSET = ""
 """Stands for a variable that is not set at all."""
 WORTH = 1.05
@@ -64,6 +66,14 @@ class Comparison:
             for value, seconds in self.seconds.items()
         ]
         return f"{self.what}: {', '.join(parts)}"
+
+
+def measured_path() -> Path:
+    """One for all workspaces of the user, so that agent and trainer, wherever they run, find the same."""
+    from platformdirs import user_cache_path
+
+    named = os.environ.get(CACHE_VARIABLE)
+    return (Path(named).expanduser().absolute() if named else user_cache_path("raft-agent")) / MEASURED
 
 
 def read_measured(path: Path, fingerprint: Mapping[str, str]) -> tuple[Comparison, ...]:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import psutil
 
 from agent.files import write_atomic
-from agent.hardware.measured import MEASURED, Comparison, read_measured
+from agent.hardware.measured import Comparison, measured_path, read_measured
 from agent.hardware.processor import processor_name, usable_cores
 from agent.hardware.root import HOST, Root
 from agent.hardware.sensors import GIB, Graphics, graphics, kfd_architectures, memory
@@ -111,10 +111,11 @@ def probe_machine(
     command: Sequence[str] | None = None,
     timeout_s: float = PROBE_TIMEOUT_S,
     root: Root = HOST,
+    measured: Path | None = None,
 ) -> Machine:
     """Ask the machine, or the cache. `cache` is a file; `command` stands in for the child that looks at torch.
 
-    What `raft-agent doctor` has measured here, and keeps beside that file, comes with the answer.
+    What `raft-agent doctor` has measured here comes with the answer, from `measured` or the user's own file.
     """
     command = list(command) if command is not None else probe_command(python)
     key = _fingerprint(python, command, root)
@@ -124,11 +125,8 @@ def probe_machine(
         machine = machine_from(answer, problem=problem, packages=importable(python), root=root)
         if cache is not None and problem is None:
             _to_cache(cache, key, machine)
-    if cache is None:
-        return machine
-    return dataclasses.replace(
-        machine, measured=read_measured(cache.parent / MEASURED, fingerprint(machine, root=root))
-    )
+    known = read_measured(measured or measured_path(), fingerprint(machine, root=root))
+    return dataclasses.replace(machine, measured=known)
 
 
 def probe_command(python: str = sys.executable) -> list[str]:

@@ -314,7 +314,7 @@ def test_a_gpu_at_a_fraction_of_its_known_speed(tmp_path: Path) -> None:
 def test_measurements_are_kept_for_runs(tmp_path: Path) -> None:
     root = HEALTHY.build(tmp_path / "root")
     command = [sys.executable, "-c", f"import json; print(json.dumps({rocm(STRIX_DEVICE)!r}))"]
-    where = {"cache": tmp_path / "cache", "folders": [tmp_path], "root": root, "command": command}
+    where = {"measured": tmp_path / "cache" / MEASURED, "folders": [tmp_path], "root": root, "command": command}
     facts = look(ask=Child(), shell={}, **where)
     assert facts.trials is not None
     kept = json.loads((tmp_path / "cache" / MEASURED).read_text())

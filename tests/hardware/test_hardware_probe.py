@@ -23,7 +23,7 @@ from machines import (
     write,
 )
 
-from agent.hardware.measured import MEASURED, Comparison, read_measured, write_measured
+from agent.hardware.measured import MEASURED, Comparison, measured_path, read_measured, write_measured
 from agent.hardware.presets import (
     AOTRITON,
     LEFT_ALONE,
@@ -289,7 +289,7 @@ def test_measurements_are_kept_by_machine_and_come_with_the_probe(tmp_path: Path
     command = [sys.executable, "-c", f"import json; print(json.dumps({rocm(STRIX_DEVICE)!r}))"]
 
     def probed() -> Machine:
-        return probe_machine(cache=tmp_path / "machine.json", command=command, root=root)
+        return probe_machine(cache=tmp_path / "machine.json", command=command, root=root, measured=kept)
 
     assert probed().measured == ()
     faster = compared(HIPBLASLT, unset=0.2, zero=0.2, one=0.03)
@@ -304,6 +304,19 @@ def test_measurements_are_kept_by_machine_and_come_with_the_probe(tmp_path: Path
     assert probed().measured == (faster,)
     kept.write_text("{torn")
     assert probed().measured == ()
+
+
+def test_every_process_of_a_user_finds_the_same_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent keeps its answer in the workspace, the trainer in the folder for models."""
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "user"))
+    assert measured_path() == tmp_path / "user" / MEASURED
+    root = HEALTHY.build(tmp_path / "root")
+    command = [sys.executable, "-c", f"import json; print(json.dumps({rocm(STRIX_DEVICE)!r}))"]
+    agent = probe_machine(cache=tmp_path / "workspace/machine.json", command=command, root=root)
+    faster = compared(HIPBLASLT, unset=0.2, zero=0.2, one=0.03)
+    write_measured(measured_path(), fingerprint(agent, root=root), [faster])
+    for cache in (tmp_path / "workspace/machine.json", tmp_path / "models/machine.json", None):
+        assert probe_machine(cache=cache, command=command, root=root).measured == (faster,)
 
 
 @pytest.mark.slow  # imports torch
