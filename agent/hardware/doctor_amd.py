@@ -31,7 +31,8 @@ SMALL_GTT = 0.6
 """Share of the RAM below which the limit was not raised: the driver's default is half."""
 CARVE_OUT_GIB = 8
 WHEEL = "install torch[device-gfx1151] from AMD's index (docs/hardware.md, Which torch)\n$ make PYTHON=that-python run"
-READ_MES = "$ sudo grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info"
+READ_MES = "$ sudo sh -c 'grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info'"
+"""Only root can list the folder, so root's shell has to fill in the star."""
 
 
 def amd_findings(facts: Facts) -> Iterator[Finding]:
@@ -185,7 +186,7 @@ def _access(facts: Facts) -> Iterator[Finding]:
             "load the driver; in a container add --device /dev/kfd --device /dev/dri\n$ sudo modprobe amdgpu",
         )
     elif denied:
-        groups = sorted({one.group for one in denied if one.group} | {"render", "video"})
+        groups = sorted({one.group for one in denied if one.group not in (None, "root")} | {"render", "video"})
         yield Finding(
             "amd-access",
             "accelerator",
@@ -193,7 +194,7 @@ def _access(facts: Facts) -> Iterator[Finding]:
             f"you may not open {', '.join(one.path for one in denied)}",
             f"{evidence}; your groups: {', '.join(sorted(facts.groups))}",
             "torch sees no device.",
-            f"$ sudo usermod -aG {','.join(groups)} $USER\nthen log in again",
+            f"$ sudo usermod -aG {','.join(map(str, groups))} $USER\nthen log in again",
         )
     else:
         yield Finding("amd-access", "accelerator", "ok", "the card's device files open", evidence)
