@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from agent.hardware.root import NoAnswer, within
 
@@ -52,11 +52,15 @@ class NvidiaDetails:
     """(process, GiB that it holds) of every process that computes there, this one excepted."""
 
 
+class _Ask(Protocol):
+    def __call__(self, what: str, question: Callable[[], T]) -> T | None: ...
+
+
 class Nvml:
     """A module like pynvml, initialized. Nothing here raises for what a driver does."""
 
-    def __init__(self, module: Any):
-        self._module = module
+    def __init__(self, module: Any, *, limit_s: float = LIMIT_S, name: str = "NVML"):
+        self._module, self._limit_s, self._name = module, limit_s, name
 
     def driver(self) -> str | None:
         return _text(self._ask("driver", lambda: self._module.nvmlSystemGetDriverVersion()))
@@ -76,7 +80,7 @@ class Nvml:
         return [(index, handle) for index, handle in found if handle is not None]
 
     def _card(self, index: int, handle: Any) -> NvidiaCard:
-        nv, ask = self._module, self._ask
+        nv, ask = self._module, self._asking(index)
         memory = ask("memory", lambda: nv.nvmlDeviceGetMemoryInfo(handle))
         busy = ask("utilization", lambda: nv.nvmlDeviceGetUtilizationRates(handle))
         pci = ask("pci", lambda: nv.nvmlDeviceGetPciInfo(handle))
@@ -97,7 +101,7 @@ class Nvml:
         )
 
     def _details(self, index: int, handle: Any) -> NvidiaDetails:
-        nv, ask = self._module, self._ask
+        nv, ask = self._module, self._asking(index)
         capability = ask("capability", lambda: nv.nvmlDeviceGetCudaComputeCapability(handle))
         mig = ask("mig", lambda: nv.nvmlDeviceGetMigMode(handle))
         ecc = ask("ecc", lambda: nv.nvmlDeviceGetEccMode(handle))
@@ -116,10 +120,18 @@ class Nvml:
             ),
         )
 
+    def _asking(self, index: int) -> _Ask:
+        """Of one card: another one may go on answering."""
+
+        def ask(what: str, question: Callable[[], T]) -> T | None:
+            return self._ask(f"{what} of card {index}", question)
+
+        return ask
+
     def _ask(self, what: str, question: Callable[[], T]) -> T | None:
         """The answer; None where the card has none, or the driver does not return."""
         try:
-            return within(LIMIT_S, f"NVML {what}", question)
+            return within(self._limit_s, f"{self._name} {what}", question)
         except NoAnswer:
             return None
         except self._module.NVMLError:

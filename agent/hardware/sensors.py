@@ -81,11 +81,8 @@ def meminfo(root: Root) -> dict[str, int]:
 def _host_memory(root: Root) -> tuple[float, float, float]:
     """(total, available, free swap) in bytes; psutil knows them on every system, a made-up root has /proc/meminfo."""
     if root.is_host:
-        return (
-            float(psutil.virtual_memory().total),
-            float(psutil.virtual_memory().available),
-            float(psutil.swap_memory().free),
-        )
+        host = psutil.virtual_memory()
+        return float(host.total), float(host.available), float(psutil.swap_memory().free)
     told = meminfo(root)
     return (
         float(told.get("MemTotal", 0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -347,3 +348,27 @@ def test_what_nvml_tells_of_a_card_once() -> None:
     assert (first.capability, first.mig, first.ecc, first.persistence) == ("sm_90", True, False, False)
     assert first.holders == ((4_000_000, 29.0),)
     assert (second.capability, second.mig, second.holders) == ("sm_121", None, ())
+
+
+def test_a_driver_that_does_not_return_costs_its_limit_once() -> None:
+    class Hanging(Driver):
+        def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+            threading.Event().wait()
+            raise AssertionError
+
+    nvml = Nvml(Hanging(cards=1), limit_s=0.3, name="NVML of a test")
+    (card,) = nvml.cards()
+    assert (card.power_w, card.temperature_c, card.memory_used) == (None, 61.0, 30.0)
+    began = time.monotonic()
+    assert nvml.cards() == [card]
+    assert time.monotonic() - began < 0.3
+    assert any(words.startswith("NVML of a test power of card 0 did not answer") for words in unanswered())
+
+
+def test_a_sample_opens_nothing_that_stays_open(tmp_path: Path) -> None:
+    sampler = Sampler(root=HEALTHY.build(tmp_path))
+    sampler.sample()
+    before, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    for _ in range(100):
+        sampler.sample()
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == (before, threads)
