@@ -38,6 +38,9 @@ READ_MES = "$ sudo sh -c 'grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info'
 def amd_findings(facts: Facts) -> Iterator[Finding]:
     if not facts.of("amd") and facts.machine.kind != "rocm":
         return
+    if facts.machine.kind == "cuda" or (not facts.is_strix and facts.machine.torch and not facts.answer.get("hip")):
+        yield _beside(facts)
+        return
     yield from _seen(facts)
     yield from _access(facts)
     yield from _busy(facts)
@@ -102,6 +105,21 @@ def _seen(facts: Facts) -> Iterator[Finding]:
             "Trainings run on the processor.",
             "see the findings on access and variables; HIP_VISIBLE_DEVICES may hide it\n$ sudo dmesg | grep amdgpu",
         )
+
+
+def _beside(facts: Facts) -> Finding:
+    """The small graphics of many processors, which ROCm mostly does not run on: nothing is wrong with not using it."""
+    cards = ", ".join(card.words for card in facts.of("amd"))
+    other = facts.machine.name if facts.machine.kind == "cuda" else "the processor"
+    return Finding(
+        "amd-beside",
+        "accelerator",
+        "note",
+        f"an AMD card is not used: torch computes on {other}",
+        f"kernel: {cards}; torch {facts.machine.torch}",
+        "",
+        "if ROCm supports that card, install a ROCm build of torch (docs/hardware.md, Which torch)",
+    )
 
 
 def _torch_dies(facts: Facts, name: str, evidence: str) -> Finding:

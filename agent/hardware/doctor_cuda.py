@@ -14,6 +14,11 @@ INSTALL = "the extra `nvidia`:\n$ pip install 'nvidia-ml-py>=12.535,<14'"
 def cuda_findings(facts: Facts) -> Iterator[Finding]:
     if not facts.of("nvidia") and facts.machine.kind != "cuda":
         return
+    if facts.machine.kind == "rocm":
+        cards = ", ".join(card.words for card in facts.of("nvidia"))
+        title = f"an NVIDIA card is not used: torch computes on {facts.machine.name}"
+        yield Finding("cuda-beside", "accelerator", "note", title, f"{cards}; torch {facts.machine.torch}")
+        return
     yield _seen(facts)
     yield from _architectures(facts)
     yield from _nvml(facts)

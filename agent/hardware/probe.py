@@ -211,6 +211,8 @@ def _unseen(
 
 
 def _why_unseen(answer: Mapping[str, Any], vendor: str) -> str:
+    if answer.get("devices") and not answer.get("hip" if vendor == "amd" else "cuda"):
+        return "its build is for the other card"
     torch, build = answer.get("torch"), "a ROCm" if vendor == "amd" else "a CUDA"
     if not torch:
         return "torch itself did not answer"

@@ -21,6 +21,7 @@ from machines import (
     IGPU_IS_CARD1,
     SMALL_GTT,
     STRIX_DEVICE,
+    Card,
     build_other_vendor_first,
     rocm,
     write,
@@ -360,6 +361,19 @@ def test_an_nvidia_card_that_torch_cannot_use(tmp_path: Path) -> None:
     write(tmp_path / "sys/class/drm/card0/device/vendor", "0x10de")
     unseen = said(cuda_facts(Root(tmp_path), CPU_BUILD, None))["cuda-torch"]
     assert (unseen.severity, "CUDA build of torch" in unseen.fix) == ("error", True)
+
+
+def test_the_small_graphics_of_a_processor_is_nothing_to_complain_of(tmp_path: Path) -> None:
+    small = Card(device="0x164e", gfx_target_version=100306, gtt_total=15 * 2**30)  # gfx1036, on many desktops
+    root = replace(HEALTHY, cards=(small,)).build(tmp_path)
+    for answer in (CPU_BUILD, CUDA):
+        facts = cuda_facts(root, answer, None)
+        found = said(facts)
+        assert worse_than_a_note(found) <= {"cuda-nvml"}
+        assert "gfx1036" in found["amd-beside"].evidence
+        assert "card0: gfx1036" in facts.machine.note
+    assert "computes on NVIDIA H100" in found["amd-beside"].title
+    assert "its build is for the other card" in facts.machine.note
 
 
 @pytest.mark.parametrize(
