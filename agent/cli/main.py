@@ -68,4 +68,15 @@ def bug(error: Exception) -> int:
 
 def register() -> None:
     """One file per group of commands; importing it adds them."""
-    from agent.cli import bench, campaigns, ideas, looking, rates, simulate, training, triage, workspaces  # noqa: F401  (imported for effect)
+    from agent.cli import (  # noqa: F401  (imported for effect)
+        bench,
+        campaigns,
+        doctor,
+        ideas,
+        looking,
+        rates,
+        simulate,
+        training,
+        triage,
+        workspaces,
+    )

@@ -1,7 +1,7 @@
-"""Memory limit, use and out-of-memory kills of the control group that a process lives in, for cgroup v1 and v2.
+"""Limits and use of the control group that a process lives in, for cgroup v1 and v2: memory, its kills, processor time.
 
 A container's limit is what kills a training there, long before the machine's own memory is spent. Facts:
-Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.current, memory.events) and cgroup-v1/memory.rst
+Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.current, memory.events, cpu.max) and cgroup-v1/memory.rst
 (memory.limit_in_bytes, memory.usage_in_bytes, memory.oom_control with `oom_kill` since Linux 4.13).
 """
 
@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from agent.hardware.root import HOST, Root
 
 NO_LIMIT = 2**60
 """cgroup v1 writes a number near 2^63 for `no limit`."""
+MARKS = {"memory": ("memory.current", "memory.usage_in_bytes"), "cpu": ("cpu.max", "cpu.cfs_quota_us")}
+"""Files that a group with the controller has, in v2 and v1."""
 
 
 @dataclass(frozen=True)
@@ -35,104 +38,118 @@ class CgroupMemory:
         return max(0, self.limit - self.used)
 
 
-def cgroup_memory(*, pid: int | str = "self", proc: Path = Path("/proc")) -> CgroupMemory | None:
+def cgroup_memory(*, pid: int | str = "self", root: Root = HOST) -> CgroupMemory | None:
     """What the memory controller says about the process; None where there is none (macOS, no /proc)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    mounts = _mounts(_read(proc / "self" / "mountinfo"))
-    for version, relative in _memberships(_read(proc / str(pid) / "cgroup")):
-        for root, mounted in mounts.get(version, ()):
-            folder = _folder(relative, root=root, mounted=mounted)
-            if folder is not None:
-                return _v2(folder, mounted) if version == 2 else _v1(folder, mounted)
+    for version, folder, mounted in _groups("memory", pid=pid, root=root):
+        return _v2(root, folder, mounted) if version == 2 else _v1(root, folder, mounted)
     return None
 
 
-def _memberships(text: str) -> Iterator[tuple[int, str]]:
-    """(version, path) of the lines that carry the memory controller; v1 first, since it then owns memory."""
+def cpu_quota(*, pid: int | str = "self", root: Root = HOST) -> float | None:
+    """Processors' worth of time that the process may use, by the tightest group; None for no quota."""
+    for version, folder, mounted in _groups("cpu", pid=pid, root=root):
+        quotas = []
+        for level in _upward(folder, mounted):
+            if version == 2:
+                quota, _, period = (root.text(f"{level}/cpu.max") or "").partition(" ")
+            else:
+                quota = root.text(f"{level}/cpu.cfs_quota_us") or ""
+                period = root.text(f"{level}/cpu.cfs_period_us") or ""
+            if quota.isdigit() and period.isdigit() and int(period):  # `max` and -1 are no quota
+                quotas.append(int(quota) / int(period))
+        return min(quotas, default=None)
+    return None
+
+
+def _groups(controller: str, *, pid: int | str, root: Root) -> Iterator[tuple[int, str, str]]:
+    """(version, folder of the process's group, mount point), by the hierarchy that owns the controller first."""
+    if root.is_host and not sys.platform.startswith("linux"):
+        return
+    mounts = _mounts(root.text("/proc/self/mountinfo") or "", controller)
+    for version, relative in _memberships(root.text(f"/proc/{pid}/cgroup") or "", controller):
+        for inside, mounted in mounts.get(version, ()):
+            folder = _folder(root, relative, inside=inside, mounted=mounted, controller=controller)
+            if folder is not None:
+                yield version, folder, mounted
+
+
+def _memberships(text: str, controller: str) -> Iterator[tuple[int, str]]:
+    """(version, path) of the lines that carry the controller; v1 first, since it then owns it."""
     rows = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
     for _, controllers, path in rows:
-        if "memory" in controllers.split(","):
+        if controller in controllers.split(","):
             yield 1, path
     for number, controllers, path in rows:
         if number == "0" and not controllers:
             yield 2, path
 
 
-def _mounts(text: str) -> dict[int, list[tuple[str, Path]]]:
-    """version -> [(root inside the hierarchy, mount point)] of file systems that hold memory files."""
-    found: dict[int, list[tuple[str, Path]]] = {}
+def _mounts(text: str, controller: str) -> dict[int, list[tuple[str, str]]]:
+    """version -> [(root inside the hierarchy, mount point)] of file systems that hold the controller's files."""
+    found: dict[int, list[tuple[str, str]]] = {}
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
         if len(fields) < 5 or len(kinds) < 3:
             continue
         if kinds[0] == "cgroup2":
-            found.setdefault(2, []).append((fields[3], Path(fields[4])))
-        elif kinds[0] == "cgroup" and "memory" in kinds[2].split(","):
-            found.setdefault(1, []).append((fields[3], Path(fields[4])))
+            found.setdefault(2, []).append((fields[3], fields[4]))
+        elif kinds[0] == "cgroup" and controller in kinds[2].split(","):
+            found.setdefault(1, []).append((fields[3], fields[4]))
     return found
 
 
-def _folder(relative: str, *, root: str, mounted: Path) -> Path | None:
+def _folder(root: Root, relative: str, *, inside: str, mounted: str, controller: str) -> str | None:
     """Where the group lies below the mount point; inside a container the path may be seen from outside of it."""
-    inside = relative.removeprefix(root) if root != "/" else relative
-    for candidate in (mounted / inside.lstrip("/"), mounted):
-        if any((candidate / name).exists() for name in ("memory.current", "memory.usage_in_bytes")):
+    path = relative.removeprefix(inside) if inside != "/" else relative
+    for candidate in (f"{mounted}/{path.strip('/')}".rstrip("/"), mounted):
+        if any(root.exists(f"{candidate}/{name}") for name in MARKS[controller]):
             return candidate
     return None
 
 
-def _v2(folder: Path, mounted: Path) -> CgroupMemory:
-    limits = [_number(_read(level / "memory.max")) for level in _upward(folder, mounted)]
-    current = _number(_read(folder / "memory.current"))
-    cache = _field(_read(folder / "memory.stat"), "inactive_file") or 0
+def _v2(root: Root, folder: str, mounted: str) -> CgroupMemory:
+    limits = [_number(root.text(f"{level}/memory.max")) for level in _upward(folder, mounted)]
+    current = _number(root.text(f"{folder}/memory.current"))
+    cache = _field(root.text(f"{folder}/memory.stat"), "inactive_file") or 0
     return CgroupMemory(
         version=2,
-        path=str(folder),
+        path=folder,
         limit=min((limit for limit in limits if limit is not None), default=None),
         used=None if current is None else max(0, current - cache),
-        oom_kills=_field(_read(folder / "memory.events"), "oom_kill"),
+        oom_kills=_field(root.text(f"{folder}/memory.events"), "oom_kill"),
     )
 
 
-def _v1(folder: Path, mounted: Path) -> CgroupMemory:
-    limits = [_number(_read(level / "memory.limit_in_bytes")) for level in _upward(folder, mounted)]
-    usage = _number(_read(folder / "memory.usage_in_bytes"))
-    cache = _field(_read(folder / "memory.stat"), "total_inactive_file") or 0
+def _v1(root: Root, folder: str, mounted: str) -> CgroupMemory:
+    limits = [_number(root.text(f"{level}/memory.limit_in_bytes")) for level in _upward(folder, mounted)]
+    usage = _number(root.text(f"{folder}/memory.usage_in_bytes"))
+    cache = _field(root.text(f"{folder}/memory.stat"), "total_inactive_file") or 0
     return CgroupMemory(
         version=1,
-        path=str(folder),
+        path=folder,
         limit=min((limit for limit in limits if limit is not None), default=None),
         used=None if usage is None else max(0, usage - cache),
-        oom_kills=_field(_read(folder / "memory.oom_control"), "oom_kill"),
+        oom_kills=_field(root.text(f"{folder}/memory.oom_control"), "oom_kill"),
     )
 
 
-def _upward(folder: Path, mounted: Path) -> Iterator[Path]:
+def _upward(folder: str, mounted: str) -> Iterator[str]:
     yield folder
-    while folder != mounted and mounted in folder.parents:
-        folder = folder.parent
+    while folder != mounted and folder.startswith(f"{mounted}/"):
+        folder = folder.rpartition("/")[0]
         yield folder
 
 
-def _number(text: str) -> int | None:
-    text = text.strip()
-    if not text.isdigit() or int(text) >= NO_LIMIT:
+def _number(text: str | None) -> int | None:
+    if text is None or not text.isdigit() or int(text) >= NO_LIMIT:
         return None
     return int(text)
 
 
-def _field(text: str, name: str) -> int | None:
-    for line in text.splitlines():
+def _field(text: str | None, name: str) -> int | None:
+    for line in (text or "").splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.strip().isdigit():
             return int(value)
     return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.hardware.root import HOST, Root
+
 RELEVANT = re.compile(
     r"out of memory|oom-kill|oom_reaper|amdgpu|amdkfd|NVRM|nvidia|i915|segfault at|blocked for more than"
     r"|I/O error|EXT4-fs error|No space left|hung_task|Memory cgroup",
@@ -27,10 +29,10 @@ class KernelLog:
     """Why there is no text, in words; None where there is some."""
 
 
-def kernel_log(*, since: float | None = None, device: Path = Path("/dev/kmsg")) -> KernelLog:
+def kernel_log(*, since: float | None = None, root: Root = HOST) -> KernelLog:
     """Messages from `since` on (seconds since boot, as `seconds_since_boot` gives them)."""
     try:
-        records = _records(device)
+        records = _records(root.path("/dev/kmsg"))
     except OSError as error:
         return KernelLog("", f"the kernel log cannot be read ({error.strerror}); `dmesg` as root would show it")
     lines = [text for stamp, text in records if (since is None or stamp >= since) and RELEVANT.search(text)]
@@ -43,13 +45,9 @@ def seconds_since_boot() -> float:
     return time.clock_gettime(clock) if clock is not None else 0.0
 
 
-def oom_kills(*, vmstat: Path = Path("/proc/vmstat")) -> int | None:
+def oom_kills(*, root: Root = HOST) -> int | None:
     """Processes that the kernel has killed for memory on this machine since boot; None where it does not count."""
-    try:
-        text = vmstat.read_text()
-    except OSError:
-        return None
-    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    found = re.search(r"^oom_kill (\d+)$", root.text("/proc/vmstat") or "", re.MULTILINE)
     return int(found.group(1)) if found else None
 
 

@@ -1,14 +1,17 @@
-"""Environment variables for the training process, by machine, each with its source.
+"""Environment variables for the training process, by machine, each with its source. Never the user's shell.
 
 A preset says as much about what it leaves alone: half of the advice that circulates for Strix Halo is about old
-wheels, and does harm with new ones. `LEFT_ALONE` keeps those with the reason.
+wheels, and does harm with new ones. `LEFT_ALONE` keeps those with the reason. Where published figures contradict each
+other or are of another stack, a setting is on only if `raft-agent doctor` has measured on this machine that it helps
+(`MEASURED_HERE`); where they agree, it is on unless that measurement says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.hardware.measured import UNSET, WORTH, Comparison
 from agent.hardware.probe import Machine
 
 STRIX_HALO = frozenset({"gfx1151"})
@@ -22,22 +25,33 @@ class Setting:
     source: str
 
 
+AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 STRIX_HALO_SETTINGS = (
     Setting(
-        "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL",
+        AOTRITON,
         "1",
         "without it scaled_dot_product_attention falls back to the math kernel: 44 ms instead of 2.3 ms, and up to "
         "20 times slower forward at 4096 tokens; it also ended a repeatable crash in LoRA training",
         "bkpaine1/amdsense 083e42b; lhl/strix-halo-testing 5ee14b5; ROCm/legacy-rocm-build#6034",
     ),
-    Setting(
-        "ROCBLAS_USE_HIPBLASLT",
-        "1",
-        "bf16 matrix products 5.1 -> 36.9 TFLOP/s when it was measured; newer wheels may not need it",
-        "kyuz0/amd-strix-halo-llm-finetuning 093a23c; mamf-finder runs of lhl (May 2025)",
-    ),
     Setting("TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"),
 )
+
+MEASURED_HERE = (
+    Setting(
+        "ROCBLAS_USE_HIPBLASLT",
+        "",
+        "bf16 matrix products 5.1 -> 36.9 TFLOP/s in May 2025; newer wheels may not need it",
+        "kyuz0/amd-strix-halo-llm-finetuning 093a23c; mamf-finder runs of lhl (May 2025)",
+    ),
+    Setting(
+        "TORCH_BLAS_PREFER_HIPBLASLT",
+        "",
+        "not always the faster side: one cold fp32 4096 product took 194 ms with it and 115 ms without",
+        "ROCm#5643",
+    ),
+)
+"""Left unset without a measurement of `raft-agent doctor`."""
 
 LEFT_ALONE = (
     Setting(
@@ -53,12 +67,6 @@ LEFT_ALONE = (
         "bkpaine1/amdsense 083e42b; pytorch#192259",
     ),
     Setting("PYTORCH_ALLOC_CONF", "", "the newer name of the same setting", "pytorch#192259"),
-    Setting(
-        "TORCH_BLAS_PREFER_HIPBLASLT",
-        "",
-        "not always the faster side: one cold fp32 4096 product took 194 ms with it and 115 ms without",
-        "ROCm#5643",
-    ),
     Setting("HSA_ENABLE_SDMA", "", "=0 is worth a try after a hang, not before", "halo-forge c8f6548 HARDWARE_NOTES"),
     Setting(
         "FLASH_ATTENTION_TRITON_AMD_ENABLE",
@@ -92,16 +100,61 @@ CUDA_SETTINGS = (
 )
 
 
-def environment(preset: str, machine: Machine) -> tuple[dict[str, str], str]:
-    """(variables, why these). `preset` is a value of the recipe key `backend.environment`."""
+def environment(
+    preset: str, machine: Machine, *, measured: Sequence[Comparison] | None = None
+) -> tuple[dict[str, str], str]:
+    """(variables, why these). `preset` is a value of the recipe key `backend.environment`.
+
+    `measured` is what `raft-agent doctor` has found out here; None takes what came with the machine.
+    """
+    chosen, why = settings(preset, machine, measured=measured)
+    return {setting.name: setting.value for setting in chosen}, why
+
+
+def settings(
+    preset: str, machine: Machine, *, measured: Sequence[Comparison] | None = None
+) -> tuple[tuple[Setting, ...], str]:
+    """(variables with the reason of each, why this preset)."""
+    known = {one.variable: one for one in (machine.measured if measured is None else measured)}
     name, why = resolve(preset, machine)
     if name == "strix-halo":
-        return _values(STRIX_HALO_SETTINGS), why
+        return _strix_halo(known), why
     if name == "cuda":
-        return _values(CUDA_SETTINGS), why
+        return CUDA_SETTINGS, why
     if name == "cpu":
         return _cpu(machine), why
-    return {}, why
+    return (), why
+
+
+def left_off(machine: Machine, *, measured: Sequence[Comparison] | None = None) -> list[str]:
+    """In words: settings of the preset for Strix Halo that are not on, and why."""
+    known = {one.variable: one for one in (machine.measured if measured is None else measured)}
+    on = {setting.name for setting in _strix_halo(known)}
+    return [
+        f"{setting.name}: {known[setting.name].fastest[1] if setting.name in known else 'not measured here'}"
+        for setting in (*STRIX_HALO_SETTINGS, *MEASURED_HERE)
+        if setting.name not in on
+    ]
+
+
+def _strix_halo(known: Mapping[str, Comparison]) -> tuple[Setting, ...]:
+    published = tuple(setting for setting in STRIX_HALO_SETTINGS if not _refuted(setting, known.get(setting.name)))
+    found = []
+    for setting in MEASURED_HERE:
+        value, why = known[setting.name].fastest if setting.name in known else (UNSET, "")
+        if value != UNSET:
+            found.append(Setting(setting.name, value, why, "raft-agent doctor, on this machine"))
+    return (*published, *found)
+
+
+def _refuted(setting: Setting, comparison: Comparison | None) -> bool:
+    """Whether the measurement here speaks against what is published: it fails with it, or is slower."""
+    if comparison is None:
+        return False
+    if setting.value in comparison.failures:
+        return not comparison.failures.keys() >= comparison.seconds.keys()  # where all fail it is not to blame
+    slower = comparison.speed(UNSET, against=setting.value)
+    return slower is not None and slower >= WORTH
 
 
 def environment_over(
@@ -133,18 +186,19 @@ def resolve(preset: str, machine: Machine) -> tuple[str, str]:
     return "cpu", f"auto: no accelerator, {machine.cores} cores"
 
 
-def warnings(shell: Mapping[str, str], machine: Machine) -> list[str]:
-    """Variables set in the user's shell that are known to do harm on this machine, each with what is known."""
-    if machine.kind != "rocm" or machine.arch not in STRIX_HALO:
+def harmful(shell: Mapping[str, str], machine: Machine) -> list[Setting]:
+    """Of `LEFT_ALONE`, what the user's shell sets on a Strix Halo, whether torch sees its card or not."""
+    strix = machine.arch in STRIX_HALO or any(arch in words for words in machine.listed for arch in STRIX_HALO)
+    if not strix:
         return []
     return [
-        f"{setting.name}={shell[setting.name]} is set: {setting.why} ({setting.source})"
+        setting
         for setting in LEFT_ALONE
-        if shell.get(setting.name)
+        if shell.get(setting.name) and (setting.name != "OMP_NUM_THREADS" or shell[setting.name] == "1")
     ]
 
 
-def _cpu(machine: Machine) -> dict[str, str]:
+def _cpu(machine: Machine) -> tuple[Setting, ...]:
     """As many threads as there are cores to use, and no accelerator even where there is one.
 
     torch takes its thread count from OMP_NUM_THREADS (pytorch docs, notes/cpu_threading_torchscript_inference);
@@ -157,15 +211,16 @@ def _cpu(machine: Machine) -> dict[str, str]:
     2.5 million in three updates of SmolLM2-135M. The tunable lets malloc ask for huge pages (glibc from 2.35 on, manual
     chapter "Memory Allocation Tunables"; others ignore it), which leaves a tenth of the faults.
     """
-    values = {
-        "OMP_NUM_THREADS": str(machine.cores),
-        "TOKENIZERS_PARALLELISM": "false",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    }
+    chosen: tuple[Setting, ...] = (
+        Setting("OMP_NUM_THREADS", str(machine.cores), "one thread for each core that it may use", "pytorch docs"),
+        Setting(
+            "TOKENIZERS_PARALLELISM", "false", "verifiers fork after the tokenizer has run", "huggingface/tokenizers"
+        ),
+        Setting(
+            "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", "a tenth of the page faults of a training", "measured here"
+        ),
+    )
     if machine.kind != "cpu":
-        values |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-    return values
-
-
-def _values(settings: tuple[Setting, ...]) -> dict[str, str]:
-    return {setting.name: setting.value for setting in settings}
+        hidden = "the recipe asks for the CPU"
+        chosen += tuple(Setting(name, "", hidden, "") for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"))
+    return chosen

@@ -7,13 +7,13 @@ rebooted or another torch is installed. A probe that fails leaves `torch` unknow
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,10 @@ from typing import Any, Literal
 import psutil
 
 from agent.files import write_atomic
-from agent.hardware.sensors import GIB, graphics, kfd_architectures, memory
+from agent.hardware.measured import Comparison, measured_path, read_measured
+from agent.hardware.processor import processor_name, usable_cores
+from agent.hardware.root import HOST, Root
+from agent.hardware.sensors import GIB, Graphics, graphics, kfd_architectures, memory
 
 Kind = Literal["cpu", "cuda", "rocm"]
 
@@ -42,9 +45,21 @@ OPTIONAL_PACKAGES = (
     "reasoning_gym",
 )
 PROBE_TIMEOUT_S = 120.0
+KILL_WAIT_S = 5.0
 UNIFIED_ARCHITECTURES = frozenset({"gfx1150", "gfx1151", "gfx1152", "gfx1103", "gfx1035", "sm_121", "sm_87"})
 """Graphics parts that share the processor's memory: Strix Point/Halo/Krackan, Phoenix, Rembrandt, GB10, Orin."""
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+DECIDE = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "LD_LIBRARY_PATH",
+)
+"""Variables that change which devices torch sees, or what it takes them for."""
+DEVICE_PACKAGES = ("amd-torch-device", "rocm-sdk", "rocm")
+"""Beginnings of the names of packages that carry a GPU's code, or ROCm itself, beside torch."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,10 @@ class Machine:
     """Optional back ends that can be imported."""
     note: str = ""
     """What could not be found out and why, or what looks wrong; empty where all is well."""
+    listed: tuple[str, ...] = ()
+    """Graphics cards that the kernel or NVML lists, in words, whether torch sees them or not."""
+    measured: tuple[Comparison, ...] = ()
+    """What `raft-agent doctor` has measured on this machine with this torch; it is not part of the cached answer."""
 
     @property
     def summary(self) -> str:
@@ -91,106 +110,187 @@ def probe_machine(
     python: str = sys.executable,
     command: Sequence[str] | None = None,
     timeout_s: float = PROBE_TIMEOUT_S,
+    root: Root = HOST,
+    measured: Path | None = None,
 ) -> Machine:
-    """Ask the machine, or the cache. `cache` is a file; `command` stands in for the child that looks at torch."""
-    command = list(command) if command is not None else [python, "-m", "agent.raft.probe"]
-    key = _fingerprint(python, command)
-    cached = _from_cache(cache, key)
-    if cached is not None:
-        return cached
-    answer, problem = _ask_torch(command, timeout_s=timeout_s)
-    machine = machine_from(answer, problem=problem, packages=_importable(python))
-    if cache is not None and problem is None:
-        _to_cache(cache, key, machine)
-    return machine
+    """Ask the machine, or the cache. `cache` is a file; `command` stands in for the child that looks at torch.
+
+    What `raft-agent doctor` has measured here comes with the answer, from `measured` or the user's own file.
+    """
+    command = list(command) if command is not None else probe_command(python)
+    key = _fingerprint(python, command, root)
+    machine = _from_cache(cache, key)
+    if machine is None:
+        answer, problem = ask_child(command, timeout_s=timeout_s)
+        machine = machine_from(answer, problem=problem, packages=importable(python), root=root)
+        if cache is not None and problem is None:
+            _to_cache(cache, key, machine)
+    known = read_measured(measured or measured_path(), fingerprint(machine, root=root))
+    return dataclasses.replace(machine, measured=known)
 
 
-def machine_from(answer: Mapping[str, Any], *, problem: str | None, packages: frozenset[str]) -> Machine:
+def probe_command(python: str = sys.executable) -> list[str]:
+    return [python, "-m", "agent.raft.probe"]
+
+
+def machine_from(
+    answer: Mapping[str, Any], *, problem: str | None, packages: frozenset[str], root: Root = HOST
+) -> Machine:
     """Put the child's answer and our own readings together.
 
-    Keys of `answer` that are used: torch, hip, cuda, devices (a list of name, arch, memory_gb, bf16, integrated).
+    Keys of `answer` that are used: torch, hip, cuda, devices (a list of name, arch, memory_gb, bf16, integrated, pci).
     """
     devices = [device for device in answer.get("devices") or [] if isinstance(device, Mapping)]
     kind: Kind = "cpu" if not devices else "rocm" if answer.get("hip") else "cuda"
     first = devices[0] if devices else {}
     arch = _architecture(first.get("arch"))
     size = first.get("memory_gb")
+    cards = graphics(root=root)
     return Machine(
         kind=kind,
         accelerators=len(devices),
         arch=arch,
-        name=str(first.get("name") or _processor_name()),
-        cores=usable_cores(),
-        memory_gb=round(memory().total, 2),
+        name=str(first.get("name") or processor_name(root=root)),
+        cores=usable_cores(root=root),
+        memory_gb=round(memory(root=root).total, 2),
         accelerator_memory_gb=round(float(size), 2) if isinstance(size, int | float) else None,
         bf16=bool(first.get("bf16", answer.get("bf16", False))),
         unified_memory=bool(first.get("integrated")) or arch in UNIFIED_ARCHITECTURES,
         torch=str(answer["torch"]) if answer.get("torch") else None,
         packages=packages,
-        note="; ".join(_notes(answer, problem=problem, kind=kind)),
+        note="; ".join(_notes(answer, devices, problem=problem, cards=cards, root=root)),
+        listed=tuple(card.words for card in cards),
     )
 
 
-def usable_cores() -> int:
-    """Processors this process may run on; a container's CPU quota counts."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    quota = _cpu_quota()
-    return max(1, min(count, round(quota))) if quota else count
+def fingerprint(machine: Machine, *, root: Root = HOST) -> dict[str, str]:
+    """What a measurement holds for: another torch, card or kernel is another machine, a reboot is not."""
+    return {
+        "machine": machine.name,
+        "arch": machine.arch or "",
+        "accelerators": str(machine.accelerators),
+        "torch": machine.torch or "",
+        "kernel": root.text("/proc/sys/kernel/osrelease") or "",
+    }
 
 
-def _cpu_quota() -> float | None:
-    """Processors' worth of time that the container may use (cgroup v2 cpu.max, v1 cfs quota), or None."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
-        return None  # `max` and -1 are no quota
-    return int(quota) / int(period)
+# Which cards, and which of them torch takes ----------------------------------------------------------------
 
 
-def _notes(answer: Mapping[str, Any], *, problem: str | None, kind: Kind) -> list[str]:
+def _notes(
+    answer: Mapping[str, Any],
+    devices: Sequence[Mapping[str, Any]],
+    *,
+    problem: str | None,
+    cards: Sequence[Graphics],
+    root: Root,
+) -> list[str]:
     notes = [f"torch unknown: {problem}"] if problem else []
     if answer.get("problem"):
         notes.append(str(answer["problem"]))
-    listed = kfd_architectures() or [card.card for card in graphics()]
-    if kind == "cpu" and listed:
-        notes.append(
-            f"this machine has an AMD GPU ({', '.join(listed)}) that torch does not see: "
-            "install a ROCm wheel for it, and be in the groups `video` and `render`"
-        )
+    return notes + _unseen(answer, devices, cards, root) + _mixed(devices, cards)
+
+
+def _unseen(
+    answer: Mapping[str, Any], devices: Sequence[Mapping[str, Any]], cards: Sequence[Graphics], root: Root
+) -> list[str]:
+    """Cards that the kernel lists and torch does not: by vendor, since one build of torch serves one."""
+    notes = []
+    for vendor, seen in (("amd", answer.get("hip")), ("nvidia", answer.get("cuda"))):
+        ours = [card for card in cards if card.vendor == vendor]
+        usable = len(devices) if seen else 0
+        if len(ours) > usable:
+            missing = [card for card in ours if not any(_same(card, device) for device in devices)] if usable else ours
+            notes += [
+                f"torch does not see {', '.join(card.words for card in missing or ours)}: {_why_unseen(answer, vendor)}"
+            ]
+    if not cards and not devices and kfd_architectures(root=root):
+        listed = ", ".join(kfd_architectures(root=root))
+        notes.append(f"torch does not see an AMD GPU ({listed}): {_why_unseen(answer, 'amd')}")
     return notes
 
 
-def _ask_torch(command: Sequence[str], *, timeout_s: float) -> tuple[dict[str, Any], str | None]:
-    """(answer, None) or ({}, why there is none). The last line that is a JSON object counts: drivers print too."""
-    environment = {**os.environ, "PYTHONPATH": package_path(os.environ.get("PYTHONPATH"))}
+def _why_unseen(answer: Mapping[str, Any], vendor: str) -> str:
+    if answer.get("devices") and not answer.get("hip" if vendor == "amd" else "cuda"):
+        return "its build is for the other card"
+    torch, build = answer.get("torch"), "a ROCm" if vendor == "amd" else "a CUDA"
+    if not torch:
+        return "torch itself did not answer"
+    if not answer.get("hip" if vendor == "amd" else "cuda"):
+        return f"torch {torch} is not {build} build; install one for this card (docs/hardware.md, Which torch)"
+    if vendor == "amd":
+        return "be in the groups `video` and `render`, and see that HIP_VISIBLE_DEVICES does not hide it"
+    return "see that nvidia-smi lists it, and that CUDA_VISIBLE_DEVICES does not hide it"
+
+
+def _mixed(devices: Sequence[Mapping[str, Any]], cards: Sequence[Graphics]) -> list[str]:
+    """Several accelerators that are not alike: torch takes its first, whatever the number of the card."""
+    kinds = {_architecture(device.get("arch")) for device in devices}
+    if len(kinds) < 2:
+        return []
+    names = [
+        f"{index}: {device.get('name')} ({_architecture(device.get('arch'))})" for index, device in enumerate(devices)
+    ]
+    first = next((card.card for card in cards if _same(card, devices[0])), None)
+    where = f" ({first})" if first else ""
+    return [
+        f"torch sees unlike devices ({', '.join(names)}) and computes on the first{where}; "
+        "HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES chooses another"
+    ]
+
+
+def _same(card: Graphics, device: Mapping[str, Any]) -> bool:
+    """By PCI address where torch tells it, else by architecture."""
+    if card.pci and device.get("pci"):
+        return card.pci.lower()[-12:-2] == str(device["pci"]).lower()[-12:-2]  # without the function's number
+    return card.arch is not None and card.arch == _architecture(device.get("arch"))
+
+
+def ask_child(
+    command: Sequence[str], *, timeout_s: float, variables: Mapping[str, str | None] | None = None
+) -> tuple[dict[str, Any], str | None]:
+    """(answer, None) or ({}, why there is none). The last line that is a JSON object counts: drivers print too.
+
+    `variables` are set on top of this process's; None takes one away.
+    """
+    changed = {"PYTHONPATH": package_path(os.environ.get("PYTHONPATH")), **(variables or {})}
+    environment = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
     try:
-        child = subprocess.run(
+        child = subprocess.Popen(
             command,
-            capture_output=True,
-            timeout=timeout_s,
-            env=environment,
             stdin=subprocess.DEVNULL,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return {}, f"the probe did not answer in {timeout_s:g} s (a driver that hangs does that)"
     except OSError as error:
         return {}, f"{command[0]}: {error.strerror}"
-    for line in reversed(child.stdout.decode(errors="replace").splitlines()):
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return {}, f"the probe did not answer in {timeout_s:g} s (a driver that hangs does that){_ended(child)}"
+    except BaseException:
+        _ended(child)
+        raise
+    for line in reversed(out.decode(errors="replace").splitlines()):
         answer = _object(line)
         if answer is not None:
             return answer, None
-    said = [line for line in child.stderr.decode(errors="replace").splitlines() if line.strip()]
+    said = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
     ended = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
     return {}, f"the probe gave no answer ({ended}{': ' + said[-1].strip()[:200] if said else ''})"
+
+
+def _ended(child: subprocess.Popen[bytes]) -> str:
+    """Kill the child and its children. A process inside a driver that hangs cannot be killed, and is not waited for."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    try:
+        child.communicate(timeout=KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        return f"; process {child.pid} cannot be killed, only a reboot ends it"
+    return ""
 
 
 def package_path(before: str | None) -> str:
@@ -223,16 +323,7 @@ def _architecture(value: object) -> str | None:
     return f"sm_{numbers.group(1)}{numbers.group(2)}" if numbers else text or None
 
 
-def _processor_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine() or "processor"
-
-
-def _importable(python: str) -> frozenset[str]:
+def importable(python: str = sys.executable) -> frozenset[str]:
     """Optional packages that this interpreter, or another one asked as a child, would find."""
     if python == sys.executable:
         return frozenset(name for name in OPTIONAL_PACKAGES if _found(name))
@@ -256,22 +347,35 @@ def _found(name: str) -> bool:
 # --- the cache ---------------------------------------------------------------------------------------------
 
 
-def _fingerprint(python: str, command: Sequence[str]) -> dict[str, Any]:
-    """Changes with a reboot (a card may have moved), another interpreter, torch or limit of memory."""
-    try:
-        torch = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        torch = ""
+def _fingerprint(python: str, command: Sequence[str], root: Root) -> dict[str, Any]:
+    """Changes with a reboot, another kernel, interpreter, torch, package for the card, or limit of memory; with a card
+    that comes or goes, what the driver maps for it, and whether this user may open it."""
     return {
         "format": CACHE_FORMAT,
-        "boot": f"{psutil.boot_time():.0f}",
+        "root": str(root.folder),
+        "boot": root.text("/proc/sys/kernel/random/boot_id") or f"{psutil.boot_time():.0f}",
         "python": python,
         "command": list(command),
-        "torch": torch,
-        "memory": round(memory().total * GIB),
-        "cores": usable_cores(),
-        "visible": {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")},
+        "packages": _device_packages(),
+        "memory": round(memory(root=root).total * GIB),
+        "cores": usable_cores(root=root),
+        "cards": [[card.words, card.vram_total, card.gtt_total] for card in graphics(root=root)],
+        "may_open": {name: os.access(root.path(name), os.R_OK | os.W_OK) for name in ("/dev/kfd", "/dev/nvidiactl")},
+        "variables": {name: os.environ.get(name) for name in DECIDE},
     }
+
+
+def _device_packages() -> list[str]:
+    """`torch-2.13.0+cpu.dist-info`, and the packages without which torch has no code for a card. By the folders' names:
+    to read every package's metadata would take longer than all the rest of the key."""
+    begin = ("torch-", *(f"{name.replace('-', '_')}" for name in DEVICE_PACKAGES))
+    found: set[str] = set()
+    for folder in sys.path:
+        try:
+            found.update(path.name for path in Path(folder or ".").iterdir() if path.suffix == ".dist-info")
+        except OSError:
+            continue  # a zip file, or a folder that is not there
+    return sorted(name for name in found if name.startswith(begin))
 
 
 def _from_cache(cache: Path | None, key: Mapping[str, Any]) -> Machine | None:
@@ -281,13 +385,15 @@ def _from_cache(cache: Path | None, key: Mapping[str, Any]) -> Machine | None:
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["key"] != key:
             return None
-        return Machine(**{**content["machine"], "packages": frozenset(content["machine"]["packages"])})
+        told = content["machine"]
+        return Machine(**{**told, "packages": frozenset(told["packages"]), "listed": tuple(told["listed"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no cache, or one that another version wrote
 
 
 def _to_cache(cache: Path, key: Mapping[str, Any], machine: Machine) -> None:
     fields = {**dataclasses.asdict(machine), "packages": sorted(machine.packages)}
+    del fields["measured"]
     try:
         write_atomic(cache, json.dumps({"key": key, "machine": fields}, indent=1) + "\n")
     except OSError:

@@ -6,7 +6,6 @@ It does not: stress the machine for minutes, read clock frequencies, or know wha
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from typing import Any
 
 import torch
 
-from agent.hardware.presets import resolve, warnings
-from agent.hardware.probe import MACHINE, Machine, probe_machine, usable_cores
-from agent.hardware.sensors import graphics, hottest
+from agent.hardware import doctor_amd, processor
+from agent.hardware.findings import Finding as Found
+from agent.hardware.presets import resolve
+from agent.hardware.probe import MACHINE, Machine, probe_machine
+from agent.hardware.processor import usable_cores
+from agent.hardware.sensors import graphics, host_memory_gib, hottest
 from agent.raft.bench_arithmetic import spread
 from agent.raft.bench_products import Product, bandwidth, fastest_products, seconds_of, square_flops, square_size
 from agent.raft.bench_settings import BenchSettings, recipe_of
@@ -37,8 +39,6 @@ SHARE_OF_CORES = 0.85
 """Processor time over wall-clock time and threads below which something else had the cores."""
 LATE = 0.85
 """Speed of the last quarter over that of the first below which the machine slows down under load."""
-STRIX_HALO = {"gigabytes": 212.6, "bfloat16": 30e12}
-"""Measured on gfx1151, with sources in docs/hardware.md; half of either is a sign that something is set up wrong."""
 Say = Callable[[str], None]
 
 
@@ -115,12 +115,7 @@ def measure_machine(
 
 def processor_flags() -> list[str]:
     """Those of the processor's instruction sets that decide the speed of matrix products."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return [platform.machine()]
-    words = set(next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split())
-    return [flag for flag in FLAGS if flag in words]
+    return [flag for flag in FLAGS if flag in processor.processor_flags()]
 
 
 def trainer_choices(
@@ -181,7 +176,7 @@ def look_at(result: Mapping[str, Any], machine: Machine, *, shell: Mapping[str, 
         *_slows_down(result),
         *_set_up_wrong(result),
         *_strix_halo(result, machine),
-        *(Finding(text, "unset it in your shell") for text in warnings(shell, machine)),
+        *map(_of_the_doctor, doctor_amd.shell_variables(shell, machine)),
         *([Finding(machine.note, "raft-agent finds its accelerator through torch")] if machine.note else []),
     ]
 
@@ -246,30 +241,18 @@ def _set_up_wrong(result: Mapping[str, Any]) -> list[Finding]:
 
 
 def _strix_halo(result: Mapping[str, Any], machine: Machine) -> list[Finding]:
+    """As `raft-agent doctor` says it, of what was measured here at length."""
     if machine.arch != "gfx1151" or result["device"] == "cpu":
         return []
-    findings = []
-    gigabytes, flops = result["peak_bytes_per_s"] / 1e9, result["peak_flops_per_s"]["bfloat16"]
-    if gigabytes < STRIX_HALO["gigabytes"] / 2:
-        findings.append(
-            Finding(
-                f"{gigabytes:.0f} GB/s, {STRIX_HALO['gigabytes']:.0f} are known of this part",
-                "look at the power limit, and that all memory channels are populated",
-            )
-        )
-    if flops < STRIX_HALO["bfloat16"] / 2:
-        findings.append(
-            Finding(
-                f"{flops / 1e12:.1f} TFLOP/s in bfloat16, {STRIX_HALO['bfloat16'] / 1e12:.0f} are known of this part",
-                "compare ROCBLAS_USE_HIPBLASLT=0 and 1, and take a wheel built for gfx1151 (docs/hardware.md)",
-            )
-        )
-    used = next((card.gtt_total for card in graphics() if card.gtt_total), None)
-    if used is not None and used < 0.6 * machine.memory_gb:
-        findings.append(
-            Finding(
-                f"the driver maps {used:.0f} of {machine.memory_gb:.0f} GiB for the GPU",
-                "raise ttm.pages_limit (docs/hardware.md)",
-            )
-        )
-    return findings
+    found = [
+        doctor_amd.slow_memory(result["peak_bytes_per_s"]),
+        doctor_amd.slow_products(result["peak_flops_per_s"]["bfloat16"]),
+    ]
+    card = next((card for card in graphics() if card.arch == machine.arch), None)
+    if card is not None:
+        found.append(doctor_amd.gtt_limit(card, host_memory_gib()))
+    return [_of_the_doctor(one) for one in found if one is not None and one.severity == "warning"]
+
+
+def _of_the_doctor(found: Found) -> Finding:
+    return Finding(f"{found.title}: {found.consequence}", found.fix.replace("\n", " ").replace("$ ", ""))

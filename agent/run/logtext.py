@@ -77,9 +77,9 @@ TRACEBACK = re.compile(r"^Traceback \(most recent call last\):")
 FRAME = re.compile(r'^\s*File "?(?P<file>[^",]+)"?, line \d+')
 IGNORED = re.compile(r"^Exception ignored in")
 STATED = re.compile(
-    r"\b(?:error|errors|failed|fails?|failures?|fatal|exceptions?|abort\w*|cannot|can't|could not|couldn't|unable|unavailable"
-    r"|killed|killing|exceeded|timed out|times out|timeout|invalid|abnormal|unsupported|not supported|exhausted|detected"
-    r"|stalled|stuck|low on resource|is (?:inf|nan))\b|_(?:ERROR|EXCEEDED|EXHAUSTED|UNAVAILABLE)\b",
+    r"\b(?:error|errors|failed|fails?|failures?|fatal|exceptions?|abort\w*|cannot|can't|could not|couldn't|unable"
+    r"|unavailable|killed|killing|exceeded|timed out|times out|timeout|invalid|abnormal|unsupported|not supported"
+    r"|exhausted|detected|stalled|stuck|low on resource|is (?:inf|nan))\b|_(?:ERROR|EXCEEDED|EXHAUSTED|UNAVAILABLE)\b",
     re.IGNORECASE,
 )
 """Words with which a line says that something went wrong."""

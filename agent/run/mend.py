@@ -17,8 +17,8 @@ from dataclasses import dataclass
 SAFE_MODULES = frozenset(
     {
         "ast", "bisect", "collections", "copy", "csv", "datetime", "decimal", "difflib", "enum", "fractions",
-        "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "os", "random",
-        "re", "shlex", "statistics", "string", "struct", "sys", "textwrap", "time", "tokenize", "traceback", "types",
+        "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "keyword", "math", "numbers", "operator",
+        "os", "random", "re", "shlex", "statistics", "string", "struct", "sys", "textwrap", "time", "tokenize", "traceback", "types",
         "typing", "unicodedata", "urllib", "warnings",
     }
 )  # fmt: skip

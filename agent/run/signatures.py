@@ -69,7 +69,7 @@ class Signature:
     seen_in: str | None = None
     """Where code finds it: `the agent`, `exit`, `kernel`, `telemetry`, `traceback`, `tail`."""
     phrases: tuple[re.Pattern[str], ...] = ()
-    """Searched for in what an error says, where no pattern of any rule fits the log: the last resort before `unknown`."""
+    """Searched for in what an error says, where no pattern of any rule fits the log: the last resort."""
 
     def matches(self, text: str) -> bool:
         return any(pattern.match(text) for pattern in self.patterns)

@@ -1,4 +1,4 @@
-"""Real crashes of the real trainer through the real loop: the right class, the right fix or row, and the campaign goes on.
+"""Real crashes of the real trainer through the real loop: the right class and fix or row, and the campaign goes on.
 
 Each campaign: `tiny-addition` in small, two baselines, an idea that breaks, and one that works.
 """
@@ -149,7 +149,6 @@ def misspell_first_idea(night: RealNight, moves: dict[str, tuple[Any, Any]], *, 
     def tell(session: Any, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         if kind != "experiment_planned" or fields["experiment"] != 1:
             return fields
-        text = "extends: tiny-addition.yaml\n" + yaml.safe_dump(_nested(as_key, value))
         path = session.recipe_path
         own = yaml.safe_load(session.start_files()[path])
         own.update({k: {**own.get(k, {}), **v} for k, v in _nested(as_key, value).items()})
