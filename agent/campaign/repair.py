@@ -79,6 +79,20 @@ def train_with_repairs(
             repeats += 1
 
 
+def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
+    """An evaluation of the baseline's model: the first that a user's verifier sees. A slip in it is mended."""
+    while True:
+        done = runner.run(job)
+        if done.ok or done.diagnosis is None or len(session.state.experiments[0].fixes) >= MAX_ATTEMPTS:
+            return done
+        mended = verifier_fix(session, 0, done.record.failure, done.diagnosis)
+        if mended is None:
+            return done
+        session.observer.warn(f"{done.diagnosis.reason}; {mended.why}")
+        if not _commit_fix(session, 0, done, mended):
+            return done
+
+
 @dataclass(frozen=True)
 class Plan:
     """The words of one run, without its recipe."""

@@ -28,7 +28,7 @@ from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_
 from agent.run.processes import ProcessIdentity, end_process_group
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
-from agent.run.triage import Diagnosis, evidence_of, triage
+from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
 
 TICK_EVERY_S = 30.0
 PAUSED = "paused for a screening"
@@ -383,14 +383,15 @@ def key_of(run: Run) -> str | None:
 def _counts(run: Run) -> bool:
     """A run that ended by itself, well or badly, or that was hopeless; no other that the campaign or a power cut ended.
 
-    Nor one that failed for want of data, a model or disk: a person may have mended that since.
+    Nor one that failed for want of data, a model or disk, or in a user's verifier: that may have been mended since.
     """
     if run.finished is None or run.finished.ended_by == "lost":
         return False
     if run.finished.ended_by == "stop":
         return run.finished.reason.startswith(HOPELESS)
     told = (run.finished.model_extra or {}).get("diagnosis") or {}
-    return told.get("crash_class") not in ("data", "resource")
+    verifier = str(told.get("signature") or "").startswith(IN_VERIFIER)
+    return told.get("crash_class") not in ("data", "resource") and not verifier
 
 
 def _paused(run: Run) -> bool:

@@ -21,7 +21,7 @@ from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measur
 from agent.campaign.levels import Terms, Used
 from agent.campaign.past import Past, past_of
 from agent.campaign.record import judge, record, restore_rows
-from agent.campaign.repair import commit_experiment, train_with_repairs
+from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
 from agent.campaign.runs import PAUSED, Done, Early, Runner, key_of
 from agent.campaign.session import Session, title
@@ -294,7 +294,7 @@ class Workbench(Lab):
 
     def run(self, order: Order) -> Done:
         if order.arm == "untrained":
-            done = self.runner.run(untrained(self.session))
+            done = evaluate_with_repairs(self.session, self.runner, untrained(self.session))
         elif order.arm == "baseline":
             done = self._repaired(order)
         elif order.arm == "search":

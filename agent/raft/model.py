@@ -252,6 +252,7 @@ def load_policy(
     Unsupported or RecipeError, each naming the key at fault.
     """
     device, why = choose_device()
+    refuse_absent_device(recipe.backend, device)
     adapter = checkpoint if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists() else None
     if checkpoint is not None and adapter is None:
         source = sources.Source(_checkpoint_folder(checkpoint))
@@ -417,6 +418,22 @@ def choose_device() -> tuple[torch.device, str]:
         kind = "ROCm" if torch.version.hip else "CUDA"
         return torch.device("cuda", 0), f"{kind} device {torch.cuda.get_device_name(0)}"
     return torch.device("cpu"), f"no accelerator that torch {torch.__version__} can use"
+
+
+def refuse_absent_device(backend: Backend, device: torch.device) -> None:
+    """Raises Unsupported where the recipe asks for an accelerator's environment and torch has none.
+
+    It would train a hundred times more slowly on the processor, and nobody would be told.
+    """
+    kind = {"cuda": "an NVIDIA card", "strix-halo": "an AMD GPU"}.get(backend.environment)
+    wrong = device.type == "cuda" and (torch.version.hip is not None) != (backend.environment == "strix-halo")
+    if kind is None or (device.type == "cuda" and not wrong):
+        return
+    found = "the other vendor's" if wrong else "none"
+    raise Unsupported(
+        f"backend.environment: {backend.environment} asks for {kind}, torch {torch.__version__} sees {found}",
+        hint="Take auto, which fits itself to the machine; `raft-agent doctor` says why a card is not seen.",
+    )
 
 
 def facts_of(device: torch.device) -> MachineFacts:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 SAFE_MODULES = frozenset(
     {
         "ast", "bisect", "collections", "copy", "csv", "datetime", "decimal", "difflib", "enum", "fractions",
-        "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "keyword", "math", "numbers", "operator",
-        "os", "random", "re", "shlex", "statistics", "string", "struct", "sys", "textwrap", "time", "tokenize", "traceback", "types",
-        "typing", "unicodedata", "urllib", "warnings",
+        "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "keyword", "math", "numbers",
+        "operator", "os", "random", "re", "shlex", "statistics", "string", "struct", "sys", "textwrap",
+        "time", "tokenize", "traceback", "types", "typing", "unicodedata", "urllib", "warnings",
     }
 )  # fmt: skip
 """Of the standard library: importing them to look inside does nothing."""

@@ -334,6 +334,8 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     )
 
 
+IN_VERIFIER = "verifier"
+"""How the subtypes of crashes in a user's verifier begin."""
 RAISED = re.compile(
     r"(?:^|.*?[:,] )(?P<type>[A-Z]\w*(?:Error|Exception|Exit|Interrupt)): (?P<said>.*?)"
     r"(?: \((?P<path>[^()\n]+\.py):(?P<line>\d+)\))?$",
@@ -378,7 +380,7 @@ def _verifiers_word(reading: _Reading, failure: Failure) -> Diagnosis:
         f"the verifier fails: {failure.message}",
         said[:LONGEST_EVIDENCE],
         "failure.json",
-        f"verifier-{known.name}" if known else "verifier",
+        f"{IN_VERIFIER}-{known.name}" if known else IN_VERIFIER,
         phase=failure.phase or reading.evidence.phase,
         confidence=CONFIDENCE["failure.json"],
         remedy=failure.hint or "",

@@ -247,17 +247,17 @@ def test_a_wrong_type_is_made_the_right_one(night: RealNight) -> None:
 
 
 def test_a_slip_in_a_verifier_is_mended_on_the_branch_and_not_in_the_users_file(night: RealNight) -> None:
-    broken = VERIFIER.replace('row["answer"]', 'row["answer"] if respnse else ""')
+    broken = VERIFIER.replace("response.strip()", "respnse.strip()")
     own_verifier(night, broken)
     night.playbook(WORKS)
     night.start(max_experiments=1)
     assert night.rows[0]["status"] == "keep"
     assert "respnse -> response" in night.rows[0]["fixes"]
     said = fixes(night, 0)
-    assert "fix typo: check.py:3: respnse -> response" in said
+    assert "fix typo: check.py:2: respnse -> response" in said
     assert "NameError: name 'respnse' is not defined" in said
     assert (night.root / "check.py").read_text() == broken
-    assert "if response else" in night.git("show", "raft/night/exp/000-baseline:check.py")
+    assert "response.strip()" in night.git("show", "raft/night/exp/000-baseline:check.py")
     assert night.rows[1]["status"] in ("keep", "discard")
 
 
@@ -270,19 +270,16 @@ def test_a_slip_that_is_not_certain_ends_the_campaign_with_file_and_line(night: 
 
 
 def test_a_shape_mismatch_in_a_verifier_that_an_idea_brings_out(night: RealNight) -> None:
-    """It compares character by character in an array, which long answers do not fit."""
+    """It compares character by character in an array of four, which longer answers do not fit."""
     own_verifier(
         night,
-        "import numpy as np\n"
+        "import numpy as np\n\n\n"
         "def score(response, row):\n"
-        "    said = np.frombuffer(response.encode()[:6], dtype=np.uint8)\n"
-        "    right = np.zeros(5, dtype=np.uint8)\n"
-        "    right[: len(row['answer'])] = np.frombuffer(row['answer'].encode(), dtype=np.uint8)\n"
-        "    padded = np.zeros(5, dtype=np.uint8) if len(said) <= 5 else np.zeros(len(said), dtype=np.uint8)\n"
-        "    padded[: len(said)] = said\n"
-        "    return float(np.mean(padded == right) if (padded - right).any() else 1.0)\n",
+        "    said = np.frombuffer(response.ljust(4).encode(), dtype=np.uint8)\n"
+        "    right = np.frombuffer(row['answer'].ljust(4).encode(), dtype=np.uint8)\n"
+        "    return float(np.mean(said == right + 0 * said))\n",
     )
-    night.playbook(idea("breaks", rollout__max_new_tokens=12), WORKS)
+    night.playbook(idea("breaks", rollout__max_new_tokens=12, rollout__temperature=5.0), WORKS)
     night.start()
     row = crashed(night)
     assert row["crash_class"] == "typo"
@@ -296,7 +293,7 @@ def test_a_missing_module_in_a_verifier(night: RealNight) -> None:
     with pytest.raises(AgentError, match="No module named 'no_such_module_anywhere'") as caught:
         night.start()
     assert type(caught.value).__name__ == "VerifierError"
-    own_verifier(night, "import jsom\n" + VERIFIER + "    # " + "json" + "\n")
+    (night.root / "check.py").write_text("import jsom\n" + VERIFIER)
     night.start(campaign="again", max_experiments=1)
     rows = [row for row in night.rows if row["campaign"] == "again"]
     assert "jsom -> json" in rows[0]["fixes"]
@@ -306,12 +303,13 @@ def test_a_missing_module_in_a_verifier(night: RealNight) -> None:
 
 
 def test_a_memory_limit_that_python_meets(night: RealNight, monkeypatch: pytest.MonkeyPatch) -> None:
-    night.playbook(idea("breaks", learner__microbatch_tokens=8192), WORKS)
+    night.playbook(idea("breaks", learner__microbatch_tokens=16384), WORKS)
     break_with(monkeypatch, "memory_limit")
     night.start()
     row = crashed(night)
     assert row["crash_class"] == "oom"
-    assert "fix oom: microbatch 8192 -> 4096 tokens, accumulation 1 -> 2 (the same step)" in row["fixes"]
+    assert "fix oom: microbatch 16384 -> 8192 tokens, accumulation 1 -> 2 (the same step)" in row["fixes"]
+    assert "recompute activations" in row["fixes"]
     assert "Evidence" in fixes(night, 1)
     went_on(night)
 
@@ -319,7 +317,7 @@ def test_a_memory_limit_that_python_meets(night: RealNight, monkeypatch: pytest.
 def test_a_memory_limit_that_the_kernel_enforces(night: RealNight, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole campaign in a control group of its own, as in a container."""
     night.playbook(idea("breaks", learner__microbatch_tokens=8192), WORKS)
-    with control_group(1_500_000_000) as group:
+    with control_group(3_000_000_000) as group:
         break_with(monkeypatch, "memory")
         done = command_line(night, group)
     assert done.returncode == 0, done.stdout + done.stderr
