@@ -109,21 +109,15 @@ def _encoding(head: bytes, data: bytes) -> str:
             return "utf-16-le"
         if even > 0.7 * half and odd < 0.1 * half:
             return "utf-16-be"
-    try:
-        data[:-4].decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start > 3 and b"\n" not in data:
-            return "utf-8"
-        return "utf-8" if _mostly_utf8(data) else "cp1252"
-    return "utf-8"
+    return "cp1252" if _one_byte_letters(data[-1024 * 1024 :]) else "utf-8"
 
 
-def _mostly_utf8(data: bytes) -> bool:
-    """A few broken characters (a cut, a torn write) do not make it another encoding."""
-    sample = data[-1024 * 1024 :]
-    broken = sample.decode("utf-8", errors="replace").count("�")
-    multibyte = sum(byte >= 0xC0 for byte in sample)
-    return broken * 3 < multibyte or broken < 8
+def _one_byte_letters(data: bytes) -> bool:
+    """Text in one byte a character: few bytes are no ASCII, and most of these make no UTF-8."""
+    high = sum(byte >= 0x80 for byte in data)
+    leads = sum(byte >= 0xC0 for byte in data)
+    broken = data.decode("utf-8", errors="replace").count("\ufffd")
+    return 0 < high < 0.3 * len(data) and 2 * broken > leads
 
 
 def _decoded(data: bytes, encoding: str) -> tuple[str, float]:

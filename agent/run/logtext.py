@@ -33,7 +33,8 @@ PREFIX = re.compile(
       | (?:worker|node|host|ip-[\d-]+)[\w.-]*:[ ](?=\S)                 # worker-3: of pdsh
       | [\w.-]+:\d+:\d+[ ](?:\[\d+\][ ])?(?=NCCL|RCCL|\w+\.cc:|[\w/]+\.[ch]c?:)   # host:pid:tid [0] of NCCL
       | [EWIF]\d{4}[ ]\d\d:\d\d:\d\d\.\d+[ ]+\d+[ ](?=\S)                # E1118 10:00:00.000000 123 of glog
-      | (?:[EWIF][ ])?[\w./-]+\.(?:py|cc|cpp|cu|h|rs|ts):\d+(?:\]|:(?=[ ]))[ ]*   # E xla/client.cc:96] of glog
+        # E xla/client.cc:96] of glog
+      | (?:[EWIF][ ])?[\w./-]+\.(?:(?:py|cc|cpp|cu|h|rs|ts):\d+\]|(?:cc|cpp|ts):\d+:(?=[ ]))[ ]*
       | E[A-Z]\d{4}:?[ ]                                               # EI0006: of Ascend
       | \d{4}-\d\d-\d\d-\d\d:\d\d:[\d.]+[ ]
       | (?:INFO|WARNING|ERROR):\w+:(?=\S)                              # INFO:tensorflow:
@@ -75,6 +76,9 @@ EXCEPTION = re.compile(
 )
 TRACEBACK = re.compile(r"^Traceback \(most recent call last\):")
 FRAME = re.compile(r'^\s*File "?(?P<file>[^",]+)"?, line \d+')
+CHAINED = re.compile(
+    r"(?:During handling of the above exception|The above exception was the direct cause)\b", re.IGNORECASE
+)
 IGNORED = re.compile(r"^Exception ignored in")
 STATED = re.compile(
     r"\b(?:error|errors|failed|fails?|failures?|fatal|exceptions?|abort\w*|cannot|can't|could not|couldn't|unable"
@@ -240,7 +244,8 @@ def final_burst(thrown: list[Thrown], lines: list[Line]) -> list[Thrown]:
     for one in reversed(thrown):
         if burst:
             between = lines[one.line.number + 1 : burst[0].line.number]
-            if sum(1 for line in between if PROGRESS.search(line.text)) >= 2:
+            chained = any(CHAINED.match(line.text.strip()) for line in between)
+            if not chained and sum(1 for line in between if PROGRESS.search(line.text)) >= 2:
                 break
         burst.insert(0, one)
     return burst

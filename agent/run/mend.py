@@ -51,8 +51,17 @@ def _mended(text: str, exception: str, message: str, line: int) -> Mended | None
         case "SyntaxError" if message.startswith("expected ':'"):
             return _colon(text, line)
         case "TabError":
-            return Mended(text.expandtabs(8), "tabs and blanks were mixed")
+            return _tabs(text)
     return None
+
+
+def _tabs(text: str) -> Mended | None:
+    """Blanks instead of tabs, if only one width of a tab gives a file that compiles, or all of them the same."""
+    trees = {width: _parsed(text.expandtabs(width)) for width in (2, 4, 8)}
+    good = {width: ast.dump(tree) for width, tree in trees.items() if tree is not None}
+    if len(set(good.values())) != 1:
+        return None
+    return Mended(text.expandtabs(next(iter(good))), "tabs and blanks were mixed")
 
 
 # --- names ---------------------------------------------------------------------------------------------------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import log_noise
 import pytest
 from crash_tails import TAILS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.contract import CRASH_CLASSES, Failure
+from agent.run.logfile import read_stream
 from agent.run.logtext import read_lines, strip_prefixes
 from agent.run.signatures import our_rules
 from agent.run.triage import Diagnosis, Evidence, triage
@@ -41,16 +45,21 @@ def each_line(prefix: str) -> Callable[[str], str]:
     return lambda log: "\n".join(prefix + line for line in log.split("\n"))
 
 
-NOISE: dict[str, Callable[[str], str]] = {
-    "as it is": lambda log: log,
-    "rank": each_line("[rank3]: "),
-    "stamp": each_line("2026-01-02 10:00:00,123 - ERROR - "),
-    "actor": each_line("\x1b[36m(WorkerDict pid=123, ip=10.0.0.1)\x1b[0m "),
-    "windows": lambda log: log.replace("\n", "\r\n"),
-    "before": lambda log: BEFORE + log,
-    "tracker behind": lambda log: log + "\nwandb:\nwandb: Run history:\nwandb: loss ####\n",
-    "launcher behind": lambda log: log + CASCADE,
-    "end only": lambda log: log[-1500:],
+def plainly(change: Callable[[str], str]) -> Callable[[str, random.Random], str]:
+    return lambda log, rng: change(log)
+
+
+CHANGES: dict[str, Callable[[str, random.Random], str]] = {
+    **log_noise.NOISE,
+    "rank": plainly(each_line("[rank3]: ")),
+    "stamp": plainly(each_line("2026-01-02 10:00:00,123 - ERROR - ")),
+    "actor": plainly(each_line("\x1b[36m(WorkerDict pid=123, ip=10.0.0.1)\x1b[0m ")),
+    "container": plainly(each_line("trainer-1  | ")),
+    "windows": plainly(lambda log: log.replace("\n", "\r\n")),
+    "talk before": plainly(lambda log: BEFORE + log),
+    "tracker behind": plainly(lambda log: log + "\nwandb:\nwandb: Run history:\nwandb: loss ####\n"),
+    "launcher behind": plainly(lambda log: log + CASCADE),
+    "end only": plainly(lambda log: log[-1500:]),
 }
 
 
@@ -61,17 +70,27 @@ def corpus() -> list[dict[str, object]]:
     return [{key: row[key] for key in ("log", "exit_code", "label")} for row in rows]  # never subtype or fix
 
 
-@pytest.mark.parametrize("noise", NOISE)
-def test_the_corpus_is_classified(noise: str) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_corpus_is_classified_whatever_stands_around_it(change: str) -> None:
     rows = corpus()
     wrong: Counter[tuple[object, str]] = Counter()
-    for row in rows:
+    for number, row in enumerate(rows):
         exit_code = row["exit_code"]
         assert exit_code is None or isinstance(exit_code, int)
-        found = triage(Evidence(log=NOISE[noise](str(row["log"])), exit_code=exit_code)).crash_class
+        log = CHANGES[change](str(row["log"]), random.Random(number))
+        found = triage(Evidence(log=log, exit_code=exit_code)).crash_class
         if found != row["label"]:
             wrong[row["label"], found] += 1
     assert 1 - sum(wrong.values()) / len(rows) >= FLOOR, dict(wrong)
+
+
+@pytest.mark.parametrize("change", log_noise.NOISE)
+@pytest.mark.parametrize("name", TAILS)
+def test_noise_does_not_change_the_class_of_our_own_tails(name: str, change: str) -> None:
+    crash_class, exit_code, log = TAILS[name]
+    noisy = log_noise.NOISE[change](log, random.Random(name))
+    diagnosis = triage(Evidence(log=noisy, exit_code=exit_code))
+    assert diagnosis.crash_class == crash_class, diagnosis
 
 
 @pytest.mark.parametrize("name", TAILS)
@@ -131,6 +150,91 @@ def test_sigkill_is_presumed_memory_but_gives_way_to_what_is_known() -> None:
     assert found(log="RuntimeError: HIP error: invalid device function\n", exit_code=-9) == ("backend", "traceback")
     cancelled = "slurmstepd: error: *** JOB 1 ON n CANCELLED AT 2026-01-01T00:00:00 ***\n"
     assert found(log=cancelled, exit_code=-9) == ("unknown", "exit")
+
+
+def test_sigkill_with_counters_that_stood_still_is_somebody_elses() -> None:
+    assert found(log="step 3\n", signal=9, memory_events="still") == ("unknown", "exit")
+    assert found(log="step 3\n", signal=9, memory_events="unreadable") == ("oom", "exit")
+    low = {"free_gb": 0.3, "total_gb": 24.0}
+    diagnosis = triage(Evidence(log="step 3\n", signal=9, memory_events="still", **low))
+    assert (diagnosis.crash_class, diagnosis.signature) == ("oom", "sigkill-low-memory")
+    assert "0.30 of 24.0 GiB" in diagnosis.reason
+    plenty = triage(Evidence(log="step 3\n", signal=9, memory_events="still", free_gb=9.0, total_gb=24.0))
+    assert (plenty.crash_class, plenty.signature) == ("unknown", "outside-kill")
+
+
+def test_what_the_experiment_changed_is_looked_through_for_the_cause() -> None:
+    changed = {
+        "learner.learning_rate": (1e-4, 1e-3),
+        "learner.microbatch_tokens": (4096, 16384),
+        "rollout.slots": (64, 512),
+        "model.dtype": ("bfloat16", "float16"),
+    }
+
+    def of(log: str, **evidence: object) -> tuple[str, ...]:
+        return triage(Evidence(log=log, exit_code=1, changed=changed, **evidence)).suspects  # type: ignore[arg-type]
+
+    assert of(OOM, phase="train") == ("learner.microbatch_tokens", "rollout.slots")
+    assert of(OOM, phase="generate") == ("rollout.slots", "learner.microbatch_tokens")
+    assert of("RuntimeError: Function 'MulBackward0' returned nan values in its 0th output.\n") == (
+        "learner.learning_rate",
+        "model.dtype",
+    )
+    assert of("RuntimeError: HIP error: invalid device function\n") == ("model.dtype",)
+    assert of("TypeError: learning_rate must be a float\n")[0] == "learner.learning_rate"
+    assert triage(Evidence(log=OOM, exit_code=1)).suspects == ()
+
+
+def test_a_verifier_that_fails_is_a_slip_a_missing_field_or_data() -> None:
+    def of(message: str) -> tuple[str, str | None]:
+        failure = Failure(crash_class="data", message=message, exception="VerifierError", where="check.py:score")
+        diagnosis = triage(Evidence(failure=failure, exit_code=3))
+        return diagnosis.crash_class, diagnosis.signature
+
+    on = "the verifier failed on 9 of 20 responses, at last on the response '12' to a-1: "
+    assert of(on + "NameError: name 'respnse' is not defined (/w/check.py:3)") == ("typo", "verifier-name")
+    assert of(on + "ValueError: operands could not be broadcast together (/w/c.py:3)") == ("typo", "verifier-shape")
+    assert of(on + "KeyError: 'answr' (/w/check.py:3)") == ("data", "verifier-missing-field")
+    assert of(on + "its process ended by signal 11") == ("data", "verifier")
+    imported = "the verifier file cannot be imported: ModuleNotFoundError: No module named 'jsn' (/w/check.py:1)"
+    assert of(imported) == ("typo", "verifier-own-import")
+
+
+def test_exit_code_zero_without_a_summary_says_what_is_wrong_with_it() -> None:
+    diagnosis = triage(Evidence(log="done\n", exit_code=0, problems=("summary.json: not JSON (Expecting value)",)))
+    assert diagnosis.crash_class == "unknown"
+    assert "exit code 0" in diagnosis.reason
+    assert "summary.json: not JSON" in diagnosis.reason
+
+
+def test_the_line_is_that_of_the_log_and_confidence_follows_the_evidence() -> None:
+    log = "a\nb\rc\n" + OOM + "d\n"
+    diagnosis = triage(Evidence(log=log, exit_code=1))
+    assert diagnosis.line == 3
+    assert log.split("\n")[diagnosis.line - 1] + "\n" == OOM
+    sure, unsure = diagnosis.confidence, triage(Evidence(log="x\n", exit_code=1)).confidence
+    assert unsure < triage(Evidence(log=TYPO, exit_code=1)).confidence < sure <= 1.0
+
+
+def test_the_first_line_of_a_flood_is_shown() -> None:
+    first = "amdgpu 0000:c5:00.0: amdgpu: ring gfx_0.0.0 timeout, signaled seq=1, emitted seq=3"
+    flood = "".join(f"amdgpu 0000:c5:00.0: amdgpu: Failed to evict queue {n}\n" for n in range(9))
+    assert triage(Evidence(log=f"step 3\n{first}\n{flood}")).evidence == first
+
+
+def test_what_programs_guess_is_no_evidence() -> None:
+    guess = (
+        "A worker died or was killed by an unexpected system error. There are some potential root causes. "
+        "(1) The process is killed by SIGKILL by OOM killer due to high memory usage.\n"
+    )
+    assert found(log=guess, exit_code=1)[0] == "unknown"
+
+
+def test_the_words_of_an_unknown_error_are_the_last_resort() -> None:
+    assert found(log="E xla/client.cc:96] agent in error status: DEADLINE_EXCEEDED: late\n") == ("timeout", "said")
+    assert found(log="RuntimeError: gremlins: the allocation failed on the device\n")[0] == "oom"
+    assert found(log="INFO: recovered from an error: out of memory\n")[0] == "unknown"
+    assert found(log="errors: 0, out of memory events: none\n")[0] == "unknown"
 
 
 def test_a_memory_kill_of_a_helper_counts_before_the_error_it_caused() -> None:
@@ -211,6 +315,13 @@ def test_any_text_gets_a_diagnosis(log: str) -> None:
 def test_talk_before_the_end_changes_nothing(name: str, talk: str) -> None:
     crash_class, exit_code, log = TAILS[name]
     assert triage(Evidence(log=talk + "\n" + log, exit_code=exit_code)).crash_class == crash_class
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=2000))
+def test_binary_garbage_gets_a_diagnosis(data: bytes) -> None:
+    text = read_stream(io.BytesIO(data)).text
+    assert triage(Evidence(log=text, exit_code=1)).crash_class in CRASH_CLASSES
 
 
 def test_every_signature_is_anchored_and_has_a_source() -> None:
