@@ -69,6 +69,7 @@ def start(
     refuse_too_large(recipe, machine, cache=model_cache, base=workspace.root, where=settings.recipe_path)
     if settings.target:
         parse_target(settings.target, metric=recipe.evaluation.metric)
+    _ = session.rules  # a mistake in them is better said now than at the first crash
     if settings.only:
         _check_only(session, settings.only)
     plan_first(Workbench(session))

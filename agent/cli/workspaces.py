@@ -91,6 +91,7 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
     from agent.ledger.table import read_rows
     from agent.plan.playbook import check_playbook, load_playbook
     from agent.recipe.files import load_recipe
+    from agent.run.signatures import rules_of
 
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
@@ -107,6 +108,7 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
     except AgentError as error:
         problems.append(str(error))
     for look in (
+        lambda: rules_of(workspace.hypotheses),
         lambda: Repository(workspace.root),
         lambda: read_rows(workspace.results) if workspace.results.exists() else [],
     ):
