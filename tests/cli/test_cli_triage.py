@@ -15,7 +15,11 @@ from agent.ledger.create import create_workspace, shipped_folder
 
 register()
 
-LOG = 'step 3\nTraceback (most recent call last):\n  File "a.py", line 1\nRuntimeError: HIP error: invalid device function\n'
+LOG = """step 3
+Traceback (most recent call last):
+  File "a.py", line 1
+RuntimeError: HIP error: invalid device function
+"""
 
 
 @pytest.fixture(autouse=True)
