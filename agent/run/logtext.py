@@ -19,7 +19,7 @@ PREFIX = re.compile(
         \[(?!Errno|WinError|enforce)(?:[^\[\]]|\[[^\[\]]*\]){1,120}\](?:<std\w+>)?:?[ ]*
       | \([^()]{0,40}(?:pid|rank)=[^()]*\)[ ]*                         # (EngineCore pid=90), (head, rank=0, pid=4773)
       | \(raylet\)[ ]
-      | [\w.-]+[ ](?=\[(?:stderr|stdout|rank))                          # the name of a node
+      | [\w./-]+[ ](?=\[(?:stderr|stdout|rank|default))                          # the name of a node
       | [A-Z][a-z]{2}[ ]{1,2}\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ](?=\S+:)    # Nov 26 23:02:11 host of syslog
       | kernel:[ ]                                                     # syslog names who speaks
       | (?:python3?|run|worker|trainer)\[\d+\]:[ ]                      # python[2412]:
@@ -55,6 +55,7 @@ PREFIX = re.compile(
       | "(?:message|error)":[ ]*"(?=\w)                             # an error that was written as JSON
       | libc\+\+abi:[ ]terminating[ ](?:due[ ]to|with)[ ]uncaught[ ]exception[ ]of[ ]type[ ](?:\w+::)*
       | UnfilteredStackTrace:[ ]
+      | (?:RuntimeError:[ ])?Error[ ]in[ ]model[ ]execution[^:]*:[ ]
       | (?:Process[ ]group|NCCL|HCCL)[ ]watchdog[ ]thread[ ]terminated[ ]with[ ]exception:[ ]
       | (?:RuntimeError:[ ])?NCCL[ ]communicator[ ]was[ ]aborted[ ]on[ ]rank[ ]\d+\.
         [ ]+Original[ ]reason[ ]for[ ]failure[ ]was:[ ]
@@ -89,7 +90,8 @@ STATED = re.compile(
 """Words with which a line says that something went wrong."""
 COUNTED = re.compile(r"\b(?:errors?|failed|failures|killed|timeouts?)\s*[=:]\s*0\b", re.IGNORECASE)
 GUESS = re.compile(
-    r"(?:potential root causes?|possible (?:causes?|reasons?)|(?:might|may|could) (?:be (?:due|caused)|indicate)"
+    r"(?:potential root causes?|common causes|possible (?:causes?|reasons?)"
+    r"|(?:might|may|could) (?:be (?:due|caused)|indicate)"
     r"|this (?:usually|typically) (?:happens|means)|solution:)",
     re.IGNORECASE,
 )

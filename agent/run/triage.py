@@ -57,9 +57,11 @@ CONFIDENCE: dict[str, float] = {
     "exit": 0.7,
     "tail": 0.75,
     "said": 0.6,
-    "nothing": 0.5,
+    "nothing": 0.4,
 }
 BY_RANK: dict[Rank, float] = {Rank.CAUSE: 0.97, Rank.SPECIFIC: 0.93, Rank.GENERIC: 0.75, Rank.CASCADE: 0.6}
+ONCE = 0.55
+"""A number that is none, said a single time."""
 FAR = 0.8
 """Factor for what does not stand at the end of the log."""
 
@@ -524,10 +526,23 @@ def _import(thrown: Thrown) -> str:
     if named is not None:
         foreign = inside_library or named.group(1).split(".")[0] in ACCELERATION
     elif from_library is not None:
-        foreign = inside_library or _is_library(from_library.group(2))
+        package = from_library.group(1).split(".")[0]
+        foreign = inside_library or package in LIBRARIES | ACCELERATION or _is_library(from_library.group(2))
     else:
         foreign = inside_library
     return "import-mismatch" if foreign else "own-import"
+
+
+LIBRARIES = frozenset(
+    {
+        "torch", "torchvision", "torchaudio", "transformers", "trl", "peft", "accelerate", "datasets",
+        "tokenizers", "numpy", "scipy", "pandas", "safetensors", "huggingface_hub", "lightning",
+        "pytorch_lightning", "ray", "sglang", "unsloth", "verl", "openrlhf", "torchtune", "diffusers", "jax",
+        "jaxlib", "flax", "tensorflow", "keras", "pydantic", "click", "protobuf", "google", "pyarrow",
+        "sklearn", "wandb", "hydra", "omegaconf", "fairseq", "timm", "einops",
+    }
+)  # fmt: skip
+"""What they lack in the version that is installed is no mistake of one's own."""
 
 
 def _is_library(path: str) -> bool:
@@ -591,7 +606,7 @@ def _fatal_in_library(reading: _Reading) -> Diagnosis | None:
 # --- 5. the tail -------------------------------------------------------------------------------------------
 
 KILLED = re.compile(
-    r"^(?:\S+: )?[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b|^\[\d+\]\s+\+?\s*\d+ killed\b|^zsh: killed\b"
+    r"^(?:\S+: )?[Kk]illed$|^\S+: line \d+:\s+\d+ Killed\b|^\[\d+\]\s+\+?\s*\d+ killed\b|^zsh: killed\b|^\d+ killed +\S"
 )
 
 
@@ -629,8 +644,9 @@ def _numbers_going_wrong(reading: _Reading) -> Diagnosis | None:
     ]
     for pattern, name in wrong:
         hits = [line for line in telling[-TAIL:] if pattern.match(line.text.strip())]
-        if len(hits) >= 2 or (hits and _nans(hits[-1]) >= 3):
-            return reading.diagnosis(name, hits[-1], "tail")
+        if hits:
+            again = len(hits) >= 2 or _nans(hits[-1]) >= 3
+            return reading.diagnosis(name, hits[-1], "tail", sure=None if again else ONCE)
     return None
 
 
