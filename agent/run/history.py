@@ -23,8 +23,8 @@ class History:
     """Samples in order. Not for several threads."""
 
     def __init__(self, earlier: Iterable[Sample] = (), *, most: int = MOST, dense: int = DENSE) -> None:
-        """`earlier`: what an earlier start in the same folder has left. Raises ValueError where `dense` is no small part
-        of `most`."""
+        """`earlier`: what earlier starts in the same folder have left. Raises ValueError where `dense` is no small
+        part of `most`."""
         if not 0 < 2 * dense <= most:
             raise ValueError(f"{dense} dense samples of at most {most}")
         self.most, self.dense = most, dense
@@ -71,7 +71,7 @@ class History:
 
 
 class TelemetryFile:
-    """`telemetry.jsonl`. A disk that is full, or a folder that has gone, costs lines and is told once; it raises nothing."""
+    """`telemetry.jsonl`. A disk that is full, or a folder that has gone, costs lines and is told; nothing is raised."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

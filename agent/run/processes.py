@@ -137,12 +137,12 @@ def _descendant_pids(pid: int) -> list[int]:
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return found
     for thread in threads:
         with contextlib.suppress(OSError, ValueError):
-            text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+            text = (thread / "children").read_text()
             found += [int(word) for word in text.split()]
     return found
 

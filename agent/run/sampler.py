@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,7 +19,7 @@ import psutil
 from agent.contract import TELEMETRY, CardSample, Heartbeat, Sample
 from agent.hardware.sensors import GIB, Graphics, Memory, Pressure, graphics, memory, pressure
 from agent.run.history import History, TelemetryFile
-from agent.run.processes import Use
+from agent.run.processes import Meter, ProcessIdentity, Use
 from agent.run.telemetry import read_samples
 
 EVERY_S = 1.0
@@ -34,8 +34,8 @@ T = TypeVar("T")
 class OfRun:
     """What only the one who watches the run knows."""
 
-    use: Use | None
-    """None until it was measured."""
+    members: Sequence[ProcessIdentity]
+    """Its processes."""
     heartbeat: Heartbeat | None
 
 
@@ -123,9 +123,16 @@ class Recorder:
     def __post_init__(self) -> None:
         self.start = self.history.starts + 1
 
-    def take(self, t: float, of_run: OfRun, host: Host, cards: list[Graphics], note: str | None = None) -> Sample:
+    def take(
+        self,
+        t: float,
+        use: Use | None,
+        beat: Heartbeat | None,
+        host: Host,
+        cards: Sequence[Graphics] = (),
+        note: str | None = None,
+    ) -> Sample:
         """The sample of this moment, `t` seconds after the start. Rates are since the one before."""
-        beat, use = of_run.heartbeat, of_run.use
         before = self._before
         self._before = (t, use, host.cpu_s)
         span = t - before[0] if before else 0.0
@@ -169,6 +176,7 @@ class Sampler:
         self._of_run, self._host, self._every_s, self._clock = of_run, sources.host, every_s, clock
         self._history = History(read_samples(out))
         self._recorder = Recorder(self._history)
+        self._meter = Meter()
         self._file = TelemetryFile(out / TELEMETRY)
         self._cards: Patient[list[Graphics]] = Patient(sources.cards)
         self._lock = threading.Lock()
@@ -193,6 +201,11 @@ class Sampler:
         """All that are kept of this start."""
         return self.since(float("-inf"))
 
+    def latest(self, *, most_age_s: float = PATIENCE_S) -> Sample | None:
+        """None where there is none that is recent."""
+        recent = self.since(self.elapsed_s - most_age_s)
+        return recent[-1] if recent else None
+
     def close(self) -> None:
         """Take no further sample. Waits for neither a disk nor a driver longer than a moment."""
         self._closing.set()
@@ -215,9 +228,10 @@ class Sampler:
             notes.append(f"the graphics cards' files have not answered for {age:.0f} s")
         if self._file.problem:
             notes.append(self._file.problem)
-        sample = self._recorder.take(
-            self.elapsed_s, self._of_run(), self._host(), cards or [], note="; ".join(notes) or None
-        )
+        of_run = self._of_run()
+        use = _quietly(lambda: self._meter.read(of_run.members))
+        told = "; ".join(notes) or None
+        sample = self._recorder.take(self.elapsed_s, use, of_run.heartbeat, self._host(), cards or [], told)
         with self._lock:
             thinned = self._history.add(sample)
             kept = list(self._history.samples) if thinned else []

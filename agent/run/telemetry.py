@@ -120,6 +120,10 @@ def read_summary(out: Path) -> Summary | None:
     return _object(out / SUMMARY, Summary, [])
 
 
+def read_plan(out: Path) -> RunPlan | None:
+    return _object(out / PLAN, RunPlan, [])
+
+
 def read_failure(out: Path) -> Failure | None:
     return _object(out / FAILURE, Failure, [])
 

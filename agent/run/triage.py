@@ -166,6 +166,8 @@ def _agents_word(reading: _Reading) -> Diagnosis | None:
     match reading.evidence.ended_by:
         case "hang":
             return reading.diagnosis("timeout", f"it hung: {reason}", _stack(reading) or reason, "the agent", "hang")
+        case "slow":
+            return reading.diagnosis("timeout", f"it was too slow: {reason}", reason, "the agent", "slow")
         case "time_limit":
             return reading.diagnosis("timeout", f"it ran out of time: {reason}", reason, "the agent", "time_limit")
         case "memory":

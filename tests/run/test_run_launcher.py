@@ -21,8 +21,9 @@ from agent.hardware.probe import Machine
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 from agent.run import launcher
-from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in, wait_for_idle
+from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in
 from agent.run.processes import ProcessIdentity, is_alive
+from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
@@ -358,19 +359,33 @@ def test_waiting_for_memory_ends_when_it_is_back_or_stands_still() -> None:
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    memory = launcher.FreeMemory
+    memory = FreeMemory
     falling = iter([memory(10.0, 0.0), *[memory(10.0 + step, 0.0) for step in range(1, 40)]])
-    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
-    assert waited == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
+    came = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
+    assert came.memory_back is True
+    assert came.waited_s == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
     now[0] = 0.0
-    waited = wait_for_idle(
-        memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: memory(9.0, 0.0)
-    )
-    assert waited == pytest.approx(2.0)  # somebody else holds it: it stands still
+    stays = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: memory(9.0, 0.0))
+    assert (stays.memory_back, stays.held_gb) == (None, 7.0)
+    assert stays.waited_s == pytest.approx(2.0)  # somebody else holds it: it stands still
     now[0] = 0.0
     swinging = iter([memory(9.0 + step % 2, 0.0) for step in range(1000)])
-    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
-    assert waited == pytest.approx(30.0, abs=0.2)
+    never = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
+    assert never.waited_s == pytest.approx(30.0, abs=0.2)
+
+
+def test_the_memory_killer_is_offered_the_trainer_and_what_it_starts(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def look(identity: ProcessIdentity) -> None:
+        wait_until(lambda: (tmp_path / "run" / "pids.json").exists())
+        pids = json.loads((tmp_path / "run" / "pids.json").read_text())
+        told.extend(Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in pids)
+
+    own = Path("/proc/self/oom_score_adj").read_text()
+    run(tmp_path, "stubborn", on_started=look, stop=lambda: "seen", grace_s=0.2)
+    assert told == ["500"] * 5  # the trainer, its child, its grandchild with the parent, and the daemon
+    assert Path("/proc/self/oom_score_adj").read_text() == own
 
 
 def test_it_can_be_launched_outside_the_main_thread(tmp_path: Path) -> None:
