@@ -23,9 +23,9 @@ class History:
     """Samples in order. Not for several threads."""
 
     def __init__(self, earlier: Iterable[Sample] = (), *, most: int = MOST, dense: int = DENSE) -> None:
-        """`earlier`: what earlier starts in the same folder have left. Raises ValueError where `dense` is no small
-        part of `most`."""
-        if not 0 < 2 * dense <= most:
+        """`earlier`: what earlier starts in the same folder have left. Raises ValueError where `dense` is more than a
+        quarter of `most`."""
+        if not 0 < 4 * dense <= most:
             raise ValueError(f"{dense} dense samples of at most {most}")
         self.most, self.dense = most, dense
         self.stride = 1
@@ -64,7 +64,7 @@ class History:
         if len(self._samples) <= self.most:
             return False
         dense_from = self._samples[-self.dense].n
-        while len(self._samples) > self.most - self.dense:
+        while len(self._samples) > self.most - self.dense // 2:
             self.stride *= 2
             self._samples = [one for one in self._samples if one.n >= dense_from or one.n % self.stride == 0]
         return True

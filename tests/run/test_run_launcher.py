@@ -18,12 +18,14 @@ import pytest
 from agent.contract import HEARTBEAT, LOG
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
+from agent.hardware.sensors import Graphics
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 from agent.run import launcher
 from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in
 from agent.run.processes import ProcessIdentity, is_alive
 from agent.run.recovery import FreeMemory, wait_for_idle
+from agent.run.sampler import Sources
 from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
@@ -170,6 +172,81 @@ def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
     diagnosis = triage(evidence_of(result))
     assert (diagnosis.crash_class, diagnosis.signature) == ("timeout", "hang")
     assert "in waits_for_ever" in diagnosis.evidence  # the stack that SIGABRT made Python write
+
+
+def test_one_that_works_in_silence_is_ended_later_and_as_slow(tmp_path: Path) -> None:
+    limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6), slow_factor=1.4)
+    result = run(tmp_path, "silent_but_working", watchdog=Watchdog(limits), grace_s=0.3)
+    assert result.ended_by == "slow"
+    assert "though it seemed to work: its memory moves by 64 MiB" in result.reason
+    assert not result.ok
+    diagnosis = triage(evidence_of(result))
+    assert (diagnosis.crash_class, diagnosis.signature) == ("timeout", "slow")
+
+
+def test_a_hang_that_was_sampled_says_what_was_seen(tmp_path: Path) -> None:
+    limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6))
+    result = run(tmp_path, "hung", watchdog=Watchdog(limits), grace_s=0.3)
+    assert result.ended_by == "hang"
+    assert "; its memory is flat, it uses no processor, no disk traffic" in result.reason
+
+
+def test_a_crawl_is_in_the_notes_and_in_the_reason_of_the_time_limit(tmp_path: Path) -> None:
+    result = run(tmp_path, "crawls", time_limit_s=5.0)
+    assert result.ended_by == "time_limit"
+    assert "; it crawls: a step of train takes 20 s, 2000 times the 0.01 s of before" in result.reason
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("it crawls: ")
+
+
+def test_a_run_is_sampled_and_its_use_of_the_machine_told(tmp_path: Path) -> None:
+    result = run(tmp_path, "hungry", time_limit_s=2.6)
+    record = read_run(result.out)
+    assert [one.n for one in record.samples] == list(range(len(record.samples)))
+    assert 2 <= len(record.samples) <= 5
+    assert record.problems == ()
+    assert result.last_samples[-1] == record.samples[-1]
+    assert result.load is not None
+    assert record.load == result.load
+    last = result.last_samples[-1]
+    assert last.phase == "train"
+    assert last.resident_gb is not None
+    assert 0.19 < last.resident_gb < 0.4
+    assert (result.memory_back, result.held_gb) == (True, 0.0)
+    assert result.memory_events in ("still", "unreadable")
+
+
+def test_sensors_that_block_do_not_hold_up_the_watching(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def blocks() -> list[Graphics]:
+        release.wait(60)
+        return []
+
+    try:
+        result = run(tmp_path, "steady", time_limit_s=4.5, sources=Sources(cards=blocks))
+    finally:
+        release.set()
+    assert (result.ended_by, result.exit_code) == ("time_limit", 0)
+    assert result.elapsed_s < 6
+    assert result.notes == ("the graphics cards' files have not answered for ... s",)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ((0, 4), (0, 4), "still"),
+        ((0, 4), (1, 5), "moved"),
+        ((None, 4), (None, 5), "moved"),
+        ((None, 4), (None, 4), "still"),
+        ((None, None), (None, None), "unreadable"),
+        ((0, None), (None, None), "unreadable"),
+    ],
+)
+def test_counters_that_stood_still_are_told_from_those_that_cannot_be_read(
+    before: tuple[int | None, int | None], after: tuple[int | None, int | None], told: str
+) -> None:
+    assert launcher.memory_events(launcher.KernelCounts(*before), launcher.KernelCounts(*after)) == told
 
 
 def test_a_trainer_without_any_heartbeat_hangs_after_the_start_limit(tmp_path: Path) -> None:
