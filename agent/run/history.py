@@ -64,10 +64,14 @@ class History:
         if len(self._samples) <= self.most:
             return False
         dense_from = self._samples[-self.dense].n
+        self._keep(dense_from)
         while len(self._samples) > self.most - self.dense // 2:
             self.stride *= 2
-            self._samples = [one for one in self._samples if one.n >= dense_from or one.n % self.stride == 0]
+            self._keep(dense_from)
         return True
+
+    def _keep(self, dense_from: int) -> None:
+        self._samples = [one for one in self._samples if one.n >= dense_from or one.n % self.stride == 0]
 
 
 class TelemetryFile:

@@ -20,7 +20,7 @@ from machine_samples import sample
 
 from agent.contract import TELEMETRY, Heartbeat
 from agent.hardware.sensors import Graphics, Memory, Pressure
-from agent.run.history import History, TelemetryFile, line_of
+from agent.run.history import MOST, History, TelemetryFile, line_of
 from agent.run.processes import Use, identify
 from agent.run.sampler import Host, OfRun, Patient, Recorder, Sampler, Sources
 from agent.run.telemetry import read_run, read_samples
@@ -54,12 +54,12 @@ def test_a_history_is_bounded_keeps_the_end_dense_and_the_past_evenly(count: int
     assert history.next_number == count
 
 
-def test_of_a_night_every_eighth_second_is_kept() -> None:
+def test_of_a_night_every_fourth_second_is_kept() -> None:
     history, one = History(), sample(0.0)
     for number in range(8 * 3600):
         history.add(one.model_copy(update={"n": number}))
-    assert history.stride <= 8
-    assert len(history.samples) > 8 * 3600 / 8
+    assert history.stride == 4
+    assert 8 * 3600 / 4 < len(history.samples) <= MOST
 
 
 def test_a_night_of_samples_stays_a_small_file(tmp_path: Path) -> None:
