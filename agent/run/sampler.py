@@ -7,16 +7,18 @@ watches gives the few facts about the run itself (`OfRun`), which cost one look 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import psutil
 
 from agent.contract import TELEMETRY, CardSample, Heartbeat, Sample
+from agent.hardware.probe import usable_cores
 from agent.hardware.sensors import GIB, Graphics, Memory, Pressure, graphics, memory, pressure
 from agent.run.history import History, TelemetryFile
 from agent.run.processes import Meter, ProcessIdentity, Use
@@ -49,6 +51,7 @@ class Host:
     cpu_s: float | None = None
     """Processor seconds of everything since boot."""
     cores: int | None = None
+    """That this process may use."""
 
     @classmethod
     def now(cls) -> Host:
@@ -59,7 +62,7 @@ class Host:
             swap_used_gb=swap.used / GIB if swap is not None else None,
             pressure=_quietly(lambda: pressure("memory")),
             cpu_s=_quietly(_busy_seconds),
-            cores=psutil.cpu_count(),
+            cores=_quietly(usable_cores),
         )
 
 
@@ -75,8 +78,11 @@ class Sources:
 class Patient(Generic[T]):
     """Asks `read` in a thread of its own, again and again, and tells what it last said.
 
-    A thread that waits in a driver cannot be ended: it is left behind, at most one, and takes up nothing.
+    A thread that waits in a driver cannot be ended. It is left behind, and used again by the next that asks the same: a
+    driver that answers no more costs one thread, however many runs there are.
     """
+
+    _left_behind: ClassVar[list[Patient[Any]]] = []
 
     def __init__(
         self,
@@ -90,7 +96,18 @@ class Patient(Generic[T]):
         self._asked = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
-        self._thread.start()
+        _start(self._thread)
+
+    @classmethod
+    def asking(cls, read: Callable[[], T]) -> Patient[T]:
+        """One that asks this; the one that still waits for an answer to the same, where there is one."""
+        cls._left_behind = [one for one in cls._left_behind if one._thread.is_alive()]
+        waiting = next((one for one in cls._left_behind if one._read is read), None)
+        if waiting is None:
+            return cls(read)
+        cls._left_behind.remove(waiting)
+        waiting._closed = False
+        return waiting
 
     def latest(self) -> tuple[T | None, float]:
         """(what was read last, its age in seconds); None where that is too long ago. Asks for the next reading."""
@@ -102,7 +119,10 @@ class Patient(Generic[T]):
     def close(self) -> None:
         self._closed = True
         self._asked.set()
-        self._thread.join(timeout=0.2)
+        if self._thread.is_alive():
+            self._thread.join(timeout=0.2)
+        if self._thread.is_alive():
+            self._left_behind.append(self)
 
     def _run(self) -> None:
         while not self._closed:
@@ -178,14 +198,14 @@ class Sampler:
         self._recorder = Recorder(self._history)
         self._meter = Meter()
         self._file = TelemetryFile(out / TELEMETRY)
-        self._cards: Patient[list[Graphics]] = Patient(sources.cards)
+        self._cards: Patient[list[Graphics]] = Patient.asking(sources.cards)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._began = clock()
         self.cpu_s = 0.0
         """Processor seconds that the sampling has taken, the reading of cards not counted."""
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._thread.start()
+        _start(self._thread)
 
     @property
     def elapsed_s(self) -> float:
@@ -209,7 +229,8 @@ class Sampler:
     def close(self) -> None:
         """Take no further sample. Waits for neither a disk nor a driver longer than a moment."""
         self._closing.set()
-        self._thread.join(timeout=1.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
         self._cards.close()
 
     def _run(self) -> None:
@@ -239,6 +260,12 @@ class Sampler:
             self._file.rewrite(kept)
         else:
             self._file.append(sample)
+
+
+def _start(thread: threading.Thread) -> None:
+    """Where no more threads can be had, nothing is sampled, and the run is watched by its heartbeat alone."""
+    with contextlib.suppress(RuntimeError):
+        thread.start()
 
 
 def card_sample(card: Graphics) -> CardSample:

@@ -56,6 +56,9 @@ def as_the_system_sees_it() -> dict[str, object]:
         "terminated by": str(signal.getsignal(signal.SIGTERM)),
         "threads": len(list(Path("/proc/self/task").glob("*"))),
         "open files": len(list(Path("/proc/self/fd").glob("*"))),
+        "offered to the memory killer": Path("/proc/self/oom_score_adj").read_text().strip()
+        if Path("/proc/self/oom_score_adj").exists()
+        else None,
         "core limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "variables": sorted(name for name in os.environ if name != "RAFT_AGENT_RUN"),
     }

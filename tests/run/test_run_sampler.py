@@ -207,6 +207,25 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     assert file.problem is not None
 
 
+def test_a_driver_that_never_answers_costs_one_thread_however_many_runs_there_are(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def cards() -> list[Graphics]:
+        release.wait(60)
+        return [CARD]
+
+    before = threading.active_count()
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        with closing(sampling(tmp_path / str(number), cards=cards)) as sampler:
+            wait_until(lambda: len(sampler.samples()) >= 2)
+        assert threading.active_count() == before + 1
+    release.set()
+    with closing(sampling(tmp_path, cards=cards)) as sampler:
+        wait_until(lambda: bool(sampler.samples()) and sampler.samples()[-1].cards != [])
+    wait_until(lambda: threading.active_count() == before)
+
+
 def test_closing_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
     def counts() -> tuple[int, int]:
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
