@@ -395,6 +395,8 @@ class Runner:
                 f"{result.held_gb:.1f} GiB of memory did not come back after the run ended: {result.held_by}; "
                 "later runs have less, and a reboot may be the only way to get it back"
             )
+        elif result.held_gb:
+            self.session.observer.say(f"  {result.held_gb:.1f} GiB of memory are not back yet: {result.held_by}")
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None

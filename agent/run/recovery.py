@@ -8,15 +8,18 @@ program has taken meanwhile, which is nobody's fault.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.hardware.sensors import graphics, memory
+from agent.hardware.sensors import Graphics, graphics, memory
+from agent.run.patient import Patient
 
 SLACK_GB = 0.5
+ANSWER_S = 2.0
 _KIB = 2.0**20
 """KiB in a GiB."""
 
@@ -26,7 +29,8 @@ class FreeMemory:
     """Free host memory and used graphics memory, GiB, as `wait_for_idle` compares them."""
 
     available: float
-    graphics: float
+    graphics: float | None
+    """None where no card tells."""
     unaccounted: float | None = None
     """Host memory that neither processes nor caches nor the kernel's tables explain: drivers hold it."""
     shared: float | None = None
@@ -37,7 +41,7 @@ class FreeMemory:
         told = meminfo()
         return cls(
             memory().available,
-            sum(card.used or 0.0 for card in graphics()),
+            graphics_used_gb(),
             unaccounted=unaccounted_gb(told),
             shared=told["Shmem"] / _KIB if "Shmem" in told else None,
         )
@@ -47,7 +51,8 @@ class FreeMemory:
 class Recovered:
     waited_s: float
     memory_back: bool | None
-    """Host and graphics memory are as before the run, but for what other programs take. None: it cannot be told."""
+    """Host and graphics memory are as before the run, but for what other programs take. None: it cannot be told whether
+    what is missing is lost."""
     held_gb: float
     """What did not come back, GiB; 0 where all did."""
     words: str
@@ -74,13 +79,13 @@ def wait_for_idle(
     began = clock()
     last, still_since = read(), began
     while clock() - began < most_s:
-        if last.available >= before.available - slack_gb and last.graphics <= before.graphics + slack_gb:
+        if last.available >= before.available - slack_gb and (_more(before, last) or 0.0) <= slack_gb:
             break
         if clock() - still_since >= settled_s:
             break
         sleep(0.1)
         current = read()
-        if abs(current.available - last.available) > 0.05 or abs(current.graphics - last.graphics) > 0.05:
+        if abs(current.available - last.available) > 0.05 or abs(_more(last, current) or 0.0) > 0.05:
             still_since = clock()
         last = current
     return judge(before, last, waited_s=clock() - began, slack_gb=slack_gb, left=left, holders=holders)
@@ -96,7 +101,7 @@ def judge(
     holders: Callable[[], str] = lambda: "",
 ) -> Recovered:
     """What two readings say. Pure, but for `holders`, which is asked only where graphics memory is missing."""
-    on_card = after.graphics - before.graphics
+    on_card = _more(before, after) or 0.0
     missing = before.available - after.available
     if left:
         who = ", ".join(map(str, left))
@@ -104,11 +109,16 @@ def judge(
     if on_card > slack_gb:
         who = holders()
         return Recovered(waited_s, False, on_card, f"graphics memory is still in use{f' by {who}' if who else ''}")
+    if before.graphics is not None and after.graphics is None:
+        return Recovered(waited_s, None, max(0.0, missing), "the graphics card's files do not answer any more")
     if missing <= slack_gb:
         return Recovered(waited_s, True, 0.0, "")
     kept, shared = _grown(before.unaccounted, after.unaccounted), _grown(before.shared, after.shared)
     if kept is not None and kept > slack_gb:
-        return Recovered(waited_s, False, kept, "no process accounts for it: a driver keeps it")
+        # No card says that it is in use. TTM keeps freed pages for later and gives them back under pressure
+        # (drivers/gpu/drm/ttm/ttm_pool.c), but on some machines gtt_used stays near 0 whatever is allocated (#5444).
+        words = "no process accounts for it and no card reports it in use: a driver keeps it, for later or for good"
+        return Recovered(waited_s, None, kept, words)
     if shared is not None and shared > slack_gb:
         return Recovered(waited_s, None, shared, "shared memory or files in memory (/dev/shm) have grown")
     if kept is None:
@@ -116,11 +126,24 @@ def judge(
     return Recovered(waited_s, True, 0.0, f"another program or the page cache has taken {missing:.1f} GiB meanwhile")
 
 
+def _more(before: FreeMemory, after: FreeMemory) -> float | None:
+    """Graphics memory that is used beyond what was."""
+    return _grown(before.graphics, after.graphics)
+
+
 def _grown(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
 
 
 # --- what the system tells ---------------------------------------------------------------------------------
+
+
+def graphics_used_gb(read: Callable[[], list[Graphics]] = graphics, *, most_s: float = ANSWER_S) -> float | None:
+    """Memory in use on all cards; None where none tells, or their files do not answer in time, as after a GPU hang."""
+    with contextlib.closing(Patient.asking(read)) as patient:
+        cards = patient.fresh(most_s)
+    used = [card.used for card in cards or [] if card.used is not None]
+    return sum(used) if used else None
 
 
 def meminfo(path: Path = Path("/proc/meminfo")) -> dict[str, float]:

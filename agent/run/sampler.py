@@ -7,13 +7,11 @@ watches gives the few facts about the run itself (`OfRun`), which cost one look 
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
 
 import psutil
 
@@ -21,15 +19,12 @@ from agent.contract import TELEMETRY, CardSample, Heartbeat, Sample
 from agent.hardware.probe import usable_cores
 from agent.hardware.sensors import GIB, Graphics, Memory, Pressure, graphics, memory, pressure
 from agent.run.history import History, TelemetryFile
+from agent.run.patient import PATIENCE_S, Patient, quietly, start
 from agent.run.processes import Meter, ProcessIdentity, Use
 from agent.run.telemetry import read_samples
 
 EVERY_S = 1.0
-PATIENCE_S = 3.0
-"""A reading that is older is not told any more: what it was asked for has not answered."""
 FEWEST_S = 0.05
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,13 +51,13 @@ class Host:
     @classmethod
     def now(cls) -> Host:
         """Never raises: what cannot be read is None."""
-        swap = _quietly(psutil.swap_memory)
+        swap = quietly(psutil.swap_memory)
         return cls(
-            memory=_quietly(memory),
+            memory=quietly(memory),
             swap_used_gb=swap.used / GIB if swap is not None else None,
-            pressure=_quietly(lambda: pressure("memory")),
-            cpu_s=_quietly(_busy_seconds),
-            cores=_quietly(usable_cores),
+            pressure=quietly(lambda: pressure("memory")),
+            cpu_s=quietly(_busy_seconds),
+            cores=quietly(usable_cores),
         )
 
 
@@ -73,63 +68,6 @@ class Sources:
     host: Callable[[], Host] = Host.now
     cards: Callable[[], list[Graphics]] = graphics
     """May block."""
-
-
-class Patient(Generic[T]):
-    """Asks `read` in a thread of its own, again and again, and tells what it last said.
-
-    A thread that waits in a driver cannot be ended. It is left behind, and used again by the next that asks the same: a
-    driver that answers no more costs one thread, however many runs there are.
-    """
-
-    _left_behind: ClassVar[list[Patient[Any]]] = []
-
-    def __init__(
-        self,
-        read: Callable[[], T],
-        *,
-        patience_s: float = PATIENCE_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._read, self._clock, self._patience_s = read, clock, patience_s
-        self._said: tuple[float, T | None] = (clock(), None)
-        self._asked = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
-        _start(self._thread)
-
-    @classmethod
-    def asking(cls, read: Callable[[], T]) -> Patient[T]:
-        """One that asks this; the one that still waits for an answer to the same, where there is one."""
-        cls._left_behind = [one for one in cls._left_behind if one._thread.is_alive()]
-        waiting = next((one for one in cls._left_behind if one._read is read), None)
-        if waiting is None:
-            return cls(read)
-        cls._left_behind.remove(waiting)
-        waiting._closed = False
-        return waiting
-
-    def latest(self) -> tuple[T | None, float]:
-        """(what was read last, its age in seconds); None where that is too long ago. Asks for the next reading."""
-        at, said = self._said
-        age = self._clock() - at
-        self._asked.set()
-        return (said if age <= self._patience_s else None), age
-
-    def close(self) -> None:
-        self._closed = True
-        self._asked.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=0.2)
-        if self._thread.is_alive():
-            self._left_behind.append(self)
-
-    def _run(self) -> None:
-        while not self._closed:
-            said = _quietly(self._read)
-            self._said = self._clock(), said
-            self._asked.wait()
-            self._asked.clear()
 
 
 @dataclass
@@ -205,7 +143,7 @@ class Sampler:
         self.cpu_s = 0.0
         """Processor seconds that the sampling has taken, the reading of cards not counted."""
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        _start(self._thread)
+        start(self._thread)
 
     @property
     def elapsed_s(self) -> float:
@@ -250,7 +188,7 @@ class Sampler:
         if self._file.problem:
             notes.append(self._file.problem)
         of_run = self._of_run()
-        use = _quietly(lambda: self._meter.read(of_run.members))
+        use = quietly(lambda: self._meter.read(of_run.members))
         told = "; ".join(notes) or None
         sample = self._recorder.take(self.elapsed_s, use, of_run.heartbeat, self._host(), cards or [], told)
         with self._lock:
@@ -260,12 +198,6 @@ class Sampler:
             self._file.rewrite(kept)
         else:
             self._file.append(sample)
-
-
-def _start(thread: threading.Thread) -> None:
-    """Where no more threads can be had, nothing is sampled, and the run is watched by its heartbeat alone."""
-    with contextlib.suppress(RuntimeError):
-        thread.start()
 
 
 def card_sample(card: Graphics) -> CardSample:
@@ -296,11 +228,3 @@ def _rate(before: float | None, now: float | None, span: float) -> float | None:
 
 def _short(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _quietly(read: Callable[[], T]) -> T | None:
-    """A reading must never be the end of a run: what the machine answers in any odd way is unknown."""
-    try:
-        return read()
-    except Exception:
-        return None

@@ -188,6 +188,17 @@ def waits_for_ever() -> None:
     time.sleep(120)
 
 
+def eats(arguments: argparse.Namespace) -> int:
+    """Takes 3 GiB in a second and a half, and keeps it."""
+    blocks = []
+    for step in range(30):
+        blocks.append(b"x" * (100 * 1024 * 1024))
+        beat(arguments.out, "train", step)
+        time.sleep(0.05)
+    time.sleep(60)
+    return len(blocks)
+
+
 def silent_but_working(arguments: argparse.Namespace) -> int:
     """Beats a dozen times and then computes for a minute without a sign of life: its memory moves all the time."""
     for step in range(12):
@@ -251,6 +262,7 @@ FAKES = {
     "good": good, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
     "leaves_children": leaves_children, "killed": killed, "hung": hung, "garbage": garbage,
     "named_failure": named_failure, "hungry": hungry, "silent_but_working": silent_but_working, "crawls": crawls,
+    "eats": eats,
 }  # fmt: skip
 
 if __name__ == "__main__":

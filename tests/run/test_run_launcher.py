@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from agent.contract import HEARTBEAT, LOG
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
-from agent.hardware.sensors import Graphics
+from agent.hardware.sensors import Graphics, memory
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 from agent.run import launcher
@@ -295,6 +296,17 @@ def test_too_little_memory_ends_it_before_the_kernel_does(tmp_path: Path) -> Non
     assert triage(evidence_of(result)).crash_class == "oom"
 
 
+def test_a_training_that_takes_memory_without_end_is_ended_at_the_floor(tmp_path: Path) -> None:
+    """It would take 3 GiB; half a GiB is left above the floor."""
+    result = run(tmp_path, "eats", memory_floor_gb=memory().available - 0.5)
+    assert result.ended_by == "memory"
+    assert re.search(r"GiB of memory left \(floor [\d.]+\); the training holds [\d.]+", result.reason)
+    assert result.peak_rss_gb is not None
+    assert 0.3 < result.peak_rss_gb < 2.5
+    assert result.memory_back is True
+    assert triage(evidence_of(result)).crash_class == "oom"
+
+
 def test_peak_memory_is_that_of_the_trainer(tmp_path: Path) -> None:
     result = run(tmp_path, "hungry", time_limit_s=1.6)
     assert result.peak_rss_gb is not None
@@ -436,21 +448,22 @@ def test_waiting_for_memory_ends_when_it_is_back_or_stands_still() -> None:
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    memory = FreeMemory
-    falling = iter([memory(10.0, 0.0), *[memory(10.0 + step, 0.0) for step in range(1, 40)]])
-    came = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
+    free = FreeMemory
+    falling = iter([free(10.0, 0.0), *[free(10.0 + step, 0.0) for step in range(1, 40)]])
+    came = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
     assert came.memory_back is True
     assert came.waited_s == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
     now[0] = 0.0
-    stays = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: memory(9.0, 0.0))
+    stays = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: free(9.0, 0.0))
     assert (stays.memory_back, stays.held_gb) == (None, 7.0)
     assert stays.waited_s == pytest.approx(2.0)  # somebody else holds it: it stands still
     now[0] = 0.0
-    swinging = iter([memory(9.0 + step % 2, 0.0) for step in range(1000)])
-    never = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
+    swinging = iter([free(9.0 + step % 2, 0.0) for step in range(1000)])
+    never = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
     assert never.waited_s == pytest.approx(30.0, abs=0.2)
 
 
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="no such score on this system")
 def test_the_memory_killer_is_offered_the_trainer_and_what_it_starts(tmp_path: Path) -> None:
     told: list[str] = []
 

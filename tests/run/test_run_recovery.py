@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from agent.run.recovery import FreeMemory, Recovered, graphics_holders, judge, meminfo, unaccounted_gb
+from agent.hardware.sensors import Graphics
+from agent.run.recovery import (
+    FreeMemory,
+    Recovered,
+    graphics_holders,
+    graphics_used_gb,
+    judge,
+    meminfo,
+    unaccounted_gb,
+)
 
 BEFORE = FreeMemory(available=20.0, graphics=1.0, unaccounted=0.2, shared=0.1)
 
@@ -15,11 +26,12 @@ BEFORE = FreeMemory(available=20.0, graphics=1.0, unaccounted=0.2, shared=0.1)
     ("after", "left", "back", "held", "words"),
     [
         (FreeMemory(19.8, 1.1, 0.2, 0.1), (), True, 0.0, ""),
-        (FreeMemory(12.0, 1.0, 8.1, 0.1), (), False, 7.9, "a driver keeps it"),
+        (FreeMemory(12.0, 1.0, 8.1, 0.1), (), None, 7.9, "a driver keeps it"),
         (FreeMemory(12.0, 9.0, 8.1, 0.1), (), False, 8.0, "graphics memory is still in use by process 7"),
         (FreeMemory(12.0, 1.0, 0.2, 8.1), (), None, 8.0, "shared memory"),
         (FreeMemory(12.0, 1.0, 0.2, 0.1), (), True, 0.0, "another program or the page cache has taken 8.0 GiB"),
         (FreeMemory(12.0, 1.0), (), None, 8.0, "not known"),
+        (FreeMemory(20.0, None, 0.2, 0.1), (), None, 0.0, "do not answer any more"),
         (FreeMemory(16.0, 1.0, 0.2, 0.1), (123,), False, 4.0, "process 123 of the run does not die"),
     ],
 )
@@ -30,6 +42,27 @@ def test_what_is_missing_is_told_apart(
     assert (found.memory_back, found.held_gb) == (back, pytest.approx(held))
     assert words in found.words
     assert bool(found.words) or found == Recovered(0.0, True, 0.0, "")
+
+
+def test_cards_that_do_not_answer_are_not_waited_for() -> None:
+    release = threading.Event()
+
+    def blocks() -> list[Graphics]:
+        release.wait(60)
+        return []
+
+    began = time.monotonic()
+    try:
+        assert graphics_used_gb(blocks, most_s=0.2) is None
+        assert time.monotonic() - began < 2
+    finally:
+        release.set()
+    cards = [Graphics("card0", None, 1.0, 2.0, None, None, None, None, None), *EMPTY]
+    assert graphics_used_gb(lambda: cards) == 1.0
+    assert graphics_used_gb(lambda: EMPTY) is None
+
+
+EMPTY = [Graphics("card1", None, None, None, None, None, None, None, None)]
 
 
 def test_memory_that_no_process_accounts_for_is_what_is_left_of_all_fields(tmp_path: Path) -> None:

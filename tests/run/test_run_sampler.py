@@ -21,8 +21,9 @@ from machine_samples import sample
 from agent.contract import TELEMETRY, Heartbeat
 from agent.hardware.sensors import Graphics, Memory, Pressure
 from agent.run.history import MOST, History, TelemetryFile, line_of
+from agent.run.patient import Patient
 from agent.run.processes import Use, identify
-from agent.run.sampler import Host, OfRun, Patient, Recorder, Sampler, Sources
+from agent.run.sampler import Host, OfRun, Recorder, Sampler, Sources
 from agent.run.telemetry import read_run, read_samples
 
 HOST = Host(Memory(24.0, 16.0, 2.0, None), 0.5, Pressure(1.0, 2.0, 0.5, 0.6), 100.0, 8)
