@@ -37,6 +37,8 @@ FAILURE = "failure.json"
 FILES_VARIABLE = "RAFT_AGENT_FILES"
 """Environment variable: a folder whose files stand for those of the same path in the workspace (a verifier file that
 was mended for a campaign)."""
+TELEMETRY = "telemetry.jsonl"
+"""Written by the agent, not by the trainer: one `Sample` a second."""
 LOG = "log.txt"
 RECIPE = "recipe.yaml"
 
@@ -236,6 +238,100 @@ class Heartbeat(Row):
     note: str | None = None
     """For people: `bootstrapping the built-in model, 40%`."""
     select_metric: float | None = None
+    device_allocated_gb: float | None = None
+    device_reserved_gb: float | None = None
+    device_free_gb: float | None = None
+    """The framework's own figures of the accelerator, GiB: in tensors, held by its allocator, and what the driver calls
+    free. On unified memory neither these nor the driver's files tell everything, so both are kept."""
+
+
+class CardSample(Row):
+    """One graphics card as its driver describes it. GiB, percent, watts, degrees Celsius; None where it does not."""
+
+    card: str
+    vram_used_gb: float | None = None
+    vram_total_gb: float | None = None
+    gtt_used_gb: float | None = None
+    gtt_total_gb: float | None = None
+    busy_percent: float | None = None
+    """Also 100 during a hang: it does not prove work."""
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+class Sample(Row):
+    """One second of a run and of the machine under it, in `telemetry.jsonl`. What is not known is absent, never 0.
+
+    Older lines of a long run are thinned to one in N, so `n` and `t` have gaps there.
+    """
+
+    n: int
+    """Counts from 0 through all starts in this folder."""
+    start: int = 1
+    """Which start of the trainer in this folder."""
+    t: float
+    """Seconds since that start."""
+    phase: Phase | None = None
+    """Of the last heartbeat."""
+    resident_gb: float | None = None
+    """Of the trainer and what it started, GiB."""
+    cores: float | None = None
+    """Processor time of the same in the last second, in cores."""
+    machine_cores: float | None = None
+    """Processor time of everything on the machine, in cores."""
+    cores_there: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    """By the run from and to disks, since this start."""
+    available_gb: float | None = None
+    total_gb: float | None = None
+    """Host memory, or a container's limit."""
+    swap_used_gb: float | None = None
+    pressure_some: float | None = None
+    pressure_full: float | None = None
+    """Share of the last 10 s in which some (all) tasks of the machine waited for memory, percent."""
+    cards: list[CardSample] = []
+    device_allocated_gb: float | None = None
+    device_reserved_gb: float | None = None
+    device_free_gb: float | None = None
+    """As the trainer told them last."""
+    note: str | None = None
+    """What could not be read, in words."""
+
+
+class RunLoad(Row):
+    """What a run's samples say about how it used the machine. Means and shares are of time in the phases that step
+    (generate, verify, train, evaluate); None is not known."""
+
+    samples: int
+    seconds: float
+    """Between the first and the last sample of each start."""
+    accelerated: bool | None = None
+    """An accelerator did the work. None: neither the samples nor the plan say."""
+    cores_there: int | None = None
+    cores_used: float | None = None
+    """Mean, in cores."""
+    cores_used_peak: float | None = None
+    busy: float | None = None
+    """Mean of the busiest card, percent."""
+    busy_median: float | None = None
+    busy_peak: float | None = None
+    idle_share: dict[str, float] = {}
+    """By phase: seconds in it in which nothing was computed / seconds of all phases that step."""
+    memory_peak_share: float | None = None
+    """Host memory in use, by anyone, at its peak."""
+    device_memory_peak_share: float | None = None
+    resident_peak_gb: float | None = None
+    swap_growth_gb: float | None = None
+    pressure_some_peak: float | None = None
+    pressure_full_peak: float | None = None
+    power_w: float | None = None
+    power_peak_w: float | None = None
+    temperature_peak_c: float | None = None
+    throttling: str | None = None
+    """Why the card looks throttled, in words."""
+    notes: list[str] = []
+    """What could not be sampled."""
 
 
 class Failure(Row):

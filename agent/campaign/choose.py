@@ -54,6 +54,7 @@ def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int)
         noise=noise.sigma if noise else None,
         reference_tokens_per_s=evidence.usual_tokens_per_s(experiment),
         machine=session.machine,
+        load=run.record.load,
     )
 
 

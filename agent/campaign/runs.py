@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import CutShort, Health
+from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
@@ -25,7 +26,7 @@ from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Evaluation, Recipe
 from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
-from agent.run.processes import ProcessIdentity, end_process_group
+from agent.run.processes import ProcessIdentity, boot_id, end_process_group
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
@@ -142,10 +143,20 @@ class Early(Protocol):
 
 
 class Runner:
-    def __init__(self, session: Session, *, launcher: Launch = launch, standby: Standby | None = None):
+    def __init__(
+        self,
+        session: Session,
+        *,
+        launcher: Launch = launch,
+        standby: Standby | None = None,
+        boot: Callable[[], str] = boot_id,
+    ):
+        """`boot` names the present boot of the machine."""
         self.session = session
         self._launch = launcher
         self._standby = standby or Standby()
+        self._boot = boot
+        self._elsewhere: list[Run] | None = None
 
     def close(self) -> None:
         """No further run will come: end the process that waits for one."""
@@ -166,6 +177,9 @@ class Runner:
         recovered = self._settle(job, out, before)
         if recovered is not None:
             return recovered
+        refused = self._refused(job)
+        if refused is not None:
+            return refused
         return self._execute(job, out, attempt=len(before) + 1, early=early)
 
     def knows(self, key: str) -> bool:
@@ -234,8 +248,26 @@ class Runner:
             self._finish(open_runs[-1].id, ended_by="itself", exit_code=0, record=record, elapsed_s=summary.elapsed_s)
             return self._done(job.key, record, elapsed_s=summary.elapsed_s)
         for run in open_runs:
-            self.session.tell("run_finished", run=run.id, ended_by="lost", reason="the agent ended before the run did")
+            self.session.tell(
+                "run_finished",
+                run=run.id,
+                ended_by="lost",
+                reason="the agent ended before the run did",
+                boot_id=self._boot(),
+            )
         return None
+
+    def _refused(self, job: Job) -> Done | None:
+        """A recipe that took the machine down twice, in any campaign of the workspace, is not started again."""
+        if self._elsewhere is None:
+            self._elsewhere = runs_of_other_campaigns(self.session.folder)
+        runs = [*self._elsewhere, *self.session.state.runs.values()]
+        why = poison(job.recipe.signature(), runs, boot_id=self._boot())
+        if why is None:
+            return None
+        self.session.observer.ended(f"did not start: {why.reason}")
+        record = read_run(self.session.runs_folder / job.key)
+        return self._done(job.key, record, elapsed_s=None, diagnosis=why)
 
     # --- now ------------------------------------------------------------------------------------------------
 
@@ -355,8 +387,16 @@ class Runner:
             elapsed_s=result.elapsed_s,
             peak_rss_gb=result.peak_rss_gb,
             diagnosis=diagnosis,
+            load=result.load.model_dump(mode="json", exclude_none=True) if result.load else None,
+            memory_events=result.memory_events,
+            memory_back=result.memory_back,
+            held_gb=result.held_gb or None,
+            notes=result.notes,
         )
         self.session.observer.ended(_how_it_ended(record, result, diagnosis))
+        self._warn_of_the_machine(result)
+        if diagnosis is not None:
+            refuse_faults(self.session.journal.events(), accelerators=self.session.machine.accelerators)
         if ended_by == "stop" and not result.reason.startswith((PAUSED, HOPELESS)):
             raise CutShort(self._why_stop() or result.reason)
         early = result.reason if ended_by == "stop" else None
@@ -368,6 +408,17 @@ class Runner:
         if not number or number not in self.session.state.experiments:
             return {}
         return self.session.moves_between(self.session.base_of(number), number)
+
+    def _warn_of_the_machine(self, result: RunResult) -> None:
+        for note in result.notes:
+            self.session.observer.warn(note)
+        if result.memory_back is False:
+            self.session.observer.warn(
+                f"{result.held_gb:.1f} GiB of memory did not come back after the run ended: {result.held_by}; "
+                "later runs have less, and a reboot may be the only way to get it back"
+            )
+        elif result.held_gb:
+            self.session.observer.say(f"  {result.held_gb:.1f} GiB of memory are not back yet: {result.held_by}")
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None

@@ -149,7 +149,12 @@ def diagnose(
     recipe = load_recipe(out / "recipe.yaml")
     search = [row for row in record.evals if row.split == "search"]
     observation = Observation(
-        recipe=recipe, cycles=record.cycles, summary=record.summary, failure=record.failure, evals=search
+        recipe=recipe,
+        cycles=record.cycles,
+        summary=record.summary,
+        failure=record.failure,
+        evals=search,
+        load=record.load,
     )
     known = signals(observation)
     findings, readings = find(observation, playbook), read_bottleneck(observation, playbook)

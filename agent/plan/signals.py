@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from agent.contract import DECLINE, CycleRow, EvalRow, Failure, Summary
+from agent.contract import DECLINE, CycleRow, EvalRow, Failure, RunLoad, Summary
 from agent.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ LATE, EARLY, START, WHOLE, EVAL, RECIPE = (
     "held-out samples",
     "recipe",
 )
+SAMPLED = "sampled once a second"
 MIN_TAG_ROWS = 40
 """Held-out samples of a tag below which its pass rate says little (standard error above 8 points)."""
 
@@ -57,6 +58,8 @@ class Observation:
     reference_tokens_per_s: float | None = None
     """Throughput that calibration found usual for this machine and recipe."""
     machine: Machine | None = None
+    load: RunLoad | None = None
+    """How the run used the machine, as the agent sampled it."""
     facts: dict[str, str] = field(default_factory=dict)
     """Facts known from elsewhere; those of the run itself are added by `observed`."""
 
@@ -610,6 +613,44 @@ def _memory_share(observation: Observation) -> float | None:
     if machine is None:
         return None
     return _ratio(_peak_memory_gb(observation), machine.accelerator_memory_gb or machine.memory_gb)
+
+
+@_signal("device_busy", SAMPLED, "Mean share of the time in which the accelerator was busy; None where none worked.")
+def _device_busy(observation: Observation) -> float | None:
+    load = observation.load
+    if load is None or not load.accelerated or load.busy is None:
+        return None
+    return load.busy / 100
+
+
+@_signal("cores_share", SAMPLED, "Processor cores in use / cores there are; None where an accelerator did the work.")
+def _cores_share(observation: Observation) -> float | None:
+    load = observation.load
+    if load is None or load.accelerated is not False or not load.cores_there:
+        return None
+    return _ratio(load.cores_used, float(load.cores_there))
+
+
+def _idle_in(name: str, phase: str, doc: str) -> None:
+    @_signal(name, SAMPLED, doc)
+    def compute(observation: Observation) -> float | None:
+        return observation.load.idle_share.get(phase) if observation.load else None
+
+
+_idle_in("idle_generate_share", "generate", "Share of the time that is generation in which nothing computed.")
+_idle_in("idle_verify_share", "verify", "Share of the time that is verification in which nothing computed.")
+_idle_in("idle_train_share", "train", "Share of the time that is optimizer steps in which nothing computed.")
+
+
+@_signal("host_memory_share", SAMPLED, "Host memory in use at its peak, by anyone / host memory.")
+def _host_memory_share(observation: Observation) -> float | None:
+    return observation.load.memory_peak_share if observation.load else None
+
+
+@_signal("memory_pressure", SAMPLED, "Most of any 10 s in which some task waited for memory, as a share.")
+def _memory_pressure(observation: Observation) -> float | None:
+    load = observation.load
+    return load.pressure_some_peak / 100 if load is not None and load.pressure_some_peak is not None else None
 
 
 @_signal("accelerators", "machine", "Number of accelerators.")

@@ -97,6 +97,22 @@ def deviation(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - center) ** 2 for value in values) / len(values))
 
 
+def device_memory() -> tuple[float, float, float | None] | None:
+    """Allocated, reserved and free memory of the accelerator now, GiB; None without one.
+
+    It never starts the accelerator, and never fails: a driver that cannot answer leaves `free` unknown.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        free = torch.cuda.mem_get_info()[0] / 2**30
+    except RuntimeError:
+        free = None
+    return torch.cuda.memory_allocated() / 2**30, torch.cuda.memory_reserved() / 2**30, free
+
+
 def peak_memory_gb() -> float:
     """Most memory so far, GB: of the accelerator where there is one, else resident memory of this process."""
     import torch

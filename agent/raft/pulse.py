@@ -16,6 +16,8 @@ from typing import Literal
 from agent.contract import HEARTBEAT, Heartbeat, Phase
 
 EndReason = Literal["sigterm", "time_limit"]
+DeviceMemory = tuple[float, float, float | None]
+"""GiB of the accelerator: allocated, reserved, and free where the driver says so."""
 Beat = Callable[..., None]
 """`Pulse.beat`, or what stands for it."""
 
@@ -46,6 +48,8 @@ class Pulse:
         """Set by the SIGTERM handler."""
         self.deadline: float | None = None
         """On `clock`: when training must end so that the evaluation fits. None while evaluating."""
+        self.device_memory: Callable[[], DeviceMemory | None] = lambda: None
+        """Asked at every heartbeat that is written; None where there is no accelerator."""
         self._written = float("-inf")
 
     def beat(self, phase: Phase, *, note: str | None = None) -> None:
@@ -67,6 +71,7 @@ class Pulse:
         self._written = now
         if self.out is None:
             return
+        allocated, reserved, free = self.device_memory() or (None, None, None)
         row = Heartbeat(
             phase=self.phase,
             step=self.step,
@@ -76,6 +81,9 @@ class Pulse:
             budget_spent=self.budget_spent,
             note=note,
             select_metric=self.select_metric,
+            device_allocated_gb=allocated,
+            device_reserved_gb=reserved,
+            device_free_gb=free,
         )
         temporary = self.out / f".{HEARTBEAT}.{os.getpid()}"
         temporary.write_text(row.model_dump_json() + "\n")

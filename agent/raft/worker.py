@@ -189,11 +189,13 @@ class Worker:
         self.pulse.beat("load")
         from agent.raft.answers import AnswerCache
         from agent.raft.evaluate import Examiner
+        from agent.raft.measure import device_memory
         from agent.raft.model import load_policy
         from agent.tasks.prompts import shots_for
         from agent.tasks.verifiers import refuse_hopeless_data
 
         assert self.splits is not None
+        self.pulse.device_memory = device_memory
         task = self.recipe.task
         refuse_hopeless_data(verifier, task.verifier, self.splits.train, dataset=task.dataset)
         named = self.options.evaluate

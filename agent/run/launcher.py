@@ -8,7 +8,9 @@ was started ahead (`agent.run.standby`) makes a run begin sooner, and nothing el
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
 
-import psutil
-
 from agent.contract import (
     CYCLES,
     FAILURE,
@@ -33,6 +33,8 @@ from agent.contract import (
     SUMMARY,
     Heartbeat,
     Phase,
+    RunLoad,
+    Sample,
     Split,
     Summary,
 )
@@ -42,22 +44,28 @@ from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
 from agent.hardware.probe import MACHINE, Machine, probe_machine
-from agent.hardware.sensors import GIB, disk_free, graphics, memory
+from agent.hardware.sensors import GIB, disk_free, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.schema import Recipe
+from agent.run.load import summarize
+from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
+from agent.run.pace import Pace
 from agent.run.processes import (
     Ending,
+    Meter,
     ProcessIdentity,
     descendants,
     end_family,
     identify,
     is_alive,
     new_mark,
-    resident_bytes,
 )
+from agent.run.recovery import FreeMemory, wait_for_idle
+from agent.run.sampler import OfRun, Sampler, Sources
+from agent.run.stall import Activity, activity, why_slow
 from agent.run.standby import Ahead, Standby
 from agent.run.start import TRAINER, Start
-from agent.run.telemetry import ATTEMPT, read_heartbeat, read_summary
+from agent.run.telemetry import ATTEMPT, read_heartbeat, read_plan, read_summary
 from agent.run.watchdog import Watchdog
 
 PROCESS = "process.json"
@@ -66,9 +74,16 @@ PROCESS = "process.json"
 POLL_S = 0.2
 MEMORY_EVERY_S = 1.0
 """The process table is walked this often; the heartbeat and free memory are read at every poll."""
-LOW_MEMORY_POLLS = 3
+LAST_SAMPLES = 30
+"""Of a run's end, for triage."""
+SWAPPING_GB = 0.1
+"""Swap that grows by this much within `SWAPPING_S` is filling up."""
+SWAPPING_S = 10.0
 
-EndedBy = Literal["itself", "time_limit", "hang", "stop", "memory"]
+EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory"]
+FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory")
+"""However well the trainer left when it was ended for one of these, it has failed."""
+MemoryEvents = Literal["moved", "still", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ class RunResult:
     signal: int | None
     ended_by: EndedBy
     """`itself`, or what made the launcher end it; `stop` where the caller asked for it. A training that was done by
-    then has a summary that is not `stopped`."""
+    then has a summary that is not `stopped`. `hang` did nothing in its silence, `slow` did something for too long."""
     reason: str
     """In words; begins with what `stop` said where that ended it."""
     elapsed_s: float
@@ -133,10 +148,25 @@ class RunResult:
     """What was set for the trainer on top of the inherited environment."""
     idle_wait_s: float = 0.0
     """Seconds until memory was back after the end."""
+    memory_events: MemoryEvents = "unreadable"
+    """Whether the kernel's counters of memory kills moved meanwhile, stood still, or could not be read. A SIGKILL from
+    outside while they stood still was not the kernel's; systemd-oomd and earlyoom move none of them."""
+    memory_back: bool | None = None
+    """Host and graphics memory came back, but for what other programs took. None where it cannot be told."""
+    held_gb: float = 0.0
+    """GiB that did not come back."""
+    held_by: str = ""
+    """Who holds them, as far as the system tells."""
+    notes: tuple[str, ...] = ()
+    """What was odd on the way, in words: it crawled, a sensor did not answer."""
+    load: RunLoad | None = None
+    """How this start used the machine."""
+    last_samples: tuple[Sample, ...] = ()
+    """The last ones before its end."""
 
     @property
     def ok(self) -> bool:
-        return self.exit_code == 0 and self.summary is not None
+        return self.exit_code == 0 and self.summary is not None and self.ended_by not in FAILED
 
 
 def launch(
@@ -154,6 +184,7 @@ def launch(
     min_free_disk_gb: float = 0.5,
     idle_wait_s: float = 30.0,
     poll_s: float = POLL_S,
+    sources: Sources | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> RunResult:
@@ -165,7 +196,8 @@ def launch(
     trainer's command line, to which the arguments of `agent.contract` are added. `standby` gives a process that was
     started ahead, where it has one that fits, and starts the next one once this training is under way; the caller
     closes it. It is ignored where it stands by for another `command`. `memory_floor_gb`: below this much free memory
-    the training is ended before the kernel ends something else; None is 1% of the memory, at least 0.5.
+    the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
+    is. `sources` is where the samples' readings come from.
 
     Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
     (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).
@@ -180,33 +212,50 @@ def launch(
     trainer = _Trainer(request, command, variables, why, standby=standby, grace_s=grace_s, clock=clock, sleep=sleep)
     with trainer:
         on_started(trainer.identity)
-        ended_by, reason = _watch(
-            trainer,
-            request,
-            watchdog=watchdog or Watchdog(),
-            stop=stop,
-            on_progress=on_progress,
-            floor_gb=memory_floor_gb if memory_floor_gb is not None else max(0.5, 0.01 * memory().total),
-            poll_s=poll_s,
-        )
-        ending = trainer.end(grace_s=grace_s, dump_stack=ended_by == "hang")
+        with contextlib.closing(Sampler(request.out, trainer.of_run, sources=sources)) as sampler:
+            watch = _Watch(
+                trainer,
+                request,
+                sampler,
+                watchdog=watchdog or Watchdog(),
+                guard=MemoryGuard(memory_floor_gb if memory_floor_gb is not None else floor_gb(memory().total)),
+            )
+            end = watch.until_the_end(stop=stop, on_progress=on_progress, poll_s=poll_s)
+        ending = trainer.end(grace_s=min(grace_s, end.grace_s), dump_stack=end.by in ("hang", "slow"))
         elapsed = clock() - trainer.began
+    samples = sampler.samples()
+    after = _kernel_counts()
+    plan = read_plan(request.out)
+    recovered = wait_for_idle(
+        before,
+        most_s=idle_wait_s,
+        clock=clock,
+        sleep=sleep,
+        read=lambda: _free_memory(standby),
+        left=ending.left,
+    )
+    load = summarize(samples, device=plan.device if plan else None)
     return RunResult(
         out=request.out,
         exit_code=trainer.exit_code,
         signal=trainer.signal,
-        ended_by=ended_by,
-        reason=_full_reason(trainer, ended_by, reason, ending),
+        ended_by=end.by,
+        reason=_full_reason(trainer, end.by, end.reason, ending),
         elapsed_s=elapsed,
         summary=trainer.new_summary(),
         peak_rss_gb=trainer.peak_bytes / GIB if trainer.peak_bytes else None,
-        cgroup_oom_kills=max(0, _kernel_counts()[0] - counts[0]),
-        host_oom_kills=max(0, _kernel_counts()[1] - counts[1]),
+        cgroup_oom_kills=_moved(counts.cgroup, after.cgroup) or 0,
+        host_oom_kills=_moved(counts.host, after.host) or 0,
         kernel="" if trainer.exit_code == 0 else kernel_log(since=booted).text,
         environment=variables,
-        idle_wait_s=wait_for_idle(
-            before, most_s=idle_wait_s, clock=clock, sleep=sleep, read=lambda: _free_memory(standby)
-        ),
+        idle_wait_s=recovered.waited_s,
+        memory_events=memory_events(counts, after),
+        memory_back=recovered.memory_back,
+        held_gb=recovered.held_gb,
+        held_by=recovered.words,
+        notes=(*watch.notes, *(load.notes if load else ())),
+        load=load,
+        last_samples=tuple(samples[-LAST_SAMPLES:]),
     )
 
 
@@ -344,6 +393,10 @@ class _Trainer:
         self.began = clock()
         self.peak_bytes = 0
         self.resident_bytes: int | None = None
+        self.heartbeat: Heartbeat | None = None
+        """As it was read last."""
+        self._meter = Meter()
+        self._members: tuple[ProcessIdentity, ...] = ()
         self.exit_code: int | None = None
         self.signal: int | None = None
         self._variables, self._why = dict(variables), why
@@ -441,9 +494,14 @@ class _Trainer:
         self._sampled = now
         members = descendants(self.identity)
         self._known.update({(one.pid, one.started): one for one in members})
-        current = resident_bytes([self.identity, *(one for one in self._known.values() if is_alive(one))])
+        self._members = (self.identity, *(one for one in self._known.values() if is_alive(one)))
+        current = self._meter.read(self._members).resident_bytes
         self.resident_bytes = current or self.resident_bytes
         self.peak_bytes = max(self.peak_bytes, current)
+
+    def of_run(self) -> OfRun:
+        """For the sampler, from its thread."""
+        return OfRun(self._members or (self.identity,), self.heartbeat)
 
     def end(self, *, grace_s: float, dump_stack: bool) -> Ending:
         """End it with all that it started. Only then is it reaped: until then its group's number stays its own."""
@@ -502,48 +560,100 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 # --- while it runs -----------------------------------------------------------------------------------------
 
 
-def _watch(
-    trainer: _Trainer,
-    request: RunRequest,
-    *,
-    watchdog: Watchdog,
-    stop: Callable[[], str | None],
-    on_progress: Callable[[Progress], None],
-    floor_gb: float,
-    poll_s: float,
-) -> tuple[EndedBy, str]:
-    """(what ends the training, why). Returns as soon as it has ended or has to be."""
-    low_polls = 0
-    while trainer.alive():
-        now = trainer.clock()
-        heartbeat = read_heartbeat(request.out)
-        trainer.sample(now)
-        elapsed = now - trainer.began
-        on_progress(_progress(trainer, heartbeat, elapsed, request.time_limit_s))
-        asked = stop()
-        if asked is not None:
-            return "stop", asked
-        if elapsed >= request.time_limit_s:
-            return "time_limit", f"the time limit of {request.time_limit_s:g} s was reached"
-        hung = watchdog.observe(heartbeat, now=now)
-        if hung is not None:
-            return "hang", f"{hung}; {_activity(trainer)}"
-        free = memory().available
+@dataclass(frozen=True)
+class _End:
+    """What ends a training, and how long it may take to leave."""
+
+    by: EndedBy
+    reason: str = ""
+    grace_s: float = math.inf
+
+
+class _Watch:
+    """Looks at a running training until it has ended or has to be."""
+
+    def __init__(
+        self, trainer: _Trainer, request: RunRequest, sampler: Sampler, *, watchdog: Watchdog, guard: MemoryGuard
+    ) -> None:
+        self.trainer, self.request, self.sampler = trainer, request, sampler
+        self.watchdog, self.guard = watchdog, guard
+        self._pace = Pace()
+        self._crawl: str | None = None
+        self._seen: tuple[float, Activity] | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self._crawl,) if self._crawl else ()
+
+    def until_the_end(
+        self, *, stop: Callable[[], str | None], on_progress: Callable[[Progress], None], poll_s: float
+    ) -> _End:
+        trainer, limit = self.trainer, self.request.time_limit_s
+        while trainer.alive():
+            now = trainer.clock()
+            trainer.heartbeat = heartbeat = read_heartbeat(self.request.out)
+            trainer.sample(now)
+            elapsed = now - trainer.began
+            on_progress(_progress(trainer, heartbeat, elapsed, limit))
+            asked = stop()
+            if asked is not None:
+                return _End("stop", asked)
+            self._look_at_pace(heartbeat)
+            if elapsed >= limit:
+                crawled = f"; {self._crawl}" if self._crawl else ""
+                return _End("time_limit", f"the time limit of {limit:g} s was reached{crawled}")
+            stalled = self.watchdog.observe(heartbeat, now=now, activity=self._activity)
+            if stalled is not None:
+                return _End(stalled.kind, stalled.reason)
+            breach = self._look_at_memory(now, heartbeat)
+            if breach is not None:
+                held = f"; the training holds {trainer.resident_bytes / GIB:.2f}" if trainer.resident_bytes else ""
+                return _End("memory", f"{breach.reason}{held}", grace_s=breach.grace_s)
+            _pause(trainer, min(poll_s, max(0.01, limit - elapsed)))
+        return _End("itself")
+
+    def _look_at_pace(self, heartbeat: Heartbeat | None) -> None:
+        crawl = self._pace.observe(heartbeat)
+        if crawl is not None and (self._crawl is None or not self._crawl.startswith(crawl.words)):
+            began = self.sampler.elapsed_s - crawl.seconds
+            samples = self.sampler.samples()
+            slow, before = [one for one in samples if one.t >= began], [one for one in samples if one.t < began]
+            self._crawl = f"{crawl.words}; {why_slow(slow, before=before)}"
+
+    def _activity(self, silent_s: float) -> Activity:
+        """What it has been doing while it was silent; looked at once a second, as it is sampled."""
+        now = self.sampler.elapsed_s
+        if self._seen is None or now - self._seen[0] >= 1.0:
+            began = now - silent_s
+            samples = self.sampler.samples()
+            silence, before = [one for one in samples if one.t >= began], [one for one in samples if one.t < began]
+            self._seen = now, activity(silence, before=before)
+        return self._seen[1]
+
+    def _look_at_memory(self, now: float, heartbeat: Heartbeat | None) -> Breach | None:
+        trainer, told = self.trainer, memory()
         if trainer.standby is not None:
             trainer.standby.tend(
                 trainer.start,
-                recipe=request.out.absolute() / RECIPE,
+                recipe=self.request.out.absolute() / RECIPE,
                 phase=heartbeat.phase if heartbeat else None,
-                free_gb=free,
-                floor_gb=floor_gb,
+                free_gb=told.available,
+                floor_gb=self.guard.floor,
                 resident_gb=(trainer.resident_bytes or 0) / GIB,
             )
-        low_polls = low_polls + 1 if free < floor_gb else 0
-        if low_polls >= LOW_MEMORY_POLLS:
-            held = f", the training holds {trainer.resident_bytes / GIB:.2f}" if trainer.resident_bytes else ""
-            return "memory", f"only {free:.2f} GiB of memory left (floor {floor_gb:.2f}{held})"
-        _pause(trainer, min(poll_s, max(0.01, request.time_limit_s - elapsed)))
-    return "itself", ""
+        latest = self.sampler.latest()
+        return self.guard.observe(
+            now,
+            told.available,
+            pressure_full=latest.pressure_full if latest else None,
+            swap_free_gb=told.swap_free,
+            swapping=self._swapping(),
+        )
+
+    def _swapping(self) -> bool:
+        recent = self.sampler.since(self.sampler.elapsed_s - SWAPPING_S)
+        used = [one.swap_used_gb for one in recent if one.swap_used_gb is not None]
+        return len(used) >= 2 and used[-1] - used[0] >= SWAPPING_GB
 
 
 def _pause(trainer: _Trainer, seconds: float) -> None:
@@ -567,16 +677,6 @@ def _progress(trainer: _Trainer, beat: Heartbeat | None, elapsed: float, limit: 
     )
 
 
-def _activity(trainer: _Trainer) -> str:
-    """Whether it computes, while silent: one processor at 100% is what a lost GPU queue looks like."""
-    try:
-        process = psutil.Process(trainer.identity.pid)
-        busy = process.cpu_percent(interval=0.3)
-    except psutil.Error:
-        return "its processor use is not known"
-    return f"it uses {busy:.0f}% of one processor"
-
-
 def _full_reason(trainer: _Trainer, ended_by: EndedBy, reason: str, ending: Ending) -> str:
     if ended_by != "itself":
         return f"{reason}; the trainer {ending.words}"
@@ -598,55 +698,34 @@ def _signal_name(number: int) -> str:
 # --- after the end -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FreeMemory:
-    """Free host memory and used graphics memory, GiB, as `wait_for_idle` compares them."""
-
-    available: float
-    graphics: float
-
-    @classmethod
-    def now(cls) -> FreeMemory:
-        return cls(memory().available, sum(card.used or 0.0 for card in graphics()))
-
-
 def _free_memory(standby: Standby | None) -> FreeMemory:
     """Without what the process that waits for the next run holds: it may have come or gone since the last reading."""
     free = FreeMemory.now()
     return replace(free, available=free.available + standby.private_gb) if standby is not None else free
 
 
-def wait_for_idle(
-    before: FreeMemory,
-    *,
-    most_s: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-    read: Callable[[], FreeMemory] = FreeMemory.now,
-    slack_gb: float = 0.5,
-    settled_s: float = 2.0,
-) -> float:
-    """Wait until memory is back to what it was before the run, or does not change any more; seconds waited.
+@dataclass(frozen=True)
+class KernelCounts:
+    """Memory kills so far; None where nobody counts."""
 
-    A driver gives memory back some time after the process has gone. What another program has taken meanwhile
-    will not come back, so a reading that stands still for `settled_s` ends the wait too.
-    """
-    began = clock()
-    last, still_since = read(), began
-    while clock() - began < most_s:
-        if last.available >= before.available - slack_gb and last.graphics <= before.graphics + slack_gb:
-            break
-        if clock() - still_since >= settled_s:
-            break
-        sleep(0.1)
-        current = read()
-        if abs(current.available - last.available) > 0.05 or abs(current.graphics - last.graphics) > 0.05:
-            still_since = clock()
-        last = current
-    return clock() - began
+    cgroup: int | None
+    """In our control group."""
+    host: int | None
+    """On the whole machine."""
 
 
-def _kernel_counts() -> tuple[int, int]:
-    """Memory kills so far: (in our control group, on the machine); 0 where nobody counts."""
+def memory_events(before: KernelCounts, after: KernelCounts) -> MemoryEvents:
+    moves = [_moved(before.cgroup, after.cgroup), _moved(before.host, after.host)]
+    known = [move for move in moves if move is not None]
+    if not known:
+        return "unreadable"
+    return "moved" if any(known) else "still"
+
+
+def _moved(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _kernel_counts() -> KernelCounts:
     group = cgroup_memory()
-    return (group.oom_kills or 0) if group else 0, oom_kills() or 0
+    return KernelCounts(group.oom_kills if group else None, oom_kills())

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -25,15 +26,19 @@ from agent.contract import (
     RUNG,
     SELECT,
     SUMMARY,
+    TELEMETRY,
     CycleRow,
     EvalRow,
     Failure,
     Heartbeat,
     Row,
+    RunLoad,
     RunPlan,
+    Sample,
     SelectRow,
     Summary,
 )
+from agent.run.load import summarize
 
 TAIL_BYTES = 128 * 1024
 """Of the log; a traceback through a compiler runs to some 30 KiB."""
@@ -66,6 +71,13 @@ class RunRecord:
     """By cycle number, each once; none where the trainer does not write them."""
     rung: SelectRow | None = None
     """The measurement of `search` on the way, where one was asked for."""
+    samples: list[Sample] = field(default_factory=list)
+    """What the agent saw of the run and of the machine, in order, older ones thinned; none where nobody sampled."""
+
+    @cached_property
+    def load(self) -> RunLoad | None:
+        """What the samples say about how the machine was used; None without samples."""
+        return summarize(self.samples, device=self.plan.device if self.plan else None)
 
 
 def read_run(out: Path) -> RunRecord:
@@ -84,6 +96,7 @@ def read_run(out: Path) -> RunRecord:
         log_tail=log_tail(out),
         select=_select(out, problems),
         rung=next(iter(_rows(out / RUNG, SelectRow, _cycle_of, problems)), None),
+        samples=_samples(out, problems),
         problems=tuple(problems),
     )
 
@@ -93,6 +106,11 @@ def read_select(out: Path) -> list[SelectRow]:
     return _select(out, [])
 
 
+def read_samples(out: Path) -> list[Sample]:
+    """What was sampled in this folder so far, in order; empty where there is no file."""
+    return _samples(out, [])
+
+
 def read_heartbeat(out: Path) -> Heartbeat | None:
     """The heartbeat, or None while there is none that can be read."""
     return _object(out / HEARTBEAT, Heartbeat, [])
@@ -100,6 +118,10 @@ def read_heartbeat(out: Path) -> Heartbeat | None:
 
 def read_summary(out: Path) -> Summary | None:
     return _object(out / SUMMARY, Summary, [])
+
+
+def read_plan(out: Path) -> RunPlan | None:
+    return _object(out / PLAN, RunPlan, [])
 
 
 def read_failure(out: Path) -> Failure | None:
@@ -221,6 +243,10 @@ def _sample_of(row: EvalRow) -> tuple[str, str, int]:
 
 def _select(out: Path, problems: list[str]) -> list[SelectRow]:
     return sorted(_rows(out / SELECT, SelectRow, _cycle_of, problems), key=_cycle_of)
+
+
+def _samples(out: Path, problems: list[str]) -> list[Sample]:
+    return sorted(_rows(out / TELEMETRY, Sample, lambda sample: sample.n, problems), key=lambda sample: sample.n)
 
 
 def _object(path: Path, model: type[R], problems: list[str]) -> R | None:

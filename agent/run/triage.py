@@ -290,6 +290,8 @@ def _agents_word(reading: _Reading) -> Diagnosis | None:
         case "hang":
             said = _stack(reading) or reason
             return reading.diagnosis("hang", said, "the agent", reason=f"it hung: {reason}")
+        case "slow":
+            return reading.diagnosis("slow", reason, "the agent", reason=f"it was too slow: {reason}")
         case "time_limit":
             return reading.diagnosis("time_limit", reason, "the agent", reason=f"it ran out of time: {reason}")
         case "memory":

@@ -1,4 +1,7 @@
-"""Says when a training hangs: its heartbeat has not moved for longer than its phase allows.
+"""Says when a training hangs: its heartbeat has not moved for longer than its phase allows, and nothing else moves.
+
+One whose heartbeat is silent while it works (memory moves, cores compute, a disk is read) is slow: it gets more time, a
+bounded multiple, and then ends as such.
 
 Time is the agent's own clock at the moment a changed heartbeat was seen, never the time written in the file, so
 that a clock that is set, or a trainer that writes nonsense, cannot fool it. A GPU at 100% proves nothing: on
@@ -9,10 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from agent.contract import Heartbeat, Phase
+from agent.run.stall import Activity
 
 STEPPING: frozenset[Phase] = frozenset({"generate", "verify", "train", "evaluate"})
 """Phases that beat at every step, whose limit follows the step time."""
@@ -41,12 +47,26 @@ class Limits:
     first_step: float = 600.0
     """Until a phase has made `settled` steps: kernels are built and tuned on first use."""
     settled: int = 5
+    slow_factor: float = 3.0
+    """One that is silent and works gets this many times its limit."""
     own_stall: float = 15.0
     """If the agent itself was not looking for this long (stopped, suspended), that time is not held against the run."""
 
 
+@dataclass(frozen=True)
+class Stalled:
+    kind: Literal["hang", "slow"]
+    reason: str
+    """How long it was silent, where, what the limit was, and what it did meanwhile."""
+
+
+def nobody_looks(silent_s: float) -> Activity:
+    """Where nothing is sampled, silence is all there is to go by."""
+    return Activity("unknown", "what it does was not looked at")
+
+
 class Watchdog:
-    """Fed with every reading of the heartbeat; `observe` returns the reason once the training hangs."""
+    """Fed with every reading of the heartbeat; `observe` tells once the training has to be ended."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
@@ -57,8 +77,14 @@ class Watchdog:
         self._step_times: dict[Phase, deque[float]] = {}
         self._made: Counter[Phase] = Counter()
 
-    def observe(self, heartbeat: Heartbeat | None, *, now: float) -> str | None:
-        """The reason for which this is a hang, or None. `now` is monotonic seconds; None means no heartbeat to read."""
+    def observe(
+        self, heartbeat: Heartbeat | None, *, now: float, activity: Callable[[float], Activity] = nobody_looks
+    ) -> Stalled | None:
+        """Why the training has to be ended, or None. `now` is monotonic seconds; None means no heartbeat to read.
+
+        `activity` says what it has been doing in the seconds of silence that it is given; it is asked only beyond the
+        limit.
+        """
         self._forgive_own_stall(now)
         if self._moved is None:
             self._moved = now
@@ -69,7 +95,18 @@ class Watchdog:
             return None
         limit, why = self.limit()
         silent = now - self._moved
-        return None if silent <= limit else self._reason(silent, limit, why)
+        if silent <= limit:
+            return None
+        doing = activity(silent)
+        if doing.kind != "slow":
+            return Stalled("hang", f"{self._reason(silent, limit, why)}; {doing.words}")
+        longer = self.limits.slow_factor * limit
+        if silent <= longer:
+            return None
+        words = (
+            f"though it seemed to work: {doing.words}; one that works gets {self.limits.slow_factor:g} times its limit"
+        )
+        return Stalled("slow", f"{self._reason(silent, limit, why)}, {words}")
 
     def limit(self) -> tuple[float, str]:
         """(seconds of silence that the present phase allows, how that number comes about)."""

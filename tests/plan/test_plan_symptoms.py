@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_fixtures import BOOK, cycle, evals, machine, run, shipped, tiny
 
-from agent.contract import DECLINE, CycleRow, EvalRow, Summary
+from agent.contract import DECLINE, CycleRow, EvalRow, RunLoad, Summary
 from agent.plan.planner import plan
 from agent.plan.schema import Condition
 from agent.plan.signals import SIGNALS, Observation, observed, signals
@@ -199,6 +199,11 @@ def test_a_short_healthy_run_has_no_symptom() -> None:
     assert set(found(run(6))) <= set()
 
 
+def sampled(**load: object) -> Observation:
+    """A healthy run, with what the agent saw of the machine."""
+    return replace(run(), load=RunLoad.model_validate({"samples": 60, "seconds": 60.0, **load}))
+
+
 FP16 = {"model__dtype": "float16"}
 SICK: dict[str, Observation] = {
     "truncated_completions": run(truncation_rate=0.4),
@@ -239,6 +244,11 @@ SICK: dict[str, Observation] = {
     "memory_tight": replace(run(), machine=machine(memory_gb=1.05)),
     "memory_headroom": run(recipe=tiny(learner__gradient_accumulation=8)),
     "slow_throughput": replace(run(), reference_tokens_per_s=18000.0),
+    "low_utilization": sampled(accelerated=True, busy=20.0),
+    "compute_bound": sampled(accelerated=True, busy=98.0),
+    "idle_generation": sampled(accelerated=True, busy=60.0, idle_share={"generate": 0.5}),
+    "idle_verification": sampled(accelerated=True, busy=60.0, idle_share={"verify": 0.4}),
+    "idle_optimizer": sampled(accelerated=True, busy=60.0, idle_share={"train": 0.4}),
     "train_up_validation_flat": run(pass_rate=0.9, select_metric=0.2),
     "few_training_prompts": run(recipe=tiny(task__train_prompts=16)),
     "uneven_tags": replace(
@@ -271,6 +281,25 @@ def test_the_early_stop_tells_of_the_fall_that_it_cuts_off() -> None:
 
     assert severity("budget") is None
     assert severity(DECLINE) == pytest.approx(0.5)
+
+
+def test_what_was_not_sampled_gives_no_signal_and_a_busy_processor_is_not_idle() -> None:
+    names = ("device_busy", "cores_share", "idle_generate_share", "host_memory_share", "memory_pressure")
+    assert {signals(run())[name] for name in names} == {None}
+    cpu = signals(sampled(accelerated=False, busy=0.0, cores_used=1.5, cores_there=2))
+    assert (cpu["device_busy"], cpu["cores_share"]) == (None, 0.75)  # an idle card beside it does not count
+    gpu = signals(sampled(accelerated=True, busy=80.0, cores_used=1.0, cores_there=32))
+    assert (gpu["device_busy"], gpu["cores_share"]) == (0.8, None)
+
+
+@pytest.mark.parametrize("load", [{"pressure_some_peak": 30.0}, {"memory_peak_share": 0.97}])
+def test_memory_is_tight_too_where_the_machine_says_so(load: dict[str, float]) -> None:
+    assert {finding.symptom for finding in diagnose(sampled(**load), BOOK)} == {"memory_tight"}
+
+
+def test_phases_that_idle_explain_a_low_utilization() -> None:
+    findings = {f.symptom: f for f in diagnose(sampled(accelerated=True, busy=30.0, idle_share={"verify": 0.6}), BOOK)}
+    assert findings["low_utilization"].explained_by == "idle_verification"
 
 
 def test_there_is_a_sick_run_for_every_symptom() -> None:

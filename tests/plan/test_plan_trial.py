@@ -15,7 +15,15 @@ from plan_fixtures import BOOK
 
 from agent.plan.symptoms import diagnose
 
-NEEDS_OTHER_MEANS = {"idle_waiting": "in lockstep no side waits for another; needs the asynchronous engine"}
+NOT_SAMPLED = "the recorded trainings have no samples of the machine that they ran on"
+NEEDS_OTHER_MEANS = {
+    "idle_waiting": "in lockstep no side waits for another; needs the asynchronous engine",
+    "low_utilization": NOT_SAMPLED,
+    "compute_bound": NOT_SAMPLED,
+    "idle_generation": NOT_SAMPLED,
+    "idle_verification": NOT_SAMPLED,
+    "idle_optimizer": NOT_SAMPLED,
+}
 """Symptoms without a real run of their own; test_plan_symptoms.py has made-up rows for them."""
 
 

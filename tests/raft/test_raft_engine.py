@@ -25,7 +25,7 @@ from agent.raft.budget import Spending
 from agent.raft.engine import SelectMeasure, Training
 from agent.raft.evaluate import Examiner, digest_of, metric_of, sample_scores
 from agent.raft.learner import Trainer, TrainReport
-from agent.raft.measure import Batch
+from agent.raft.measure import Batch, device_memory
 from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy, load_policy
 from agent.raft.pulse import EndTraining, Pulse
@@ -650,6 +650,22 @@ def test_a_heartbeat_is_written_at_most_once_an_interval_and_at_every_change_of_
     with pytest.raises(EndTraining) as end:
         pulse.beat("train")
     assert end.value.reason == "sigterm"
+
+
+def test_the_accelerators_own_figures_are_told_where_there_is_one(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path)
+    pulse.beat("load")
+    figures = ("device_allocated_gb", "device_reserved_gb", "device_free_gb")
+    told = json.loads((tmp_path / "heartbeat").read_text())
+    assert [told[name] for name in figures] == [None, None, None]
+    asked: list[int] = []
+    pulse.device_memory = lambda: asked.append(1) or (1.5, 2.0, None)  # type: ignore[func-returns-value]
+    for _ in range(20):
+        pulse.beat("train")
+    told = json.loads((tmp_path / "heartbeat").read_text())
+    assert [told[name] for name in figures] == [1.5, 2.0, None]
+    assert len(asked) == 1  # at the heartbeat's own rate, not at every step
+    assert device_memory() is None  # no accelerator was started here
 
 
 def test_a_step_that_outlasts_sigterm_is_left_to_the_timer(

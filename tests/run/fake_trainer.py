@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def beat(out: Path, phase: str, step: int, **more: object) -> None:
-    row = {"phase": phase, "step": step, "cycle": 1, "pid": os.getpid(), "time": time.time(), **more}
+    row = {"phase": phase, "step": step, "cycle": 1, "pid": os.getpid(), "time": time.time()} | more
     temporary = out / ".heartbeat.tmp"
     temporary.write_text(json.dumps(row))
     temporary.replace(out / "heartbeat")
@@ -56,6 +56,9 @@ def as_the_system_sees_it() -> dict[str, object]:
         "terminated by": str(signal.getsignal(signal.SIGTERM)),
         "threads": len(list(Path("/proc/self/task").glob("*"))),
         "open files": len(list(Path("/proc/self/fd").glob("*"))),
+        "offered to the memory killer": Path("/proc/self/oom_score_adj").read_text().strip()
+        if Path("/proc/self/oom_score_adj").exists()
+        else None,
         "core limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "variables": sorted(name for name in os.environ if name != "RAFT_AGENT_RUN"),
     }
@@ -185,6 +188,44 @@ def waits_for_ever() -> None:
     time.sleep(120)
 
 
+def eats(arguments: argparse.Namespace) -> int:
+    """Takes 3 GiB in a second and a half, and keeps it."""
+    blocks = []
+    for step in range(30):
+        blocks.append(b"x" * (100 * 1024 * 1024))
+        beat(arguments.out, "train", step)
+        time.sleep(0.05)
+    time.sleep(60)
+    return len(blocks)
+
+
+def silent_but_working(arguments: argparse.Namespace) -> int:
+    """Beats a dozen times and then computes for a minute without a sign of life: its memory moves all the time."""
+    for step in range(12):
+        beat(arguments.out, "generate", step)
+        time.sleep(0.1)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        block = bytearray(64 * 1024 * 1024)
+        time.sleep(0.7)
+        del block
+        time.sleep(0.7)
+    return 0
+
+
+def crawls(arguments: argparse.Namespace) -> int:
+    """Steps of 10 ms, then of 20 s, as its own stamps say; it obeys SIGTERM."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    step, stamp = 0, time.time()
+    while not asked:
+        step += 1
+        stamp += 0.01 if step < 40 else 20.0
+        beat(arguments.out, "train", step, time=stamp)
+        time.sleep(0.06)
+    return finish(arguments, cycles=1, stopped=True)
+
+
 def garbage(arguments: argparse.Namespace) -> int:
     """Writes what no contract has, and leaves with an error."""
     out = arguments.out
@@ -220,7 +261,8 @@ def hungry(arguments: argparse.Namespace) -> int:
 FAKES = {
     "good": good, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
     "leaves_children": leaves_children, "killed": killed, "hung": hung, "garbage": garbage,
-    "named_failure": named_failure, "hungry": hungry,
+    "named_failure": named_failure, "hungry": hungry, "silent_but_working": silent_but_working, "crawls": crawls,
+    "eats": eats,
 }  # fmt: skip
 
 if __name__ == "__main__":

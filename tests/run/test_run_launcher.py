@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ import pytest
 from agent.contract import HEARTBEAT, LOG
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
+from agent.hardware.sensors import Graphics, memory
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 from agent.run import launcher
-from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in, wait_for_idle
+from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in
 from agent.run.processes import ProcessIdentity, is_alive
+from agent.run.recovery import FreeMemory, wait_for_idle
+from agent.run.sampler import Sources
 from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
@@ -171,6 +175,81 @@ def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
     assert "in waits_for_ever" in diagnosis.evidence  # the stack that SIGABRT made Python write
 
 
+def test_one_that_works_in_silence_is_ended_later_and_as_slow(tmp_path: Path) -> None:
+    limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6), slow_factor=1.4)
+    result = run(tmp_path, "silent_but_working", watchdog=Watchdog(limits), grace_s=0.3)
+    assert result.ended_by == "slow"
+    assert "though it seemed to work: its memory moves by 64 MiB" in result.reason
+    assert not result.ok
+    diagnosis = triage(evidence_of(result))
+    assert (diagnosis.crash_class, diagnosis.signature) == ("timeout", "slow")
+
+
+def test_a_hang_that_was_sampled_says_what_was_seen(tmp_path: Path) -> None:
+    limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6))
+    result = run(tmp_path, "hung", watchdog=Watchdog(limits), grace_s=0.3)
+    assert result.ended_by == "hang"
+    assert "; its memory is flat, it uses no processor, no disk traffic" in result.reason
+
+
+def test_a_crawl_is_in_the_notes_and_in_the_reason_of_the_time_limit(tmp_path: Path) -> None:
+    result = run(tmp_path, "crawls", time_limit_s=5.0)
+    assert result.ended_by == "time_limit"
+    assert "; it crawls: a step of train takes 20 s, 2000 times the 0.01 s of before" in result.reason
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("it crawls: ")
+
+
+def test_a_run_is_sampled_and_its_use_of_the_machine_told(tmp_path: Path) -> None:
+    result = run(tmp_path, "hungry", time_limit_s=2.6)
+    record = read_run(result.out)
+    assert [one.n for one in record.samples] == list(range(len(record.samples)))
+    assert 2 <= len(record.samples) <= 5
+    assert record.problems == ()
+    assert result.last_samples[-1] == record.samples[-1]
+    assert result.load is not None
+    assert record.load == result.load
+    last = result.last_samples[-1]
+    assert last.phase == "train"
+    assert last.resident_gb is not None
+    assert 0.19 < last.resident_gb < 0.4
+    assert (result.memory_back, result.held_gb) == (True, 0.0)
+    assert result.memory_events in ("still", "unreadable")
+
+
+def test_sensors_that_block_do_not_hold_up_the_watching(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def blocks() -> list[Graphics]:
+        release.wait(60)
+        return []
+
+    try:
+        result = run(tmp_path, "steady", time_limit_s=4.5, sources=Sources(cards=blocks))
+    finally:
+        release.set()
+    assert (result.ended_by, result.exit_code) == ("time_limit", 0)
+    assert result.elapsed_s < 6
+    assert result.notes == ("the graphics cards' files have not answered for ... s",)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ((0, 4), (0, 4), "still"),
+        ((0, 4), (1, 5), "moved"),
+        ((None, 4), (None, 5), "moved"),
+        ((None, 4), (None, 4), "still"),
+        ((None, None), (None, None), "unreadable"),
+        ((0, None), (None, None), "unreadable"),
+    ],
+)
+def test_counters_that_stood_still_are_told_from_those_that_cannot_be_read(
+    before: tuple[int | None, int | None], after: tuple[int | None, int | None], told: str
+) -> None:
+    assert launcher.memory_events(launcher.KernelCounts(*before), launcher.KernelCounts(*after)) == told
+
+
 def test_a_trainer_without_any_heartbeat_hangs_after_the_start_limit(tmp_path: Path) -> None:
     limits = Limits(fixed={"start": 0.5, "load": 9.0, "compile": 9.0, "save": 9.0})
     silent = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -214,6 +293,17 @@ def test_too_little_memory_ends_it_before_the_kernel_does(tmp_path: Path) -> Non
     result = run(tmp_path, "hungry", memory_floor_gb=1e6)
     assert result.ended_by == "memory"
     assert "GiB of memory left" in result.reason
+    assert triage(evidence_of(result)).crash_class == "oom"
+
+
+def test_a_training_that_takes_memory_without_end_is_ended_at_the_floor(tmp_path: Path) -> None:
+    """It would take 3 GiB; half a GiB is left above the floor."""
+    result = run(tmp_path, "eats", memory_floor_gb=memory().available - 0.5)
+    assert result.ended_by == "memory"
+    assert re.search(r"GiB of memory left \(floor [\d.]+\); the training holds [\d.]+", result.reason)
+    assert result.peak_rss_gb is not None
+    assert 0.3 < result.peak_rss_gb < 2.5
+    assert result.memory_back is True
     assert triage(evidence_of(result)).crash_class == "oom"
 
 
@@ -358,19 +448,34 @@ def test_waiting_for_memory_ends_when_it_is_back_or_stands_still() -> None:
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    memory = launcher.FreeMemory
-    falling = iter([memory(10.0, 0.0), *[memory(10.0 + step, 0.0) for step in range(1, 40)]])
-    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
-    assert waited == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
+    free = FreeMemory
+    falling = iter([free(10.0, 0.0), *[free(10.0 + step, 0.0) for step in range(1, 40)]])
+    came = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(falling))
+    assert came.memory_back is True
+    assert came.waited_s == pytest.approx(0.6)  # 10 -> 16 GiB by one each 0.1 s, half a GiB of slack
     now[0] = 0.0
-    waited = wait_for_idle(
-        memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: memory(9.0, 0.0)
-    )
-    assert waited == pytest.approx(2.0)  # somebody else holds it: it stands still
+    stays = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: free(9.0, 0.0))
+    assert (stays.memory_back, stays.held_gb) == (None, 7.0)
+    assert stays.waited_s == pytest.approx(2.0)  # somebody else holds it: it stands still
     now[0] = 0.0
-    swinging = iter([memory(9.0 + step % 2, 0.0) for step in range(1000)])
-    waited = wait_for_idle(memory(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
-    assert waited == pytest.approx(30.0, abs=0.2)
+    swinging = iter([free(9.0 + step % 2, 0.0) for step in range(1000)])
+    never = wait_for_idle(free(16.0, 0.0), most_s=30, clock=lambda: now[0], sleep=tick, read=lambda: next(swinging))
+    assert never.waited_s == pytest.approx(30.0, abs=0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="no such score on this system")
+def test_the_memory_killer_is_offered_the_trainer_and_what_it_starts(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def look(identity: ProcessIdentity) -> None:
+        wait_until(lambda: (tmp_path / "run" / "pids.json").exists())
+        pids = json.loads((tmp_path / "run" / "pids.json").read_text())
+        told.extend(Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in pids)
+
+    own = Path("/proc/self/oom_score_adj").read_text()
+    run(tmp_path, "stubborn", on_started=look, stop=lambda: "seen", grace_s=0.2)
+    assert told == ["500"] * 5  # the trainer, its child, its grandchild with the parent, and the daemon
+    assert Path("/proc/self/oom_score_adj").read_text() == own
 
 
 def test_it_can_be_launched_outside_the_main_thread(tmp_path: Path) -> None:

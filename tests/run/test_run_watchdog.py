@@ -33,8 +33,10 @@ def test_before_the_first_heartbeat_the_limit_of_the_start_holds() -> None:
     watchdog = Watchdog(LIMITS)
     assert watchdog.observe(None, now=1000.0) is None
     assert watchdog.observe(None, now=1050.0) is None
-    reason = watchdog.observe(None, now=1051.0)
-    assert reason == "no heartbeat in 51 s after the start (limit 50 s)"
+    stalled = watchdog.observe(None, now=1051.0)
+    assert stalled is not None
+    assert stalled.kind == "hang"
+    assert stalled.reason.startswith("no heartbeat in 51 s after the start (limit 50 s); ")
 
 
 @pytest.mark.parametrize(("phase", "limit"), [("load", 200.0), ("compile", 300.0), ("save", 60.0)])
@@ -54,9 +56,10 @@ def test_a_stepping_phase_may_pause_for_thirty_median_steps_with_a_floor() -> No
     at = stepped(slow, "generate", steps=6, seconds=2.0)  # 30 x 2 = 60 s
     assert slow.limit()[0] == pytest.approx(60.0)
     assert slow.observe(beat("generate", 6, time=12.0), now=at + 60.0) is None
-    reason = slow.observe(beat("generate", 6, time=12.0), now=at + 60.5)
-    assert reason == (
-        "no heartbeat for 60.5 s in generate, step 6 of cycle 1 (limit 60 s: 30 times the median step of 2 s)"
+    stalled = slow.observe(beat("generate", 6, time=12.0), now=at + 60.5)
+    assert stalled is not None
+    assert stalled.reason.startswith(
+        "no heartbeat for 60.5 s in generate, step 6 of cycle 1 (limit 60 s: 30 times the median step of 2 s); "
     )
 
 
