@@ -127,7 +127,7 @@ def evidence_of(
 ) -> Evidence:
     """What a finished run left in its folder and what the launcher saw."""
     heartbeat = read_heartbeat(result.out)
-    moved = result.cgroup_oom_kills > 0 or result.host_oom_kills > 0
+    last = result.last_samples[-1] if result.last_samples else None
     return Evidence(
         log=log_tail(result.out),
         exit_code=result.exit_code,
@@ -138,7 +138,9 @@ def evidence_of(
         kernel=result.kernel,
         cgroup_oom=result.cgroup_oom_kills > 0,
         host_oom=result.host_oom_kills > 0,
-        memory_events="moved" if moved else "unreadable",
+        memory_events=result.memory_events,
+        free_gb=last.available_gb if last else None,
+        total_gb=last.total_gb if last else None,
         phase=heartbeat.phase if heartbeat else None,
         problems=problems,
         changed=changed or {},
