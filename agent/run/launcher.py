@@ -75,7 +75,7 @@ POLL_S = 0.2
 MEMORY_EVERY_S = 1.0
 """The process table is walked this often; the heartbeat is read at every poll, and so is memory where it is short."""
 PLENTY_FLOORS = 16.0
-"""Free memory is plenty above so many floors (12 GiB of 24, 41 of 128): 10 GiB can go between two looks a second apart."""
+"""Memory is plenty above so many floors (12 GiB of 24, 41 of 128): 10 GiB may go between two looks a second apart."""
 LAST_SAMPLES = 30
 """Of a run's end, for triage."""
 SWAPPING_GB = 0.1
