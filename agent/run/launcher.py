@@ -44,7 +44,7 @@ from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
 from agent.hardware.probe import MACHINE, Machine, probe_machine
-from agent.hardware.sensors import GIB, disk_free, memory
+from agent.hardware.sensors import GIB, Memory, disk_free, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.schema import Recipe
 from agent.run.load import summarize
@@ -73,7 +73,9 @@ PROCESS = "process.json"
 
 POLL_S = 0.2
 MEMORY_EVERY_S = 1.0
-"""The process table is walked this often; the heartbeat and free memory are read at every poll."""
+"""The process table is walked this often; the heartbeat is read at every poll, and so is memory where it is short."""
+PLENTY_FLOORS = 16.0
+"""Memory is plenty above so many floors (12 GiB of 24, 41 of 128): 10 GiB may go between two looks a second apart."""
 LAST_SAMPLES = 30
 """Of a run's end, for triage."""
 SWAPPING_GB = 0.1
@@ -580,6 +582,7 @@ class _Watch:
         self._pace = Pace()
         self._crawl: str | None = None
         self._seen: tuple[float, Activity] | None = None
+        self._last_memory: tuple[float, Memory] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -631,7 +634,7 @@ class _Watch:
         return self._seen[1]
 
     def _look_at_memory(self, now: float, heartbeat: Heartbeat | None) -> Breach | None:
-        trainer, told = self.trainer, memory()
+        trainer, told = self.trainer, self._memory(now)
         if trainer.standby is not None:
             trainer.standby.tend(
                 trainer.start,
@@ -649,6 +652,14 @@ class _Watch:
             swap_free_gb=told.swap_free,
             swapping=self._swapping(),
         )
+
+    def _memory(self, now: float) -> Memory:
+        """Read once a second while plenty is left, else at every look."""
+        known = self._last_memory
+        plenty = known is not None and known[1].available > PLENTY_FLOORS * self.guard.floor
+        if known is None or not plenty or now - known[0] >= MEMORY_EVERY_S:
+            known = self._last_memory = now, memory()
+        return known[1]
 
     def _swapping(self) -> bool:
         recent = self.sampler.since(self.sampler.elapsed_s - SWAPPING_S)
