@@ -452,7 +452,7 @@ def _numeric(case: _Case) -> Response:
 
 def _timeout(case: _Case) -> Response:
     """A hang looks like the machine and is tried once more; a limit that was reached will be reached again."""
-    if case.diagnosis.signature in ("time_limit", "scheduler-limit", "SIGXCPU", "cancelled"):
+    if case.diagnosis.signature in ("time_limit", "slow", "scheduler-limit", "SIGXCPU", "cancelled"):
         return Response(None, "it does not fit into its time; another try would not either")
     return _once_more(case, "it hung, which looks like the machine and not like the recipe")
 

@@ -82,7 +82,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
 def _scorer_of(setup: dict[str, Any]) -> Score:
     match setup["kind"]:
         case "python":
-            return _function_scorer(Path(setup["path"]), setup["function"], beside=setup["beside"])
+            return _function_scorer(Path(setup["path"]), setup["function"], beside=setup.get("beside"))
         case "regex":
             return _pattern_scorer(setup["pattern"])
         case "math":
@@ -101,8 +101,9 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _function_scorer(path: Path, name: str, *, beside: str) -> Score:
-    sys.path.insert(0, beside)
+def _function_scorer(path: Path, name: str, *, beside: str | None) -> Score:
+    """`beside`: the folder whose modules the file may import, where it is not its own."""
+    sys.path.insert(0, beside or str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")

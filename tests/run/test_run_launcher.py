@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -155,14 +156,17 @@ def test_what_a_good_trainer_leaves_behind_is_ended_too(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_a_trainer_killed_by_the_system_is_presumed_out_of_memory(tmp_path: Path) -> None:
+def test_a_trainer_that_was_killed_is_out_of_memory_unless_the_kernels_counters_stood_still(tmp_path: Path) -> None:
     result = run(tmp_path, "killed")
     assert (result.exit_code, result.signal, result.ended_by) == (None, signal.SIGKILL, "itself")
     assert result.summary is None
     assert "SIGKILL" in result.reason
     diagnosis = triage(evidence_of(result))
-    assert (diagnosis.crash_class, diagnosis.source) == ("oom", "exit")
+    expected = "unknown" if result.memory_events == "still" else "oom"
+    assert (diagnosis.crash_class, diagnosis.source) == (expected, "exit")
     assert diagnosis.phase == "train"
+    unreadable = triage(dataclasses.replace(evidence_of(result), memory_events="unreadable"))
+    assert unreadable.crash_class == "oom"
 
 
 def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
