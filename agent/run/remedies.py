@@ -473,7 +473,7 @@ def _resource(case: _Case) -> Response:
 
 
 def _unknown(case: _Case) -> Response:
-    if case.diagnosis.reason.startswith("died of SIG"):
+    if case.diagnosis.signature in ("fatal-signal", "outside-kill"):
         return _once_more(case, f"it {case.diagnosis.reason}")
     return Response(None, "nothing is known about this failure")
 

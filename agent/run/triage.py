@@ -433,7 +433,7 @@ def _killed(reading: _Reading) -> Diagnosis | None:
     if low is not None:
         return reading.diagnosis("sigkill-low-memory", low, "telemetry", reason=f"killed (SIGKILL) when {low}")
     if evidence.memory_events == "still":
-        reason = "killed (SIGKILL) from outside; the kernel's counters of memory kills did not move"
+        reason = "was killed (SIGKILL) from outside; the kernel's counters of memory kills did not move"
         return reading.diagnosis("outside-kill", "SIGKILL", "exit", reason=reason)
     return reading.diagnosis("sigkill", _last(reading.lines, KILLED) or _last_word(reading), "exit")
 

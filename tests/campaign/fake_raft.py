@@ -24,7 +24,8 @@ a trick, by the value of top_k that TRICKS gives to its name:
     too good                0.97 in the training's own evaluation, and the checkpoint is worth what it should be
     great                   0.97, and so is the checkpoint
 
-Files in the workspace: `data-is-missing` and `disk-is-full` end every run; seeds in `slow-seeds` do half as many tokens
+Files in the workspace: `data-is-missing` and `disk-is-full` end every run; `kernel-is-broken` every training whose
+attention is not one that is named in it; seeds in `slow-seeds` do half as many tokens
 a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off its rows. The
 number in `near-duplicates` is that of the training rows that are refused.
 
@@ -356,6 +357,9 @@ def break_on_purpose(run: Training) -> int | None:
         return raise_("OSError: [Errno 28] No space left on device")
     if run.evaluates is not None:
         return None
+    kernels = run.workspace / "kernel-is-broken"
+    if kernels.exists() and run.recipe.backend.attention not in kernels.read_text().split():
+        return raise_("RuntimeError: No available kernel. Aborting execution.")
     if run.seed in numbers_in(run.workspace / "crash-seeds"):
         return raise_("RuntimeError: a seed that crashes")
     learner = run.recipe.learner

@@ -21,7 +21,7 @@ from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
 from agent.campaign.workbench import Workbench
 from agent.cli import main
-from agent.errors import BudgetError, DataError, ResourceError, UsageError
+from agent.errors import BudgetError, DataError, ResourceError, TrainingFailed, UsageError
 from agent.ledger.table import COLUMNS, read_rows
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
@@ -209,6 +209,40 @@ def test_an_out_of_memory_is_shrunk_on_the_branch_and_remembered(night: Night) -
     assert log.count("fix oom") == len(night.session.state.experiments[1].fixes) >= 1
     learned = {(limit.key, limit.relation) for limit in night.session.state.constraints}
     assert ("learner.microbatch_tokens", "<") in learned
+
+
+def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_that_it_helps(night: Night) -> None:
+    (night.root / "kernel-is-broken").write_text("eager")
+    night.playbook(RATE_UP)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    assert [row["status"] for row in rows(night)] == ["keep", "keep"]
+    (changed,) = night.session.state.shared_changes
+    assert changed.values == {"backend.attention": "eager"}
+    folders = {path.parent.name: load_recipe(path) for path in night.root.glob(".raft/runs/night/*/recipe.yaml")}
+    trials = {name: recipe for name, recipe in folders.items() if "-trial-" in name}
+    assert sorted(name.rpartition("-trial-")[2] for name in trials) == ["as-it-is", "step-1"]
+    assert all(recipe.budget.cycles == 1 and recipe.rollout.prompts_per_cycle == 2 for recipe in trials.values())
+    said = " ".join(night.observer.said)
+    assert "a small training without a change fails too" in said
+    assert "shared layer changed for all later runs: attention auto -> eager" in said
+    later = [recipe for name, recipe in folders.items() if name.startswith("001-search")]
+    assert later
+    assert all(recipe.backend.attention == "eager" for recipe in later)
+    assert "fix" not in night.git("log", "--format=%s", "raft/night/exp/000-baseline")  # it is of no single recipe
+
+
+def test_steps_that_do_not_help_cost_a_small_training_each_and_no_run(night: Night) -> None:
+    (night.root / "kernel-is-broken").write_text("none-works")
+    night.playbook(RATE_UP)
+    with pytest.raises(TrainingFailed, match="no attention kernel fits"):
+        night.start(max_experiments=1)
+    names = sorted(path.parent.name for path in night.root.glob(".raft/runs/night/*/starts"))
+    whole = [name for name in names if name.startswith("baseline") and "trial" not in name]
+    assert len(whole) == 1
+    assert len([name for name in names if "trial" in name]) == 3  # as it is, eager, without the preset
+    assert night.session is not None
+    assert not night.session.state.shared_changes
 
 
 def test_a_run_that_kills_itself_is_a_crash_with_its_class(night: Night) -> None:

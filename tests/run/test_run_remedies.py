@@ -338,7 +338,7 @@ def test_a_full_disk_stops_the_campaign_and_a_taken_port_does_not() -> None:
 
 
 def test_a_bare_signal_is_tried_once_more_and_a_bare_exit_is_not() -> None:
-    assert propose_remedy(crash("unknown", reason="died of SIGSEGV"), recipe=PARENT, parent=PARENT) is not None
+    assert propose_remedy(crash("unknown", signature="fatal-signal"), recipe=PARENT, parent=PARENT) is not None
     assert propose_remedy(crash("unknown", reason="left with exit code 1"), recipe=PARENT, parent=PARENT) is None
     assert propose_remedy(crash("unknown", signature="stop"), recipe=PARENT, parent=PARENT) is None
 
