@@ -60,6 +60,7 @@ def tell(state: CampaignState, number: int) -> Story:
         flags=tuple(numbers.get("flags") or ()),
         watches=tuple(_watches(experiment)),
         fixes=tuple(_fixes(experiment)),
+        crash=tuple(_crash(experiment)),
         holdout=str(state.result.get("headline") or "") if number and state.result.get("winner") == number else "",
         commit=experiment.commit,
         branch=branch,
@@ -285,3 +286,19 @@ def _fixes(experiment: Experiment) -> Iterator[str]:
     for _, fix in sorted(experiment.fixes.items()):
         commit = f" ({fix.commit[:12]})" if fix.commit else ""
         yield f"{(fix.subject or fix.why).removeprefix('fix ')}{commit}"
+
+
+def _crash(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Of the last run that died, by what triage wrote into the journal; older journals tell less."""
+    ended = [run.finished.model_extra or {} for run in experiment.runs if run.finished]
+    told = next((one["diagnosis"] for one in reversed(ended) if one.get("diagnosis")), None)
+    if told is None:
+        return
+    place = f"line {told['line']} of its log" if told.get("line") else told.get("source", "")
+    yield "died of", f"{told['evidence']} ({place})" if place else str(told["evidence"])
+    sure = f", confidence {told['confidence']:.0%}" if told.get("confidence") is not None else ""
+    yield "class", f"{told['crash_class']} ({told.get('signature') or 'unnamed'}){sure}"
+    if told.get("suspects"):
+        yield "suspect", ", ".join(told["suspects"])
+    if told.get("remedy"):
+        yield "to do", told["remedy"]

@@ -139,6 +139,7 @@ def _campaign(
     """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
     from agent.campaign.loop import run_campaign
     from agent.campaign.workbench import Workbench
+    from agent.cli.doctor import complaints
     from agent.hardware.sleep import stay_awake
     from agent.ledger.lock import hold
     from agent.report.terminal import TerminalObserver, console_for
@@ -157,6 +158,8 @@ def _campaign(
         _opening_words(session, observer)
         if not awake.held:
             observer.warn(awake.words)
+        for words in complaints():
+            observer.warn(f"{words} (raft-agent doctor says what to do)")
         ending = run_campaign(Workbench(session))
     if json_output:
         print_json(_ending_json(session, ending))

@@ -60,6 +60,14 @@ def doctor(
     raise typer.Exit(code)
 
 
+def complaints() -> list[str]:
+    """What is wrong with this machine, worst first, in a line each; read in a second or two, nothing is measured."""
+    from agent.hardware.doctor import examine, look
+
+    findings = examine(look(measured=None, folders=_folders(), quick=True))
+    return [finding.title for finding in findings if finding.severity in ("error", "warning")]
+
+
 def _folders() -> list[Path]:
     """Those that a campaign writes to, once where they share a file system."""
     found: dict[int, Path] = {}

@@ -124,6 +124,8 @@ class Story:
     flags: tuple[str, ...]
     watches: tuple[str, ...]
     fixes: tuple[str, ...]
+    crash: tuple[tuple[str, str], ...]
+    """Label and text: the line that proves the last crash, how sure its class is, what may have caused it, a remedy."""
     holdout: str
     """What the end of the campaign said, for its winner."""
     commit: str | None
@@ -236,6 +238,8 @@ def _guards(story: Story, width: int) -> Iterator[RenderableType]:
 
 
 def _rest(story: Story, width: int) -> Iterator[Text]:
+    for label, text in story.crash:
+        yield from _prose(label, text, width)
     for label, texts in (("flag", story.flags), ("watch", story.watches), ("fix", story.fixes)):
         for text in texts:
             yield from _prose(label, text, width)

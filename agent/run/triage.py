@@ -322,7 +322,7 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     if failure.exception == "VerifierError":
         return _verifiers_word(reading, failure)
     where = f" ({failure.where})" if failure.where else ""
-    text = f"{failure.exception}: {failure.message}"
+    text = failure.exception if failure.message == failure.exception else f"{failure.exception}: {failure.message}"
     known = reading.rules.match(text)
     line = next((line for line in reversed(reading.lines) if failure.message[:60] in line.raw), None)
     return Diagnosis(

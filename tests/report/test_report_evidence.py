@@ -51,8 +51,8 @@ def test_what_is_not_known_is_left_empty() -> None:
     bare = Story(
         number=1, campaign="", title="", outcome="open", kind="", reason="planned", rule="", metric="metric", why=(),
         runs=(RunLine("r", "search", None, {}, None, None, None, None, None, "running"),), paired=(), level=None,
-        level_left=None, alpha=0.05, looks=(), guards=(), flags=(), watches=(), fixes=(), holdout="", commit=None,
-        branch=None,
+        level_left=None, alpha=0.05, looks=(), guards=(), flags=(), watches=(), fixes=(), crash=(), holdout="",
+        commit=None, branch=None,
     )  # fmt: skip
     shown = " ".join(lines(screen(bare, width=80), 80))
     assert "None" not in shown

@@ -179,6 +179,7 @@ def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
     assert "in waits_for_ever" in diagnosis.evidence  # the stack that SIGABRT made Python write
 
 
+@pytest.mark.slow  # six seconds of silence
 def test_one_that_works_in_silence_is_ended_later_and_as_slow(tmp_path: Path) -> None:
     limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6), slow_factor=1.4)
     result = run(tmp_path, "silent_but_working", watchdog=Watchdog(limits), grace_s=0.3)
@@ -196,6 +197,7 @@ def test_a_hang_that_was_sampled_says_what_was_seen(tmp_path: Path) -> None:
     assert "; its memory is flat, it uses no processor, no disk traffic" in result.reason
 
 
+@pytest.mark.slow  # five seconds of crawling
 def test_a_crawl_is_in_the_notes_and_in_the_reason_of_the_time_limit(tmp_path: Path) -> None:
     result = run(tmp_path, "crawls", time_limit_s=5.0)
     assert result.ended_by == "time_limit"
