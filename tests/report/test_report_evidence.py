@@ -29,6 +29,7 @@ STORY = Story(
     reason="guard: " + "many words " * 60, rule="a rule " * 30, metric="pass_rate", why=(("claim", "words " * 200),),
     runs=(RUN, RUN), paired=(PAIRED, PAIRED), level=0.0123, level_left=0.0377, alpha=0.05, looks=("seeds " * 30,),
     guards=(GUARD,), flags=("a flag " * 30,), watches=("a watch " * 30,), fixes=("a fix " * 30,), holdout="",
+        crash=(("died of", "a line " * 40),),
     commit="a" * 40, branch="raft/night/exp/123-" + "slug-" * 8,
 )  # fmt: skip
 
