@@ -258,7 +258,24 @@ def hungry(arguments: argparse.Namespace) -> int:
     return len(block) * 0
 
 
+def forgets_its_summary(arguments: argparse.Namespace) -> int:
+    """Says that all went well, and leaves nothing that would show it."""
+    good(arguments)
+    (arguments.out / "summary.json").unlink()
+    return 0
+
+
+def cuts_its_summary(arguments: argparse.Namespace) -> int:
+    """The same with half of one, as a disk that fills up at the last moment leaves it."""
+    good(arguments)
+    path = arguments.out / "summary.json"
+    path.write_text(path.read_text()[:100])
+    return 0
+
+
 FAKES = {
+    "forgets_its_summary": forgets_its_summary,
+    "cuts_its_summary": cuts_its_summary,
     "good": good, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
     "leaves_children": leaves_children, "killed": killed, "hung": hung, "garbage": garbage,
     "named_failure": named_failure, "hungry": hungry, "silent_but_working": silent_but_working, "crawls": crawls,

@@ -335,6 +335,19 @@ def test_garbage_telemetry_is_survived_and_named(tmp_path: Path) -> None:
     assert triage(evidence_of(result)).crash_class == "typo"
 
 
+@pytest.mark.parametrize(
+    ("fake", "said"), [("forgets_its_summary", "wrote no summary"), ("cuts_its_summary", "summary.json: not JSON")]
+)
+def test_exit_code_zero_is_no_success_without_a_summary(tmp_path: Path, fake: str, said: str) -> None:
+    result = run(tmp_path, fake)
+    assert result.exit_code == 0
+    assert not result.ok
+    problems = read_run(result.out).problems
+    diagnosis = triage(evidence_of(result, problems=problems))
+    assert diagnosis.crash_class == "unknown"
+    assert said in diagnosis.reason
+
+
 def test_the_trainers_own_word_comes_first(tmp_path: Path) -> None:
     result = run(tmp_path, "named_failure")
     diagnosis = triage(evidence_of(result))
