@@ -18,7 +18,7 @@ from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
-from agent.errors import AgentError, RecipeError
+from agent.errors import AgentError, RecipeError, WorkspaceError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
 from agent.ledger.events import RunFinished
@@ -117,7 +117,7 @@ class Session:
         folder = self.folder / "recipes" / label
         shutil.rmtree(folder, ignore_errors=True)
         for path, text in files.items():
-            write_atomic(folder / path, text)
+            write_atomic(inside(folder, path), text)
         try:
             return load_recipe(folder / self.recipe_path)
         except RecipeError as error:
@@ -276,6 +276,13 @@ def evaluation_alone(
     start = statistics.median(elapsed - float(summary.get("evaluate_s") or 0.0) for elapsed, summary in runs)
     larger = max(1.0, evaluation.holdout_prompts / evaluation.search_prompts)
     return min(start, most_s) + evaluate * larger
+
+
+def inside(folder: Path, path: str) -> Path:
+    """Where a file of the workspace lies below another folder. Raises WorkspaceError for a path that leaves it."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise WorkspaceError("leaves the workspace", where=path, hint="name a file inside of it")
+    return folder / path
 
 
 def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:

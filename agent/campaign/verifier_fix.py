@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.campaign.session import Session
+from agent.campaign.session import Session, inside
 from agent.contract import Failure
 from agent.files import write_atomic
 from agent.run.mend import mend
@@ -27,6 +27,8 @@ def verifier_fix(session: Session, experiment: int, failure: Failure | None, dia
     if own is None or raised is None or raised.line is None or raised.path is None:
         return None
     name = own[0]
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return None  # outside the workspace: no commit can hold it, and the copy would be the user's own file
     if Path(raised.path).name != Path(name).name:
         return None  # it came from a file that the verifier imports
     try:
@@ -47,7 +49,7 @@ def mended_files(session: Session, experiment: int) -> Path | None:
         return None
     folder = session.folder / "mended" / f"{experiment:03d}"
     for path, text in own.items():
-        target = folder / path
+        target = inside(folder, path)
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             write_atomic(target, text)
     return folder

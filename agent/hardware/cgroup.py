@@ -111,7 +111,8 @@ def _folder(root: Root, relative: str, *, inside: str, mounted: str, controller:
 def _v2(root: Root, folder: str, mounted: str) -> CgroupMemory:
     limits = [_number(root.text(f"{level}/memory.max")) for level in _upward(folder, mounted)]
     current = _number(root.text(f"{folder}/memory.current"))
-    cache = _field(root.text(f"{folder}/memory.stat"), "inactive_file") or 0
+    stat = root.text(f"{folder}/memory.stat")
+    cache = sum(_field(stat, name) or 0 for name in ("inactive_file", "active_file", "slab_reclaimable"))
     return CgroupMemory(
         version=2,
         path=folder,
@@ -124,7 +125,8 @@ def _v2(root: Root, folder: str, mounted: str) -> CgroupMemory:
 def _v1(root: Root, folder: str, mounted: str) -> CgroupMemory:
     limits = [_number(root.text(f"{level}/memory.limit_in_bytes")) for level in _upward(folder, mounted)]
     usage = _number(root.text(f"{folder}/memory.usage_in_bytes"))
-    cache = _field(root.text(f"{folder}/memory.stat"), "total_inactive_file") or 0
+    stat = root.text(f"{folder}/memory.stat")
+    cache = sum(_field(stat, f"total_{name}") or 0 for name in ("inactive_file", "active_file"))
     return CgroupMemory(
         version=1,
         path=folder,

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\n]*\x07")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x1b")
 BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
 """End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
 PREFIX = re.compile(
@@ -97,13 +97,21 @@ GUESS = re.compile(
 )
 """What comes after it in a line is a program's list of guesses."""
 QUIET = re.compile(r"\b(?:INFO|DEBUG|TRACE)\b")
-RECOVERED = re.compile(r"\b(?:skipping|retrying|will retry|trying again|falling back|continuing)\b", re.IGNORECASE)
+RECOVERED = re.compile(
+    r"(?<!not )\b(?:skipping (?:this |the )?(?:batch|step|row|sample|file|upload|push)|retrying|will retry|trying again"
+    r"|retry \d+ ?(?:/|of) ?\d+|falling back|continuing|(?:does not|doesn't) fit, (?:using|trying)"
+    r"|reduc(?:ing|ed) (?:the )?(?:batch|micro)\w*|trying (?:a )?smaller)\b",
+    re.IGNORECASE,
+)
 PROGRESS = re.compile(
     r"^\s*(?:\d+%\|)|\d+(?:\.\d+)?(?:it/s|s/it)[\],]|^\{?['\"]?(?:train_)?loss['\"]?\s*[=:]\s*\d"
     r"|^(?:step|epoch|cycle|iteration)\b[ :=\[]*\d",
     re.IGNORECASE,
 )
-TELEMETRY = re.compile(r"\b(?:wandb|mlflow|tensorboard|comet_ml|neptune|clearml|aim)[/\\]")
+TELEMETRY = re.compile(
+    r"\b(?:wandb[/\\](?:sdk|apis|wandb_run)|mlflow[/\\](?:tracking|store|utils)|tensorboard(?:X)?[/\\]|comet_ml[/\\]"
+    r"|neptune[/\\](?:internal|new)|clearml[/\\]backend|aim[/\\](?:sdk|ext|storage))"
+)
 """A tracker that cannot send does not end a training."""
 
 
@@ -144,7 +152,22 @@ def read_lines(log: str) -> list[Line]:
 
 def is_bar(text: str) -> bool:
     """A progress bar, which other processes draw between the lines of a traceback."""
-    return BAR_ONLY.match(text) is not None
+    return "%|" in text and BAR_ONLY.match(" ".join(text.split())) is not None
+
+
+SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[A-Za-z0-9-]{10,})"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<=[?&])(?:token|key|api_key|sig|signature|password|access_token)=[^&\s\"']+"
+    r"|\b(?:api[_-]?key|token|password|secret|authorization)\b[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?[A-Za-z0-9_\-./+]{12,}",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}"
+    r"|xox[bp]-[A-Za-z0-9-]{10,})"
+    return SECRET.sub("(secret)", text)
 
 
 def strip_prefixes(text: str) -> str:
@@ -237,7 +260,7 @@ def _harmless(above: list[str], thrown: Thrown) -> bool:
     """Raised in a destructor, where Python goes on, or in a tracker that could not send."""
     if any(IGNORED.match(text) for text in above[-40:]):
         return True
-    return any(TELEMETRY.search(file) for file in thrown.frames)
+    return bool(thrown.frames) and TELEMETRY.search(thrown.frames[-1]) is not None
 
 
 def final_burst(thrown: list[Thrown], lines: list[Line]) -> list[Thrown]:

@@ -81,8 +81,36 @@ def _name(text: str, message: str, line: int) -> Mended | None:
     places = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
     if any(not isinstance(node.ctx, ast.Load) for node in places):
         return None  # it is assigned somewhere: then it is not a slip of the name
+    if _two_things(tree, name, meant):
+        return None
     changed = _replaced(text, [(node.lineno, node.col_offset, name) for node in places], meant)
     return Mended(changed, f"{name} -> {meant}, the only name there that it can mean") if changed else None
+
+
+def _two_things(tree: ast.Module, name: str, meant: str) -> bool:
+    """`golds == gold` is no slip of `gold == gold`, nor `answer1` of `answer2`, nor `num == gold` of `sum == gold`."""
+    if re.sub(r"\d", "", name) == re.sub(r"\d", "", meant):
+        return True
+    if meant in dir(builtins) and not _called(tree, name):
+        return True
+    exchanged = sorted(name) == sorted(meant)  # two letters in the wrong order are a slip wherever they stand
+    return not exchanged and _stands_beside(tree, name, meant)
+
+
+def _stands_beside(tree: ast.Module, name: str, meant: str) -> bool:
+    """Some statement without a body, or some expression, names both."""
+    for node in ast.walk(tree):
+        simple = isinstance(node, ast.expr) or (isinstance(node, ast.stmt) and not hasattr(node, "body"))
+        if simple and {name, meant} <= {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}:
+            return True
+    return False
+
+
+def _called(tree: ast.Module, name: str) -> bool:
+    """Wherever it stands, it is called."""
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return all(any(use is call for call in calls) for use in uses)
 
 
 def _imported(text: str, tree: ast.Module, name: str) -> Mended | None:

@@ -30,6 +30,7 @@ from agent.run.logtext import (
     read_lines,
     states_failure,
     without_guesses,
+    without_secrets,
 )
 from agent.run.signatures import Rank, Rules, Signature, our_rules
 from agent.run.suspects import suspects
@@ -254,10 +255,10 @@ class _Reading:
         sure: float | None = None,
     ) -> Diagnosis:
         line = evidence if isinstance(evidence, Line) else self.line_with(evidence)
-        said = evidence.raw.strip() if isinstance(evidence, Line) else evidence
+        said = without_secrets(evidence.raw.strip() if isinstance(evidence, Line) else evidence)
         return Diagnosis(
             crash_class=rule.crash_class,
-            reason=reason or rule.meaning,
+            reason=without_secrets(reason or rule.meaning),
             evidence=said[:LONGEST_EVIDENCE],
             source=source,
             signature=rule.name,
@@ -327,8 +328,8 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     line = next((line for line in reversed(reading.lines) if failure.message[:60] in line.raw), None)
     return Diagnosis(
         failure.crash_class,
-        f"{failure.message}{where}",
-        text[:LONGEST_EVIDENCE],
+        without_secrets(f"{failure.message}{where}"),
+        without_secrets(text)[:LONGEST_EVIDENCE],
         "failure.json",
         f"failure-{failure.exception}",
         key=failure.key,
@@ -479,12 +480,19 @@ def _kernel_line(kernel: str) -> str | None:
 
 def _exceptions_and_devices(reading: _Reading) -> Diagnosis | None:
     if reading.root is not None:
-        return _by_line(reading, reading.root)
+        return _by_line(reading, reading.root, sure=_less_sure(reading, reading.root))
     for said in read_lines(reading.evidence.kernel):
         found = reading.rules.match(said.text.strip())
         if found is not None and found.crash_class == "backend":
             return reading.by(found, said.raw.strip(), "kernel", sure=0.85)
     return _fatal_in_library(reading)
+
+
+def _less_sure(reading: _Reading, root: _Found) -> float | None:
+    """Another exception came after it: what was caught may have been got over. None where that is not so."""
+    last = reading.burst[-1].line.number if reading.burst else root.line.number
+    later = root.source == "traceback" and last > root.line.number and root.signature.rank > Rank.CAUSE
+    return FAR * BY_RANK[root.signature.rank] if later else None
 
 
 def _by_line(reading: _Reading, found: _Found, *, sure: float | None = None) -> Diagnosis:
