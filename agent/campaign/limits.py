@@ -7,21 +7,24 @@ One that a recipe which has run contradicts is not believed: what ran out was so
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from agent.contract import Phase
+from agent.files import append_line
 from agent.hardware.probe import Machine
+from agent.recipe.files import field_at
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit
 from agent.run.triage import Diagnosis
 
 LIMITS = "limits.jsonl"
+EXPIRES_DAYS = 30
+"""A machine changes, and a recipe that is never started cannot show that a limit no longer holds."""
 MORE_MEMORY = 1.15
 """With this much more memory free than when it ran out, a limit binds no more."""
 
@@ -40,6 +43,13 @@ class KnownLimit:
         if self.free_gb is not None and free_gb is not None and free_gb > MORE_MEMORY * self.free_gb:
             return False
         return self.limit.forbids(recipe)
+
+    def expired(self, today: datetime.date) -> bool:
+        try:
+            learned = datetime.date.fromisoformat(self.when)
+        except ValueError:
+            return False
+        return (today - learned).days > EXPIRES_DAYS
 
     @property
     def words(self) -> str:
@@ -76,9 +86,9 @@ class Limits:
         except (OSError, UnicodeDecodeError):
             return limits
         for line in lines:
-            row = _row(line)
-            if row is not None and row["machine"] == limits.machine:
-                limits.known.append(_known(row))
+            known = _known_of(line, machine=limits.machine)
+            if known is not None and not known.expired(datetime.date.today()):
+                limits.known.append(known)
         return limits
 
     def binding(self, recipe: Recipe, *, free_gb: float | None) -> KnownLimit | None:
@@ -106,8 +116,7 @@ class Limits:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(self.path, json.dumps(row))
         except OSError:
             pass
         return True
@@ -127,16 +136,19 @@ def _same(one: Limit, other: Limit) -> bool:
     return one.key == other.key and one.context == other.context and other.below <= one.below
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _known_of(line: str, *, machine: str) -> KnownLimit | None:
+    """None for a line of another machine, of another version of the program, or that was torn."""
     try:
         row = json.loads(line)
-        float(row["below"])
-        return row if isinstance(row["context"], dict) and isinstance(row["key"], str) and row["machine"] else None
-    except (ValueError, KeyError, TypeError):
+        if row["machine"] != machine or not all(map(field_at, (row["key"], *row["context"]))):
+            return None
+        free = row.get("free_gb")
+        return KnownLimit(
+            Limit(str(row["key"]), float(row["below"]), dict(row["context"]), str(row.get("why", ""))),
+            phase=row.get("phase") if row.get("phase") in get_args(Phase) else None,
+            free_gb=float(free) if free is not None else None,
+            campaign=str(row.get("campaign", "")),
+            when=str(row.get("when", "")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _known(row: dict[str, Any]) -> KnownLimit:
-    limit = Limit(row["key"], float(row["below"]), row["context"], str(row.get("why", "")))
-    fields = {name.name for name in dataclasses.fields(KnownLimit)} - {"limit"}
-    return KnownLimit(limit, **{name: row[name] for name in fields if name in row})

@@ -12,6 +12,7 @@ from typing import Any
 from agent.campaign.lab import CutShort
 from agent.ledger.events import CampaignResumed, Event, RunFinished, RunPlanned, RunStarted
 from agent.ledger.journal import Journal, Run, fold
+from agent.run.stall import LOST_QUEUE
 from agent.run.triage import Diagnosis
 
 GPU_FAULTS = frozenset({"gpu-fault", "amdgpu-kernel", "hsa-status", "nvidia-xid"})
@@ -31,20 +32,27 @@ class MachineUnwell(CutShort):
 
 
 def is_gpu_fault(diagnosis: dict[str, Any] | None, ended_by: str, *, accelerators: int) -> bool:
-    """By the diagnosis that the journal holds; a hang counts where there is a GPU that can have hung."""
-    if ended_by == "hang":
-        return accelerators > 0
+    """By the diagnosis that the journal holds; a hang counts where the GPU looked as if its queue were lost."""
     told = diagnosis or {}
-    return told.get("crash_class") == "backend" and told.get("signature") in GPU_FAULTS
+    if ended_by == "hang":
+        return accelerators > 0 and LOST_QUEUE in str(told.get("reason", ""))
+    of_the_run = accelerators > 0 or told.get("source") != "kernel"  # a display's driver complains in the kernel's log
+    return of_the_run and told.get("crash_class") == "backend" and told.get("signature") in GPU_FAULTS
 
 
 def faults_in_a_row(events: Iterable[Event], *, accelerators: int) -> list[RunFinished]:
     """The GPU faults at the end of a journal with no good run between, oldest first. A campaign that is resumed counts
-    anew, since somebody has looked; a run that ended in another way without a summary proves nothing either way."""
+    anew, since somebody has looked; a run that ended in another way without a summary, and a trial in a small process,
+    prove nothing either way."""
     row: list[RunFinished] = []
+    trials: set[str] = set()
     for event in events:
         if isinstance(event, CampaignResumed):
             row = []
+        if isinstance(event, RunPlanned | RunStarted) and event.arm == "probe":
+            trials.add(event.run)
+        if isinstance(event, RunFinished) and event.run in trials:
+            continue
         if not isinstance(event, RunFinished):
             continue
         if is_gpu_fault((event.model_extra or {}).get("diagnosis"), event.ended_by, accelerators=accelerators):
@@ -109,7 +117,8 @@ def poison(signature: str, runs: Sequence[Run], *, boot_id: str) -> Diagnosis | 
     names = ", ".join(run.id for run in down)
     return Diagnosis(
         "unknown",
-        f"the machine went down {len(down)} times while this recipe ran ({names}): it is not started again",
+        f"the machine went down {len(down)} times while this recipe ran ({names}): it is not started again; if these "
+        "were power cuts, give it another `seed`, which makes it another recipe",
         "the journal: started in one boot, no end before the next",
         "the agent",
         POISON,

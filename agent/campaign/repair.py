@@ -51,7 +51,7 @@ def train_with_repairs(
     early: Early | None = None,
 ) -> Done:
     """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
-    tried: list[Remedy] = []
+    tried = _tried_before(session, experiment)
     ruled_out: list[Remedy] = []
     probing: Remedy | None = None
     repeats = 0
@@ -77,6 +77,13 @@ def train_with_repairs(
                 return done
         else:
             repeats += 1
+
+
+def _tried_before(session: Session, experiment: int) -> list[Remedy]:
+    """What an earlier session tried on the idea: a campaign that was killed goes on with the next step."""
+    fixes = [fix.model_extra or {} for _, fix in sorted(session.state.experiments[experiment].fixes.items())]
+    told = [extra["remedy"] for extra in fixes if isinstance(extra.get("remedy"), dict)]
+    return [Remedy(one["kind"], dict(one["values"]), dict(one["env"]), str(one["why"])) for one in told]
 
 
 def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
@@ -184,19 +191,26 @@ def _answer(
         if response.stops_campaign:
             raise _stopping(done, done.diagnosis, response)
         remedy = response.remedy
+        first = not ruled_out and all(one.kind not in ("retry", "shared") for one in tried)
+        if remedy and remedy.needs_probe and first and not _fails_in_small(session, runner, plan, done):
+            return Remedy("retry", {}, {}, "a small training runs as it is: once more, unchanged")
         if remedy is None or not remedy.needs_probe or _helps(session, runner, plan, done, remedy, len(ruled_out)):
             session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
             return remedy
         ruled_out.append(remedy)
 
 
+def _fails_in_small(session: Session, runner: Runner, plan: Plan, done: Done) -> bool:
+    """Whether the smallest training dies too, with the layer below as it is. If not, it may have been a chance."""
+    recipe = session.with_shared_layer(session.recipe_of(plan.experiment))
+    fails = not _trial(session, runner, plan, done, recipe, None, "as-it-is").ok
+    session.observer.say(f"  a small training without a change {'fails too' if fails else 'runs'}")
+    return fails
+
+
 def _helps(session: Session, runner: Runner, plan: Plan, done: Done, remedy: Remedy, number: int) -> bool:
     """Whether the smallest training runs with this step of the shared layer, before a whole run is spent on it."""
     recipe = session.with_shared_layer(session.recipe_of(plan.experiment))
-    if number == 0:
-        without = _trial(session, runner, plan, done, recipe, None, "as-it-is")
-        same = without.diagnosis is not None
-        session.observer.say(f"  a small training without a change {'fails too' if same else 'runs'}")
     trial = _trial(session, runner, plan, done, recipe, remedy, f"step-{number + 1}")
     if not trial.ok:
         session.observer.say(f"  ruled out: {remedy.why}: a small training with it fails ({trial.crash_words})")
@@ -278,6 +292,7 @@ def _commit_fix(session: Session, experiment: int, done: Done, remedy: Remedy) -
         "crash_class": done.diagnosis.crash_class,
         "why": remedy.why,
         "recipe_signature": recipe.signature(),
+        "remedy": {"kind": remedy.kind, "values": remedy.values, "env": remedy.env, "why": remedy.why},
     }
     session.tell("experiment_fixed", **words)
     commit_pending_fixes(session, experiment)
@@ -338,16 +353,19 @@ def _learn(session: Session, experiment: int, limit: Limit, done: Done) -> None:
     assert done.diagnosis is not None
     if done.diagnosis.signature == "known-limit":
         return
-    session.tell(
-        "constraint_learned",
-        key=limit.key,
-        relation="<",
-        value=limit.below,
-        why=limit.why,
-        experiment=experiment,
-        context=limit.context,
-    )
-    if done.diagnosis.confidence >= SURE and not contradicted(limit, session.ran_well()):
+    told = [(one.key, one.relation, one.value) for one in session.state.constraints]
+    if (limit.key, "<", limit.below) not in told:
+        session.tell(
+            "constraint_learned",
+            key=limit.key,
+            relation="<",
+            value=limit.below,
+            why=limit.why,
+            experiment=experiment,
+            context=limit.context,
+        )
+    sure = done.diagnosis.confidence >= SURE and done.took_the_memory
+    if sure and not contradicted(limit, session.ran_well()):
         name = session.settings.campaign
         session.limits.learn(KnownLimit(limit, done.diagnosis.phase, done.free_gb, campaign=name))
 

@@ -39,6 +39,9 @@ HOPELESS = "hopeless"
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
+MOST_OF_IT = 0.5
+"""Share of the free memory that a run must have held for an out-of-memory to be its own."""
+
 Launch = Callable[..., RunResult]
 
 
@@ -78,6 +81,8 @@ class Done:
     """Between which a reward lies."""
     free_gb: float | None = None
     """Host memory that was free before it was started, GiB; None where it was read back."""
+    took_the_memory: bool = False
+    """It held at least half of what was free, on the host or on the card: what ran out was its own doing."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -300,7 +305,7 @@ class Runner:
             machine=session.machine,
             standby=self._standby,
         )
-        return replace(self._ended(job, run, result), free_gb=free_gb)
+        return replace(self._ended(job, run, result), free_gb=free_gb, took_the_memory=_took(result, free_gb))
 
     def _request(self, job: Job, out: Path, limit: float) -> RunRequest:
         env = {name: value for change in self.session.state.shared_changes for name, value in change.env.items()}
@@ -395,7 +400,7 @@ class Runner:
         )
         self.session.observer.ended(_how_it_ended(record, result, diagnosis))
         self._warn_of_the_machine(result)
-        if diagnosis is not None:
+        if diagnosis is not None and job.arm != "probe":
             refuse_faults(self.session.journal.events(), accelerators=self.session.machine.accelerators)
         if ended_by == "stop" and not result.reason.startswith((PAUSED, HOPELESS)):
             raise CutShort(self._why_stop() or result.reason)
@@ -425,6 +430,12 @@ class Runner:
         if diagnosis is not None:
             summary = None
         self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields)
+
+
+def _took(result: RunResult, free_gb: float) -> bool:
+    on_host = (result.peak_rss_gb or 0.0) >= MOST_OF_IT * free_gb
+    on_card = result.load is not None and (result.load.device_memory_peak_share or 0.0) >= MOST_OF_IT
+    return on_host or on_card
 
 
 def key_of(run: Run) -> str | None:

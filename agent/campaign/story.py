@@ -290,7 +290,8 @@ def _fixes(experiment: Experiment) -> Iterator[str]:
 
 def _crash(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Of the last run that died, by what triage wrote into the journal; older journals tell less."""
-    ended = [run.finished.model_extra or {} for run in experiment.runs if run.finished]
+    own = [run for run in experiment.runs if run.words is None or run.words.arm != "probe"]
+    ended = [run.finished.model_extra or {} for run in own if run.finished]
     told = next((one["diagnosis"] for one in reversed(ended) if one.get("diagnosis")), None)
     if told is None:
         return

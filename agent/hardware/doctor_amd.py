@@ -508,7 +508,7 @@ def gtt_limit(card: Graphics, ram_gib: float, software: Software | None = None) 
 
 def wanted_gib(ram_gib: float) -> int:
     """GTT for a machine: the published figure for 128 GB, and as much less than the RAM elsewhere."""
-    return PUBLISHED_GIB if ram_gib > PUBLISHED_GIB - LEFT_TO_HOST_GIB else max(1, int(ram_gib) - LEFT_TO_HOST_GIB)
+    return PUBLISHED_GIB if ram_gib > PUBLISHED_GIB else max(1, int(ram_gib) - LEFT_TO_HOST_GIB)
 
 
 # Variables -------------------------------------------------------------------------------------------------

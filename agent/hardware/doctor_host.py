@@ -194,11 +194,17 @@ def _swap(facts: Facts) -> Finding:
         f"{size:.1f} GiB of swap, {used:.1f} in use",
         "SwapTotal and SwapFree",
         "What is swapped out makes a run slow in a way that looks like its own fault." if severity == "note" else "",
-        "end what holds memory, or, while there is room:\n$ sudo swapoff -a && sudo swapon -a"
-        if severity == "note"
-        else "",
+        _empty_swap(used, facts.host.memory.available) if severity == "note" else "",
     )
 
+
+def _empty_swap(used_gib: float, available_gib: float) -> str:
+    """Emptying it into memory that is not there calls the memory killer."""
+    room = available_gib > used_gib + SWAP_MARGIN_GIB
+    return "end what holds memory" + (", then:\n$ sudo swapoff -a && sudo swapon -a" if room else "")
+
+
+SWAP_MARGIN_GIB = 2.0
 
 # The night -------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class Host:
     """Processor seconds of everything since boot."""
     cores: int | None = None
     """That this process may use."""
+    disk_pressure: Pressure | None = None
 
     @classmethod
     def now(cls) -> Host:
@@ -56,6 +57,7 @@ class Host:
             memory=quietly(memory),
             swap_used_gb=swap.used / GIB if swap is not None else None,
             pressure=quietly(lambda: pressure("memory")),
+            disk_pressure=quietly(lambda: pressure("io")),
             cpu_s=quietly(_busy_seconds),
             cores=quietly(usable_cores),
         )
@@ -110,6 +112,7 @@ class Recorder:
             swap_used_gb=_short(host.swap_used_gb),
             pressure_some=host.pressure.some_10 if host.pressure else None,
             pressure_full=host.pressure.full_10 if host.pressure else None,
+            pressure_disk=host.disk_pressure.some_10 if host.disk_pressure else None,
             cards=[card_sample(card) for card in cards],
             device_allocated_gb=_short(beat.device_allocated_gb) if beat else None,
             device_reserved_gb=_short(beat.device_reserved_gb) if beat else None,

@@ -24,6 +24,8 @@ MOVES_GB = 16 * MIB
 """Memory that changes by less moves by accident: a log line, a thread that ends."""
 FLAT_GB = 1 * MIB
 SEVERAL_CORES = 1.5
+SOME_CORE = 0.5
+"""Where no card could keep one processor spinning: whoever computes does so on these."""
 NO_CORE = 0.05
 DISK_MB_S = 0.5
 PRESSURE = 10.0
@@ -32,6 +34,7 @@ FULL = 95.0
 NOTHING = 5.0
 LOW_POWER = 0.6
 """Of the power that the same card took while this training worked: #6530 tells of 50 W, where work takes over 100."""
+LOST_QUEUE = "a GPU queue look that was lost"
 HOT_C = 90.0
 OTHERS_SHARE = 0.4
 """Of all cores, taken by other programs: enough to slow a training down."""
@@ -54,6 +57,8 @@ class _Seen:
     disk_mb_s: float | None
     swap_moved_gb: float | None
     pressure: float | None
+    disk_pressure: float | None
+    has_card: bool
     busy: float | None
     power_w: float | None
     usual_power_w: float | None
@@ -74,7 +79,7 @@ def activity(samples: Sequence[Sample], *, before: Sequence[Sample] = ()) -> Act
         return Activity("unknown", "what it does is not known: neither memory nor processors could be read")
     words = ", ".join(nothing)
     if _is_lost_queue(seen):
-        words += " (so does a GPU queue look that was lost: ROCm legacy-rocm-build#6530)"
+        words += f" (so does {LOST_QUEUE}: ROCm legacy-rocm-build#6530)"
     return Activity("hang", words)
 
 
@@ -89,6 +94,8 @@ def _look(samples: Sequence[Sample], before: Sequence[Sample]) -> _Seen:
         disk_mb_s=_range(disk) / span / 1e6 if _range(disk) is not None and span > 0 else None,  # type: ignore[operator]
         swap_moved_gb=_range([one.swap_used_gb for one in samples]),
         pressure=max((one.pressure_some for one in samples if one.pressure_some is not None), default=None),
+        disk_pressure=max((one.pressure_disk for one in samples if one.pressure_disk is not None), default=None),
+        has_card=any(one.cards for one in samples),
         busy=_mean([busiest(one) for one in samples]),
         power_w=_mean([power_of(one) for one in samples]),
         usual_power_w=statistics.median(worked) if worked else None,
@@ -99,12 +106,14 @@ def _signs_of_work(seen: _Seen) -> list[str]:
     signs = []
     if seen.moved_gb is not None and seen.moved_gb >= MOVES_GB:
         signs.append(f"its memory moves by {seen.moved_gb / MIB:.0f} MiB")
-    if seen.cores is not None and seen.cores >= SEVERAL_CORES:
+    if seen.cores is not None and seen.cores >= (SEVERAL_CORES if seen.has_card else SOME_CORE):
         signs.append(f"it uses {seen.cores:.1f} cores")
     if seen.disk_mb_s is not None and seen.disk_mb_s >= DISK_MB_S:
         signs.append(f"it reads and writes {seen.disk_mb_s:.1f} MB/s")
     if seen.pressure is not None and seen.pressure >= PRESSURE:
         signs.append(f"the machine waits for memory {seen.pressure:.0f}% of the time")
+    if seen.disk_pressure is not None and seen.disk_pressure >= PRESSURE:
+        signs.append(f"the machine waits for the disk {seen.disk_pressure:.0f}% of the time")
     if seen.swap_moved_gb is not None and seen.swap_moved_gb >= MOVES_GB:
         signs.append(f"swap moves by {seen.swap_moved_gb / MIB:.0f} MiB")
     if _gpu_works(seen):

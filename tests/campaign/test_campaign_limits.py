@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
 from pathlib import Path
+from typing import Any
 
-from nights import MACHINE, NOTHING, Night, hypothesis
+from nights import MACHINE, NOTHING, Night, forked_launch, hypothesis
 
 from agent.campaign.capacity import check_memory, refuse_too_large
 from agent.campaign.limits import KnownLimit, Limits
 from agent.recipe.files import load_recipe, with_keys
 from agent.recipe.schema import Recipe
+from agent.run.launcher import RunResult
 from agent.run.remedies import Limit, respond
 from agent.run.triage import Diagnosis
 
 LARGE = hypothesis("large", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 16384})
+
+
+def holding_all(*arguments: Any, **keys: Any) -> RunResult:
+    """Runs that held all memory there was."""
+    return dataclasses.replace(forked_launch(*arguments, **keys), peak_rss_gb=1e6)
 
 
 def out_of_memory(recipe: Recipe) -> Limit:
@@ -26,7 +35,7 @@ def out_of_memory(recipe: Recipe) -> Limit:
 
 def test_a_later_campaign_never_starts_what_is_known_not_to_fit(night: Night) -> None:
     night.playbook(LARGE, NOTHING)
-    night.start(max_experiments=1)
+    night.start(max_experiments=1, launcher=holding_all)
     limits = Limits.read(night.root / "models", MACHINE)
     assert [one.limit.key for one in limits.known] == ["learner.microbatch_tokens"] * len(limits.known)
     assert limits.known[0].limit.below == 16384
@@ -91,10 +100,29 @@ def test_limits_are_of_one_machine_and_of_the_memory_that_was_free(night: Night,
     assert Limits.read(tmp_path, other).known == []
 
 
+def test_memory_that_something_else_held_teaches_nothing(night: Night) -> None:
+    """Runs that die of memory and have hardly held any: it was another program's doing."""
+    night.playbook(LARGE)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    assert night.session.state.constraints  # for this night the planner keeps away from it
+    assert Limits.read(night.root / "models", MACHINE).known == []
+
+
+def test_a_limit_expires(night: Night, tmp_path: Path) -> None:
+    limit = out_of_memory(load_recipe(night.root / "recipes" / "test.yaml"))
+    long_ago = (datetime.date.today() - datetime.timedelta(days=40)).isoformat()
+    Limits.read(tmp_path, MACHINE).learn(KnownLimit(limit, "train", None, "c", long_ago))
+    assert Limits.read(tmp_path, MACHINE).known == []
+
+
 def test_lines_that_cannot_be_understood_are_passed_over(night: Night, tmp_path: Path) -> None:
     recipe = load_recipe(night.root / "recipes" / "test.yaml")
     Limits.read(tmp_path, MACHINE).learn(KnownLimit(out_of_memory(recipe), None, None))
     path = tmp_path / "limits.jsonl"
+    good = json.loads(path.read_text())
+    odd = [{**good, "key": "learner.no_such_key"}, {**good, "context": {"no.such": 1}}, {**good, "free_gb": "12x"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in odd) + path.read_text())
     path.write_text('{"torn\n[1]\n{}\n{"machine": 1, "key": 2, "below": "x", "context": []}\n' + path.read_text() + "{")
     assert len(Limits.read(tmp_path, MACHINE).known) == 1
 

@@ -11,6 +11,7 @@ import pytest
 from nights import NO_DEDUP, NOTHING, Night, forked_launch
 
 from agent.campaign.machine_health import (
+    LOST_QUEUE,
     MachineUnwell,
     faults_in_a_row,
     poison,
@@ -24,8 +25,14 @@ from agent.ledger.journal import Journal
 from agent.recipe.files import load_recipe, with_keys
 from agent.run.launcher import RunRequest, RunResult
 from agent.run.processes import boot_id, identify
+from agent.run.stall import LOST_QUEUE
 
 GPU_FAULT = {"crash_class": "backend", "reason": "the GPU faulted", "signature": "gpu-fault"}
+LOST = {
+    "crash_class": "timeout",
+    "signature": "hang",
+    "reason": f"it hung: no heartbeat for 130 s in train; its memory is flat (so does {LOST_QUEUE})",
+}
 TYPO = {"crash_class": "typo", "reason": "unknown key", "signature": "key"}
 SUMMARY = {"cycles": 3}
 
@@ -69,7 +76,7 @@ def test_faults_count_with_no_good_run_between_since_somebody_looked(
             case "fault":
                 finished(told, str(number), diagnosis=GPU_FAULT)
             case "hang":
-                finished(told, str(number), "hang", diagnosis={"crash_class": "timeout", "signature": "hang"})
+                finished(told, str(number), "hang", diagnosis=LOST)
             case "typo":
                 finished(told, str(number), diagnosis=TYPO)
             case "good":
@@ -89,10 +96,43 @@ def test_faults_count_with_no_good_run_between_since_somebody_looked(
 
 def test_a_hang_without_a_gpu_is_none_of_its_faults(tmp_path: Path) -> None:
     told = journal(tmp_path)
-    finished(told, "a", "hang")
-    finished(told, "b", "hang")
+    finished(told, "a", "hang", diagnosis=LOST)
+    finished(told, "b", "hang", diagnosis=LOST)
     assert faults_in_a_row(told.events(), accelerators=0) == []
     assert len(faults_in_a_row(told.events(), accelerators=1)) == 2
+
+
+def test_a_hang_that_does_not_look_like_a_lost_queue_is_the_recipes(tmp_path: Path) -> None:
+    """A verifier that waits for ever hangs on every machine, and again when it is repeated."""
+    told = journal(tmp_path)
+    for run in "ab":
+        finished(told, run, "hang", diagnosis={**LOST, "reason": "it hung: no heartbeat for 300 s in verify"})
+    assert faults_in_a_row(told.events(), accelerators=1) == []
+
+
+def test_trials_of_the_layer_below_are_no_faults_of_the_night(tmp_path: Path) -> None:
+    told = journal(tmp_path)
+    finished(told, "whole", diagnosis=GPU_FAULT)
+    told.append(
+        "run_planned",
+        run="trial",
+        experiment=1,
+        role="experiment",
+        rung="screen",
+        arm="probe",
+        seed=1,
+        recipe_signature="r",
+        out="trial",
+    )
+    finished(told, "trial", diagnosis=GPU_FAULT)
+    assert [event.run for event in faults_in_a_row(told.events(), accelerators=1)] == ["whole"]
+
+
+def test_the_kernels_word_on_a_display_is_none_where_nothing_trains_on_a_card(tmp_path: Path) -> None:
+    told = journal(tmp_path)
+    finished(told, "a", diagnosis={**GPU_FAULT, "source": "kernel"})
+    assert faults_in_a_row(told.events(), accelerators=0) == []
+    assert len(faults_in_a_row(told.events(), accelerators=1)) == 1
 
 
 def test_two_gpu_faults_in_a_row_end_the_night_with_its_holdout(night: Night) -> None:
@@ -103,7 +143,8 @@ def test_two_gpu_faults_in_a_row_end_the_night_with_its_holdout(night: Night) ->
     assert "skipped" not in ending.holdout
     assert night.session is not None
     assert night.session.state.status == "finished"
-    assert len([run for run in night.session.state.runs if run.startswith("00")]) == 2
+    whole = [run for run in night.session.state.runs if run.startswith("00") and "-trial-" not in run]
+    assert len(whole) == 2
 
 
 def test_where_the_gpu_is_gone_for_good_the_holdout_is_skipped_in_good_order(night: Night) -> None:
@@ -160,7 +201,8 @@ def test_twice_is_poison_over_all_campaigns_of_the_workspace(tmp_path: Path) -> 
     diagnosis = poison("poisoned", runs, boot_id="wednesday")
     assert diagnosis is not None
     assert diagnosis.reason == (
-        "the machine went down 2 times while this recipe ran (001-search, 004-search): it is not started again"
+        "the machine went down 2 times while this recipe ran (001-search, 004-search): it is not started again; "
+        "if these were power cuts, give it another `seed`, which makes it another recipe"
     )
     assert poison("poisoned", runs, boot_id="tuesday") is None  # the second one may still run
     assert poison("another", runs, boot_id="wednesday") is None

@@ -47,17 +47,18 @@ def test_a_card_without_power_readings_that_is_100_percent_busy_proves_nothing()
     [
         ({"cores": 6.0}, "it uses 6.0 cores"),
         ({"pressure_some": 45.0}, "the machine waits for memory 45% of the time"),
+        ({"pressure_disk": 60.0}, "the machine waits for the disk 60% of the time"),
     ],
 )
 def test_something_that_works_is_slow(fields: dict[str, Any], words: str) -> None:
-    seen = activity(flat(30, **fields))
+    seen = activity(flat(30, cards=card(), **fields))
     assert (seen.kind, seen.words) == ("slow", words)
 
 
 def test_what_moves_is_slow_and_what_moves_by_accident_is_not() -> None:
     def moving(**per_second: float) -> Activity:
         steps = [{name: 4 + value * t for name, value in per_second.items()} for t in range(30)]
-        return activity([sample(float(t), **step) for t, step in enumerate(steps)])
+        return activity([sample(float(t), cards=card(), **step) for t, step in enumerate(steps)])
 
     assert moving(resident_gb=0.01).words == "its memory moves by 297 MiB"
     assert moving(resident_gb=0.0001).kind == "hang"
@@ -69,7 +70,8 @@ def test_what_moves_is_slow_and_what_moves_by_accident_is_not() -> None:
 
 
 def test_only_the_last_minute_of_a_silence_counts_and_few_samples_tell_nothing() -> None:
-    assert activity([*flat(100, cores=8.0), *flat(70, begin=100, cores=1.0)]).kind == "hang"
+    one_core = flat(70, begin=100, cores=1.0, cards=card())
+    assert activity([*flat(100, cores=8.0), *one_core]).kind == "hang"
     assert activity(flat(2)).kind == "unknown"
     assert activity([]).kind == "unknown"
     assert activity([Sample(n=n, t=float(n)) for n in range(10)]).kind == "unknown"
@@ -103,6 +105,12 @@ def test_more_traffic_never_turns_slow_into_a_hang(rows: list[tuple[float, float
 @given(st.integers(3, 200), st.floats(0, 1.2), st.one_of(st.none(), st.floats(0, 100)))
 def test_whatever_stands_still_is_a_hang(seconds: int, cores: float, busy: float | None) -> None:
     assert activity(flat(seconds, cores=cores, cards=card(busy=busy))).kind == "hang"
+
+
+def test_without_a_card_one_core_is_work() -> None:
+    """On a machine with one or two processors it is all there is: compiling, a loop in Python, a small model."""
+    assert activity(flat(60, cores=0.99, cores_there=1)).words == "it uses 1.0 cores"
+    assert activity(flat(60, cores=0.1)).kind == "hang"
 
 
 # --- the watchdog ------------------------------------------------------------------------------------------
