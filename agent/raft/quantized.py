@@ -75,8 +75,8 @@ def hold_one_way(model: nn.Module) -> None:
     """Have quantized layers compute the same way in sampling as in training, whatever mode the model is in.
 
     In evaluation mode on a CPU, bitsandbytes 0.50 rounds the inputs of 8-bit layers too, and rearranges 4-bit weights
-    for good, where the processor has AVX-512 bfloat16, so that a later backward pass gives no gradient to what lies
-    below. These layers have no dropout: nothing else depends on their mode.
+    for good where the processor has AVX-512 bfloat16, after which the learner's pass fails. These layers have no
+    dropout: nothing else depends on their mode.
     """
     for layer in quantized_layers(model):
         layer.training = True
@@ -86,6 +86,19 @@ def hold_one_way(model: nn.Module) -> None:
 def quantized_layers(model: nn.Module) -> list[nn.Linear]:
     found = (module for module in model.modules() if isinstance(module, nn.Linear))
     return [module for module in found if type(module).__module__.startswith("bitsandbytes.")]
+
+
+def scales(model: nn.Module) -> dict[str, Tensor]:
+    """What quantized weights are multiplied by, which is not among the model's parameters."""
+    return {f"scale {number}": scale_of(layer) for number, layer in enumerate(quantized_layers(model))}
+
+
+def scale_of(layer: Any) -> Tensor:
+    """Of the rows of an 8-bit layer, of the blocks of a 4-bit one."""
+    four = getattr(layer.weight, "quant_state", None)
+    first = layer.weight.SCB if four is None else four.absmax
+    scale: Tensor = layer.state.SCB if first is None else first  # of 8 bits it moves there in the first product
+    return scale
 
 
 def elements(weight: Tensor) -> int:

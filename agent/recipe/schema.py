@@ -60,8 +60,8 @@ class Model(Section):
     lora: Lora | None = None
     """Adapters; null trains all weights."""
     quantize: Literal["8bit", "4bit"] | None = None
-    """Keep the frozen weights of linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314) under
-    adapters; embeddings, head and norms stay as they are. Less memory and slower: each product widens its weight first.
+    """Keep the frozen weights of linear layers under adapters in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv
+    2305.14314); embeddings, head and norms stay as they are. Less memory, and slower: each product widens its weight.
     Needs `model.lora` and the package bitsandbytes; null keeps them in the type of `model.dtype`."""
 
     @model_validator(mode="after")

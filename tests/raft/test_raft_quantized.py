@@ -1,4 +1,4 @@
-"""Quantized base weights under adapters: what is refused, that gradients are right, and a whole training with resume."""
+"""Quantized base weights under adapters: refusals, right gradients, and a whole training with resume."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from random_models import save_random_model
 from torch import Tensor, nn
 
 from agent.errors import RecipeError, Unsupported
-from agent.files import read_jsonl
+from agent.raft import tiny
+from agent.raft.answers import AnswerCache
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import TrainingSample
 from agent.raft.model import Policy, load_policy
-from agent.raft.quantized import elements, quantized_layers, refuse_where_it_fails
+from agent.raft.quantized import elements, quantized_layers, refuse_where_it_fails, scale_of, scales
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.state import StateFolder
@@ -71,7 +72,7 @@ def library(factor: float | None) -> Any:
     ("factor", "said"), [(None, "Configured ROCm binary not found"), (float("nan"), "is not finite")]
 )
 def test_a_library_that_fails_on_the_device_is_told_before_a_model_is_loaded(factor: Any, said: str) -> None:
-    with pytest.raises(Unsupported, match=rf"model\.quantize: 8bit does not work on cpu .*{said}$"):
+    with pytest.raises(Unsupported, match=rf"model\.quantize: 8bit does not work on cpu .*{said}"):
         refuse_where_it_fails("8bit", torch.float32, CPU, library(factor))
     refuse_where_it_fails("8bit", torch.float32, CPU, library(0.5))
 
@@ -124,10 +125,9 @@ def round_base(full: Policy, quantized: Policy) -> None:
         if state is not None:
             values = dequantize_4bit(weight.data, state)
         else:
-            scales = module.state.SCB if module.state.SCB is not None else weight.SCB
-            values = weight.data.float() * scales.unsqueeze(1) / 127
-        target = plain[name].weight
-        target.copy_(values if target.shape == values.shape else values.t())  # GPT-2 keeps them the other way round
+            values = weight.data.float() * scale_of(module).unsqueeze(1) / 127
+        target = plain[name]
+        target.weight.copy_(values.t() if type(target).__name__ == "Conv1D" else values)  # GPT-2's lie the other way
 
 
 def distance(one: Tensor, other: Tensor) -> float:
@@ -135,9 +135,19 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 @needs_bitsandbytes
+@pytest.mark.parametrize("bits", BITS)
+def test_loss_and_gradients_are_near_those_of_the_whole_weights(model_cache: Path, tmp_path: Path, bits: str) -> None:
+    """Of the built-in model, which has learned something. Random weights leave nothing for rounding to spare."""
+    whole, quantized = (loss_and_gradients(load(tiny.home(model_cache), tmp_path, how)) for how in (None, bits))
+    assert bool(quantized[1].isfinite().all())
+    assert quantized[0] == pytest.approx(whole[0], rel=0.01 if bits == "8bit" else 0.05)
+    assert distance(quantized[1], whole[1]) < (0.03 if bits == "8bit" else 0.4)
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("bits", BITS)
-def test_loss_and_gradients_are_those_of_the_rounded_weights_and_near_those_of_the_whole_ones(
+def test_loss_and_gradients_are_those_of_the_rounded_weights(
     folders: dict[str, Path], tmp_path: Path, kind: str, bits: str
 ) -> None:
     quantized = load(folders[kind], tmp_path, bits)
@@ -145,12 +155,8 @@ def test_loss_and_gradients_are_those_of_the_rounded_weights_and_near_those_of_t
     assert quantized.layout_why_not is None
     assert quantized.head is not None
     whole = load(folders[kind], tmp_path, None)
-    wanted_loss, wanted = loss_and_gradients(whole)
     loss, gradients = loss_and_gradients(quantized)
-    assert bool(gradients.isfinite().all())
-    # Random weights of 32 inputs are the worst case: they have no redundancy that rounding could fall into.
-    assert loss == pytest.approx(wanted_loss, rel=0.03 if bits == "8bit" else 0.25)
-    assert distance(gradients, wanted) < (0.15 if bits == "8bit" else 1.2)
+    assert distance(gradients, loss_and_gradients(whole)[1]) > 0.01  # else the comparison would show nothing
     round_base(whole, quantized)
     rounded_loss, rounded = loss_and_gradients(whole)
     assert loss == pytest.approx(rounded_loss, rel=1e-4)
@@ -235,6 +241,18 @@ def test_a_checkpoint_is_the_adapters_and_comes_back_on_the_same_rounded_base(
         torch.testing.assert_close(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", BITS)
+def test_answers_are_remembered_by_the_scales_too(folders: dict[str, Path], tmp_path: Path, bits: str) -> None:
+    policy = load(folders["llama"], tmp_path, bits)
+    asked = [Request([5, 6, 8], 1, 0)], Sampling(temperature=1.0, max_new_tokens=4, max_total=60)
+    before = AnswerCache(tmp_path).key(policy, *asked)
+    assert len(scales(policy.model)) == 14
+    assert AnswerCache(tmp_path).key(policy, *asked) == before
+    scale_of(quantized_layers(policy.model)[3]).mul_(2)
+    assert AnswerCache(tmp_path).key(policy, *asked) != before
+
+
 # A training -------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +274,7 @@ def test_a_training_of_the_built_in_model_goes_on_after_a_stop_and_its_checkpoin
     assert all(row["loss"] is not None and row["logprob_gap"] < 1e-4 for row in cycles(whole)[1:])
 
     with started(stopped, model_cache, "--split", "search", "--save-seconds", "0") as process:
-        wait_for(lambda: sum(1 for _ in read_jsonl(stopped / "cycles.jsonl")) >= 2)
+        wait_for(StateFolder(stopped, save_seconds=0.0).path.exists)
         process.kill()
         process.wait()
     assert not (stopped / "summary.json").exists()
@@ -264,7 +282,7 @@ def test_a_training_of_the_built_in_model_goes_on_after_a_stop_and_its_checkpoin
     assert saved is not None
     assert all("lora" in name for name in saved["weights"])
     run(stopped, model_cache, "--split", "search")
-    for resumed, in_one in zip(cycles(stopped), cycles(whole), strict=True):
+    for resumed, in_one in zip(cycles(stopped)[1:], cycles(whole)[1:], strict=True):
         assert resumed["loss"] == pytest.approx(in_one["loss"], rel=1e-5)
         assert resumed["pass_rate"] == in_one["pass_rate"]
 
