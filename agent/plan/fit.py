@@ -6,7 +6,7 @@ Decides nothing about worth (`planner.py`). Every refusal is a sentence for a pe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,15 @@ def lacking(
     *,
     machine: Machine | None,
     machine_matters: bool = True,
+    symptoms: Collection[str] = (),
 ) -> str | None:
     """Why the hypothesis cannot be tried here, or None where it can.
 
-    An unknown machine (None) has no accelerator and no optional package.
+    An unknown machine (None) has no accelerator and no optional package. `symptoms` are those that were found: they
+    can ask for what the machine speaks against.
     """
     for requires in (hypothesis.requires, variant.requires):
-        reason = _machine_lacks(requires, machine) if machine_matters else None
+        reason = _machine_lacks(requires, machine, symptoms) if machine_matters else None
         reason = reason or _recipe_lacks(requires, recipe)
         if reason:
             return reason
@@ -43,7 +45,28 @@ def lacking(
     return None
 
 
-def _machine_lacks(requires: Requires, machine: Machine | None) -> str | None:
+def in_spite_of(
+    hypothesis: Hypothesis, variant: Variant, *, machine: Machine | None, symptoms: Collection[str]
+) -> list[str]:
+    """What speaks against the hypothesis on this machine though it may be tried, and the symptoms that ask for it."""
+    words = []
+    for requires in (hypothesis.requires, variant.requires):
+        against, asked = _against(requires, machine), [name for name in requires.unless if name in symptoms]
+        if against and asked:
+            words.append(f"because of {' and '.join(asked)}, in spite of this: {against}")
+    return words
+
+
+def _against(requires: Requires, machine: Machine | None) -> str | None:
+    """Why this machine's architecture speaks against it, or None."""
+    return requires.not_arch.get(machine.arch) if machine is not None and machine.arch else None
+
+
+def _machine_lacks(requires: Requires, machine: Machine | None, symptoms: Collection[str]) -> str | None:
+    against = _against(requires, machine)
+    if against and not set(requires.unless) & set(symptoms):
+        excuse = f" (tried there only for {' or '.join(requires.unless)})" if requires.unless else ""
+        return f"is not for {machine.arch if machine else ''}: {against}{excuse}"
     accelerators = machine.accelerators if machine else 0
     if requires.accelerators > accelerators:
         return f"needs {requires.accelerators} accelerators or more, this machine has {accelerators}"
@@ -58,16 +81,17 @@ def _machine_lacks(requires: Requires, machine: Machine | None) -> str | None:
     return None
 
 
+def fails(conditions: Iterable[RecipeCondition], recipe: Recipe) -> str | None:
+    """The first condition that the recipe does not meet, in words, or None."""
+    return next((reason for condition in conditions if (reason := _fails(condition, recipe))), None)
+
+
 def _recipe_lacks(requires: Requires, recipe: Recipe) -> str | None:
     if requires.chat_template and recipe.prompt.chat == "never":
         return "needs a chat template, prompt.chat is never"
     if requires.chat_template and recipe.model.source == "builtin:tiny":
         return "needs a chat template, the built-in model has none"
-    for condition in requires.when:
-        reason = _fails(condition, recipe)
-        if reason:
-            return reason
-    return None
+    return fails(requires.when, recipe)
 
 
 def _fails(condition: RecipeCondition, recipe: Recipe) -> str | None:

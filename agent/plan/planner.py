@@ -4,7 +4,7 @@ The score of a proposal is a product whose factors are all told in `why`:
 
     need        how badly the symptoms it answers are (1 - product of 1 - severity x fit), or its prior
     reading     the bottleneck readings that point at its axis or tags
-    machine     the resource rules for this number of accelerators
+    machine     the resource rules for this number and kind of accelerators
     record      what became of its axis and of itself, here and in earlier campaigns
     cost, size  what it costs to try, and how many keys it moves
 
@@ -25,12 +25,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import UsageError
-from agent.plan.fit import build_change, lacking
+from agent.plan.fit import build_change, fails, in_spite_of, lacking
 from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
 from agent.plan.optimizer import Refinement, points, refinement_of
 from agent.plan.playbook import nearest
 from agent.plan.sampler import NoSampler
-from agent.plan.schema import Hypothesis, Playbook, Variant
+from agent.plan.schema import Hypothesis, Playbook, ResourceRule, Variant
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
 from agent.recipe.change import Change, ChangeRefused, short
 from agent.recipe.files import with_keys
@@ -222,7 +222,8 @@ def _proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Propo
     proposals: list[Proposal] = []
     reasons: dict[str, str] = {}
     for variant in hypothesis.variants:
-        reason = lacking(hypothesis, variant, context.recipe, machine=context.machine)
+        found = [finding.symptom for finding in context.findings]
+        reason = lacking(hypothesis, variant, context.recipe, machine=context.machine, symptoms=found)
         if reason is None:
             proposal, reason = _propose(hypothesis, variant, context)
             if proposal is not None:
@@ -321,9 +322,11 @@ def _comparator(hypothesis: Hypothesis, recipe: Recipe) -> Recipe | None:
 def _score(hypothesis: Hypothesis, variant: Variant, context: _Context, *, keys: int) -> tuple[float, list[str]]:
     """(score, its factors in words) of a form that moves this many keys."""
     need, why = _need(hypothesis, variant, context)
+    symptoms = [finding.symptom for finding in context.findings]
+    why += in_spite_of(hypothesis, variant, machine=context.machine, symptoms=symptoms)
     factors = [
         _reading_factor(hypothesis, context),
-        _machine_factor(hypothesis, context),
+        *_machine_factors(hypothesis, variant, context),
         *context.record.factors(hypothesis, variant),
         _cost_factor(variant.cost or hypothesis.cost, keys),
         (VALIDATED, "the claim is validated elsewhere") if hypothesis.status == "validated" else (1.0, ""),
@@ -367,15 +370,32 @@ def _reading_factor(hypothesis: Hypothesis, context: _Context) -> tuple[float, s
     return (READING_FACTOR, f"the run reads as {' and '.join(pointing)}") if pointing else (1.0, "")
 
 
-def _machine_factor(hypothesis: Hypothesis, context: _Context) -> tuple[float, str]:
-    accelerators = context.machine.accelerators if context.machine else 0
-    tags = context.playbook.tags_of(hypothesis.id)
-    factor, says = 1.0, ""
+def _machine_factors(hypothesis: Hypothesis, variant: Variant, context: _Context) -> list[tuple[float, str]]:
+    """The strongest rule for the idea on this machine, and the strongest against it."""
+    named = {*context.playbook.tags_of(hypothesis.id), hypothesis.id, f"{hypothesis.id}/{variant.name}"}
+    first, last = (1.0, ""), (1.0, "")
     for rule in context.playbook.resources.values():
-        fits = rule.at_least <= accelerators and (rule.at_most is None or accelerators <= rule.at_most)
-        if fits and tags & set(rule.prefer) and rule.factor > factor:
-            factor, says = rule.factor, rule.says
-    return factor, says
+        if not _holds(rule, context):
+            continue
+        says = f"{rule.says} (rule {rule.id})"
+        if named & set(rule.prefer) and rule.factor > first[0]:
+            first = rule.factor, says
+        if named & set(rule.defer) and 1 / rule.factor < last[0]:
+            last = 1 / rule.factor, says
+    return [first, last]
+
+
+def _holds(rule: ResourceRule, context: _Context) -> bool:
+    """Whether the machine and the recipe are those that the rule is for. What is not known is not of a kind."""
+    machine = context.machine
+    accelerators = machine.accelerators if machine else 0
+    if not (rule.at_least <= accelerators and (rule.at_most is None or accelerators <= rule.at_most)):
+        return False
+    if rule.machine and (machine is None or machine.kind not in rule.machine):
+        return False
+    if rule.arch and (machine is None or machine.arch not in rule.arch):
+        return False
+    return fails(rule.when, context.recipe) is None
 
 
 def _cost_factor(cost: float, keys: int) -> tuple[float, str]:

@@ -24,6 +24,7 @@ from agent.plan.schema import (
     Condition,
     Hypothesis,
     Playbook,
+    Requires,
     RulesFile,
     Variant,
 )
@@ -232,7 +233,12 @@ class _Check:
             self._names(action.answers, book.symptoms, "symptom", self._at("actions", action.id, "answers"))
             self._names(action.scale, leaf_keys(), "recipe key", self._at("actions", action.id, "scale"))
         for rule in book.resources.values():
-            self._names(rule.prefer, self.pointers, "axis or tag", self._at("resources", rule.id, "prefer"))
+            for part in ("prefer", "defer"):
+                place = self._at("resources", rule.id, part)
+                self._names(
+                    getattr(rule, part), {*self.pointers, *self._forms()}, "axis, tag, hypothesis or form", place
+                )
+            self._keys([condition.key for condition in rule.when], self._at("resources", rule.id, "when"))
         for queue in book.queues.values():
             self._names(queue.then, book.hypotheses, "hypothesis", self._at("queues", queue.id, "then"))
             self._keys(queue.after_kept, self._at("queues", queue.id, "after_kept"))
@@ -246,14 +252,22 @@ class _Check:
         for fact in book.facts.values():
             self._names(fact.tested_by, book.hypotheses, "hypothesis", self._at("facts", fact.id, "tested_by"))
 
+    def _forms(self) -> set[str]:
+        """Hypotheses, and their forms as `hypothesis/form`."""
+        forms = {f"{hypothesis.id}/{variant.name}" for hypothesis, variant in _variants(self.book)}
+        return forms | set(self.book.hypotheses)
+
+    def _requires(self, requires: Requires, place: str) -> None:
+        self._keys([condition.key for condition in requires.when], f"{place}.when")
+        self._names(requires.unless, self.book.symptoms, "symptom", f"{place}.unless")
+
     def _hypothesis(self, hypothesis: Hypothesis) -> None:
         place = self._at("hypotheses", hypothesis.id)
         self._names(hypothesis.answers, self.book.symptoms, "symptom", f"{place}.answers")
         self._names(hypothesis.watch, self.book.watches, "watch", f"{place}.watch")
         self._keys(hypothesis.premise, f"{place}.premise")
         self._values(hypothesis.comparator, f"{place}.comparator")
-        for condition in hypothesis.requires.when:
-            self._key(condition.key, f"{place}.requires.when")
+        self._requires(hypothesis.requires, f"{place}.requires")
         names = [variant.name for variant in hypothesis.variants]
         if len(set(names)) < len(names):
             raise PlaybookError(f"two variants have the same name: {', '.join(names)}", where=f"{place}.variants")
@@ -270,8 +284,7 @@ class _Check:
                 raise PlaybookError(f"{key} is no number, it cannot be scaled", where=f"{place}.scale")
         changed = [*variant.set, *variant.scale, *variant.toggle]
         self._names(variant.show, changed, "key of this change", f"{place}.show")
-        for condition in variant.requires.when:
-            self._key(condition.key, f"{place}.requires.when")
+        self._requires(variant.requires, f"{place}.requires")
         try:
             refuse_forbidden(changed)
         except ChangeRefused as error:

@@ -128,10 +128,20 @@ class Requires(Entry):
     """The accelerator computes bfloat16 itself."""
     packages: list[str] = []
     """Optional Python packages, all of them."""
+    not_arch: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    """Architecture (`gfx1151`, `sm_75`) -> why not there: a measured figure with its source."""
+    unless: list[str] = []
+    """Symptoms for which it is tried even there, and the reason stands beside it."""
     chat_template: bool = False
     """A model whose tokenizer has a chat template that the recipe uses."""
     when: list[RecipeCondition] = []
     """Conditions on the recipe, all of them."""
+
+    @model_validator(mode="after")
+    def _unless_goes_with_not_arch(self) -> Requires:
+        if self.unless and not self.not_arch:
+            raise ValueError("unless goes with not_arch")
+        return self
 
 
 class Variant(Entry):
@@ -262,16 +272,32 @@ class Action(Entry):
 
 
 class ResourceRule(Entry):
-    """Which ideas come first on a machine of this size."""
+    """Which ideas come first, and which last, on a machine of this size and kind."""
 
     id: Identifier
     says: str
+    """Why, with the source of a figure."""
     at_least: int = 0
     at_most: int | None = None
     """Accelerators, both ends included."""
-    prefer: list[str]
-    """Axes and tags."""
+    machine: list[Literal["cpu", "cuda", "rocm"]] = []
+    """Only on these kinds of machine; empty is any, and a machine of which nothing is known."""
+    arch: list[str] = []
+    """Only with an accelerator of one of these architectures (`gfx1151`); empty is any."""
+    when: list[RecipeCondition] = []
+    """Conditions on the recipe, all of them."""
+    prefer: list[str] = []
+    """Axes, tags, hypotheses, or single forms (`hypothesis/form`) whose score is multiplied by `factor`."""
+    defer: list[str] = []
+    """Such whose score is divided by it."""
     factor: Annotated[float, Field(ge=1, le=3)] = 1.3
+    """Of several rules that prefer an idea the strongest counts, and likewise of those that defer it."""
+
+    @model_validator(mode="after")
+    def _moves_something(self) -> ResourceRule:
+        if not self.prefer and not self.defer:
+            raise ValueError("a resource rule needs prefer or defer")
+        return self
 
 
 class CrashRule(Entry):

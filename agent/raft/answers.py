@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from agent.files import read_jsonl, write_atomic
 from agent.raft.model import Policy
+from agent.raft.quantized import scales
 from agent.raft.rollout import Completion, Request
 from agent.raft.sampling import Sampling
 
@@ -45,7 +46,8 @@ class AnswerCache:
         trained = policy.trainable()
         if id(policy.model) not in self._frozen:
             weights = dict(policy.model.named_parameters())
-            self._frozen[id(policy.model)] = _digest({n: p for n, p in weights.items() if n not in trained})
+            frozen = {n: p for n, p in weights.items() if n not in trained} | scales(policy.model)
+            self._frozen[id(policy.model)] = _digest(frozen)
         digest.update(self._frozen[id(policy.model)] + _digest(trained))
         return digest.hexdigest()[:32]
 
@@ -90,7 +92,7 @@ def _sorted(value: object) -> object:
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
-def _digest(weights: Mapping[str, nn.Parameter]) -> bytes:
+def _digest(weights: Mapping[str, Tensor]) -> bytes:
     """Names weights by their bytes."""
     digest = hashlib.blake2b(digest_size=32)
     for name, parameter in weights.items():

@@ -1,9 +1,10 @@
 """One resident model: on which device and in which arithmetic it runs, how it is called, how it is saved.
 
 Trained weights and optimizer moments are float32 in every case; bfloat16 and float16 are the arithmetic of forward
-and backward (autocast). Only frozen weights under an adapter are stored in the narrow type.
+and backward (autocast). Only frozen weights under an adapter are stored in the narrow type, or in fewer bits
+(`agent.raft.quantized`).
 
-It does not: shard, offload, quantize, or reload between cycles.
+It does not: shard, offload, quantize what is trained, or reload between cycles.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from agent.errors import RecipeError, Unavailable, Unsupported
 from agent.hardware.sensors import GIB, memory
-from agent.raft import sources, tiny
+from agent.raft import quantized, sources, tiny
 from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
 from agent.raft.probe import cpu_bf16
 from agent.raft.pulse import Beat
@@ -225,7 +226,8 @@ class Policy:
     def parameter_counts(self) -> tuple[int, int]:
         """All parameters and the trained ones; shared ones count once."""
         parameters = list(self.model.parameters())
-        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        return sum(quantized.elements(p) for p in parameters), trained
 
     def save(self, folder: Path) -> None:
         """A folder that transformers (and, for adapters, peft) loads: weights, configuration, tokenizer."""
@@ -268,12 +270,16 @@ def load_policy(
         tokenizer: Any = tiny.CharTokenizer.load(Path(source.name))
     else:
         frozen = recipe.model.lora is not None or adapter is not None
-        model, tokenizer = _from_transformers(source, compute if frozen else torch.float32, wanted)
+        # A checkpoint of all weights was trained, and is measured, as it is.
+        bits = recipe.model.quantize if adapter is not None or checkpoint is None else None
+        how = {} if bits is None else quantized.loading(bits, compute, device)
+        model, tokenizer = _from_transformers(source, compute if frozen else torch.float32, wanted, **how)
         attention = model.config._attn_implementation
     if adapter is not None:
         model = _load_adapter(model, adapter)
     elif recipe.model.lora is not None and checkpoint is None:
         model = _add_adapter(model, recipe.model.lora, seed=seed)
+    quantized.hold_one_way(model)
     if checkpointing:
         _enable_checkpointing(model)
     policy = Policy(
@@ -400,6 +406,8 @@ def _head_of(model: Any) -> Head | None:
     module = model.get_output_embeddings()
     if trunk is None or trunk is model or not isinstance(module, nn.Linear | nn.Embedding):
         return None
+    if not module.weight.is_floating_point():  # quantized: its product is not one with this tensor
+        return None
     return Head(trunk, module.weight, getattr(module, "bias", None))
 
 
@@ -482,7 +490,10 @@ def resolve_attention(backend: Backend, device: torch.device) -> str | None:
             return "flex_attention"
 
 
-def _from_transformers(source: sources.Source, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
+def _from_transformers(
+    source: sources.Source, dtype: torch.dtype, attention: str | None, **how: Any
+) -> tuple[Any, Any]:
+    """Model and tokenizer; `how`: what `from_pretrained` is told besides."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -491,7 +502,7 @@ def _from_transformers(source: sources.Source, dtype: torch.dtype, attention: st
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                source.name, revision=source.revision, dtype=dtype, attn_implementation=attention
+                source.name, revision=source.revision, dtype=dtype, attn_implementation=attention, **how
             )
         except (ValueError, ImportError) as error:
             if attention is None or "attention" not in str(error):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 from agent.errors import Unsupported
 from agent.recipe.schema import Recipe
 
 
-def refuse_unsupported(recipe: Recipe) -> None:
-    """Raises Unsupported for the first key that asks for what this trainer lacks."""
+def _importable(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def refuse_unsupported(recipe: Recipe, *, installed: Callable[[str], bool] = _importable) -> None:
+    """Raises Unsupported for the first key that asks for what this trainer lacks. `installed` tells of a package."""
     execution, backend = recipe.execution, recipe.backend
     one_device = "this trainer is one process on one device"
     if execution.mode != "sync":
@@ -32,10 +39,16 @@ def refuse_unsupported(recipe: Recipe) -> None:
             _refuse(f"backend.{name}", getattr(backend, name), one_device, 1)
     if recipe.model.revision is not None and not is_hub_id(recipe.model.source):
         _refuse("model.revision", recipe.model.revision, "only a hub id has revisions", "null")
+    if recipe.model.quantize is not None and not installed("bitsandbytes"):
+        raise Unsupported(
+            f"model.quantize: {recipe.model.quantize} needs the package bitsandbytes, which is not installed",
+            hint='pip install "raft-agent[quantize]", or set model.quantize to null.',
+        )
 
 
 def needs_transformers(recipe: Recipe) -> bool:
-    """What takes the built-in model from our own implementation to transformers': adapters and `generate()`."""
+    """What takes the built-in model from our own implementation to transformers': adapters, with or
+    without a quantized base, and `generate()`."""
     return recipe.model.lora is not None or recipe.rollout.engine == "hf"
 
 

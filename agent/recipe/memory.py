@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 from agent.recipe.files import with_keys
@@ -48,6 +49,9 @@ NARROW_FROM_PARAMETERS = 20_000_000
 """On a CPU, `model.dtype: auto` is bfloat16 from this size on."""
 SAMPLING_WEIGHTS_SHARE = 0.25
 """Most of the free memory that copies of the weights for sampling may take; without them it is only slower."""
+QUANTIZED_BLOCK = 64
+"""Weights of 4 bits with one float32 scale between them: NF4 as QLoRA describes it (arXiv 2305.14314, section 3),
+without the second quantization of the scales. Of 8-bit weights each row has a scale (LLM.int8, arXiv 2208.07339)."""
 RUNTIME: dict[Kind, float] = {"cpu": 0.40 * GIB, "cuda": 0.60 * GIB, "rocm": 2.0 * GIB}
 """What a process holds before it has a model. cpu: measured, 379 MiB resident after importing torch 2.13,
 transformers 5.23 and peft 0.21. cuda: the context on the card. rocm: context and libraries, which unified memory
@@ -278,9 +282,10 @@ def _setting(recipe: Recipe) -> bool | None:
 
 def _weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained: int, half: bool) -> Iterator[Part]:
     """What is trained is float32 (a bfloat16 weight swallows small updates), and cast where the arithmetic is narrower;
-    a frozen base is stored in the arithmetic's type."""
+    a frozen base is stored in the arithmetic's type, or its linear layers in fewer bits."""
     all_of_them = shape.parameters
     narrow = HALF if half else FLOAT
+    quantize = recipe.model.quantize
     if recipe.model.lora is None:
         yield Part("weights", FLOAT * all_of_them, PHASES, "4 bytes a parameter, float32")
         if half:
@@ -289,7 +294,13 @@ def _weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained:
                 "weights, narrow", HALF * all_of_them, ("generate", "train"), "2 bytes a parameter, cast for use"
             )
     else:
-        yield Part("weights, frozen", narrow * all_of_them, PHASES, f"{narrow} bytes a parameter")
+        few, size = (0, 0) if quantize is None else quantized_weights(shape, quantize)
+        yield Part("weights, frozen", narrow * (all_of_them - few), PHASES, f"{narrow} bytes a parameter")
+        yield Part("weights, quantized", size, PHASES, f"{quantize} and scales, linear layers but the head")
+        if few:
+            widest = max(inputs * outputs for inputs, outputs in shape.matrices().values())
+            how = "the largest linear layer, for its product"
+            yield Part("a weight widened", narrow * widest, ("generate", "train"), how)
         yield Part("adapters", FLOAT * trained, AFTER_LOADING, "4 bytes a trained parameter, float32")
     if facts.unified:
         # On a CPU the kernel takes those pages back when memory is short; the accelerator's mapping holds them
@@ -298,11 +309,25 @@ def _weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, trained:
         yield Part("mapped file", stored * all_of_them, ("load",), f"{stored} bytes a parameter while it is read")
 
 
+def quantized_weights(shape: ModelShape, quantize: str) -> tuple[int, int]:
+    """How many weights `model.quantize` keeps in 8 or 4 bits, and the bytes of all of them with their scales."""
+    matrices = shape.matrices().values()
+    count = sum(inputs * outputs for inputs, outputs in matrices)
+    if quantize == "8bit":
+        size = count + FLOAT * sum(outputs for _, outputs in matrices)
+    else:
+        size = sum(ceil(a * b / 2) + FLOAT * ceil(a * b / QUANTIZED_BLOCK) for a, b in matrices)
+    return shape.layers * count, shape.layers * size
+
+
 def _sampling_weights(recipe: Recipe, shape: ModelShape, facts: MachineFacts, *, half: bool) -> Part:
     """Copies of the linear layers (`agent.raft.sampling_weights`): with adapters merged in, and on a CPU laid out for
-    the products. Where all weights are trained in a narrow type, they take the place of what autocast would keep."""
+    the products. Where all weights are trained in a narrow type, they take the place of what autocast would keep. Of
+    quantized layers there are none."""
     lora, on_cpu = recipe.model.lora, facts.kind == "cpu"
     all_layers = shape.layers * sum(inputs * outputs for inputs, outputs in shape.matrices().values())
+    if recipe.model.quantize is not None:
+        all_layers = 0
     if shape.fused or recipe.model.source.startswith("builtin:") or (lora is None and (half or not on_cpu)):
         copied = 0
     elif on_cpu:

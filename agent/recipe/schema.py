@@ -59,6 +59,19 @@ class Model(Section):
     bfloat16 weight swallows updates below about 2^-9 of it)."""
     lora: Lora | None = None
     """Adapters; null trains all weights."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Keep the frozen weights of linear layers under adapters in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv
+    2305.14314); embeddings, head and norms stay as they are. Less memory, and slower: each product widens its weight.
+    Needs `model.lora` and the package bitsandbytes; null keeps them in the type of `model.dtype`."""
+
+    @model_validator(mode="after")
+    def _quantized_weights_are_frozen(self) -> Model:
+        if self.quantize is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantize: {self.quantize} needs model.lora: weights of so few bits cannot be trained, only "
+                "adapters on top of them; write lora: {} or quantize: null"
+            )
+        return self
 
 
 VERIFIER_KINDS: dict[str, frozenset[str]] = {
@@ -610,6 +623,8 @@ class Recipe(Section):
         if schedule.kind != "constant":
             read |= {"by", "floor"} | ({"horizon"} if schedule.by == "budget" else set())
         unread = [f"learner.lr_schedule.{name}" for name in LrSchedule.model_fields if name not in read]
+        if self.model.lora is None:
+            unread.append("model.quantize")
         if self.prompt.examples == 0:
             unread.append("prompt.example_answer")
         if self.learner.algorithm == "raft":

@@ -21,6 +21,7 @@ SIZES: dict[str, tuple[str, ...]] = {
 """Numbers that take more memory the larger they are, and the phase in which."""
 COSTS: dict[str, tuple[Any, ...]] = {
     "learner.gradient_checkpointing": (True, "auto", False),
+    "model.quantize": ("4bit", "8bit", None),
     "model.dtype": ("float16", "bfloat16", "auto", "float32"),
     "learner.optimizer": ("sgd", "adafactor", "adamw"),
     "backend.attention": ("flash", "sdpa", "flex", "auto", "eager"),
@@ -28,7 +29,15 @@ COSTS: dict[str, tuple[Any, ...]] = {
 }
 """Choices in the order of the memory they take, cheapest first."""
 
-BACKEND_KEYS = ("backend.", "execution.", "model.dtype", "rollout.engine", "learner.packing", "model.lora")
+BACKEND_KEYS = (
+    "backend.",
+    "execution.",
+    "model.dtype",
+    "rollout.engine",
+    "learner.packing",
+    "model.lora",
+    "model.quantize",
+)
 NUMERIC_KEYS = (
     "learner.learning_rate", "learner.lr_schedule", "learner.warmup", "learner.max_grad_norm", "learner.optimizer",
     "learner.beta2", "learner.epochs_per_cycle", "learner.algorithm", "learner.clip_range", "model.dtype",

@@ -79,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shapes", default=list(SHAPES), type=lambda text: text.split(","), help=", ".join(SHAPES))
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--lora", action="store_true", help="train adapters of rank 16")
+    parser.add_argument("--quantize", choices=["8bit", "4bit"], help="with --lora: bits of the frozen weights")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--tokens", type=int, default=2048, help="learner.microbatch_tokens (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the rows there too")
@@ -134,6 +135,7 @@ def compared(name: str, recipe: Recipe, folder: Path, *, measured: float, plan: 
         "device": plan["device"],
         "checkpointing": found.checkpointing,
         "lora": recipe.model.lora is not None,
+        "quantize": recipe.model.quantize,
         "microbatch_tokens": recipe.learner.microbatch_tokens,
         "estimated_bytes": found.peak,
         "measured_bytes": round(measured),
@@ -145,8 +147,9 @@ def compared(name: str, recipe: Recipe, folder: Path, *, measured: float, plan: 
 
 def recipe_for(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Two cycles that keep every sample, whatever random weights write, so that the microbatches are full."""
+    adapters = {"lora": {"rank": 16}, "quantize": options.quantize} if options.lora else {}
     return {
-        "model": {"source": str(folder), "dtype": options.dtype, **({"lora": {"rank": 16}} if options.lora else {})},
+        "model": {"source": str(folder), "dtype": options.dtype, **adapters},
         "task": {"dataset": "builtin:addition"},
         "prompt": {"template": FILLER + "{question}"},
         "rollout": {

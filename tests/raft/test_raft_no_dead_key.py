@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ ENTRIES: dict[str, Entry] = {
     "model.lora.alpha": Entry(64.0, LORA),
     "model.lora.dropout": Entry(0.5, LORA),
     "model.lora.targets": Entry(["q_proj"], LORA),
+    "model.quantize": Entry("4bit", LORA, refused=find_spec("bitsandbytes") is None),
     "task.dataset": Entry(
         "builtin:arithmetic",
         {"task": {"parameters": {"low": 2, "high": 12}}, "rollout": {"max_total_sequence_length": 64}},

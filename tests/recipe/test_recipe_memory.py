@@ -269,6 +269,38 @@ def test_adapters_keep_a_narrow_base() -> None:
     assert estimate(with_keys(recipe, {"model.lora.targets": ["q_proj"]}), SMALL, CARD).trained == 2 * 4 * 512
 
 
+def test_a_quantized_base_has_one_byte_or_half_a_byte_a_weight_and_its_scales() -> None:
+    lora = recipe_of(model__lora__rank=4)
+    matrices = 2 * (2 * 65_536 + 2 * 16_384 + 3 * 196_608)
+    rows = 2 * (256 + 2 * 64 + 256 + 2 * 768 + 256)
+    eight, four = (estimate(with_keys(lora, {"model.quantize": bits}), SMALL, CARD) for bits in ("8bit", "4bit"))
+    assert eight.part("weights, quantized") == matrices + 4 * rows
+    assert four.part("weights, quantized") == matrices / 2 + 4 * matrices / 64
+    rest = 2 * (SMALL.parameters - matrices)  # embedding, head and norms stay in bfloat16
+    assert eight.part("weights, frozen") == four.part("weights, frozen") == rest
+    assert eight.part("a weight widened") == 2 * 196_608
+    assert estimate(lora, SMALL, CARD).part("a weight widened") == 0
+    assert four.part("adapters") == estimate(lora, SMALL, CARD).part("adapters")
+    assert four.parameters == SMALL.parameters
+    # There are no copies for sampling of layers whose weights are quantized.
+    quantized = with_keys(lora, {"model.quantize": "4bit", "model.source": "./folder"})
+    copies = "copies of weights for sampling"
+    assert estimate(quantized, SMALL, CARD, available_gb=8, dtype="float32").part(copies) == 0
+    assert estimate(quantized, SMALL, MachineFacts("cpu", bf16=False), available_gb=8).part(copies) == 4 * 256_000
+
+
+def test_four_bits_bring_the_seven_billion_recipe_down_by_nine_gib() -> None:
+    recipe = RECIPES["qwen2.5-7b-gsm8k"]
+    shape = shape_of(recipe.model, cache=Path("nowhere"), base=ROOT).shape
+    assert shape is not None
+    weights = [
+        sum(found.part(name) for name in ("weights, frozen", "weights, quantized"))
+        for bits in (None, "8bit", "4bit")
+        for found in [estimate(with_keys(recipe, {"model.quantize": bits}), shape, STRIX_HALO)]
+    ]
+    assert [round(size / GIB, 1) for size in weights] == [14.2, 8.1, 5.4]
+
+
 def test_copies_for_sampling_are_counted_where_they_are_made() -> None:
     source = "./folder"  # the built-in model runs on code of our own, without copies
     adapters, full = recipe_of(model__source=source, model__lora__rank=4), recipe_of(model__source=source)
