@@ -11,7 +11,6 @@ import pytest
 from nights import NO_DEDUP, NOTHING, Night, forked_launch
 
 from agent.campaign.machine_health import (
-    LOST_QUEUE,
     MachineUnwell,
     faults_in_a_row,
     poison,
