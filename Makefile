@@ -38,7 +38,7 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,math,gym]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,math,gym,quantize]"
 	@touch $@
 
 clean:

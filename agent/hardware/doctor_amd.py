@@ -193,11 +193,12 @@ def _access(facts: Facts) -> Iterator[Finding]:
         f"{one.path} {'missing' if not one.exists else 'opens' if one.may_open else f'closed (group {one.group})'}"
         for one in facts.access
     )
+    severity: Severity = "note" if facts.machine.kind == "rocm" else "error"  # torch computes on it all the same
     if kfd is None or not kfd.exists:
         yield Finding(
             "amd-access",
             "accelerator",
-            "error",
+            severity,
             "there is no /dev/kfd: ROCm cannot reach the card",
             evidence,
             "torch sees no device.",
@@ -208,7 +209,7 @@ def _access(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "amd-access",
             "accelerator",
-            "error",
+            severity,
             f"you may not open {', '.join(one.path for one in denied)}",
             f"{evidence}; your groups: {', '.join(sorted(facts.groups))}",
             "torch sees no device.",
@@ -356,8 +357,8 @@ def _other_firmware(software: Software) -> str:
     if software.system in ("ubuntu", "debian"):
         return (
             "see which package owns it:\n$ dpkg -S /lib/firmware/amdgpu/gc_11_5_1_mes1.bin.zst\n"
-            "if it is amdgpu-dkms-firmware, take that away, else upgrade linux-firmware (20260110 was tested); reboot\n"
-            "$ sudo apt purge amdgpu-dkms-firmware"
+            "if it is amdgpu-dkms-firmware, take that away (sudo apt purge amdgpu-dkms-firmware), else upgrade "
+            "linux-firmware (20260110 was tested); then\n$ sudo update-initramfs -u\nand reboot"
         )
     return "install linux-firmware 20260110 or newer, rebuild the initramfs, reboot"
 
