@@ -193,7 +193,9 @@ def _answer(
         remedy = response.remedy
         first = not ruled_out and all(one.kind not in ("retry", "shared") for one in tried)
         if remedy and remedy.needs_probe and first and not _fails_in_small(session, runner, plan, done):
-            return Remedy("retry", {}, {}, "a small training runs as it is: once more, unchanged")
+            once_more = Remedy("retry", {}, {}, "a small training runs as it is: once more, unchanged")
+            session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {once_more.why}")
+            return once_more
         if remedy is None or not remedy.needs_probe or _helps(session, runner, plan, done, remedy, len(ruled_out)):
             session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {response.why}")
             return remedy

@@ -25,9 +25,9 @@ a trick, by the value of top_k that TRICKS gives to its name:
     great                   0.97, and so is the checkpoint
 
 Files in the workspace: `data-is-missing` and `disk-is-full` end every run; `kernel-is-broken` every training whose
-attention is not one that is named in it; seeds in `slow-seeds` do half as many tokens
-a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off its rows. The
-number in `near-duplicates` is that of the training rows that are refused.
+attention is not one that is named in it, `kernel-breaks-once` the next one alone; seeds in `slow-seeds` do half as
+many tokens a second, seeds in `crash-seeds` die at the start, and the summary of seeds in `wrong-seeds` is 0.1 off
+its rows. The number in `near-duplicates` is that of the training rows that are refused.
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
 SIGTERM. They go on later where they stopped, if their `state` is still there. `trained` has a letter for each cycle
@@ -360,6 +360,10 @@ def break_on_purpose(run: Training) -> int | None:
     kernels = run.workspace / "kernel-is-broken"
     if kernels.exists() and run.recipe.backend.attention not in kernels.read_text().split():
         return raise_("RuntimeError: No available kernel. Aborting execution.")
+    once = run.workspace / "kernel-breaks-once"
+    if once.exists():
+        once.unlink()
+        return raise_("RuntimeError: CUDA error: an illegal memory access was encountered")
     if run.seed in numbers_in(run.workspace / "crash-seeds"):
         return raise_("RuntimeError: a seed that crashes")
     learner = run.recipe.learner

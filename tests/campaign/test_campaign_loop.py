@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 import yaml
-from nights import BETTER_RATE, NOTHING, RATE_UP, Night, fake_launch, forked_launch, hypothesis
+from nights import (
+    BETTER_RATE,
+    NOTHING,
+    RATE_UP,
+    Dies,
+    Night,
+    dying_at,
+    fake_launch,
+    forked_launch,
+    hypothesis,
+    new_night,
+)
 
 from agent.campaign.evidence import Evidence
 from agent.campaign.finish import finish
@@ -230,6 +241,38 @@ def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_
     assert later
     assert all(recipe.backend.attention == "eager" for recipe in later)
     assert "fix" not in night.git("log", "--format=%s", "raft/night/exp/000-baseline")  # it is of no single recipe
+
+
+def test_a_fault_that_a_small_training_does_not_have_is_repeated_and_changes_nothing(night: Night) -> None:
+    (night.root / "kernel-breaks-once").touch()
+    night.playbook(RATE_UP)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    assert [row["status"] for row in rows(night)] == ["keep", "keep"]
+    assert not night.session.state.shared_changes
+    said = " ".join(night.observer.said)
+    assert "a small training without a change runs" in said
+    assert "once more, unchanged" in said
+    assert [row["fixes"] for row in rows(night)] == ["", ""]
+
+
+def test_a_campaign_that_was_killed_between_fixes_goes_on_with_the_next_step(tmp_path: Path) -> None:
+    large = hypothesis("pack", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 32768})
+    fixes = []
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+        night = new_night(tmp_path / folder)
+        night.playbook(large)
+        if folder == "killed":
+            with pytest.raises(Dies):
+                night.start(max_experiments=1, launcher=dying_at(6))
+            night.resume()
+        else:
+            night.start(max_experiments=1)
+        assert night.session is not None
+        fixes.append([fix.subject for _, fix in sorted(night.session.state.experiments[1].fixes.items())])
+    assert len(fixes[0]) == 3
+    assert fixes[0] == fixes[1]
 
 
 def test_steps_that_do_not_help_cost_a_small_training_each_and_no_run(night: Night) -> None:

@@ -75,6 +75,21 @@ def test_mixed_tabs() -> None:
         (VERIFIER, "ValueError", "operands could not be broadcast", 9),
         (VERIFIER, "ModuleNotFoundError", "No module named 'numpyy'", 4),
         (VERIFIER, "TypeError", "score() takes 1 positional argument", 8),
+        # two things that differ by a letter or a digit, and what a builtin of nearly that name would make of it
+        (
+            "def f(r, row):\n    gold = row['a']\n    return float(golds == gold)\n",
+            "NameError",
+            "name 'golds' is not defined",
+            3,
+        ),
+        (
+            "def f(r, row):\n    answer2 = r\n    return answer1 == answer2\n",
+            "NameError",
+            "name 'answer1' is not defined",
+            3,
+        ),
+        ("def f(r, row):\n    return float(evel == row['a'])\n", "NameError", "name 'evel' is not defined", 2),
+        ("def f(r, row):\n    return float(num == row['a'])\n", "NameError", "name 'num' is not defined", 2),
         ("def f(:\n", "SyntaxError", "invalid syntax", 1),
         ("x = maht.foo(1)\n", "NameError", "name 'maht' is not defined", 1),  # not imported, so not a name there
         ("x = math.no_such(1)\n", "NameError", "name 'math' is not defined", 1),
