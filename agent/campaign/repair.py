@@ -14,9 +14,9 @@ from typing import Any
 from agent.campaign.limits import KnownLimit, contradicted
 from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key
-from agent.campaign.verifier_fix import verifier_fix
+from agent.campaign.verifier_fix import mended_files, verifier_fix
 from agent.contract import Failure, Split
-from agent.errors import AgentError, RecipeError, TrainingFailed
+from agent.errors import AgentError, RecipeError, TrainingFailed, VerifierError
 from agent.hardware.sensors import memory
 from agent.recipe.files import edit_text, with_keys
 from agent.recipe.miniature import miniature
@@ -90,6 +90,8 @@ def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
     """An evaluation of the baseline's model: the first that a user's verifier sees. A slip in it is mended."""
     while True:
         done = runner.run(job)
+        if done.ok:
+            _refuse_a_verifier_that_passes_all(session, done)
         if done.ok or done.diagnosis is None or len(session.state.experiments[0].fixes) >= MAX_ATTEMPTS:
             return done
         mended = verifier_fix(session, 0, done.record.failure, done.diagnosis)
@@ -98,6 +100,18 @@ def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
         session.observer.warn(f"{done.diagnosis.reason}; {mended.why}")
         if not _commit_fix(session, 0, done, mended):
             return done
+
+
+def _refuse_a_verifier_that_passes_all(session: Session, done: Done) -> None:
+    """Where a verifier was mended, an untrained model that is always right says that the mending was wrong."""
+    folder = mended_files(session, 0)
+    rows = done.rows("search")
+    if folder is not None and rows and all(row.passed for row in rows):
+        raise VerifierError(
+            f"after the mending all {len(rows)} responses of the untrained model pass: that is not what was meant",
+            where=str(folder),
+            hint="Mend the verifier by hand; the last commit on the baseline's branch shows what was tried.",
+        )
 
 
 @dataclass(frozen=True)
