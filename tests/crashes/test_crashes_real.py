@@ -261,6 +261,13 @@ def test_a_slip_in_a_verifier_is_mended_on_the_branch_and_not_in_the_users_file(
     assert night.rows[1]["status"] in ("keep", "discard")
 
 
+def test_a_mending_after_which_everything_is_right_is_refused(night: RealNight) -> None:
+    own_verifier(night, "def score(response, row):\n    gold = row['answer']\n    return float(gold == glod)\n")
+    night.playbook(WORKS)
+    with pytest.raises(AgentError, match="responses of the untrained model pass: that is not what was meant"):
+        night.start()
+
+
 def test_a_slip_that_is_not_certain_ends_the_campaign_with_file_and_line(night: RealNight) -> None:
     own_verifier(night, VERIFIER.replace('row["answer"]', "expected_answer(row)"))
     night.playbook(WORKS)
