@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from agent.campaign.capacity import check_memory
 from agent.campaign.limits import KnownLimit, contradicted
 from agent.campaign.runs import Done, Early, Job, Runner
 from agent.campaign.session import Session, run_key
@@ -18,7 +19,7 @@ from agent.campaign.verifier_fix import mended_files, verifier_fix
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed, VerifierError
 from agent.hardware.sensors import memory
-from agent.recipe.files import edit_text, with_keys
+from agent.recipe.files import edit_text, get_key, with_keys
 from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
@@ -27,6 +28,11 @@ from agent.run.triage import Diagnosis, Evidence, triage
 
 MAX_ATTEMPTS = 3
 """Fixes and repeats of one idea before it is recorded as a crash."""
+SAME_STEP = {
+    "learner.microbatch_tokens", "learner.gradient_accumulation", "learner.gradient_checkpointing", "rollout.slots",
+}  # fmt: skip
+"""Keys that change how a step is made and not what it is."""
+BY_ARITHMETIC = "estimate"
 SURE = 0.8
 """Confidence from which on a limit is remembered beyond the campaign."""
 
@@ -134,9 +140,13 @@ def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan
         recipe = with_step(session.with_shared_layer(session.recipe_of(plan.experiment)), shared)
     except RecipeError as error:
         return _unreadable(plan.key, error, session)
-    known = None if runner.knows(plan.key) else session.limit_against(recipe, free_gb=memory().available)
-    if known is not None:
-        return _known_not_to_fit(session, plan, known)
+    if not runner.knows(plan.key):
+        known = session.limit_against(recipe, free_gb=memory().available)
+        if known is not None:
+            return _not_started(session, plan, known.diagnosis())
+        too_large = _too_large_by_arithmetic(session, plan, recipe)
+        if too_large is not None:
+            return _not_started(session, plan, too_large)
     job = Job(
         key=plan.key,
         what=plan.what,
@@ -160,11 +170,24 @@ def with_step(recipe: Recipe, shared: Remedy | None) -> Recipe:
     return with_keys(changed, {"backend.env": {**changed.backend.env, **shared.env}}) if shared.env else changed
 
 
-def _known_not_to_fit(session: Session, plan: Plan, known: KnownLimit) -> Done:
-    """Not started: it would end as it did before."""
-    record = RunRecord(session.runs_folder / plan.key, None, [], [], None, None, None, known.words, ())
-    session.observer.ended(f"not started: known not to fit on this machine: {known.words}")
-    return Done(plan.key, record, None, known.diagnosis(), session.evaluation)
+def _too_large_by_arithmetic(session: Session, plan: Plan, recipe: Recipe) -> Diagnosis | None:
+    """An idea that cannot fit, where the same step in smaller pieces would. Asked once an idea.
+
+    The estimate takes batches at their largest: without such a way it is tried all the same, and nothing is learned.
+    """
+    if not plan.experiment or session.state.experiments[plan.experiment].fixes:
+        return None
+    checked = check_memory(recipe, session.machine, cache=session.cache, base=session.workspace)
+    if checked.fits is not False or not set(checked.remedy or {"": 0}) <= SAME_STEP:
+        return None
+    return Diagnosis("oom", f"does not fit: it {checked.why}", checked.why, "limits", BY_ARITHMETIC, phase="train")
+
+
+def _not_started(session: Session, plan: Plan, why: Diagnosis) -> Done:
+    """It would end as it did before, or as arithmetic says."""
+    record = RunRecord(session.runs_folder / plan.key, None, [], [], None, None, None, why.reason, ())
+    session.observer.ended(f"not started: {why.reason}")
+    return Done(plan.key, record, None, why, session.evaluation)
 
 
 def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
@@ -272,6 +295,11 @@ def _response(
     except RecipeError:
         return _mended_values(session, experiment, parent)
     shared = session.with_shared_layer(recipe)
+    if diagnosis.signature == BY_ARITHMETIC:
+        values = check_memory(shared, session.machine, cache=session.cache, base=session.workspace).remedy or {}
+        changes = ", ".join(f"{key} {get_key(shared, key)} -> {value}" for key, value in values.items())
+        remedy = Remedy("shrink", values, {}, f"{changes} (the same step)")
+        return Response(remedy, remedy.why)
     return respond(
         diagnosis, recipe=shared, parent=session.with_shared_layer(parent), history=tried, ruled_out=ruled_out
     )
@@ -367,7 +395,7 @@ def _adopt(session: Session, remedy: Remedy, experiment: int) -> None:
 def _learn(session: Session, experiment: int, limit: Limit, done: Done) -> None:
     """A size at which memory ran out, for the planner; where that is sure, for later campaigns on this machine too."""
     assert done.diagnosis is not None
-    if done.diagnosis.signature == "known-limit":
+    if done.diagnosis.signature in ("known-limit", BY_ARITHMETIC):
         return
     told = [(one.key, one.relation, one.value) for one in session.state.constraints]
     if (limit.key, "<", limit.below) not in told:

@@ -207,7 +207,7 @@ def _remedies(recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recompute:
         yield recompute
     smaller: list[dict[str, Any]] = []
-    for factor in (2, 4, 8, 16):
+    for factor in (2, 4, 8, 16, 32, 64):
         tokens = learner.microbatch_tokens // factor
         if tokens < rollout.max_total_sequence_length:
             break

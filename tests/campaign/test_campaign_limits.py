@@ -100,6 +100,20 @@ def test_limits_are_of_one_machine_and_of_the_memory_that_was_free(night: Night,
     assert Limits.read(tmp_path, other).known == []
 
 
+def test_an_idea_that_cannot_fit_is_made_of_smaller_pieces_before_it_is_started(night: Night) -> None:
+    """By arithmetic alone; the step stays the same."""
+    night.playbook(hypothesis("huge", 0.9, set={"learner.microbatch_tokens": 1_000_000}))
+    night.start(max_experiments=1)
+    row = night.rows[1]
+    assert row["status"] in ("keep", "discard")
+    assert "does not fit" in night.git("log", "--format=%B", "raft/night/exp/001-huge-up")
+    ran = [load_recipe(path) for path in night.root.glob(".raft/runs/night/001-*/recipe.yaml")]
+    assert ran
+    for recipe in ran:
+        assert recipe.learner.microbatch_tokens < 1_000_000
+        assert recipe.learner.microbatch_tokens * recipe.learner.gradient_accumulation == 1_000_000
+
+
 def test_memory_that_something_else_held_teaches_nothing(night: Night) -> None:
     """Runs that die of memory and have hardly held any: it was another program's doing."""
     night.playbook(LARGE)
