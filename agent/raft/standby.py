@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import socket
@@ -95,7 +96,8 @@ def import_for(path: Path) -> None:
         transformers = importlib.import_module("transformers")
         for name in TRANSFORMERS:
             getattr(transformers, name, None)
-    if recipe.model.lora is not None:
+    # peft imports bitsandbytes where that is installed, which asks for the accelerator while it is imported.
+    if recipe.model.lora is not None and importlib.util.find_spec("bitsandbytes") is None:
         importlib.import_module("peft")
 
 

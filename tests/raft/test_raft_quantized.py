@@ -145,7 +145,7 @@ def test_loss_and_gradients_are_near_those_of_the_whole_weights(model_cache: Pat
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits", BITS)
 def test_loss_and_gradients_are_those_of_the_rounded_weights(
     folders: dict[str, Path], tmp_path: Path, kind: str, bits: str

@@ -85,8 +85,8 @@ def test_a_training_that_was_handed_over_has_the_numbers_of_a_fresh_one(model_ca
 def test_a_worker_that_needs_other_variables_starts_again_in_the_same_process(
     model_cache: Path, tmp_path: Path
 ) -> None:
-    """The launcher takes the machine for a GPU and sets no variable of a CPU; the worker knows better."""
-    recipe = small_recipe({"backend": {"environment": "strix-halo"}})
+    """What the agent sets for a run comes over the preset; a worker puts the preset's own back."""
+    recipe = small_recipe({"backend": {"environment": "cpu"}})
     with contextlib.closing(Standby()) as standby:
         run(recipe, tmp_path / "before", model_cache, standby, env={"TOKENIZERS_PARALLELISM": "true"})
         ahead = standby.waiting

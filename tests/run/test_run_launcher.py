@@ -190,6 +190,7 @@ def test_one_that_works_in_silence_is_ended_later_and_as_slow(tmp_path: Path) ->
     assert (diagnosis.crash_class, diagnosis.signature) == ("timeout", "slow")
 
 
+@pytest.mark.slow  # five seconds of hanging
 def test_a_hang_that_was_sampled_says_what_was_seen(tmp_path: Path) -> None:
     limits = replace(QUICK, floors=dict.fromkeys(QUICK.floors, 3.6))
     result = run(tmp_path, "hung", watchdog=Watchdog(limits), grace_s=0.3)
