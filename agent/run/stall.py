@@ -85,13 +85,13 @@ def activity(samples: Sequence[Sample], *, before: Sequence[Sample] = ()) -> Act
 
 def _look(samples: Sequence[Sample], before: Sequence[Sample]) -> _Seen:
     span = samples[-1].t - samples[0].t
-    disk = [_sum(one.read_bytes, one.written_bytes) for one in samples]
+    disk = _range([_sum(one.read_bytes, one.written_bytes) for one in samples])
     moved = [_range([one.resident_gb for one in samples]), _range([_device_gb(one) for one in samples])]
     worked = [power for one in before if (busiest(one) or 0.0) >= 50 and (power := power_of(one)) is not None]
     return _Seen(
         moved_gb=max((value for value in moved if value is not None), default=None),
         cores=_mean([one.cores for one in samples]),
-        disk_mb_s=_range(disk) / span / 1e6 if _range(disk) is not None and span > 0 else None,  # type: ignore[operator]
+        disk_mb_s=disk / span / 1e6 if disk is not None and span > 0 else None,
         swap_moved_gb=_range([one.swap_used_gb for one in samples]),
         pressure=max((one.pressure_some for one in samples if one.pressure_some is not None), default=None),
         disk_pressure=max((one.pressure_disk for one in samples if one.pressure_disk is not None), default=None),
