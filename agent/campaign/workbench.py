@@ -61,6 +61,7 @@ class Workbench(Lab):
     def close(self) -> None:
         """No further run will come."""
         self.runner.close()
+        self.session.close()
 
     @property
     def clock(self) -> BudgetClock:
