@@ -13,6 +13,7 @@ from agent.campaign.lab import CutShort
 from agent.campaign.search import spend_the_night
 from agent.campaign.workbench import Workbench
 from agent.errors import AgentError
+from agent.ledger.disk import disk_errors
 
 
 class Paused(AgentError):
@@ -27,9 +28,9 @@ def run_campaign(bench: Workbench) -> Ending:
     Raises Paused where a person stopped it, BudgetError, TrainingFailed, and AgentErrors that no idea can mend.
     """
     with contextlib.closing(bench):
-        bench.session.keep_time()
         try:
-            return _from_baseline_to_holdout(bench)
+            with disk_errors(bench.session.folder):
+                return _from_baseline_to_holdout(bench)
         except Paused:
             raise
         except AgentError as broken:

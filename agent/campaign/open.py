@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.campaign.budget import BudgetClock
@@ -15,6 +16,7 @@ from agent.campaign.settings import Settings, parse_target
 from agent.campaign.workbench import Workbench
 from agent.errors import RecipeError, UsageError, WorkspaceError
 from agent.hardware.probe import MACHINE, Machine, probe_machine
+from agent.ledger.disk import disk_errors
 from agent.ledger.events import CampaignResumed, CampaignStarted
 from agent.ledger.git import Repository
 from agent.ledger.journal import Journal
@@ -63,6 +65,13 @@ def start(
     workspace.prepare()
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     session.stop_request = stop_request
+    with _time_kept(session):
+        _start(workspace, settings, session)
+    return session
+
+
+def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
+    machine, model_cache = session.machine, session.cache
     check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
@@ -87,7 +96,18 @@ def start(
     )
     tell_known_limits(session, recipe)
     branch(session)
-    return session
+
+
+@contextlib.contextmanager
+def _time_kept(session: Session) -> Iterator[None]:
+    """The seconds consumed are on the disk from here on, until the campaign's end, or now where it cannot be opened."""
+    session.keep_time()
+    try:
+        with disk_errors(session.folder):
+            yield
+    except BaseException:
+        session.close()
+        raise
 
 
 def tell_known_limits(session: Session, recipe: Recipe) -> None:
@@ -132,7 +152,7 @@ def branch(session: Session) -> None:
 
 def unfinished(workspace: Workspace, recipe_path: str, *, name: str | None = None) -> str | None:
     """A campaign that `run` should go on with rather than start another: the named one, unless it is finished; without
-    a name the last one, where it was cut short (a kill, a power cut) while it ran this recipe. None where there is none.
+    a name the last one, where it was cut short (a kill, a power cut) while it ran this recipe. None where none is.
     """
     names = workspace.campaign_names()
     chosen = name or (names[-1] if names else None)
@@ -188,11 +208,12 @@ def resume(
         settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
-    for damage in journal.damages():
-        observer.warn(f"{journal.path.relative_to(workspace.root)}: {damage}; what it said is done again or looked up")
     session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
-    session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
-    branch(session)
+    with _time_kept(session):
+        for damage in journal.damages():
+            observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
+        session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
+        branch(session)
     return session

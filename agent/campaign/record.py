@@ -10,6 +10,7 @@ from agent.campaign.rules import Rules
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
+from agent.files import remove_leftovers
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
 from agent.ledger.table import append_row, read_rows, rebuild
@@ -76,7 +77,9 @@ def record(session: Session, number: int) -> None:
 
 
 def restore_rows(session: Session) -> None:
-    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are."""
+    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are. What a kill
+    left beside it goes."""
+    remove_leftovers(session.table)
     present = {(row["campaign"], row["index"]) for row in read_rows(session.table)}
     experiments = [session.state.experiments[number] for number in session.state.judged_order]
     rows = [one.judged.row for one in experiments if one.judged and one.recorded]

@@ -463,8 +463,8 @@ def _counts(run: Run) -> bool:
 
 
 def _goes_on(run: Run, starts: Sequence[Run]) -> bool:
-    """A run that was killed from outside is an interrupted one, not a failed one: it goes on in its folder. `starts` are
-    all of this run; one that is killed again and again is a crash."""
+    """A run that was killed from outside was interrupted and has not failed: it goes on in its folder. `starts` are all
+    of this run; one that is killed again and again is a crash."""
     killed = [one for one in starts if _signature(one) == OUTSIDE_KILL]
     return run in killed and len(killed) <= KILLS_BORNE
 

@@ -158,6 +158,7 @@ def _campaign(
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
     from agent.hardware.sleep import stay_awake
+    from agent.ledger.disk import disk_errors
     from agent.ledger.lock import hold
     from agent.report.terminal import TerminalObserver, console_for
     from agent.run.detach import survive_hangup
@@ -165,6 +166,7 @@ def _campaign(
     console = console_for(sys.stderr if json_output else sys.stdout)
     workspace.prepare()
     with (
+        disk_errors(workspace.private),
         hold(workspace, what=f"campaign {name}"),
         survive_hangup(workspace.private / "hangup.log"),
         _polite_interrupt() as stop,
