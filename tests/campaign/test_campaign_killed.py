@@ -51,9 +51,9 @@ def in_one_go(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
     return told
 
 
-def killed_at_random(folder: Path, seed: int, kinds: Counter[str]) -> Campaign:
+def killed_at_random(folder: Path, seed: int, kinds: Counter[str], ideas: Sequence[dict[str, Any]] = IDEAS) -> Campaign:
     """From its start to its end, with a kill in nearly every session: of the agent, of the trainer, or of both."""
-    rng, campaign = random_of(seed), new_campaign(folder)
+    rng, campaign = random_of(seed), new_campaign(folder, ideas)
     code = KILLED
     while code != FINISHED:
         kind = rng.choice(["step", "step", "agent", "trainer", "both"]) if campaign.sessions < MOST_SESSIONS else ""
@@ -87,9 +87,9 @@ def check(campaign: Campaign, whole: dict[str, Any]) -> None:
 def test_a_campaign_that_is_killed_again_and_again_leaves_what_it_would_have_left(
     tmp_path: Path, in_one_go: Callable[..., dict[str, Any]], seed: int
 ) -> None:
-    campaign = killed_at_random(tmp_path, seed, Counter())
-    assert campaign.kills >= 3
-    check(campaign, in_one_go())
+    campaign = killed_at_random(tmp_path, seed, Counter(), SHORT)
+    assert campaign.kills >= 1
+    check(campaign, in_one_go(SHORT))
 
 
 @pytest.mark.slow
