@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from agent.errors import UsageError, WorkspaceError
-from agent.files import write_atomic
+from agent.files import read_jsonl, write_atomic
 from agent.ledger.disk import disk_errors
 
 RECIPES = "recipes"
@@ -154,8 +154,8 @@ def next_free_name(name: str, taken: Collection[str]) -> str:
 
 
 def _has_a_line(path: Path) -> bool:
-    with disk_errors(path, "read"), path.open("rb") as file:
-        return file.readline().endswith(b"\n")
+    with disk_errors(path, "read"):
+        return next(read_jsonl(path), None) is not None
 
 
 def _mended_name(name: str) -> str:

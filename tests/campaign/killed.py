@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_raft
-from nights import FAKE, NO_DEDUP, NOTHING, Night, Recorder, hypothesis, new_night
+from nights import FAKE, MACHINE, NO_DEDUP, NOTHING, Night, Recorder, hypothesis, new_night
 
 import agent.campaign.open
 import agent.campaign.session
@@ -44,6 +44,7 @@ from agent.ledger.journal import Journal
 from agent.ledger.workspace import Workspace
 from agent.run.launcher import launch
 from agent.run.processes import MARK, ProcessIdentity, is_alive
+from agent.run.start import TRAINER
 
 SPEED = 50.0
 """Seconds of the budget in a second of the wall."""
@@ -70,6 +71,8 @@ class Campaign:
 
     night: Night
     ideas: int
+    real: bool = False
+    """The trainer is ours, and the clock goes as fast as the wall."""
     active_s: float = 0.0
     """Seconds of the budget in which an agent was there, by the harness's own clock."""
     kills: int = 0
@@ -136,7 +139,11 @@ class Campaign:
     def _count_time(self) -> None:
         began, died = _noted_time(self.notes / "began"), _noted_time(self.notes / "died")
         if began is not None:
-            self.active_s += SPEED * ((died or time.monotonic()) - began)
+            self.active_s += self.speed * ((died or time.monotonic()) - began)
+
+    @property
+    def speed(self) -> float:
+        return 1.0 if self.real else SPEED
 
     # --- what is left ---------------------------------------------------------------------------------------
 
@@ -168,7 +175,8 @@ def _become_agent(campaign: Campaign, act: Callable[[], None], settings: Mapping
         os.environ["FAKE_PACE"] = str(PACE_S)
         os.environ["FAKE_PACE_ALL"] = "1"
         _take_clocks(campaign)
-        agent.run.start.Start.process = functools.partialmethod(_forked_trainer, told=campaign.notes / "trainers")  # type: ignore[assignment]
+        if not campaign.real:
+            agent.run.start.Start.process = functools.partialmethod(_forked_trainer, told=campaign.notes / "trainers")  # type: ignore[assignment]
         act()
         with disk_errors(campaign.root):  # as the command does
             code = _session(campaign, settings)
@@ -188,7 +196,7 @@ def _take_clocks(campaign: Campaign) -> None:
     wall = 1_700_000_000.0 + campaign.sessions * DOWNTIME_S
 
     def now() -> float:
-        return SPEED * (time.monotonic() - began)
+        return campaign.speed * (time.monotonic() - began)
 
     def clock(*arguments: Any, **keys: Any) -> BudgetClock:
         _note_time(campaign.notes / "began")
@@ -196,7 +204,7 @@ def _take_clocks(campaign: Campaign) -> None:
 
     agent.campaign.open.BudgetClock = clock  # type: ignore[assignment,misc]
     agent.campaign.open.Journal = functools.partial(Journal, clock=lambda: wall + now())  # type: ignore[assignment,misc]
-    agent.campaign.session.Timekeeper = functools.partial(Timekeeper, every_s=EVERY_S)  # type: ignore[assignment,misc]
+    agent.campaign.session.Timekeeper = functools.partial(Timekeeper, every_s=EVERY_S * SPEED / campaign.speed)  # type: ignore[assignment,misc]
 
 
 def _session(campaign: Campaign, settings: Mapping[str, Any]) -> int:
@@ -211,10 +219,12 @@ def _session(campaign: Campaign, settings: Mapping[str, Any]) -> int:
             session = night.open(budget_s=BUDGET_S, max_experiments=campaign.ideas, **settings)
         else:
             session = agent.campaign.open.resume(
-                workspace, "night", observer=night.observer, machine=_machine(), model_cache=night.root / "models",
+                workspace, "night", observer=night.observer, machine=MACHINE, model_cache=night.models,
                 stop_request=night.stop_request,
             )  # fmt: skip
         launcher = functools.partial(launch, command=FAKE, grace_s=1.0, idle_wait_s=0.0, poll_s=0.004)
+        if campaign.real:
+            launcher = functools.partial(launch, command=(*TRAINER, "--save-seconds", "0.3"), idle_wait_s=0.0)
         run_campaign(Workbench(session, Runner(session, launcher=launcher)))
     except Paused as stopped:
         print(f"paused: {stopped}")
@@ -223,12 +233,6 @@ def _session(campaign: Campaign, settings: Mapping[str, Any]) -> int:
         _note_time(campaign.notes / "died")
         print("\n".join(["", *night.observer.said, *night.observer.warnings]))
     return FINISHED
-
-
-def _machine() -> Any:
-    from nights import MACHINE
-
-    return MACHINE
 
 
 class _Forked:
