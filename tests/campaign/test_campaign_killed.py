@@ -31,7 +31,7 @@ from killed import (
 from nights import NOTHING
 
 KILLED = -9
-MOST_SESSIONS = 60
+MOST_SESSIONS = 40
 """After which a campaign is let go to its end."""
 SHORT = (NOTHING,)
 MOST_UNCOUNTED_S = 5.0
@@ -62,13 +62,13 @@ def killed_at_random(folder: Path, seed: int, kinds: Counter[str], ideas: Sequen
         kind = rng.choice(["step", "step", "agent", "trainer", "both"]) if campaign.sessions < MOST_SESSIONS else ""
         before = campaign.kills
         if kind == "step":
-            step, how = rng.randrange(1, 40), rng.choice(["die", "torn", "after"])
+            step, how = rng.randrange(1, 20), rng.choice(["die", "torn", "after"])
             code = campaign.end(campaign.begin(dies_at(campaign, step, how)))
             campaign.kills += code == KILLED
         else:
             agent = campaign.begin()
             if kind:
-                time.sleep(rng.uniform(0.02, 0.6))
+                time.sleep(rng.uniform(0.02, 0.35))
             if kind in ("trainer", "both"):
                 campaign.kill_trainer()
             if kind in ("agent", "both"):
