@@ -1,0 +1,122 @@
+"""Entry of the sandbox's processes: raise walls, say what is in force, and serve.
+
+Started by path in a Python without `site`, with one JSON object as its argument:
+
+    way       `direct`: namespaces of our own; `bwrap`: bubblewrap's; `none`: neither
+    readable  folders and files that are visible besides what Python needs
+    packages  folders to import from besides the standard library
+    serve     `programs` (see `host.py`) or `scorer` (see `agent.tasks.scorer_child`)
+
+A host says what is in force as its first message; where its way is barred, that is `{"refused": why}`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import shutil
+import socket
+import sys
+from typing import Any
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.insert(0, ROOT)
+
+from agent.tasks.box import confine, host, walls  # noqa: E402
+
+sys.path.remove(ROOT)
+
+INSIDE = "inside bwrap"
+SCORER_BYTES = 4 << 30
+_OWN_FILES = ("agent/__init__.py", "agent/tasks/__init__.py", "agent/tasks/box", "agent/tasks/scorer_child.py")
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    programs = spec["serve"] == "programs"
+    control = socket.socket(fileno=os.dup(0)) if programs else None
+    packages = [os.path.realpath(path) for path in spec["packages"]]
+    readable = walls.outermost([*walls.what_python_needs(), *packages, *spec["readable"]])
+    sys.path.extend(packages)
+    if programs:
+        host.load_modules()
+    else:
+        from agent.tasks import scorer_child
+    try:
+        how, own_temporary = _go_behind_walls(spec, readable)
+    except OSError as error:
+        if control is not None:
+            control.send(json.dumps({"refused": str(error)}).encode())
+        os._exit(3)
+    # Nobody's variables: what PATH and HOME lead to is not here. Those for numeric libraries stay.
+    for name in [name for name in os.environ if not name.endswith("_NUM_THREADS")]:
+        del os.environ[name]
+    if control is None:
+        _confine_self(readable, walled=bool(how), own_temporary=own_temporary)
+        scorer_child.main()
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
+    serving = host.Host(readable=readable, walled=bool(how), own_temporary=own_temporary)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    control.send(json.dumps({"walls": how, **serving.layers()}).encode())
+    serving.serve(control)
+
+
+def _go_behind_walls(spec: dict[str, Any], readable: list[str]) -> tuple[str, bool]:
+    """How (empty for not at all), and whether there is a temporary folder of ours."""
+    way = spec["way"]
+    if way == "direct":
+        return walls.raise_walls(readable), True
+    if way == "bwrap":
+        _enter_bubblewrap(spec, readable)
+    if way == INSIDE:
+        try:
+            walls.raise_inner_walls()
+            return "bubblewrap", True
+        except OSError:
+            pass
+        walls.become_first_process()
+        return "bubblewrap", False
+    walls.become_first_process()
+    return "", False
+
+
+def _enter_bubblewrap(spec: dict[str, Any], readable: list[str]) -> None:
+    """Start this program again inside bubblewrap; OSError where it is not installed."""
+    program = shutil.which("bwrap")
+    if program is None:
+        raise OSError("bwrap is not installed")
+    binary = os.path.realpath(sys.executable)
+    own = [os.path.join(ROOT, name) for name in _OWN_FILES]
+    arguments = [program, "--unshare-all", "--chdir", "/", "--proc", "/proc"]
+    for path in [*readable, *(path for path in (binary, *own) if not _below(path, readable))]:
+        if os.path.islink(path):
+            arguments += ["--symlink", os.readlink(path), path]
+        else:
+            arguments += ["--ro-bind", path, path]
+    for path in walls.DEVICES:
+        arguments += ["--dev-bind", path, path]
+    arguments += ["--dir", walls.TEMPORARY, "--remount-ro", "/", "--"]
+    inner = json.dumps({**spec, "way": INSIDE})
+    os.execv(program, [*arguments, binary, "-P", "-s", "-S", "-B", os.path.abspath(__file__), inner])
+
+
+def _below(path: str, folders: list[str]) -> bool:
+    return any(path.startswith(folder.rstrip("/") + "/") and not os.path.islink(folder) for folder in folders)
+
+
+def _confine_self(readable: list[str], *, walled: bool, own_temporary: bool) -> None:
+    layers = confine.probe(read_only_root=walled, readable=readable)
+    writable = [walls.TEMPORARY] if own_temporary else []
+    rules = confine.landlock_rules(readable, writable=writable, abi=layers.landlock) if layers.landlock else None
+    limits = {"AS": SCORER_BYTES, "FSIZE": 16 << 20, "NOFILE": 256, "NPROC": 4096}
+    confine.confine(layers, limits=limits, rules=rules)
+    os.chdir(walls.TEMPORARY if own_temporary else "/")
+
+
+if __name__ == "__main__":
+    main()
