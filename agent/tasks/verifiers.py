@@ -34,11 +34,12 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.errors import DataError, UsageError, VerifierError
+from agent.errors import DataError, VerifierError
 from agent.recipe import schema
 from agent.tasks.code_verifier import CodeVerifier
 from agent.tasks.example import Example
 from agent.tasks.gym import RuleOfDataSet
+from agent.tasks.layers import refuse_without_walls
 from agent.tasks.scored_verifiers import GymVerifier, MathVerifier, RegexVerifier, function_verifier
 from agent.tasks.text_verifiers import delimited, exact, last_number
 from agent.tasks.verdicts import AnswerVerifier, Verdict
@@ -84,14 +85,21 @@ def build_verifier(
     if config.kind == "math":
         return MathVerifier(config)
     if config.kind == "python_tests":
-        if not allow_untrusted_code:
-            raise UsageError(
-                "task.verifier.kind: python_tests runs code that the model wrote, with your rights",
-                hint="Say --allow-untrusted-code if that is what you want, best on a machine without secrets.",
-            )
-        return CodeVerifier(config, count_assertions=count_assertions)
+        return _walled(CodeVerifier(config, count_assertions=count_assertions), allowed=allow_untrusted_code)
     rule = RuleOfDataSet(timeout=config.timeout_seconds, allow_untrusted_code=allow_untrusted_code)
     return RULED_KINDS[config.kind](config, rule=rule)
+
+
+def _walled(verifier: CodeVerifier, *, allowed: bool) -> CodeVerifier:
+    """The verifier, once the log says what its code is kept in by, and that this is enough."""
+    try:
+        layers = verifier.layers()
+        refuse_without_walls(layers, what="task.verifier.kind: python_tests runs code that a model wrote", allowed=allowed)
+    except BaseException:
+        verifier.close()
+        raise
+    LOG.info("model-written code is kept in by %s", layers)
+    return verifier
 
 
 def refuse_hopeless_data(
