@@ -31,6 +31,7 @@ import json
 import os
 import queue
 import select
+import signal
 import socket
 import struct
 import sys
@@ -222,9 +223,9 @@ def _run_in(host: Host, job: dict[str, Any], limits: Limits) -> Outcome | None:
         watched = _Watched(report, output, limits)
         watched.send(job, deadline)
         watched.listen(deadline, frames=1)
-        if job["count"] and watched.frames and watched.frames[0].get("status") in ("failed", "error", "ended"):
+        if job["count"] and watched.status in ("failed", "error"):
             watched.listen(deadline, frames=2)
-        ended = _stop(host, patient=watched.frames[:1] == [] or watched.frames[0].get("status") == "ended")
+        ended = _stop(host, patient=not watched.timed_out and watched.status in ("", "ended"))
         watched.drain()
     return None if ended is None else _outcome(watched, ended, limits)
 
@@ -241,9 +242,8 @@ def _stop(host: Host, *, patient: bool) -> dict[str, Any] | None:
 
 def _outcome(watched: _Watched, ended: dict[str, Any], limits: Limits) -> Outcome:
     output = bytes(watched.output).decode(errors="replace")
-    verdict = watched.frames[0] if watched.frames else {}
-    status = _STATUSES.get(verdict.get("status", ""))
-    detail = str(verdict.get("detail", ""))
+    status = _STATUSES.get(watched.status)
+    detail = str(watched.frames[0].get("detail", "")) if watched.frames else ""
     if status is None or (status == "ended" and not detail):
         if ended["seconds"] >= limits.rlimits()["CPU"] - 0.1:
             return Outcome("timeout", "processor time", output)
@@ -259,7 +259,7 @@ def _ending(code: int | None, *, by_tests: bool) -> str:
         return "the tests' own process ended before the last test"
     if code is None:
         return "it closed its connection before the last test"
-    return f"signal {-code}" if code < 0 else f"exit code {code} before the last test"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code} before the last test"
 
 
 class _Watched:
@@ -274,6 +274,11 @@ class _Watched:
         self._poll = select.poll()
         self._poll.register(report, select.POLLIN)
         self._poll.register(output, select.POLLIN)
+
+    @property
+    def status(self) -> str:
+        """What the tester has said; empty where it has not."""
+        return str(self.frames[0].get("status", "")) if self.frames else ""
 
     def send(self, job: dict[str, Any], deadline: float) -> None:
         text = json.dumps(job).encode()

@@ -27,6 +27,8 @@ DESCRIPTORS = 64
 """Most that a program may have open."""
 _ASIDE = 40
 """Descriptors from here on are for moving others."""
+_OTHERS = 256
+"""Tasks that the user may come to have meanwhile, other programs of ours among them."""
 _PATIENCE_SECONDS = 0.2
 """For a process that has closed its end to be dead."""
 _EARLIER_MODULES = (
@@ -37,15 +39,16 @@ _EARLIER_MODULES = (
 
 
 class Host:
-    def __init__(self, *, readable: list[str], walled: bool, own_temporary: bool):
-        self._layers = confine.probe(read_only_root=walled, readable=readable)
+    def __init__(self, *, readable: list[str], walls_by: str, own_temporary: bool):
+        self._layers = confine.probe(read_only_root=bool(walls_by), readable=readable)
         self._readable = readable
         self._own_temporary = own_temporary
         self._self = _own_pid_namespace()
         self._children: dict[str, int] = {}
         self._before = self._state_of_temporary()
-        # Threads and processes of this user that RLIMIT_NPROC counts already.
-        self._counted = 0 if walled else _tasks_of_user()
+        # Threads and processes that RLIMIT_NPROC counts already: all of a user, on the whole machine, unless the
+        # user is one of a namespace of ours.
+        self._counted = 0 if walls_by == walls.USER_NAMESPACE else _tasks_of_user() + _OTHERS
         if not self._layers.seccomp and self._self is None:
             # What detaches itself falls to us.
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

@@ -58,7 +58,7 @@ def main() -> None:
         scorer_child.main()
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
-    serving = host.Host(readable=readable, walled=bool(how), own_temporary=own_temporary)
+    serving = host.Host(readable=readable, walls_by=how, own_temporary=own_temporary)
     gc.collect()
     gc.disable()
     gc.freeze()

@@ -40,7 +40,7 @@ def run_job(report: Wire, candidate: Wire) -> None:
     status, detail = _outcome(job, session)
     report.send({"status": status, "detail": _clean(detail)})
     # The verdict first: what is counted after it may run into the limit.
-    if job["count"] and status in ("failed", "error", "ended"):
+    if job["count"] and status in ("failed", "error"):
         report.send({"share": _share_of_assertions(job, session)})
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from agent.tasks.box import kernel
 
+USER_NAMESPACE = "user namespace"
 TEMPORARY = "/tmp"
 TEMPORARY_BYTES = 64 << 20
 TEMPORARY_FILES = 1024
@@ -75,7 +76,7 @@ def _unshare(flags: int) -> str:
         _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{user} {user} 1")
     _write("/proc/self/gid_map", f"{group} {group} 1")
-    return "user namespace"
+    return USER_NAMESPACE
 
 
 def _copied(path: str) -> tuple[str | None, int]:
