@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ LIMITS = Limits(wall_seconds=3.0, memory_bytes=512 << 20, output_bytes=16 << 10)
 SHORT = replace(LIMITS, wall_seconds=0.4)
 """For programs that are meant to meet it."""
 PROGRAMS = programs()
+RIGHT = f"import json\ndef f(x): return json.loads('\"{EXPECTED}\"')\n"
+RIGHTS_TESTS = f"import math\nassert f(1) == '{EXPECTED}'\nassert math.sqrt(4) == 2\n"
 
 
 @dataclass
@@ -118,10 +121,7 @@ def attacked(pool: Sandbox, world: World, program: Hostile) -> Outcome:
     assert len(outcome.output) <= LIMITS.output_bytes
     assert processes_below() <= before
     world.unharmed()
-    right = f"import json, os\ndef f(x):\n    assert not os.listdir('.')\n    return json.loads('\"{EXPECTED}\"')\n"
-    after = pool.run(right, f"import math\nassert f(1) == '{EXPECTED}'\nassert math.sqrt(4) == 2\n", limits=LIMITS)
-    assert after == Outcome("passed")
-    assert pool.run("def f(x): return 1", f"assert f(1) == '{EXPECTED}'", limits=LIMITS).status == "failed"
+    assert pool.run(RIGHT, RIGHTS_TESTS, limits=LIMITS) == Outcome("passed")
     return outcome
 
 
@@ -134,3 +134,17 @@ def test_the_list_is_as_long_as_it_is_said_to_be() -> None:
 def test_a_hostile_program_is_contained_and_scores_nothing(pool: Sandbox, world: World, program: Hostile) -> None:
     outcome = attacked(pool, world, program)
     assert outcome.status in program.status.split(), outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["bwrap", "none"])
+def test_all_of_them_are_contained_by_other_ways_too(world: World, way: str) -> None:
+    """What each says may differ (there is no file to write to), what it does not get may not."""
+    if way == "bwrap" and shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    with Sandbox(slots=1, ways=[way]) as pool:
+        assert pool.layers().way == way
+        assert pool.layers().enough
+        for program in PROGRAMS:
+            print(program.name)
+            attacked(pool, world, program)
