@@ -23,8 +23,9 @@ several right answers; the partial credit of those rules is passed on by `reason
 
 Tolerances make numbers equal at |found - right| <= max(tolerance, relative_tolerance * |right|).
 
-Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both need
---allow-untrusted-code.
+Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both run in the
+sandbox, and so does a user's function with `untrusted: true`; where a system has too little to make one of
+(`agent.tasks.layers`), they need --allow-untrusted-code.
 """
 
 from __future__ import annotations
@@ -77,28 +78,27 @@ def build_verifier(
 
     `base` is the folder that the file of `python:FILE.py:FUNCTION` is relative to. `count_assertions` lets
     `python_tests` work out which share of the assertions holds, for `task.reward.graduated.partial`. Raises
-    UsageError where code of the model's would run without --allow-untrusted-code, DataError for a verifier file that
+    UsageError where untrusted code would run with less around it than it takes and without --allow-untrusted-code, DataError for a verifier file that
     is missing or does not import, Unavailable without math-verify, RecipeError for words that make no verifier.
     """
     if config.own_function() is not None:
-        return function_verifier(config, base=base)
+        return function_verifier(config, base=base, allow_untrusted_code=allow_untrusted_code)
     if config.kind == "math":
         return MathVerifier(config)
     if config.kind == "python_tests":
-        return _walled(CodeVerifier(config, count_assertions=count_assertions), allowed=allow_untrusted_code)
+        return _kept_in(CodeVerifier(config, count_assertions=count_assertions), allowed=allow_untrusted_code)
     rule = RuleOfDataSet(timeout=config.timeout_seconds, allow_untrusted_code=allow_untrusted_code)
     return RULED_KINDS[config.kind](config, rule=rule)
 
 
-def _walled(verifier: CodeVerifier, *, allowed: bool) -> CodeVerifier:
-    """The verifier, once the log says what its code is kept in by, and that this is enough."""
+def _kept_in(verifier: CodeVerifier, *, allowed: bool) -> CodeVerifier:
+    """The verifier, where what keeps its code in is enough, or the user has said that it may run all the same."""
     try:
-        layers = verifier.layers()
-        refuse_without_walls(layers, what="task.verifier.kind: python_tests runs code that a model wrote", allowed=allowed)
+        what = "task.verifier.kind: python_tests runs code that a model wrote"
+        refuse_without_walls(verifier.layers(), what=what, allowed=allowed)
     except BaseException:
         verifier.close()
         raise
-    LOG.info("model-written code is kept in by %s", layers)
     return verifier
 
 

@@ -8,6 +8,22 @@ from typing import Any
 
 import pytest
 
+from agent.tasks.layers import Layers
+
+BARE = Layers(
+    way="none", walls="", processes=False, temporary=False, landlock=0, seccomp=False, refused=("unshare: not here",)
+)
+"""A system that has nothing but rlimits."""
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Layers:
+    """As if this system were such a one, for who asks which layers there are."""
+    monkeypatch.setattr("agent.tasks.gym.layers_here", lambda: BARE)
+    monkeypatch.setattr("agent.tasks.scored_verifiers.layers_here", lambda: BARE)
+    monkeypatch.setattr("agent.tasks.sandbox.Sandbox.layers", lambda self: BARE)
+    return BARE
+
 
 @pytest.fixture
 def in_thread() -> Callable[[Callable[[], Any]], Any]:

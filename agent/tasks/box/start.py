@@ -5,20 +5,24 @@ Started by path in a Python without `site`, with one JSON object as its argument
     way       `direct`: namespaces of our own; `bwrap`: bubblewrap's; `none`: neither
     readable  folders and files that are visible besides what Python needs
     packages  folders to import from besides the standard library
-    serve     `programs` (see `host.py`) or `scorer` (see `agent.tasks.scorer_child`)
+    serve     `programs` (see `host.py`), or a kind of scorer: `python` confines itself before it loads the function,
+              `reasoning_gym` a fork for each answer (see `agent.tasks.scorer_child`)
 
 A host says what is in force as its first message; where its way is barred, that is `{"refused": why}`.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -30,6 +34,7 @@ sys.path.remove(ROOT)
 
 INSIDE = "inside bwrap"
 SCORER_BYTES = 4 << 30
+MOST_ANSWER_BYTES = 1 << 16
 _OWN_FILES = ("agent/__init__.py", "agent/tasks/__init__.py", "agent/tasks/box", "agent/tasks/scorer_child.py")
 
 
@@ -54,8 +59,13 @@ def main() -> None:
     for name in [name for name in os.environ if not name.endswith("_NUM_THREADS")]:
         del os.environ[name]
     if control is None:
-        _confine_self(readable, walled=bool(how), own_temporary=own_temporary)
-        scorer_child.main()
+        layers = confine.probe(read_only_root=bool(how), readable=readable)
+        confined = functools.partial(_confine, layers, readable, own_temporary=own_temporary)
+        if spec["serve"] == "python":
+            confined()
+            scorer_child.main()
+        else:
+            scorer_child.main(functools.partial(_in_a_fork, confined))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
     serving = host.Host(readable=readable, walls_by=how, own_temporary=own_temporary)
@@ -109,8 +119,32 @@ def _below(path: str, folders: list[str]) -> bool:
     return any(path.startswith(folder.rstrip("/") + "/") and not os.path.islink(folder) for folder in folders)
 
 
-def _confine_self(readable: list[str], *, walled: bool, own_temporary: bool) -> None:
-    layers = confine.probe(read_only_root=walled, readable=readable)
+def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returns in a child behind all layers, which leaves nothing behind for the next."""
+    answers, answer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            # Out of the reach of what it will run: the requests, and what is said to others than us.
+            os.dup2(answer, 3)
+            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            confined()
+            os.write(3, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(answer)
+    with os.fdopen(answers, "rb") as pipe:
+        said = pipe.read(MOST_ANSWER_BYTES)
+    # Its number is still its own; it may have closed the pipe and gone on.
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    try:
+        return dict(json.loads(said))
+    except (ValueError, TypeError):
+        return {"error": f"the rule's process ended by {os.waitstatus_to_exitcode(status)}", "at": None}
+
+
+def _confine(layers: confine.Confinement, readable: list[str], *, own_temporary: bool) -> None:
     writable = [walls.TEMPORARY] if own_temporary else []
     rules = confine.landlock_rules(readable, writable=writable, abi=layers.landlock) if layers.landlock else None
     limits = {"AS": SCORER_BYTES, "FSIZE": 16 << 20, "NOFILE": 256, "NPROC": 4096}
