@@ -215,9 +215,7 @@ class GymVerifier(Closing):
         return Verdict(1.0 if passed else score, passed, True, near and not passed, answer)
 
 
-def function_verifier(
-    config: schema.Verifier, *, base: Path, allow_untrusted_code: bool = False
-) -> FunctionVerifier:
+def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_code: bool = False) -> FunctionVerifier:
     """The verifier `python:FILE.py:FUNCTION`, its file relative to `base`.
 
     Raises DataError where the file is missing or does not import, UsageError where it is untrusted and too little would

@@ -290,9 +290,7 @@ def math_scorers(*, timeout: float) -> Scorers:
     return Scorers({"kind": "math"}, timeout=timeout)
 
 
-def gym_scorers(
-    name: str, parameters: Mapping[str, Any], *, timeout: float, kept_in: Layers | None = None
-) -> Scorers:
+def gym_scorers(name: str, parameters: Mapping[str, Any], *, timeout: float, kept_in: Layers | None = None) -> Scorers:
     """Children that apply the scoring rule of a reasoning_gym data set; with `kept_in`, each answer in a fork of its own."""
     setup = {"kind": "reasoning_gym", "dataset": name, "parameters": dict(parameters)}
     return Scorers(setup, timeout=timeout, kept_in=kept_in)

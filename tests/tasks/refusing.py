@@ -26,7 +26,9 @@ def refuse(names: list[str]) -> None:
     column = {"x86_64": 0, "aarch64": 1}[platform.machine()]
     program = struct.pack("=HBBI", 0x20, 0, 0, 0)
     for name in names:
-        program += struct.pack("=HBBI", 0x15, 0, 1, NUMBERS[name][column]) + struct.pack("=HBBI", 0x06, 0, 0, 0x00050001)
+        program += struct.pack("=HBBI", 0x15, 0, 1, NUMBERS[name][column]) + struct.pack(
+            "=HBBI", 0x06, 0, 0, 0x00050001
+        )
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.seccomp_filter(program + struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
 

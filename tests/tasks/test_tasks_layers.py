@@ -138,7 +138,9 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; as a user every other test is this one")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can become another user; as a user every other test is this one"
+)
 def test_a_user_without_rights_has_namespaces_of_their_own(tmp_path: Path) -> None:
     """With the system's Python, where there is one, because the environment of these tests may lie in a root's home."""
     python = shutil.which("python3", path="/usr/bin")
@@ -153,7 +155,7 @@ def test_a_user_without_rights_has_namespaces_of_their_own(tmp_path: Path) -> No
             "from agent.tasks.sandbox import Sandbox\n"
             "with Sandbox(slots=1) as sandbox:\n"
             "    print(sandbox.layers(), '|', sandbox.layers().enough)\n"
-            "    code = 'import os; open(\"a\", \"w\"); print(os.getuid(), os.getpid())\\ndef f(x): return x + 1'\n"
+            '    code = \'import os; open("a", "w"); print(os.getuid(), os.getpid())\\ndef f(x): return x + 1\'\n'
             "    print(sandbox.run(code, 'assert f(1) == 2'))\n"
         )
         done = subprocess.run([python, "-B", "-c", script], capture_output=True, text=True, timeout=60, cwd="/")

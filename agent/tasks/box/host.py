@@ -39,10 +39,10 @@ _EARLIER_MODULES = (
 
 
 class Host:
-    def __init__(self, *, readable: list[str], walls_by: str, own_temporary: bool):
+    def __init__(self, *, readable: list[str], walls_by: str, temporary: str | None):
         self._layers = confine.probe(read_only_root=bool(walls_by), readable=readable)
         self._readable = readable
-        self._own_temporary = own_temporary
+        self._temporary = temporary
         self._self = _own_pid_namespace()
         self._children: dict[str, int] = {}
         self._before = self._state_of_temporary()
@@ -56,7 +56,7 @@ class Host:
     def layers(self) -> dict[str, Any]:
         return {
             "processes": self._self is not None,
-            "temporary": self._own_temporary,
+            "temporary": self._temporary is not None,
             "landlock": self._layers.landlock,
             "seccomp": self._layers.seccomp,
         }
@@ -92,7 +92,7 @@ class Host:
             user = confine.NOBODY - 1 if tester else confine.NOBODY
             confine.confine(self._layers, limits=limits, rules=self._rules(tester), user=user)
             _arrange(kept)
-            os.chdir(walls.TEMPORARY if self._own_temporary and not tester else "/")
+            os.chdir("/" if tester or self._temporary is None else self._temporary)
             gc.enable()
             with contextlib.suppress(Broken):
                 work()
@@ -102,7 +102,7 @@ class Host:
     def _rules(self, tester: bool) -> int | None:
         if not self._layers.landlock:
             return None
-        writable = [walls.TEMPORARY] if self._own_temporary and not tester else []
+        writable = [] if tester or self._temporary is None else [self._temporary]
         return confine.landlock_rules(self._readable, writable=writable, abi=self._layers.landlock)
 
     def _stop(self, *, patient: bool) -> dict[str, Any]:
@@ -119,17 +119,17 @@ class Host:
         self._children.clear()
         if self._self is None and not self._layers.seccomp:
             _end_orphans()
-        if self._own_temporary and self._state_of_temporary() != self._before:
-            walls.mount_temporary(again=True)
+        if self._temporary is not None and self._state_of_temporary() != self._before:
+            walls.mount_temporary(self._temporary, again=True)
             self._before = self._state_of_temporary()
         return {"code": code, "seconds": seconds}
 
     def _state_of_temporary(self) -> Any:
         """Changes with whatever a program does to its folder."""
-        if not self._own_temporary:
+        if self._temporary is None:
             return None
-        found = os.stat(walls.TEMPORARY)
-        return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(walls.TEMPORARY))
+        found = os.stat(self._temporary)
+        return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(self._temporary))
 
 
 def _test() -> None:

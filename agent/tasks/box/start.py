@@ -50,7 +50,7 @@ def main() -> None:
     else:
         from agent.tasks import scorer_child
     try:
-        how, own_temporary = _go_behind_walls(spec, readable)
+        how, temporary = _go_behind_walls(spec, readable)
     except OSError as error:
         if control is not None:
             control.send(json.dumps({"refused": str(error)}).encode())
@@ -60,7 +60,7 @@ def main() -> None:
         del os.environ[name]
     if control is None:
         layers = confine.probe(read_only_root=bool(how), readable=readable)
-        confined = functools.partial(_confine, layers, readable, own_temporary=own_temporary)
+        confined = functools.partial(_confine, layers, readable, temporary=temporary)
         if spec["serve"] == "python":
             confined()
             scorer_child.main()
@@ -68,7 +68,7 @@ def main() -> None:
             scorer_child.main(functools.partial(_in_a_fork, confined))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
-    serving = host.Host(readable=readable, walls_by=how, own_temporary=own_temporary)
+    serving = host.Host(readable=readable, walls_by=how, temporary=temporary)
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -76,23 +76,23 @@ def main() -> None:
     serving.serve(control)
 
 
-def _go_behind_walls(spec: dict[str, Any], readable: list[str]) -> tuple[str, bool]:
-    """How (empty for not at all), and whether there is a temporary folder of ours."""
-    way = spec["way"]
+def _go_behind_walls(spec: dict[str, Any], readable: list[str]) -> tuple[str, str | None]:
+    """How (empty for not at all), and the temporary folder, where there is one that can be made anew."""
+    way, temporary = spec["way"], walls.temporary_beside(readable)
     if way == "direct":
-        return walls.raise_walls(readable), True
+        return walls.raise_walls(readable), temporary
     if way == "bwrap":
         _enter_bubblewrap(spec, readable)
     if way == INSIDE:
         try:
-            walls.raise_inner_walls()
-            return "bubblewrap", True
+            walls.raise_inner_walls(temporary)
+            return "bubblewrap", temporary
         except OSError:
             pass
         walls.become_first_process()
-        return "bubblewrap", False
+        return "bubblewrap", None
     walls.become_first_process()
-    return "", False
+    return "", None
 
 
 def _enter_bubblewrap(spec: dict[str, Any], readable: list[str]) -> None:
@@ -110,7 +110,7 @@ def _enter_bubblewrap(spec: dict[str, Any], readable: list[str]) -> None:
             arguments += ["--ro-bind", path, path]
     for path in walls.DEVICES:
         arguments += ["--dev-bind", path, path]
-    arguments += ["--dir", walls.TEMPORARY, "--remount-ro", "/", "--"]
+    arguments += ["--dir", walls.temporary_beside(readable), "--remount-ro", "/", "--"]
     inner = json.dumps({**spec, "way": INSIDE})
     os.execv(program, [*arguments, binary, "-P", "-s", "-S", "-B", os.path.abspath(__file__), inner])
 
@@ -144,12 +144,12 @@ def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]])
         return {"error": f"the rule's process ended by {os.waitstatus_to_exitcode(status)}", "at": None}
 
 
-def _confine(layers: confine.Confinement, readable: list[str], *, own_temporary: bool) -> None:
-    writable = [walls.TEMPORARY] if own_temporary else []
+def _confine(layers: confine.Confinement, readable: list[str], *, temporary: str | None) -> None:
+    writable = [] if temporary is None else [temporary]
     rules = confine.landlock_rules(readable, writable=writable, abi=layers.landlock) if layers.landlock else None
     limits = {"AS": SCORER_BYTES, "FSIZE": 16 << 20, "NOFILE": 256, "NPROC": 4096}
     confine.confine(layers, limits=limits, rules=rules)
-    os.chdir(walls.TEMPORARY if own_temporary else "/")
+    os.chdir(temporary or "/")
 
 
 if __name__ == "__main__":

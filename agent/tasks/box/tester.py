@@ -295,7 +295,9 @@ class Session:
             items = [item for item, _ in zip(value, range(MOST_ITEMS + 1), strict=False)]
             if len(items) <= MOST_ITEMS:
                 return ["I", Encoder(self._written).items(items, 1)]
-        raise CannotCross(f"a {type(value).__name__} cannot be passed to the code: only plain data, functions and its own")
+        raise CannotCross(
+            f"a {type(value).__name__} cannot be passed to the code: only plain data, functions and its own"
+        )
 
     def _call_back(self, number: int, positional: list[Any], named: list[Any]) -> None:
         decoder = self._decoder()

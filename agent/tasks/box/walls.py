@@ -18,13 +18,17 @@ from collections.abc import Iterable
 from agent.tasks.box import kernel
 
 USER_NAMESPACE = "user namespace"
-TEMPORARY = "/tmp"
 TEMPORARY_BYTES = 64 << 20
 TEMPORARY_FILES = 1024
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/nix/store")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _WITHIN = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 _LOOK_SECONDS = 0.5
+
+
+def temporary_beside(readable: list[str]) -> str:
+    """Where the temporary folder is: /tmp, unless something readable lies below, which it would hide."""
+    return "/tmp" if not any(path.startswith("/tmp/") for path in readable) else "/temporary"
 
 
 def raise_walls(readable: list[str]) -> str:
@@ -45,23 +49,24 @@ def raise_walls(readable: list[str]) -> str:
         _put(base, path, link, tree)
     for path, tree in devices:
         _put(base, path, None, tree)
-    os.makedirs(base + TEMPORARY, exist_ok=True)
+    temporary = temporary_beside(readable)
+    os.makedirs(base + temporary, exist_ok=True)
     os.chdir(base)
     kernel.pivot_root(".", ".")
     kernel.unmount(".")
     os.chdir("/")
     kernel.make_read_only("/")
     become_first_process()
-    mount_temporary()
+    mount_temporary(temporary)
     return how
 
 
-def raise_inner_walls() -> None:
+def raise_inner_walls(temporary: str) -> None:
     """Inside bubblewrap: namespaces to have a fresh /tmp and PID namespaces in, where it may. OSError where not."""
     _unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     become_first_process()
-    mount_temporary()
+    mount_temporary(temporary)
 
 
 def _unshare(flags: int) -> str:
@@ -101,13 +106,13 @@ def _put(base: str, path: str, link: str | None, tree: int) -> None:
     os.close(tree)
 
 
-def mount_temporary(*, again: bool = False) -> None:
-    """An empty /tmp in memory; with `again`, in the place of the one that a program has written to."""
+def mount_temporary(folder: str, *, again: bool = False) -> None:
+    """An empty folder in memory; with `again`, in the place of the one that a program has written to."""
     if again:
-        kernel.unmount(TEMPORARY)
+        kernel.unmount(folder)
     # Its mode is for the user that a program of root's becomes.
     options = f"mode=1777,size={TEMPORARY_BYTES},nr_inodes={TEMPORARY_FILES}"
-    kernel.mount("tmpfs", TEMPORARY, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    kernel.mount("tmpfs", folder, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
 
 
 def become_first_process() -> None:
