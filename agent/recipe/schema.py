@@ -130,9 +130,9 @@ class Verifier(Section):
     timeout_seconds: Number = Field(5.0, gt=0, le=600)
     """Wall-clock limit of one verification that runs in a process of its own (all but comparisons of text), seconds."""
     untrusted: bool = False
-    """For `python:FILE.py:FUNCTION`: the function is not yours, or runs what the model wrote. It then runs in the sandbox:
-    it reads its own folder and the Python library and nothing else, writes no file but temporary ones, and has no network,
-    no environment and no other process."""
+    """For `python:FILE.py:FUNCTION`: the function is not yours, or runs what the model wrote. It then runs in the
+    sandbox: it reads its own folder and Python's library and nothing else, writes no file but temporary ones, and has
+    no network, no environment and no other process."""
 
     @model_validator(mode="before")
     @classmethod

@@ -67,7 +67,8 @@ class RuleOfDataSet:
     def accepts(self, answer: str, example: Example) -> bool:
         """Full score by the rule. False for a row that is not of a `reasoning_gym:` data set, or when time is up.
 
-        Raises UsageError where the rule evaluates the answer as Python, too little keeps that in, and it was not allowed.
+        Raises UsageError where the rule evaluates the answer as Python, too little keeps that in, and nobody has
+        allowed it.
         """
         if "reasoning_gym" not in example.row:
             return False

@@ -123,7 +123,7 @@ class Sandbox:
         fail are run once more within the same limits, on past assertions that do not hold. Blocks until everything that
         ran is gone. Raises ResourceError where no process can be started, Closed after `close`.
         """
-        job = {"code": code, "tests": tests, "calls": list(calls), "entry_point": entry_point}
+        job: dict[str, Any] = {"code": code, "tests": tests, "calls": list(calls), "entry_point": entry_point}
         job |= {"trim": trim, "count": count}
         # Last in, first out: a single caller stays with the host that is warm.
         slot = self._free.get()
@@ -133,7 +133,7 @@ class Sandbox:
             self._free.put(slot)
 
     def close(self) -> None:
-        """End all hosts and what runs in them, from any thread. Calls in progress raise Closed, and so do later ones."""
+        """End all hosts and what runs in them, from any thread: calls in progress and later ones raise Closed."""
         for slot in self._slots:
             slot.close()
 

@@ -265,7 +265,7 @@ def function_scorers(
     Raises VerifierError where the file fails to import, with the user's exception line.
     """
     folder = (beside or path.parent).resolve()
-    setup = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
+    setup: dict[str, Any] = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
     setup |= {"readable": [str(folder), str(path.resolve())]}
     scorers = Scorers(setup, timeout=timeout, kept_in=kept_in)
     reply = scorers.start()
@@ -291,6 +291,6 @@ def math_scorers(*, timeout: float) -> Scorers:
 
 
 def gym_scorers(name: str, parameters: Mapping[str, Any], *, timeout: float, kept_in: Layers | None = None) -> Scorers:
-    """Children that apply the scoring rule of a reasoning_gym data set; with `kept_in`, each answer in a fork of its own."""
+    """Children that apply the scoring rule of a reasoning_gym data set; with `kept_in`, in a fork for each answer."""
     setup = {"kind": "reasoning_gym", "dataset": name, "parameters": dict(parameters)}
     return Scorers(setup, timeout=timeout, kept_in=kept_in)

@@ -23,8 +23,8 @@ several right answers; the partial credit of those rules is passed on by `reason
 
 Tolerances make numbers equal at |found - right| <= max(tolerance, relative_tolerance * |right|).
 
-Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both run in the
-sandbox, and so does a user's function with `untrusted: true`; where a system has too little to make one of
+Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both run in
+the sandbox, and so does a user's function with `untrusted: true`; where a system has too little to make one of
 (`agent.tasks.layers`), they need --allow-untrusted-code.
 """
 
@@ -78,8 +78,9 @@ def build_verifier(
 
     `base` is the folder that the file of `python:FILE.py:FUNCTION` is relative to. `count_assertions` lets
     `python_tests` work out which share of the assertions holds, for `task.reward.graduated.partial`. Raises
-    UsageError where untrusted code would run with less around it than it takes and without --allow-untrusted-code, DataError for a verifier file that
-    is missing or does not import, Unavailable without math-verify, RecipeError for words that make no verifier.
+    UsageError where untrusted code would run with too little around it and without --allow-untrusted-code, DataError
+    for a verifier file that is missing or does not import, Unavailable without math-verify, RecipeError for words that
+    make no verifier.
     """
     if config.own_function() is not None:
         return function_verifier(config, base=base, allow_untrusted_code=allow_untrusted_code)

@@ -31,15 +31,15 @@ CODES = {
     "write": "open('/tmp/raft-left', 'w').write('x')",
     "connect": "import socket; socket.socket().connect(('127.0.0.1', 1))",
     # Its name is what it is looked for by from outside.
-    "fork": "import ctypes, os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    ctypes.CDLL(None).prctl(15, b'raft-left')\\n"
-    "    time.sleep(98765)\\ntime.sleep(0.2)\\ndef f(x): return x + 1",
+    "fork": "import ctypes, os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    ctypes.CDLL(None)"
+    ".prctl(15, b'raft-left')\\n    time.sleep(98765)\\ntime.sleep(0.2)\\ndef f(x): return x + 1",
 }
 with Sandbox(slots=1) as sandbox:
     layers = sandbox.layers()
     said = {
         name: [outcome.status, outcome.detail, outcome.output]
         for name, code in CODES.items()
-        for outcome in [sandbox.run(code.replace("HOME", repr(HOME)), "assert f(1) == 2", limits=Limits(wall_seconds=4.0))]
+        for outcome in [sandbox.run(code.replace("HOME", repr(HOME)), "assert f(1) == 2", limits=Limits(4.0))]
     }
 try:
     build_verifier(Verifier(kind="python_tests"), base=Path()).close()
@@ -47,7 +47,8 @@ try:
 except UsageError as error:
     refusal = str(error)
 build_verifier(Verifier(kind="python_tests"), base=Path(), allow_untrusted_code=True).close()
-print(json.dumps({"layers": asdict(layers), "enough": layers.enough, "words": str(layers), "said": said, "refusal": refusal}))
+found = {"layers": asdict(layers), "enough": layers.enough, "words": str(layers), "said": said, "refusal": refusal}
+print(json.dumps(found))
 """
 
 

@@ -141,7 +141,7 @@ class Candidate:
             kind = ERROR_CLASS if issubclass(value, BaseException) else CLASS
         elif callable(value):
             kind = FUNCTION
-        named = value if isinstance(value, type) else type(value)
+        named: type[Any] = type(value) if kind in (OBJECT, FUNCTION) else value
         return ["h", self._number(value), kind, str(named.__name__), _line_of_errors(named)]
 
     def _number(self, value: Any) -> int:

@@ -98,8 +98,9 @@ def _restrict(rules: int) -> None:
 
 # seccomp --------------------------------------------------------------------------------------------------------
 
-# Numbers on x86_64 and arm64; None where there is no such call.
-_SOCKETS = {
+_Table = dict[str, tuple[int, int | None]]
+"""Numbers on x86_64 and arm64; None where there is no such call."""
+_SOCKETS: _Table = {
     "socket": (41, 198),
     "connect": (42, 203),
     "bind": (49, 200),
@@ -107,7 +108,7 @@ _SOCKETS = {
     "accept": (43, 202),
     "accept4": (288, 242),
 }
-_PROCESSES = {
+_PROCESSES: _Table = {
     "fork": (57, None),
     "vfork": (58, None),
     "execve": (59, 221),
@@ -134,7 +135,7 @@ _PROCESSES = {
     "move_pages": (279, 239),
     "personality": (135, 92),
 }
-_SYSTEM = {
+_SYSTEM: _Table = {
     "mount": (165, 40),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -188,7 +189,7 @@ _SYSTEM = {
     "mknodat": (259, 33),
 }
 # Memory that no rlimit counts, and objects that outlive a process.
-_MEMORY = {
+_MEMORY: _Table = {
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -207,7 +208,7 @@ _MEMORY = {
 }
 # Landlock does not watch what a path or a descriptor is *said to be*: owner, mode, times, attributes. Without a
 # read-only root these would reach the user's files.
-_ATTRIBUTES = {
+_ATTRIBUTES: _Table = {
     "truncate": (76, 45),
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -284,9 +285,9 @@ def seccomp_program(*, own_pid: int, read_only_root: bool) -> bytes | None:
     program += one_of(_SOCKETPAIR[column], 0, [_AF_UNIX], then=_ALLOW, otherwise=no)
     program += one_of(_FCNTL[column], 1, _OWNING, then=no, otherwise=_ALLOW)
     program += one_of(_IOCTL[column], 1, _TERMINAL, then=no, otherwise=_ALLOW)
-    for number in refused:
-        if number is not None:
-            program += step(_EQUAL, number, 0, 1) + answer(no)
+    for refusal in refused:
+        if refusal is not None:
+            program += step(_EQUAL, refusal, 0, 1) + answer(no)
     return program + answer(_ALLOW)
 
 

@@ -137,8 +137,8 @@ def _test() -> None:
 
 
 def _answer() -> None:
-    sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")
-    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False, errors="replace"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "agent"]:
         del sys.modules[name]
     serve(Wire(3))
@@ -195,10 +195,9 @@ def _tasks_of_user() -> int:
 def _end_orphans() -> None:
     """Without a PID namespace and a filter: kill what was left to us until there is nothing."""
     while True:
-        with contextlib.suppress(OSError):
-            with open("/proc/thread-self/children") as children:
-                for pid in children.read().split():
-                    os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(OSError), open("/proc/thread-self/children") as children:
+            for pid in children.read().split():
+                os.kill(int(pid), signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

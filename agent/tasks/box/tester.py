@@ -175,7 +175,7 @@ class Session:
             case ["error", str(line)]:
                 name, colon, message = line.partition(":")
                 return "error", f"{name} in the code{colon}{message}"
-        self._lose(Broken("not an answer to run"))
+        raise self._lost_by(Broken("not an answer to run"))
 
     def namespace(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the tests are executed in: the code's own names, where they use them, as stand-ins or data."""
@@ -238,15 +238,13 @@ class Session:
         try:
             yield
         except Broken as error:
-            self._lose(error)
+            raise self._lost_by(error) from None
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            if isinstance(error, CannotCross):
-                raise
-            self._lose(Broken(str(error)))
+            raise self._lost_by(Broken(str(error))) from None
 
-    def _lose(self, error: Broken) -> Any:
+    def _lost_by(self, error: Broken) -> Lost:
         self.lost = error
-        raise Lost
+        return Lost()
 
     def _decoder(self, known: list[Any] | None = None) -> Decoder:
         return Decoder(self._resolve, known=known)

@@ -107,7 +107,7 @@ class Wire:
 
 
 class Encoder:
-    """Writes values. With `numbered`, mutable containers are numbered in the order they are met, for `same` and back.
+    """Writes values. With `numbered`, mutable containers are numbered in the order they are met.
 
     `other` writes what has no form here, by a tag that the other side's decoder knows; it may raise CannotCross.
     """
@@ -207,8 +207,8 @@ def _writer_of(kind: type) -> Writer | None:
 class Decoder:
     """Reads values; raises Broken for anything that no honest Encoder has written.
 
-    `other` reads the tags h, k, g and I. With `numbered`, containers are kept by the number that they came with; `known`
-    are the containers that the tag m speaks of.
+    `other` reads the tags h, k, g and I. `known` are the containers that the tag m speaks of; without, they are those
+    that came with a number, in `containers`.
     """
 
     def __init__(self, other: Callable[[str, list[Any]], Any], *, known: list[Any] | None = None):
