@@ -19,7 +19,7 @@ import sys
 import types
 from typing import Any
 
-from agent.tasks.box.wire import CannotCross, Decoder, Encoder, Gone, Wire
+from agent.tasks.box.wire import SAFE_TYPES, CannotCross, Decoder, Encoder, Gone, Wire
 
 FUNCTION, CLASS, ERROR_CLASS, OBJECT = "function", "class", "error", "object"
 
@@ -131,18 +131,15 @@ class Candidate:
     # What has no form as plain data --------------------------------------------------------------------------
 
     def _written_object(self, value: Any) -> Any:
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        if isinstance(value, type) and SAFE_TYPES.get(value.__name__) is value:
             return ["n", value.__name__]
         if type(value).__module__ == "numpy" and not isinstance(value, type) and getattr(value, "ndim", 1) == 0:
             # A numpy scalar.
             return Encoder(self._written_object).encode(value.item())
-        kind = OBJECT
         if isinstance(value, type):
             kind = ERROR_CLASS if issubclass(value, BaseException) else CLASS
-        elif callable(value):
-            kind = FUNCTION
-        named: type[Any] = type(value) if kind in (OBJECT, FUNCTION) else value
-        return ["h", self._number(value), kind, str(named.__name__), _line_of_errors(named)]
+            return ["h", self._number(value), kind, value.__name__, _line_of_errors(value)]
+        return ["h", self._number(value), FUNCTION if callable(value) else OBJECT, type(value).__name__, []]
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._number_of:

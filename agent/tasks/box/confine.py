@@ -360,8 +360,18 @@ def become(user: int) -> None:
     os.setresuid(user, user, user)
 
 
-def confine(layers: Confinement, *, limits: Mapping[str, int], rules: int | None, user: int = NOBODY) -> None:
-    """Put on all layers, for good. To be called in the process that will run the program, before it does."""
+def confine(
+    layers: Confinement,
+    *,
+    limits: Mapping[str, int],
+    rules: int | None,
+    program: bytes | None = None,
+    user: int = NOBODY,
+) -> None:
+    """Put on all layers, for good. To be called in the process that will run the program, before it does.
+
+    `rules` are those of `landlock_rules`, `program` that of `seccomp_program`, where it is known before.
+    """
     os.setsid()
     if layers.leave_root:
         become(user)
@@ -375,9 +385,8 @@ def confine(layers: Confinement, *, limits: Mapping[str, int], rules: int | None
     limit(limits)
     if rules is not None:
         _restrict(rules)
-        os.close(rules)
     if layers.seccomp:
-        program = seccomp_program(own_pid=os.getpid(), read_only_root=layers.read_only_root)
+        program = program or seccomp_program(own_pid=os.getpid(), read_only_root=layers.read_only_root)
         assert program is not None
         kernel.seccomp_filter(program)
 

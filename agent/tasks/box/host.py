@@ -20,8 +20,8 @@ from typing import Any
 
 from agent.tasks.box import confine, kernel, walls
 from agent.tasks.box.candidate import serve
-from agent.tasks.box.tester import run_job
-from agent.tasks.box.wire import Broken, Wire
+from agent.tasks.box.tester import names_of_candidate, run_job
+from agent.tasks.box.wire import Broken, Decoder, Encoder, Wire
 
 DESCRIPTORS = 64
 """Most that a program may have open."""
@@ -45,6 +45,11 @@ class Host:
         self._temporary = temporary
         self._self = _own_pid_namespace()
         self._children: dict[str, int] = {}
+        # Known before the fork where every program is the first of its namespace.
+        self._program: bytes | None = None
+        if self._self is not None:
+            self._program = confine.seccomp_program(own_pid=1, read_only_root=bool(walls_by))
+        self._rules = self._new_rules()
         self._before = self._state_of_temporary()
         # Threads and processes that RLIMIT_NPROC counts already: all of a user, on the whole machine, unless the
         # user is one of a namespace of ours.
@@ -90,7 +95,8 @@ class Host:
             return child
         try:
             user = confine.NOBODY - 1 if tester else confine.NOBODY
-            confine.confine(self._layers, limits=limits, rules=self._rules(tester), user=user)
+            rules = self._rules["tester" if tester else "candidate"]
+            confine.confine(self._layers, limits=limits, rules=rules, program=self._program, user=user)
             _arrange(kept)
             os.chdir("/" if tester or self._temporary is None else self._temporary)
             gc.enable()
@@ -99,21 +105,26 @@ class Host:
         finally:
             os._exit(0)
 
-    def _rules(self, tester: bool) -> int | None:
+    def _new_rules(self) -> dict[str, int | None]:
         if not self._layers.landlock:
-            return None
-        writable = [] if tester or self._temporary is None else [self._temporary]
-        return confine.landlock_rules(self._readable, writable=writable, abi=self._layers.landlock)
+            return {"tester": None, "candidate": None}
+        writable = {"tester": [], "candidate": [] if self._temporary is None else [self._temporary]}
+        return {
+            role: confine.landlock_rules(self._readable, writable=folders, abi=self._layers.landlock)
+            for role, folders in writable.items()
+        }
 
     def _stop(self, *, patient: bool) -> dict[str, Any]:
         """End both processes and what they have started. How the candidate ended by itself, and its processor time."""
         code, seconds = None, 0.0
-        for role, child in self._children.items():
-            by_itself = _has_ended(child, within=_PATIENCE_SECONDS if patient else 0.0)
+        candidate = self._children.get("candidate")
+        by_itself = candidate is not None and _has_ended(candidate, within=_PATIENCE_SECONDS if patient else 0.0)
+        for child in self._children.values():
             # Not waited for yet, so the number is still its own.
             os.kill(child, signal.SIGKILL)
+        for child in self._children.values():
             _, status, usage = os.wait4(child, 0)
-            if role == "candidate":
+            if child == candidate:
                 code = os.waitstatus_to_exitcode(status) if by_itself else None
                 seconds = usage.ru_utime + usage.ru_stime
         self._children.clear()
@@ -121,6 +132,11 @@ class Host:
             _end_orphans()
         if self._temporary is not None and self._state_of_temporary() != self._before:
             walls.mount_temporary(self._temporary, again=True)
+            # The rules speak of the folder that was there before.
+            for rules in self._rules.values():
+                if rules is not None:
+                    os.close(rules)
+            self._rules = self._new_rules()
             self._before = self._state_of_temporary()
         return {"code": code, "seconds": seconds}
 
@@ -206,7 +222,14 @@ def _end_orphans() -> None:
         time.sleep(0.001)
 
 
-def load_modules() -> None:
+def warm_up() -> None:
+    """Load modules, and run once what every tester and candidate runs, so that a fork has less to do and to copy."""
     for name in _EARLIER_MODULES.split():
         with contextlib.suppress(ImportError):
             __import__(name)
+    tests = "assert f([1, 2.5, 'x'], {1: (None, True)}) == {3}\n"
+    for _ in range(20):
+        names_of_candidate(tests, ["f()"], entry_point=None)
+        written = Encoder(id, numbered=True).encode([[1, 2.5, "x", b"y"], {1: (None, True)}, {3}])
+        Decoder(lambda tag, parts: None).decode(json.loads(json.dumps(written)))
+        exec(compile(tests, "<tests>", "exec"), {"f": lambda *_: {3}})

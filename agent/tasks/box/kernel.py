@@ -119,11 +119,11 @@ def drop_capabilities() -> None:
     syscall(_CAPSET[_MACHINE], "capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
 
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
 def seccomp_filter(program: bytes) -> None:
     """Install a filter in classic BPF for this thread and all that it starts. no_new_privs must be set."""
-
-    class Program(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    wanted = Program(len(program) // 8, program)
+    wanted = _Program(len(program) // 8, program)
     syscall(_SECCOMP[_MACHINE], "seccomp", ctypes.c_uint(1), ctypes.c_uint(0), ctypes.byref(wanted))

@@ -46,7 +46,7 @@ def main() -> None:
     readable = walls.outermost([*walls.what_python_needs(), *packages, *spec["readable"]])
     sys.path.extend(packages)
     if programs:
-        host.load_modules()
+        host.warm_up()
     else:
         from agent.tasks import scorer_child
     try:
