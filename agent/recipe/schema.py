@@ -173,6 +173,11 @@ class Verifier(Section):
             )
         return self
 
+    @property
+    def runs_untrusted_code(self) -> bool:
+        """What a model wrote, or a verifier that is marked so. (Some rules of reasoning_gym do too, which it knows.)"""
+        return self.kind == "python_tests" or self.untrusted
+
     def own_function(self) -> tuple[str, str] | None:
         """File and name of the user's function, or None for a named kind."""
         found = PYTHON_FUNCTION.fullmatch(self.kind)

@@ -23,7 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from agent.tasks.sandbox import Sandbox
 
 CODE = "def largest(xs, n):\n    return sorted(xs, reverse=True)[:n]\n"
-TESTS = "assert largest([3, 1, 2], 2) == [3, 2]\nassert largest([], 1) == []\nassert largest([5, 1, -{n}], 3)[-1] == -{n}\n"
+TESTS = (
+    "assert largest([3, 1, 2], 2) == [3, 2]\nassert largest([], 1) == []\nassert largest([5, 1, -{n}], 3)[-1] == -{n}\n"
+)
 
 
 def main() -> None:
