@@ -41,8 +41,8 @@ def isolation_findings(found: Isolation | None) -> Iterator[Finding]:
         "there is too little to keep untrusted code in",
         found.words,
         "Recipes that run what a model wrote (python_tests, untrusted verifiers) need --allow-untrusted-code here.",
-        "one of these is enough:\n$ sudo apt install bubblewrap\n"
-        "$ sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n"
-        "a kernel with Landlock and seccomp, 5.13 or newer",
+        "one of these is enough: bubblewrap, where the system lets it have namespaces; namespaces for every user, as "
+        "by the command below on Ubuntu; a kernel with Landlock and seccomp, 5.13 or newer\n"
+        "$ sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0",
         "docs/verifiers.md",
     )

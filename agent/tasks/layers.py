@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import ResourceError, UsageError
+from agent.errors import AgentError, ResourceError, Unsupported, UsageError
 
 WAYS = ("direct", "bwrap", "none")
 """Behind walls by namespaces of our own, by bubblewrap, or not at all; the first that works is taken."""
@@ -74,7 +74,7 @@ def refuse_without_walls(layers: Layers, *, what: str, allowed: bool) -> None:
         return
     raise UsageError(
         f"{what}, and this system has too little to keep it in: {layers}",
-        hint="Install bubblewrap, allow unprivileged user namespaces, or use a kernel with Landlock and seccomp "
+        hint="Allow unprivileged user namespaces, to you or to bubblewrap, or use a kernel with Landlock and seccomp "
         "(5.13 or newer); or say --allow-untrusted-code to let it run with your rights, best on a machine without "
         "secrets.",
     )
@@ -100,7 +100,12 @@ class Host:
 
 
 def start_host(ways: Sequence[str] = WAYS) -> Host:
-    """A host by the first of `ways` that this system allows. ResourceError where no process can be started."""
+    """A host by the first of `ways` that this system allows.
+
+    Raises Unsupported on systems other than Linux, ResourceError where no process can be started.
+    """
+    if sys.platform != "linux":
+        raise Unsupported("the sandbox for untrusted code needs Linux", hint="Use a task that runs no code.")
     refused: list[str] = []
     for way in ways:
         process, control, said = _start(way)
@@ -115,16 +120,20 @@ def start_host(ways: Sequence[str] = WAYS) -> Host:
 def _start(way: str) -> tuple[subprocess.Popen[bytes], socket.socket, dict[str, Any]]:
     control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with end:
-        process = start_behind_walls({"way": way, "readable": [], "serve": "programs"}, stdin=end.fileno())
+        spec = {"way": way, "readable": [], "serve": "programs"}
+        process = start_behind_walls(spec, stdin=end.fileno(), stderr=subprocess.PIPE)
+    assert process.stderr is not None
     control.settimeout(_START_SECONDS)
     try:
         said = control.recv(1 << 16)
     except OSError:
         said = b""
-    if not said:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return process, control, {"refused": f"it ended with exit code {process.wait()} at its start"}
+    with process.stderr as words:
+        if not said:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            last = words.read().decode(errors="replace").strip().rpartition("\n")[2]
+            return process, control, {"refused": last or f"it ended with exit code {process.wait()} at its start"}
     return process, control, json.loads(said)
 
 
@@ -159,6 +168,14 @@ def layers_here() -> Layers:
     return host.layers
 
 
+def main() -> None:
+    try:
+        found = layers_here()
+        said = {**asdict(found), "enough": found.enough, "words": str(found)}
+    except AgentError as error:
+        said = {"enough": False, "words": f"nothing: {error.message}"}
+    print(json.dumps(said))
+
+
 if __name__ == "__main__":
-    found = layers_here()
-    print(json.dumps({**asdict(found), "enough": found.enough, "words": str(found)}))
+    main()

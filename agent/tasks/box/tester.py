@@ -188,7 +188,8 @@ class Session:
                     raise Broken("a name that was not asked for")
                 if kind == "value":
                     namespace[name] = self._decoder().decode(value)
-                elif (module := _own_module(value)) is not None:
+                # A name of the library's means that module, whatever the code calls so.
+                elif (module := _own_module(name if name in sys.stdlib_module_names else value)) is not None:
                     namespace[name] = module
         return namespace
 
