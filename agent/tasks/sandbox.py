@@ -92,7 +92,8 @@ class Sandbox:
     def __init__(self, *, slots: int | None = None, ways: Sequence[str] = WAYS):
         """`ways`: which ways behind walls are tried, in this order."""
         count = slots or min(4, os.cpu_count() or 1)
-        self._slots = [_Slot(ways) for _ in range(count)]
+        self._known: list[Layers] = []
+        self._slots = [_Slot(ways, self._known) for _ in range(count)]
         self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
         for slot in reversed(self._slots):
             self._free.put(slot)
@@ -102,7 +103,9 @@ class Sandbox:
 
         Raises Unsupported on systems other than Linux, ResourceError where no process can be started.
         """
-        return self._slots[0].layers()
+        if not self._known:
+            self._slots[0].start()
+        return self._known[0]
 
     def run(
         self,
@@ -146,15 +149,14 @@ class Sandbox:
 class _Slot:
     """One host, started when it is needed, and again where it has failed."""
 
-    def __init__(self, ways: Sequence[str]):
+    def __init__(self, ways: Sequence[str], known: list[Layers]):
+        """`known`: what the first host of the pool has found; the others go the same way."""
         self._ways = ways
+        self._known = known
         self._host: Host | None = None
         self._life = threading.Lock()
         self._starting = threading.Lock()
         self._closed = False
-
-    def layers(self) -> Layers:
-        return self._started().layers
 
     def close(self) -> None:
         with self._life:
@@ -163,7 +165,7 @@ class _Slot:
                 self._host.kill()
 
     def run(self, job: dict[str, Any], limits: Limits) -> Outcome:
-        host = self._started()
+        host = self.start()
         try:
             outcome = _run_in(host, job, limits)
         except BaseException:
@@ -179,12 +181,15 @@ class _Slot:
             return Outcome("ended", "the sandbox's own process has ended")
         return outcome
 
-    def _started(self) -> Host:
+    def start(self) -> Host:
+        """Its host, started where there is none."""
         with self._starting:
             if self._closed:
                 raise Closed
             if self._host is None:
-                host = start_host(self._ways)
+                host = start_host([self._known[0].way] if self._known else self._ways)
+                if not self._known:
+                    self._known.append(host.layers)
                 with self._life:
                     self._host = host
                     if self._closed:
