@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,18 +86,21 @@ class Host:
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, layers: Layers):
         self._process = process
+        self._ending = threading.Lock()
         self.control = control
         self.layers = layers
 
     def kill(self) -> None:
         """End it and everything in it. From any thread, also while another one talks to it, and more than once."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        # Not closed: its number could go to another one while a thread still reads from it.
-        with contextlib.suppress(OSError):
-            self.control.shutdown(socket.SHUT_RDWR)
-        self._process.wait()
+        with self._ending:
+            # Not waited for yet, so the number is still its own.
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            # Not closed: its number could go to another one while a thread still reads from it.
+            with contextlib.suppress(OSError):
+                self.control.shutdown(socket.SHUT_RDWR)
+            self._process.wait()
 
 
 def start_host(ways: Sequence[str] = WAYS) -> Host:

@@ -97,20 +97,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     Path(short).unlink()
 
 
+class Pool:
+    """One host, which has to outlive all of them, and the processes that there are when nothing runs in it."""
+
+    def __init__(self, sandbox: Sandbox):
+        self.layers = sandbox.layers()
+        self.run = sandbox.run
+        self.processes = processes_below()
+
+
 @pytest.fixture(scope="module")
-def pool(world: World) -> Iterator[Sandbox]:
+def pool(world: World) -> Iterator[Pool]:
     with Sandbox(slots=1) as sandbox:
-        sandbox.layers()
-        yield sandbox
+        yield Pool(sandbox)
 
 
 def processes_below() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-def attacked(pool: Sandbox, world: World, program: Hostile) -> Outcome:
+def attacked(pool: Pool, world: World, program: Hostile) -> Outcome:
     """Run one; whatever it does, nothing that must not happen has happened."""
-    before = processes_below()
     limits = SHORT if "timeout" in program.status else LIMITS
     outcome = pool.run(world.code_of(program), program.tests, limits=limits, count=True)
     assert outcome.status != "passed"
@@ -119,7 +126,7 @@ def attacked(pool: Sandbox, world: World, program: Hostile) -> Outcome:
     assert CANARY not in outcome.output + outcome.detail
     assert EXPECTED not in outcome.output
     assert len(outcome.output) <= LIMITS.output_bytes
-    assert processes_below() <= before
+    assert processes_below() == pool.processes
     world.unharmed()
     assert pool.run(RIGHT, RIGHTS_TESTS, limits=LIMITS) == Outcome("passed")
     return outcome
@@ -131,7 +138,7 @@ def test_the_list_is_as_long_as_it_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_a_hostile_program_is_contained_and_scores_nothing(pool: Sandbox, world: World, program: Hostile) -> None:
+def test_a_hostile_program_is_contained_and_scores_nothing(pool: Pool, world: World, program: Hostile) -> None:
     outcome = attacked(pool, world, program)
     assert outcome.status in program.status.split(), outcome
 
@@ -142,9 +149,10 @@ def test_all_of_them_are_contained_by_other_ways_too(world: World, way: str) -> 
     """What each says may differ (there is no file to write to), what it does not get may not."""
     if way == "bwrap" and shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    with Sandbox(slots=1, ways=[way]) as pool:
-        assert pool.layers().way == way
-        assert pool.layers().enough
+    with Sandbox(slots=1, ways=[way]) as sandbox:
+        pool = Pool(sandbox)
+        assert pool.layers.way == way
+        assert pool.layers.enough
         for program in PROGRAMS:
             print(program.name)
             attacked(pool, world, program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,21 @@ CROSSINGS = yaml.safe_load(Path(__file__).with_name("crossings.yaml").read_text(
 @pytest.mark.parametrize("case", CROSSINGS, ids=lambda case: case["name"])
 def test_what_crosses_arrives_as_it_was(sandbox: Sandbox, case: dict[str, str]) -> None:
     assert sandbox.run(case["code"].replace("PAIR", PAIR), case["tests"]) == Outcome("passed")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numpy") is None, reason="numpy is not installed")
+def test_arrays_of_numbers_cross(sandbox: Sandbox) -> None:
+    code = (
+        "import numpy as np\ndef f(x): return np.cumsum(x) if len(x) else [np.int64(3), np.float32(0.5), np.bool_(1)]\n"
+    )
+    tests = (
+        "import numpy as np\ngot = f(np.array([[1, 2], [3, 4]]))\nassert np.array_equal(got, [1, 3, 6, 10])\n"
+        "assert got.dtype == np.int64 and f([]) == [3, 0.5, True] and type(f([])[0]) is int\n"
+    )
+    assert sandbox.run(code, tests, limits=Limits(wall_seconds=20.0)) == Outcome("passed")
+    liar = "import numpy as np\nclass A(np.ndarray):\n    def __eq__(self, other): return np.array([True])\n"
+    liar += "def f(x): return np.array([7]).view(A)\n"
+    assert sandbox.run(liar, "assert (f(1) == 3).all()", limits=Limits(wall_seconds=20.0)).status != "passed"
 
 
 def test_a_built_in_is_the_tests_own_unless_it_is_the_entry_point(sandbox: Sandbox) -> None:

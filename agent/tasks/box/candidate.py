@@ -133,9 +133,6 @@ class Candidate:
     def _written_object(self, value: Any) -> Any:
         if isinstance(value, type) and SAFE_TYPES.get(value.__name__) is value:
             return ["n", value.__name__]
-        if type(value).__module__ == "numpy" and not isinstance(value, type) and getattr(value, "ndim", 1) == 0:
-            # A numpy scalar.
-            return Encoder(self._written_object).encode(value.item())
         if isinstance(value, type):
             kind = ERROR_CLASS if issubclass(value, BaseException) else CLASS
             return ["h", self._number(value), kind, value.__name__, _line_of_errors(value)]

@@ -13,6 +13,7 @@ float, str), else a list that begins with a tag:
     ["r", a, b, c]       range                      ["v", which, pairs]  keys, values or items of a dict
     ["x", text]          Decimal                    ["%", a, b]          Fraction
     ["@", kind, text]    datetime, date, time       ["~", d, s, us]      timedelta
+    ["a", dtype, shape, text]  an array of numbers of numpy's, its bytes as latin-1
     ["n", name]          a built-in type            ["m", n]             the argument with that number
     ["h", id, ...]       the candidate's object     ["k", id]            a function of the tester's, to be called back
     ["g", module, name]  a function of the standard library (only towards the candidate)
@@ -28,8 +29,10 @@ from __future__ import annotations
 import builtins
 import datetime
 import json
+import re
 import socket
 import struct
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -51,6 +54,10 @@ SAFE_TYPES = {
         *(value for value in vars(builtins).values() if isinstance(value, type) and issubclass(value, BaseException)),
     )
 } | {"NoneType": type(None)}
+
+
+# What a reader raises for parts that do not fit.
+_WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, ImportError)
 
 
 class Broken(Exception):
@@ -132,6 +139,11 @@ class Encoder:
             return write(self, value, depth + 1)
         if kind in _VIEWS:
             return self._view(value, depth)
+        if (numpy := sys.modules.get("numpy")) is not None:
+            if isinstance(value, numpy.generic):
+                return self.encode(value.item(), depth + 1)
+            if kind is numpy.ndarray and value.dtype.kind in "biufc":
+                return ["a", value.dtype.str, list(value.shape), value.tobytes().decode("latin-1")]
         return self._other(value)
 
     def content(self, value: Any) -> Any:
@@ -224,7 +236,7 @@ class Decoder:
             raise Broken("a value of no known form")
         try:
             return self._tagged(node[0], node[1:], depth + 1)
-        except (TypeError, ValueError, IndexError, KeyError, ArithmeticError, AttributeError, RecursionError) as error:
+        except _WRONG as error:
             raise Broken(f"a value of tag {node[0][:4]!r} that is none") from error
 
     def _tagged(self, tag: str, parts: list[Any], depth: int) -> Any:
@@ -296,6 +308,15 @@ def _time_of(which: str, text: str) -> Any:
     return kind.fromisoformat(_text(text))
 
 
+def _array_of(decoder: Decoder, depth: int, dtype: str, shape: list[int], text: str) -> Any:
+    import numpy
+
+    if not re.fullmatch(r"[<>|]?[biufc][0-9]{1,2}", _text(dtype)):
+        raise ValueError(dtype)
+    # A copy, because what lies in bytes cannot be written to.
+    return numpy.frombuffer(_text(text).encode("latin-1"), dtype).reshape([_whole(n) for n in shape]).copy()
+
+
 _EMPTY: dict[str, Callable[..., Any]] = {
     "l": list,
     "d": dict,
@@ -319,6 +340,7 @@ _READERS: dict[str, Callable[..., Any]] = {
     "@": lambda d, depth, which, text: _time_of(which, text),
     "~": lambda d, depth, *parts: datetime.timedelta(*map(_whole, parts)),
     "n": lambda d, depth, name: SAFE_TYPES[name],
+    "a": _array_of,
 }
 
 
