@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
-from agent.tasks.layers import Layers
+from agent.tasks.layers import Layers, layers_here
 
 BARE = Layers(
     way="none", walls="", processes=False, temporary=False, landlock=0, seccomp=False, refused=("unshare: not here",)
 )
 """A system that has nothing but rlimits."""
+
+
+@pytest.fixture(scope="session")
+def walls() -> Layers:
+    """For tests of what is kept in, and of what needs no flag."""
+    found = layers_here()
+    if not found.enough:
+        pytest.skip(f"this system has too little to keep code in: {found}")
+    return found
 
 
 @pytest.fixture

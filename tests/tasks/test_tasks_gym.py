@@ -70,7 +70,7 @@ def test_another_right_answer_passes_by_the_rule_of_the_data_set() -> None:
 
 
 @needs_gym
-def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew() -> None:
+def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew(walls: Layers) -> None:
     row = gym_rows("countdown", {"size": 1})[0]
     config = Verifier(kind="reasoning_gym")
     spoilt = "__import__('reasoning_gym').games.countdown.CountdownDataset.__dict__.clear() or (lambda: 1)"

@@ -459,7 +459,9 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
         yield tmp_path, listener
 
 
-def test_an_untrusted_function_scores_and_gets_nothing_else(stranger: tuple[Path, socket.socket]) -> None:
+def test_an_untrusted_function_scores_and_gets_nothing_else(
+    stranger: tuple[Path, socket.socket], walls: Layers
+) -> None:
     base, listener = stranger
     config = Verifier(kind="python:theirs/scores.py:score", timeout_seconds=1.0, untrusted=True)
     attempts = re.findall(r'^    "([a-z ]+)":', UNTRUSTED, re.MULTILINE)

@@ -128,7 +128,9 @@ def test_closing_reaches_a_child_that_is_just_being_started(tmp_path: Path, monk
 @pytest.mark.parametrize("count", [1, 40])
 def test_closing_ends_code_in_another_thread_and_its_processes(count: int, tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
-    verifier = build_verifier(Verifier(kind="python_tests", timeout_seconds=60), base=tmp_path)
+    verifier = build_verifier(
+        Verifier(kind="python_tests", timeout_seconds=60), base=tmp_path, allow_untrusted_code=True
+    )
     hosts = len(set(psutil.Process().children(recursive=True)) - before)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(verifier.verify_many, [(f"import time; time.sleep(60)# {n}", CODE) for n in range(count)])

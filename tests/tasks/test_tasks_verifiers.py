@@ -153,7 +153,7 @@ def test_code_needs_the_flag_by_name_where_there_are_no_walls(bare: Layers) -> N
         assert verifier.kept_in_by() == str(bare)
 
 
-def test_code_needs_no_flag_where_there_are_walls() -> None:
+def test_code_needs_no_flag_where_there_are_walls(walls: Layers) -> None:
     with build_verifier(Verifier(kind="python_tests"), base=Path()) as verifier:
         assert "rlimits" in (verifier.kept_in_by() or "")
     assert build_verifier(Verifier(kind="exact"), base=Path()).kept_in_by() is None
