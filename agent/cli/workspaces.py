@@ -179,7 +179,7 @@ def _print_check(workspace: Workspace, counts: dict[str, int], problems: list[st
 
 
 def _print_kept_in(kept_in: Isolation, names: list[str]) -> None:
-    which = ", ".join(names) + (" runs" if len(names) == 1 else " run")
+    which = f"{names[0]} runs" if len(names) == 1 else f"{len(names)} recipes ({names[0]} is one) run"
     if kept_in.enough:
         print(f"{which} untrusted code, which is kept in by {kept_in.words}")
     else:

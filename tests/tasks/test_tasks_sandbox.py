@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -112,6 +116,38 @@ def test_a_closed_sandbox_runs_nothing() -> None:
     started.close()
     with pytest.raises(Closed):
         started.run(RIGHT, TESTS)
+
+
+WORKER = """
+import sys, threading, time
+import psutil
+from agent.tasks.sandbox import Limits, Sandbox
+
+sandbox = Sandbox(slots=1)
+sandbox.layers()
+idle = len(psutil.Process().children(recursive=True))
+program = ("import time\\nwhile True: time.sleep(1)", "assert f", )
+threading.Thread(target=sandbox.run, args=program, kwargs={"limits": Limits(wall_seconds=60.0)}, daemon=True).start()
+while len(children := psutil.Process().children(recursive=True)) < idle + 2:
+    time.sleep(0.01)
+print(*(child.pid for child in children), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["direct", "none"])
+def test_nothing_outlives_a_worker_that_is_killed(sandbox: Sandbox, way: str) -> None:
+    if way == "direct" and sandbox.layers().way != way:
+        pytest.skip(f"this system has no such way: {sandbox.layers()}")
+    script = WORKER.replace("slots=1", f"slots=1, ways=[{way!r}]")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as worker:
+        assert worker.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in worker.stdout.readline().split()]
+        worker.kill()
+    assert len(children) == 4
+    _, alive = psutil.wait_procs(children, timeout=5.0)
+    assert not alive
 
 
 # What crosses between tests and code ---------------------------------------------------------------------------

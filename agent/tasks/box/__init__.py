@@ -2,6 +2,7 @@
 
     start.py      entry: goes behind walls (`walls.py`), then serves programs (`host.py`) or scores (`scorer_child`)
     walls.py      namespaces and a root folder of its own; bubblewrap does the same where the kernel lets only it
+    kernel.py     system calls that Python has no function for
     confine.py    what every program gets on top: rlimits, no capabilities, Landlock, seccomp
     host.py       the warm process: forks a tester and a candidate for each program, and ends them
     tester.py     runs the tests; what the candidate defines is a stand-in whose calls go to the candidate
