@@ -124,6 +124,7 @@ def names_of_candidate(tests: str, calls: Iterable[str], *, entry_point: str | N
     trees = [ast.parse(text) for text in (tests, *calls)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read -= {"__builtins__", "__name__"}
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
