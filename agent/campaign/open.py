@@ -15,6 +15,7 @@ from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
 from agent.campaign.workbench import Workbench
 from agent.errors import RecipeError, UsageError, WorkspaceError
+from agent.hardware.isolation import isolation
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.disk import disk_errors
 from agent.ledger.events import CampaignResumed, CampaignStarted
@@ -76,6 +77,7 @@ def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
     refuse_too_large(recipe, machine, cache=model_cache, base=workspace.root, where=settings.recipe_path)
+    _say_what_keeps_code_in(session, recipe)
     if settings.target:
         parse_target(settings.target, metric=recipe.evaluation.metric)
     _ = session.rules  # a mistake in them is better said now than at the first crash
@@ -108,6 +110,20 @@ def _time_kept(session: Session) -> Iterator[None]:
     except BaseException:
         session.close()
         raise
+
+
+def _say_what_keeps_code_in(session: Session, recipe: Recipe) -> None:
+    """UsageError where that is too little, before a run finds out."""
+    if not recipe.task.verifier.runs_untrusted_code:
+        return
+    found = isolation()
+    if not found.enough and not session.settings.allow_untrusted_code:
+        raise UsageError(
+            f"{session.settings.recipe_path} runs untrusted code, and this machine has too little to keep it in: "
+            f"{found.words}",
+            hint="raft-agent doctor says what would be enough; --allow-untrusted-code lets it run with your rights.",
+        )
+    session.observer.say(f"untrusted code is kept in by {found.words}")
 
 
 def tell_known_limits(session: Session, recipe: Recipe) -> None:

@@ -43,7 +43,7 @@ def run(
     detach: bool = typer.Option(False, "--detach", help="Go on in the background; watch with raft-agent status."),
     low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority for trainings."),
     allow_untrusted_code: bool = typer.Option(
-        False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote."
+        False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made."
     ),
     new: bool = typer.Option(False, "--new", help="Start a new campaign even if the last one was cut short."),
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),

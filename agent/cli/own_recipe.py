@@ -123,7 +123,7 @@ def _task(rows: Rows, name: str) -> str:
     fields = ", ".join(f"{role}: {json.dumps(field)}" for role, field in rows.fields.items())
     task = f"task:\n  dataset: {json.dumps(f'jsonl:data/{name}')}\n  fields: {{{fields}}}\n"
     if "tests" in rows.fields:
-        return f"{task}  verifier: {{kind: python_tests}}  # runs the model's code: needs --allow-untrusted-code\n" + (
+        return f"{task}  verifier: {{kind: python_tests}}  # runs the model's code, in the sandbox\n" + (
             'prompt:\n  template: "{question}\\nThe code has to pass these tests:\\n{tests}"\n'
             "  answer_schema: Answer with one Python code block and nothing else.\n"
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OUT = typer.Option(None, "--out", help="Folder for the run. Default: a new one under .raft/runs/alone.")
 SEED = typer.Option(None, help="Seed. Default: the recipe's.")
-CODE = typer.Option(False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote.")
+CODE = typer.Option(False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made.")
 JSON = typer.Option(False, "--json", help="Print the summary as JSON.")
 
 

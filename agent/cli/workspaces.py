@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
     from agent.campaign.capacity import MemoryCheck
+    from agent.hardware.isolation import Isolation
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
 
@@ -61,16 +63,22 @@ def check(
     from agent.campaign.capacity import too_large
     from agent.campaign.open import machine_of
     from agent.cli.memory_words import memory_json, print_memory
+    from agent.hardware.isolation import isolation
 
     workspace = here()
     chosen = [workspace.root / recipe_path(workspace, recipe)] if recipe else sorted(workspace.recipes.glob("*.yaml"))
     recipes, counts, problems = _validated(workspace, chosen)
     memory = _memory_of(workspace, recipes)
+    untrusted = [name for name, one in recipes.items() if one.task.verifier.runs_untrusted_code]
+    kept_in = isolation() if untrusted else None
     if json_output:
         named = {name: memory_json(checked) for name, checked in memory.items()}
-        print_json({**counts, "problems": problems, **({"memory": named} if recipe else {})})
+        sandbox = {"sandbox": dataclasses.asdict(kept_in)} if kept_in else {}
+        print_json({**counts, "problems": problems, **sandbox, **({"memory": named} if recipe else {})})
     else:
         _print_check(workspace, counts, problems)
+        if kept_in:
+            _print_kept_in(kept_in, untrusted)
         if recipe:
             for checked in memory.values():
                 print_memory(checked, machine_of(workspace))
@@ -136,7 +144,6 @@ def _print_too_large(memory: dict[str, MemoryCheck]) -> None:
 
 def _explain_keys(section: str, *, json_output: bool) -> None:
     """Default, accepted values and meaning of each key."""
-    import dataclasses
     import difflib
     import textwrap
 
@@ -169,6 +176,14 @@ def _print_check(workspace: Workspace, counts: dict[str, int], problems: list[st
         print(f"problem: {problem}")
     looked = ", ".join(f"{number} {what}" for what, number in counts.items())
     print(f"{workspace.root}: {looked}: {f'{len(problems)} problems' if problems else 'all good'}")
+
+
+def _print_kept_in(kept_in: Isolation, names: list[str]) -> None:
+    which = f"{names[0]} runs" if len(names) == 1 else f"{len(names)} recipes ({names[0]} is one) run"
+    if kept_in.enough:
+        print(f"{which} untrusted code, which is kept in by {kept_in.words}")
+    else:
+        print(f"{which} untrusted code and will need --allow-untrusted-code: there is only {kept_in.words}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from agent.hardware.doctor_cuda import cuda_findings
 from agent.hardware.doctor_host import host_findings, measured_findings
 from agent.hardware.facts import Facts, gather
 from agent.hardware.findings import Finding, worst_first
+from agent.hardware.isolation import isolation, isolation_findings
 from agent.hardware.measured import read_measured, write_measured
 from agent.hardware.probe import ask_child, fingerprint, importable, machine_from, probe_command
 from agent.hardware.root import HOST, Root
@@ -45,7 +46,11 @@ def look(
         machine = dataclasses.replace(machine, measured=read_measured(measured, key))
     say("the machine")
     facts = gather(machine, answer, problem=problem, shell=shell, folders=folders, root=root)
-    if quick or machine.torch is None:
+    if quick:
+        return facts
+    say("the sandbox for code")
+    facts = dataclasses.replace(facts, isolation=isolation())
+    if machine.torch is None:
         return facts
     trials = measure(machine.kind, ask=ask, say=say)
     if measured is not None and trials.comparisons:
@@ -56,4 +61,5 @@ def look(
 
 def examine(facts: Facts) -> list[Finding]:
     """Worst first."""
-    return worst_first([*amd_findings(facts), *cuda_findings(facts), *host_findings(facts), *measured_findings(facts)])
+    found = [*amd_findings(facts), *cuda_findings(facts), *host_findings(facts), *measured_findings(facts)]
+    return worst_first([*found, *isolation_findings(facts.isolation)])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.hardware import processor
+from agent.hardware.isolation import Isolation
 from agent.hardware.kernel import oom_kills
 from agent.hardware.nvidia import NvidiaDetails, Nvml, nvml
 from agent.hardware.presets import STRIX_HALO
@@ -129,6 +130,8 @@ class Facts:
     trials: Trials | None
     """None where nothing was measured."""
     unanswered: tuple[str, ...] = field(default=())
+    isolation: Isolation | None = None
+    """None where nobody has asked."""
 
     @property
     def strix(self) -> Graphics | None:

@@ -170,13 +170,15 @@ class Worker:
         self.splits = load_splits(self.recipe.task, self.recipe.evaluation, base=base)
         if refusal := self.splits.refusal():
             print(refusal, file=sys.stderr, flush=True)
-        allowed = self.options.allow_untrusted_code
-        return build_verifier(
+        verifier = build_verifier(
             self.recipe.task.verifier,
             base=base,
-            allow_untrusted_code=allowed,
+            allow_untrusted_code=self.options.allow_untrusted_code,
             count_assertions=self.recipe.task.reward.graduated.partial > 0,
         )
+        if kept_in := verifier.kept_in_by():
+            print(f"untrusted code is kept in by {kept_in}", file=sys.stderr, flush=True)
+        return verifier
 
     def _default_cache(self) -> Path:
         from agent.raft.sources import default_cache

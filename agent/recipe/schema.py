@@ -86,13 +86,14 @@ VERIFIER_KINDS: dict[str, frozenset[str]] = {
 """The named kinds of verifier, and which of the section's keys each reads besides `timeout_seconds`."""
 PYTHON_FUNCTION = re.compile(r"python:(?P<file>.+\.py):(?P<function>[A-Za-z_][A-Za-z0-9_]*)")
 """A verifier of the user's own: `python:FILE.py:FUNCTION`."""
+OWN_KIND = "python:FILE.py:FUNCTION"
 
 
 def _verifier_kind(value: Any) -> Any:
     if isinstance(value, str) and (value in VERIFIER_KINDS or PYTHON_FUNCTION.fullmatch(value)):
         return value
     named = ", ".join(f"'{kind}'" for kind in VERIFIER_KINDS)
-    expected = f"{named} or 'python:FILE.py:FUNCTION'"
+    expected = f"{named} or '{OWN_KIND}'"
     raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
 
 
@@ -128,6 +129,10 @@ class Verifier(Section):
     """Largest difference that still counts as equal, as a share of the right answer; the wider of the two holds."""
     timeout_seconds: Number = Field(5.0, gt=0, le=600)
     """Wall-clock limit of one verification that runs in a process of its own (all but comparisons of text), seconds."""
+    untrusted: bool = False
+    """For `python:FILE.py:FUNCTION`: the function is not yours, or runs what the model wrote. It then runs in the
+    sandbox: it reads its own folder and Python's library and nothing else, writes no file but temporary ones, and has
+    no network, no environment and no other process."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +148,9 @@ class Verifier(Section):
         for name, field in type(self).model_fields.items():
             if name in ("kind", "timeout_seconds", *reads) or getattr(self, name) == field.default:
                 continue
-            readers = ", ".join(kind for kind, keys in VERIFIER_KINDS.items() if name in keys)
+            if name == "untrusted" and self.own_function() is not None:
+                continue
+            readers = ", ".join(kind for kind, keys in VERIFIER_KINDS.items() if name in keys) or OWN_KIND
             raise ValueError(f"verifier.{name} is needed for kind: {readers}, and not read by {self.kind}")
         return self
 
@@ -165,6 +172,11 @@ class Verifier(Section):
                 "(write (?:...) for a group that is not it)"
             )
         return self
+
+    @property
+    def runs_untrusted_code(self) -> bool:
+        """What a model wrote, or a verifier that is marked so. (Some rules of reasoning_gym do too, which it knows.)"""
+        return self.kind == "python_tests" or self.untrusted
 
     def own_function(self) -> tuple[str, str] | None:
         """File and name of the user's function, or None for a named kind."""

@@ -21,7 +21,8 @@ from agent.errors import DataError
 from agent.recipe import schema
 from agent.tasks import sandbox
 from agent.tasks.example import Example
-from agent.tasks.verdicts import Closed, Closing, OnEach, Pair, Verdict, collect, spread
+from agent.tasks.layers import Layers
+from agent.tasks.verdicts import Closing, OnEach, Pair, Verdict, collect, spread
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _OPEN_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n((?:(?!```).)*)\Z", re.DOTALL | re.MULTILINE)
@@ -42,19 +43,27 @@ class CodeVerifier(Closing):
     def __init__(self, config: schema.Verifier, *, workers: int | None = None, count_assertions: bool = False):
         self._limits = sandbox.Limits(wall_seconds=config.timeout_seconds)
         self._count = count_assertions
-        self._stop = sandbox.Stop()
         self._workers = workers or min(4, os.cpu_count() or 1)
+        self._sandbox = sandbox.Sandbox(slots=self._workers)
+
+    def layers(self) -> Layers:
+        return self._sandbox.layers()
+
+    def kept_in_by(self) -> str | None:
+        return str(self.layers())
 
     def verify(self, response: str, example: Example) -> Verdict:
         tests = example.tests or ""
-        calls = calls_of(tests, entry_point=example.row.get("entry_point"), where=example.id)
+        entry_point = example.row.get("entry_point")
+        calls = calls_of(tests, entry_point=entry_point, where=example.id)
         begun = begun_function(example)
         used = names_used(tests) | ({begun.name} if begun else set())
         code = begun.completed(response) if begun else extract_code(response, used)
-        outcome = self._run(code, tests, calls, count=self._count)
+        tested = _Tests(tests, calls, entry_point if isinstance(entry_point, str) else None)
+        outcome = self._run(code, tested, count=self._count)
         passed = outcome.status == "passed"
         others = [(begun.before if begun else "") + text for text in code_elsewhere(response, used)]
-        near = not passed and self._one_passes(others, code, tests, calls)
+        near = not passed and self._one_passes(others, code, tested)
         formatted = outcome.status != "syntax"
         return Verdict(float(passed), passed, formatted, near, code or None, note=_note(outcome), share=outcome.share)
 
@@ -67,26 +76,32 @@ class CodeVerifier(Closing):
         return [by_key[response, example.id] for response, example in pairs]
 
     def close(self) -> None:
-        self._stop.request()
+        self._sandbox.close()
 
-    def _run(
-        self, code: str, tests: str, calls: Sequence[str], *, trim: bool = False, count: bool = False
-    ) -> sandbox.Outcome:
+    def _run(self, code: str, tests: _Tests, *, trim: bool = False, count: bool = False) -> sandbox.Outcome:
         if not code.strip():
             return sandbox.Outcome("syntax", "no code")
-        if self._stop.requested:
-            raise Closed
-        outcome = sandbox.run_tests(
-            code, tests, calls=calls, trim=trim, count=count, limits=self._limits, stop=self._stop
+        return self._sandbox.run(
+            code,
+            tests.text,
+            calls=tests.calls,
+            entry_point=tests.entry_point,
+            trim=trim,
+            count=count,
+            limits=self._limits,
         )
-        if self._stop.requested:
-            raise Closed
-        return outcome
 
-    def _one_passes(self, texts: Sequence[str], tried: str, tests: str, calls: Sequence[str]) -> bool:
+    def _one_passes(self, texts: Sequence[str], tried: str, tests: _Tests) -> bool:
         """Whether code elsewhere in the response is right: in another block, in one that was cut, or amid prose."""
         candidates = [text for text in texts if text.strip() != tried.strip()]
-        return any(self._run(code, tests, calls, trim=True).status == "passed" for code in candidates[:2])
+        return any(self._run(code, tests, trim=True).status == "passed" for code in candidates[:2])
+
+
+@dataclass(frozen=True)
+class _Tests:
+    text: str
+    calls: Sequence[str]
+    entry_point: str | None
 
 
 @dataclass(frozen=True)

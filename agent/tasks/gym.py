@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from agent.errors import RecipeError, Unavailable, UsageError
+from agent.errors import RecipeError, Unavailable
 from agent.tasks import scorer
 from agent.tasks.example import Example
+from agent.tasks.layers import layers_here, refuse_without_walls
 from agent.tasks.nearest import nearest
 from agent.tasks.verdicts import PASS_MARK, Closed
 
@@ -66,7 +67,8 @@ class RuleOfDataSet:
     def accepts(self, answer: str, example: Example) -> bool:
         """Full score by the rule. False for a row that is not of a `reasoning_gym:` data set, or when time is up.
 
-        Raises UsageError where the rule evaluates the answer as Python and that was not allowed.
+        Raises UsageError where the rule evaluates the answer as Python, too little keeps that in, and nobody has
+        allowed it.
         """
         if "reasoning_gym" not in example.row:
             return False
@@ -102,12 +104,12 @@ class RuleOfDataSet:
             if self._closed:
                 raise Closed
             if key not in self._scorers:
-                if not self._allow_untrusted_code and executes_answers(name):
-                    raise UsageError(
-                        f"reasoning_gym's rule for {name} evaluates the model's answer as Python, with your rights",
-                        hint="Say --allow-untrusted-code if that is what you want, or choose another data set.",
-                    )
-                self._scorers[key] = scorer.gym_scorers(name, parameters, timeout=self._timeout)
+                kept_in = None
+                if executes_answers(name):
+                    kept_in = layers_here()
+                    what = f"reasoning_gym's rule for {name} evaluates the model's answer as Python"
+                    refuse_without_walls(kept_in, what=what, allowed=self._allow_untrusted_code)
+                self._scorers[key] = scorer.gym_scorers(name, parameters, timeout=self._timeout, kept_in=kept_in)
             return self._scorers[key]
 
 

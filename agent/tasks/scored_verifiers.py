@@ -21,6 +21,7 @@ from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.faults import Faults
 from agent.tasks.gym import RuleOfDataSet
+from agent.tasks.layers import Layers, layers_here, refuse_without_walls
 from agent.tasks.text_verifiers import between, contains_answer, refuse_empty_delimiters, same_answer
 from agent.tasks.verdicts import PASS_MARK, Closing, OnEach, Pair, Verdict, collect, spread
 
@@ -67,10 +68,17 @@ class FunctionVerifier(ScoredVerifier):
     score, and no reading of it could be vouched for.
     """
 
-    def __init__(self, path: Path, function: str, *, timeout: float, beside: Path | None = None):
+    def __init__(
+        self, path: Path, function: str, *, timeout: float, beside: Path | None = None, kept_in: Layers | None = None
+    ):
+        """`kept_in`: the layers that the function runs behind, where it is not trusted."""
         self._source = f"{path.name}:{function}"
-        self._scorers = scorer.function_scorers(path, function, timeout=timeout, beside=beside)
+        self._kept_in = kept_in
+        self._scorers = scorer.function_scorers(path, function, timeout=timeout, beside=beside, kept_in=kept_in)
         self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
+
+    def kept_in_by(self) -> str | None:
+        return None if self._kept_in is None else str(self._kept_in)
 
     def _request(self, response: str, example: Example) -> Request:
         return {"response": response, "row": {**example.row, "question": example.question, "answer": example.answer}}
@@ -207,10 +215,11 @@ class GymVerifier(Closing):
         return Verdict(1.0 if passed else score, passed, True, near and not passed, answer)
 
 
-def function_verifier(config: schema.Verifier, *, base: Path) -> FunctionVerifier:
+def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_code: bool = False) -> FunctionVerifier:
     """The verifier `python:FILE.py:FUNCTION`, its file relative to `base`.
 
-    Raises DataError where the file is missing or does not import.
+    Raises DataError where the file is missing or does not import, UsageError where it is untrusted and too little would
+    keep it in.
     """
     named = config.own_function()
     assert named is not None
@@ -220,7 +229,13 @@ def function_verifier(config: schema.Verifier, *, base: Path) -> FunctionVerifie
             f"there is no verifier file {path}",
             hint="task.verifier.kind is python:FILE.py:FUNCTION, and the path starts at the workspace.",
         )
-    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds, beside=(base / named[0]).parent)
+    kept_in = None
+    if config.untrusted:
+        kept_in = layers_here()
+        what = "the verifier's file is marked task.verifier.untrusted"
+        refuse_without_walls(kept_in, what=what, allowed=allow_untrusted_code)
+    beside = (base / named[0]).parent
+    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds, beside=beside, kept_in=kept_in)
 
 
 def _in_effect(name: str, *, base: Path) -> Path:

@@ -8,7 +8,8 @@ cores: 0.13 ms a call; once, 0.1 s to start, 0.5 s for math-verify.
 
 Covered: a call that exceeds its time limit is killed with its process group, and the next call gets a fresh child;
 a child whose parent was killed ends at end of input, or by its own alarm. Not covered: what the function does to
-files, the network and memory. Nothing that a model wrote is *meant* to be executed here; for that see `sandbox`.
+files, the network and memory, unless it runs behind the sandbox's layers (`kept_in`), as an untrusted function does and
+a rule that runs what the model wrote. Those layers keep it in; what it says of a response is its word all the same.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ResourceError, VerifierError
+from agent.tasks.layers import Layers, start_behind_walls
 from agent.tasks.verdicts import Closed, spread
 
 START_SECONDS = 120.0
@@ -54,8 +56,10 @@ class Reply:
 class Scorer:
     """One child process, started at the first call and again after a time limit."""
 
-    def __init__(self, setup: Mapping[str, Any], *, timeout: float):
+    def __init__(self, setup: Mapping[str, Any], *, timeout: float, kept_in: Layers | None = None):
+        """`kept_in`: the layers that it runs behind, where what it does is not trusted."""
         self._setup = dict(setup)
+        self._kept_in = kept_in
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
@@ -75,7 +79,7 @@ class Scorer:
         with self._life:
             if self._over:
                 raise Closed
-            self._process = _started_child()
+            self._process = _started_child(self._setup, self._kept_in)
         reply = self._exchange(self._setup | {"timeout": START_SECONDS}, timeout=START_SECONDS)
         if reply.values is None:
             self.close()
@@ -174,7 +178,11 @@ class Scorer:
         return Reply(ended=f"{what} {state.si_status}")
 
 
-def _started_child() -> subprocess.Popen[bytes]:
+def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subprocess.Popen[bytes]:
+    if kept_in is not None:
+        # What it prints goes nowhere: the log is a file that it could empty.
+        spec = {"way": kept_in.way, "serve": setup["kind"], "readable": setup.get("readable", [])}
+        return start_behind_walls(spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         return subprocess.Popen(
             [sys.executable, "-P", str(_CHILD)],
@@ -192,10 +200,17 @@ def _started_child() -> subprocess.Popen[bytes]:
 class Scorers:
     """Several children for one function, so that a batch uses the machine's cores."""
 
-    def __init__(self, setup: Mapping[str, Any], *, timeout: float, workers: int | None = None):
+    def __init__(
+        self,
+        setup: Mapping[str, Any],
+        *,
+        timeout: float,
+        workers: int | None = None,
+        kept_in: Layers | None = None,
+    ):
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._closed = False
-        self._all = [Scorer(setup, timeout=timeout) for _ in range(self._workers)]
+        self._all = [Scorer(setup, timeout=timeout, kept_in=kept_in) for _ in range(self._workers)]
         self._free: queue.LifoQueue[Scorer] = queue.LifoQueue()
         for scorer in reversed(self._all):
             self._free.put(scorer)
@@ -241,14 +256,18 @@ class Scorers:
             self._free.put(scorer)
 
 
-def function_scorers(path: Path, function: str, *, timeout: float, beside: Path | None = None) -> Scorers:
+def function_scorers(
+    path: Path, function: str, *, timeout: float, beside: Path | None = None, kept_in: Layers | None = None
+) -> Scorers:
     """Children that call `function(response, row)` of the user's file, which may import what lies `beside` it.
 
+    With `kept_in` they run behind these layers, and read that folder and the file and nothing else of the user's.
     Raises VerifierError where the file fails to import, with the user's exception line.
     """
     folder = (beside or path.parent).resolve()
-    setup = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
-    scorers = Scorers(setup, timeout=timeout)
+    setup: dict[str, Any] = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
+    setup |= {"readable": [str(folder), str(path.resolve())]}
+    scorers = Scorers(setup, timeout=timeout, kept_in=kept_in)
     reply = scorers.start()
     if reply.values is None:
         scorers.close()
@@ -271,7 +290,7 @@ def math_scorers(*, timeout: float) -> Scorers:
     return Scorers({"kind": "math"}, timeout=timeout)
 
 
-def gym_scorers(name: str, parameters: Mapping[str, Any], *, timeout: float) -> Scorers:
-    """Children that apply the scoring rule of a reasoning_gym data set."""
+def gym_scorers(name: str, parameters: Mapping[str, Any], *, timeout: float, kept_in: Layers | None = None) -> Scorers:
+    """Children that apply the scoring rule of a reasoning_gym data set; with `kept_in`, in a fork for each answer."""
     setup = {"kind": "reasoning_gym", "dataset": name, "parameters": dict(parameters)}
-    return Scorers(setup, timeout=timeout)
+    return Scorers(setup, timeout=timeout, kept_in=kept_in)

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 Score = Callable[[dict[str, Any]], dict[str, Any]]
+Isolated = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
 
 # The parent's own limit comes first; this one is for a parent that no longer exists.
 ALARM_GRACE_SECONDS = 2.0
 MEMORY_BYTES = 4 << 30
 
 
-def main() -> None:
+def main(isolated: Isolated | None = None) -> None:
+    """Serve until the end of input; with `isolated`, every request in a process of its own, made by that."""
     requests, replies = _take_pipes()
     setup = json.loads(requests.readline())
     _alarm_after(setup["timeout"])
@@ -42,12 +44,16 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         _alarm_after(request["timeout"])
-        try:
-            reply = score(request)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            reply = _failure(error)
+        reply = isolated(lambda: _answered(score, request)) if isolated else _answered(score, request)  # noqa: B023
         signal.setitimer(signal.ITIMER_REAL, 0)
         _reply(replies, reply)
+
+
+def _answered(score: Score, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return score(request)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return _failure(error)
 
 
 def _take_pipes() -> tuple[TextIO, TextIO]:

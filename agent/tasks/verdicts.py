@@ -54,6 +54,10 @@ class AnswerVerifier(Protocol):
         """
         ...
 
+    def kept_in_by(self) -> str | None:
+        """Which layers keep untrusted code in, in words; None where none is run."""
+        ...
+
     def close(self) -> None:
         """End the child processes, if there are any."""
         ...
@@ -68,7 +72,10 @@ class Closed(Exception):
 
 
 class Closing:
-    """A context manager whose end is `close`; most verifiers have nothing to close."""
+    """A context manager whose end is `close`; most verifiers have nothing to close, and run no untrusted code."""
+
+    def kept_in_by(self) -> str | None:
+        return None
 
     def close(self) -> None:
         return

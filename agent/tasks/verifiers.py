@@ -23,8 +23,9 @@ several right answers; the partial credit of those rules is passed on by `reason
 
 Tolerances make numbers equal at |found - right| <= max(tolerance, relative_tolerance * |right|).
 
-Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both need
---allow-untrusted-code.
+Text that a model wrote is executed by `python_tests`, and by the rules of a few reasoning_gym data sets. Both run in
+the sandbox, and so does a user's function with `untrusted: true`; where a system has too little to make one of
+(`agent.tasks.layers`), they need --allow-untrusted-code.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.errors import DataError, UsageError, VerifierError
+from agent.errors import DataError, VerifierError
 from agent.recipe import schema
 from agent.tasks.code_verifier import CodeVerifier
 from agent.tasks.example import Example
 from agent.tasks.gym import RuleOfDataSet
+from agent.tasks.layers import refuse_without_walls
 from agent.tasks.scored_verifiers import GymVerifier, MathVerifier, RegexVerifier, function_verifier
 from agent.tasks.text_verifiers import delimited, exact, last_number
 from agent.tasks.verdicts import AnswerVerifier, Verdict
@@ -76,22 +78,29 @@ def build_verifier(
 
     `base` is the folder that the file of `python:FILE.py:FUNCTION` is relative to. `count_assertions` lets
     `python_tests` work out which share of the assertions holds, for `task.reward.graduated.partial`. Raises
-    UsageError where code of the model's would run without --allow-untrusted-code, DataError for a verifier file that
-    is missing or does not import, Unavailable without math-verify, RecipeError for words that make no verifier.
+    UsageError where untrusted code would run with too little around it and without --allow-untrusted-code, DataError
+    for a verifier file that is missing or does not import, Unavailable without math-verify, RecipeError for words that
+    make no verifier.
     """
     if config.own_function() is not None:
-        return function_verifier(config, base=base)
+        return function_verifier(config, base=base, allow_untrusted_code=allow_untrusted_code)
     if config.kind == "math":
         return MathVerifier(config)
     if config.kind == "python_tests":
-        if not allow_untrusted_code:
-            raise UsageError(
-                "task.verifier.kind: python_tests runs code that the model wrote, with your rights",
-                hint="Say --allow-untrusted-code if that is what you want, best on a machine without secrets.",
-            )
-        return CodeVerifier(config, count_assertions=count_assertions)
+        return _kept_in(CodeVerifier(config, count_assertions=count_assertions), allowed=allow_untrusted_code)
     rule = RuleOfDataSet(timeout=config.timeout_seconds, allow_untrusted_code=allow_untrusted_code)
     return RULED_KINDS[config.kind](config, rule=rule)
+
+
+def _kept_in(verifier: CodeVerifier, *, allowed: bool) -> CodeVerifier:
+    """The verifier, where what keeps its code in is enough, or the user has said that it may run all the same."""
+    try:
+        what = "task.verifier.kind: python_tests runs code that a model wrote"
+        refuse_without_walls(verifier.layers(), what=what, allowed=allowed)
+    except BaseException:
+        verifier.close()
+        raise
+    return verifier
 
 
 def refuse_hopeless_data(

@@ -10,6 +10,7 @@ import pytest
 
 from agent.campaign.capacity import capacity_of, check_memory, facts_of
 from agent.cli.main import register, run
+from agent.hardware.isolation import Isolation
 from agent.hardware.probe import Machine
 from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.workspace import Workspace
@@ -158,3 +159,35 @@ def test_which_memory_counts(workspace: Workspace) -> None:
     unknown = dataclasses.replace(CARD, accelerator_memory_gb=None)
     assert usable(unknown) is None
     assert check_memory(recipe, unknown, cache=workspace.cache, base=workspace.root).fits is None
+
+
+# What keeps untrusted code in ------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_runs_code_says_what_keeps_it_in(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", "mbpp", "--json"]) in (0, 9)
+    found = json.loads(capsys.readouterr().out)["sandbox"]
+    assert "rlimits" in found["words"]
+    run(["check", "mbpp"])
+    printed = capsys.readouterr().out
+    verdict = "untrusted code, which is kept in by" if found["enough"] else "will need --allow-untrusted-code"
+    assert f"recipes/mbpp.yaml runs {verdict}" in printed
+    assert found["words"] in printed
+    run(["check", "tiny-addition"])
+    assert "untrusted" not in capsys.readouterr().out
+
+
+def test_a_campaign_is_refused_at_its_opening_where_there_is_too_little(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.campaign.open.isolation", lambda: Isolation(False, "rlimits; no Landlock, no seccomp"))
+    on(STRIX_HALO, monkeypatch)
+    text = "extends: tiny-addition.yaml\ntask:\n  verifier: {kind: 'python:check.py:score', untrusted: true}\n"
+    (workspace.recipes / "theirs.yaml").write_text(text)
+    assert run(["run", "theirs", "--budget", "1h"]) == 2
+    said = capsys.readouterr().err
+    assert "recipes/theirs.yaml runs untrusted code, and this machine has too little to keep it in: rlimits; no" in said
+    assert "--allow-untrusted-code" in said
+    assert not workspace.campaign_names()

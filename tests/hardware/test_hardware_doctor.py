@@ -31,6 +31,7 @@ from agent.hardware.doctor import examine, look
 from agent.hardware.doctor_cuda import runs
 from agent.hardware.facts import Access, Facts, gather
 from agent.hardware.findings import SEVERITIES, Finding, exit_code, worst_first
+from agent.hardware.isolation import Isolation, isolation, isolation_findings
 from agent.hardware.measured import MEASURED
 from agent.hardware.nvidia import Nvml
 from agent.hardware.presets import AOTRITON
@@ -447,3 +448,18 @@ def test_every_finding_that_is_not_good_says_what_to_do(tmp_path: Path) -> None:
                 if finding.severity in ("error", "warning"):
                     assert finding.consequence, finding.id
                     assert finding.fix, finding.id
+
+
+@pytest.mark.parametrize(("enough", "severity"), [(True, "ok"), (False, "note")])
+def test_what_keeps_untrusted_code_in_is_said(enough: bool, severity: str) -> None:
+    [finding] = isolation_findings(Isolation(enough, "Landlock (ABI 7), rlimits"))
+    assert (finding.id, finding.severity, finding.evidence) == ("sandbox", severity, "Landlock (ABI 7), rlimits")
+    assert ("bubblewrap" in finding.fix) == (not enough)
+    assert not list(isolation_findings(None))
+
+
+def test_what_keeps_untrusted_code_in_is_found_out_in_a_process_of_its_own() -> None:
+    assert "rlimits" in isolation().words
+    broken = isolation([sys.executable, "-c", "raise SystemExit(3)"])
+    assert not broken.enough
+    assert "nothing that could be found out" in broken.words

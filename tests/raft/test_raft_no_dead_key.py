@@ -130,6 +130,9 @@ ENTRIES: dict[str, Entry] = {
     "task.verifier.tolerance": Entry(20.0),
     "task.verifier.pattern": Entry("([0-9])", {"task": {"verifier": {"kind": "regex", "pattern": "([0-9]+)"}}}),
     "task.verifier.relative_tolerance": Entry(0.3),
+    "task.verifier.untrusted": Entry(
+        True, merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:is_even_at_home"}}})
+    ),
     "task.verifier.timeout_seconds": Entry(
         0.1, merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:slow"}}})
     ),
@@ -238,10 +241,14 @@ ENTRIES: dict[str, Entry] = {
 }
 
 VERIFIER = """
+import os
 import time
 
 def is_even(response, row):
     return response[-1:] in "02468"
+
+def is_even_at_home(response, row):
+    return is_even(response, row) and "PATH" in os.environ
 
 def slow(response, row):
     # A function that fails on the data's own answers is refused.

@@ -14,6 +14,7 @@ from agent.errors import DataError, RecipeError, Unavailable, UsageError
 from agent.recipe.schema import Evaluation, Task, Verifier
 from agent.tasks.example import Example
 from agent.tasks.gym import executes_answers, gym_rows
+from agent.tasks.layers import Layers
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier, refuse_hopeless_data
 
@@ -69,7 +70,25 @@ def test_another_right_answer_passes_by_the_rule_of_the_data_set() -> None:
 
 
 @needs_gym
-def test_a_rule_that_evaluates_answers_needs_the_flag() -> None:
+def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew(walls: Layers) -> None:
+    row = gym_rows("countdown", {"size": 1})[0]
+    config = Verifier(kind="reasoning_gym")
+    spoilt = "__import__('reasoning_gym').games.countdown.CountdownDataset.__dict__.clear() or (lambda: 1)"
+    evil = (
+        "[type(d).__setattr__(d, 'score_answer', lambda a, entry: 1.0) for d in __import__('gc').get_objects() "
+        "if type(d).__name__ == 'CountdownDataset']"
+    )
+    out = Path("/tmp/raft-was-here")
+    with build_verifier(config, base=Path()) as verifier:
+        for text in (evil, spoilt, f"open({str(out)!r}, 'w')", "__import__('os')._exit(0)"):
+            assert not verifier.verify(f"<answer>{text}</answer>", row).passed
+            assert not verifier.verify("<answer>1 + 1</answer>", row).passed
+            assert verifier.verify(f"<answer>{row.answer}</answer>", row).passed
+    assert not out.exists()
+
+
+@needs_gym
+def test_a_rule_that_evaluates_answers_needs_the_flag_where_there_are_no_walls(bare: Layers) -> None:
     row = gym_rows("countdown", {"size": 1})[0]
     with (
         build_verifier(Verifier(), base=Path()) as verifier,
@@ -107,8 +126,6 @@ def test_rows_of_another_source_name_their_data_set() -> None:
         refuse_hopeless_data(verifier, config, [row], dataset="jsonl:my.jsonl")
         assert verifier.verify("<answer>4*94 - 6 - 61</answer>", row).passed
         assert 0 < verifier.verify("<answer>4*94 - 6 + 61</answer>", row).score < 1
-    with build_verifier(config, base=Path()) as verifier, pytest.raises(UsageError, match="--allow-untrusted-code"):
-        verifier.verify("<answer>1</answer>", row)
 
 
 @needs_gym

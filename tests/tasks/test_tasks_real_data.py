@@ -1,9 +1,19 @@
-"""The files of the shared data folder beside the repository, where it is there."""
+"""The files of the shared data folder beside the repository, where it is there, or of RAFT_TEST_DATA.
+
+MBPP and HumanEval with their reference solutions (mbpp.jsonl, HumanEval.jsonl, as they are published) are looked for
+there too.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +23,7 @@ from agent.tasks.example import Example
 from agent.tasks.tasks import load_rows, load_splits
 from agent.tasks.verifiers import build_verifier
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+DATA = Path(os.environ.get("RAFT_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="there is no ../shared/data beside the repository")
 
 GSM8K = Task(dataset="jsonl:gsm8k_train.jsonl", answer_after="####", verifier=Verifier(kind="last_number"))
@@ -104,3 +114,63 @@ def test_mbpp_tests_pass_right_code_and_fail_wrong_code() -> None:
     assert [(verdict.passed, verdict.note) for verdict in right] == [(True, None)] * len(SOLUTIONS)
     assert not any(verdict.passed for verdict in wrong)
     assert all(verdict.formatted for verdict in wrong)
+
+
+# Reference solutions ------------------------------------------------------------------------------------------
+
+
+def published(name: str) -> list[dict[str, Any]]:
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"there is no {path}")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def passes_plainly(program: str) -> bool:
+    """What a Python without any walls says of code and tests in one file."""
+    try:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def judged_alike(cases: Sequence[tuple[str, Example]], programs: Sequence[str]) -> tuple[int, list[str]]:
+    """How many reference solutions are right, and those of them that the verifier does not pass, with its note."""
+    with ThreadPoolExecutor(2) as pool:
+        right = list(pool.map(passes_plainly, programs))
+    config = Verifier(kind="python_tests", timeout_seconds=20)
+    with build_verifier(config, base=DATA, allow_untrusted_code=True) as verifier:
+        verdicts = verifier.verify_many([(f"```python\n{code}\n```", row) for code, row in cases])
+    refused = [
+        f"{row.id}: {verdict.note}"
+        for ok, verdict, (_, row) in zip(right, verdicts, cases, strict=True)
+        if ok and not verdict.passed
+    ]
+    return sum(right), refused
+
+
+@pytest.mark.slow
+def test_every_reference_solution_of_mbpp_that_is_right_passes() -> None:
+    rows = published("mbpp.jsonl")
+    tests = ["\n".join([row.get("test_setup_code") or "", *row["test_list"]]) for row in rows]
+    cases = [
+        (row["code"], Example(str(row["task_id"]), row["text"], "", tests=text))
+        for row, text in zip(rows, tests, strict=True)
+    ]
+    right, refused = judged_alike(cases, [f"{row['code']}\n{text}" for row, text in zip(rows, tests, strict=True)])
+    assert right > 0.95 * len(rows)
+    assert refused == []
+
+
+@pytest.mark.slow
+def test_every_reference_solution_of_human_eval_passes() -> None:
+    rows = published("HumanEval.jsonl")
+    codes = [row["prompt"] + row["canonical_solution"] for row in rows]
+    cases = [
+        (code, Example(row["task_id"], row["prompt"], "", tests=row["test"], row={"entry_point": row["entry_point"]}))
+        for code, row in zip(codes, rows, strict=True)
+    ]
+    programs = [f"{code}\n{row['test']}\ncheck({row['entry_point']})" for code, row in zip(codes, rows, strict=True)]
+    right, refused = judged_alike(cases, programs)
+    assert right == len(rows)
+    assert refused == []

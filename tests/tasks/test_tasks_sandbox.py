@@ -1,195 +1,216 @@
-"""One adversarial test for each thing that `agent.tasks.sandbox` says is covered. Every bomb here is a small one."""
+"""What programs and tests may do in the sandbox, and what an outcome says; `test_tasks_hostile.py` has the attacks."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
-from agent.tasks.sandbox import Limits, Outcome, run_tests
+from agent.tasks.sandbox import Limits, Outcome, Sandbox
+from agent.tasks.verdicts import Closed
 
 TESTS = "assert f(1) == 2"
 RIGHT = "def f(x):\n    return x + 1\n"
-QUICK = Limits(wall_seconds=1.0)
+QUICK = Limits(wall_seconds=0.5)
 
 
-def attempt(code: str, *, tests: str = TESTS, limits: Limits | None = None, namespace: bool = True) -> Outcome:
-    return run_tests(code, tests, limits=limits, namespace=namespace)
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(slots=1) as started:
+        yield started
 
 
-def running_with(mark: str) -> list[int]:
-    """Processes whose command line or environment holds `mark`."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and mark.encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def test_right_wrong_and_broken_code() -> None:
-    assert attempt(RIGHT) == Outcome("passed")
-    assert attempt("def f(x): return x").status == "failed"
-    assert attempt("def f(x): return y") == Outcome("error", "NameError in the tests: name 'y' is not defined")
-    assert attempt("def f(x:").status == "syntax"
-    assert attempt("f = 1/0").detail == "ZeroDivisionError in the code: division by zero"
+def test_right_wrong_and_broken_code(sandbox: Sandbox) -> None:
+    assert sandbox.run(RIGHT, TESTS) == Outcome("passed")
+    assert sandbox.run("def f(x): return x", TESTS).status == "failed"
+    undefined = Outcome("error", "NameError in the tests: name 'y' is not defined")
+    assert sandbox.run("def f(x): return y", TESTS) == undefined
+    assert sandbox.run("def f(x:", TESTS).status == "syntax"
+    assert sandbox.run("f = 1/0", TESTS).detail == "ZeroDivisionError in the code: division by zero"
     # An assertion of the code itself is not a failed test.
-    assert attempt("assert False").status == "error"
+    assert sandbox.run("assert False", TESTS).status == "error"
 
 
-def test_calls_run_after_the_tests() -> None:
+def test_calls_run_after_the_tests(sandbox: Sandbox) -> None:
     tests = "def test_a():\n    assert f(1) == 2\ndef test_b():\n    assert f(2) == 0\n"
-    assert run_tests(RIGHT, tests).status == "passed"
-    assert run_tests(RIGHT, tests, calls=["test_a()"]).status == "passed"
-    assert run_tests(RIGHT, tests, calls=["test_a()", "test_b()"]).status == "failed"
+    assert sandbox.run(RIGHT, tests).status == "passed"
+    assert sandbox.run(RIGHT, tests, calls=["test_a()"]).status == "passed"
+    assert sandbox.run(RIGHT, tests, calls=["test_a()", "test_b()"]).status == "failed"
 
 
-def test_trim_leaves_out_what_does_not_compile_at_the_end() -> None:
-    assert run_tests(RIGHT + "\nThis adds one.\nEasy!", TESTS).status == "syntax"
-    assert run_tests(RIGHT + "\nThis adds one.\nEasy!", TESTS, trim=True).status == "passed"
+def test_trim_leaves_out_what_does_not_compile_at_the_end(sandbox: Sandbox) -> None:
+    text = RIGHT + "\nThis adds one.\nEasy!"
+    assert sandbox.run(text, TESTS).status == "syntax"
+    assert sandbox.run(text, TESTS, trim=True).status == "passed"
 
 
-@pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(60)"])
-def test_an_endless_program_ends_at_the_wall_clock(code: str) -> None:
+def test_limits_are_met_and_named(sandbox: Sandbox) -> None:
     started = time.monotonic()
-    assert attempt(code, limits=QUICK) == Outcome("timeout", "1 s")
-    assert 1.0 <= time.monotonic() - started < 5.0
-
-
-def test_input_is_empty() -> None:
-    assert attempt("input()").detail.startswith("EOFError")
-
-
-def test_a_memory_hog_gets_a_memory_error() -> None:
-    outcome = attempt("x = bytearray(3 << 30)", limits=Limits(memory_bytes=512 << 20))
-    assert (outcome.status, outcome.detail) == ("error", "MemoryError in the code")
-
-
-def test_a_large_file_is_refused() -> None:
-    outcome = attempt("open('a', 'wb').write(b'x' * (2 << 20))", limits=Limits(file_bytes=1 << 20))
-    assert outcome.detail == "OSError in the code: [Errno 27] File too large"
-
-
-SIXTY_SLEEPERS = (
-    "import os, time\nfor _ in range(60):\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\n"
-)
-# At most 2^8 processes, each in a session of its own.
-DOUBLING = "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        os.setsid()\ntime.sleep(30)\n"
-
-
-@pytest.mark.parametrize("namespace", [True, False])
-@pytest.mark.parametrize("code", [SIXTY_SLEEPERS, DOUBLING])
-def test_a_small_fork_bomb_is_ended(code: str, namespace: bool) -> None:
-    outcome = attempt(code, limits=Limits(wall_seconds=10.0, processes=20), namespace=namespace)
-    assert outcome.status == "processes"
-    assert outcome.detail == "more than 20 processes"
-
-
-def test_a_few_processes_are_allowed() -> None:
-    assert attempt(RIGHT + "import subprocess\nassert subprocess.run(['echo', 'x']).returncode == 0").status == "passed"
-
-
-@pytest.mark.parametrize("namespace", [True, False])
-def test_nothing_is_left_running_not_even_what_detached_itself(namespace: bool) -> None:
-    # An own name on the command line, to look for it from outside.
-    mark = f"left-behind-{os.getpid()}-{namespace}"
-    code = (
-        RIGHT + "import subprocess, sys\n"
-        f"subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)', '{mark}'], start_new_session=True)\n"
-    )
-    assert attempt(code, namespace=namespace).status == "passed"
-    assert running_with(mark) == []
-
-
-def test_threads_do_not_keep_it() -> None:
-    started = time.monotonic()
-    code = RIGHT + "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()"
-    assert attempt(code).status == "passed"
-    assert time.monotonic() - started < 4.0
-
-
-def test_output_is_kept_up_to_a_limit() -> None:
-    assert attempt("print('hello')\n" + RIGHT).output == "hello\n"
-    outcome = attempt("while True: print('x' * 9999)", limits=Limits(wall_seconds=1.0, output_bytes=1000))
+    assert sandbox.run("while True: pass", TESTS, limits=QUICK) == Outcome("timeout", "0.5 s")
+    assert 0.5 <= time.monotonic() - started < 3.0
+    hog = "x = bytearray(3 << 30)"
+    assert sandbox.run(hog, TESTS, limits=Limits(memory_bytes=512 << 20)).detail == "MemoryError in the code"
+    if sandbox.layers().temporary:
+        large = "open('a', 'wb').write(b'x' * (2 << 20))"
+        outcome = sandbox.run(large, TESTS, limits=Limits(file_bytes=1 << 20))
+        assert outcome.detail == "OSError in the code: [Errno 27] File too large"
+    outcome = sandbox.run("while True: print('x' * 9999)", TESTS, limits=Limits(wall_seconds=0.5, output_bytes=1000))
     assert (outcome.status, outcome.output) == ("timeout", "x" * 1000)
 
 
+def test_processor_time_is_a_limit_of_its_own(sandbox: Sandbox) -> None:
+    class OneSecond(Limits):
+        def rlimits(self) -> dict[str, int]:
+            return super().rlimits() | {"CPU": 1}
+
+    assert sandbox.run("while True: pass", TESTS, limits=OneSecond()) == Outcome("timeout", "processor time")
+
+
+def test_a_signal_is_named(sandbox: Sandbox) -> None:
+    assert sandbox.run("import ctypes\nctypes.string_at(0)", TESTS) == Outcome("ended", "SIGSEGV")
+    assert sandbox.run("import os\nos._exit(7)", TESTS).detail == "exit code 7 before the last test"
+
+
+def test_output_is_the_codes(sandbox: Sandbox) -> None:
+    assert sandbox.run("print('hello', end='')\n" + RIGHT, "print('no')\n" + TESTS).output == "hello"
+    assert sandbox.run("raise ValueError('\\x1b[31mred\\n')", TESTS).detail == "ValueError in the code: ?[31mred?"
+
+
+def test_each_program_finds_an_empty_folder_and_no_environment(sandbox: Sandbox) -> None:
+    if not sandbox.layers().temporary:
+        pytest.skip("no file can be written here")
+    code = "import os, tempfile\nprint(os.listdir('.'), tempfile.mkdtemp()[:5])\nopen('a', 'w').write('x')\n"
+    for _ in range(2):
+        outcome = sandbox.run(f"{code}print([n for n in os.environ if 'THREADS' not in n])\n{RIGHT}", TESTS)
+        assert (outcome.status, outcome.output) == ("passed", "[] /tmp/\n[]\n")
+
+
+def test_threads_are_allowed_and_are_not_waited_for(sandbox: Sandbox) -> None:
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()\nfound = []\n"
+    code += "t = threading.Thread(target=found.append, args=(1,))\nt.start()\nt.join()\ndef f(x): return x + found[0]\n"
+    started = time.monotonic()
+    assert sandbox.run(code, TESTS).status == "passed"
+    assert time.monotonic() - started < 3.0
+
+
+def test_an_event_loop_and_a_data_class_work(sandbox: Sandbox) -> None:
+    code = (
+        "from __future__ import annotations\nimport asyncio, dataclasses, pickle\n"
+        "@dataclasses.dataclass\nclass P:\n    x: int\n"
+        "async def g(x): return pickle.loads(pickle.dumps(P(x))).x + 1\ndef f(x): return asyncio.run(g(x))\n"
+    )
+    assert sandbox.run(code, TESTS) == Outcome("passed")
+
+
+def test_a_closed_sandbox_runs_nothing() -> None:
+    started = Sandbox(slots=1)
+    assert started.run(RIGHT, TESTS).status == "passed"
+    started.close()
+    with pytest.raises(Closed):
+        started.run(RIGHT, TESTS)
+
+
+WORKER = """
+import sys, threading, time
+import psutil
+from agent.tasks.sandbox import Limits, Sandbox
+
+sandbox = Sandbox(slots=1)
+sandbox.layers()
+idle = len(psutil.Process().children(recursive=True))
+program = ("import time\\nwhile True: time.sleep(1)", "assert f", )
+threading.Thread(target=sandbox.run, args=program, kwargs={"limits": Limits(wall_seconds=60.0)}, daemon=True).start()
+while len(children := psutil.Process().children(recursive=True)) < idle + 2:
+    time.sleep(0.01)
+print(*(child.pid for child in children), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["direct", "none"])
+def test_nothing_outlives_a_worker_that_is_killed(sandbox: Sandbox, way: str) -> None:
+    if way == "direct" and sandbox.layers().way != way:
+        pytest.skip(f"this system has no such way: {sandbox.layers()}")
+    script = WORKER.replace("slots=1", f"slots=1, ways=[{way!r}]")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as worker:
+        assert worker.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in worker.stdout.readline().split()]
+        worker.kill()
+    assert len(children) == 4
+    _, alive = psutil.wait_procs(children, timeout=5.0)
+    assert not alive
+
+
+# What crosses between tests and code ---------------------------------------------------------------------------
+
+PAIR = """
+class Pair:
+    count = 0
+    def __init__(self, a, b=2):
+        self.a, self.b = a, b
+        Pair.count += 1
+    def total(self): return self.a + self.b
+    def __len__(self): return 2
+    def __getitem__(self, i): return (self.a, self.b)[i]
+    def __eq__(self, other): return True
+    def __repr__(self): return f'Pair({self.a}, {self.b})'
+class Oops(ValueError): pass
+def longest(pairs): return max(pairs, key=Pair.total)
+def refuse(x): raise Oops(x, 'no')
+"""
+CROSSINGS = yaml.safe_load(Path(__file__).with_name("crossings.yaml").read_text())
+
+
+@pytest.mark.parametrize("case", CROSSINGS, ids=lambda case: case["name"])
+def test_what_crosses_arrives_as_it_was(sandbox: Sandbox, case: dict[str, str]) -> None:
+    assert sandbox.run(case["code"].replace("PAIR", PAIR), case["tests"]) == Outcome("passed")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numpy") is None, reason="numpy is not installed")
+def test_arrays_of_numbers_cross(sandbox: Sandbox) -> None:
+    code = (
+        "import numpy as np\ndef f(x): return np.cumsum(x) if len(x) else [np.int64(3), np.float32(0.5), np.bool_(1)]\n"
+    )
+    tests = (
+        "import numpy as np\ngot = f(np.array([[1, 2], [3, 4]]))\nassert np.array_equal(got, [1, 3, 6, 10])\n"
+        "assert got.dtype == np.int64 and f([]) == [3, 0.5, True] and type(f([])[0]) is int\n"
+    )
+    assert sandbox.run(code, tests, limits=Limits(wall_seconds=20.0)) == Outcome("passed")
+    liar = "import numpy as np\nclass A(np.ndarray):\n    def __eq__(self, other): return np.array([True])\n"
+    liar += "def f(x): return np.array([7]).view(A)\n"
+    assert sandbox.run(liar, "assert (f(1) == 3).all()", limits=Limits(wall_seconds=20.0)).status != "passed"
+
+
+def test_a_built_in_is_the_tests_own_unless_it_is_the_entry_point(sandbox: Sandbox) -> None:
+    code, tests = "def len(x): return 7\ndef f(x): return x", "assert len(f('ab')) == 7"
+    assert sandbox.run(code, tests).status == "failed"
+    assert sandbox.run(code, tests, entry_point="len").status == "passed"
+
+
 @pytest.mark.parametrize(
-    "code",
+    ("code", "tests", "words"),
     [
-        "import sys\nsys.exit(0)",
-        "import os\nos._exit(0)",
-        "print('passed')\nraise SystemExit",
-        'print(\'{"word": "", "status": "passed", "detail": ""}\')\nimport os\nos._exit(0)',
-        'import os\nos.write(3, b\'{"word": "guess", "status": "passed", "detail": ""}\')\nos._exit(0)',
-        "import signal, os\nos.kill(os.getpid(), signal.SIGKILL)\nos._exit(0)",
-        "import ctypes\nctypes.string_at(0)",
-        "raise KeyboardInterrupt",
-        "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
-        "import os\nfor name in os.listdir('.'): os.remove(name)\nos.chmod('.', 0)\nos._exit(0)",
+        ("def f(x): return x", "class T: pass\nassert f(T()) == 1", "a T cannot be passed to the code"),
+        ("def f(x): return 'y' * (1 << 25)", "assert f(1) == 1", "the result is too large: more than 8 MiB"),
+        ("class P: pass\ndef f(x): return P()", "import copy\nassert copy.copy(f(1))", "cannot be copied"),
+        ("class P: pass\ndef f(x): return P()", "assert f(1) < 3", "'<' not supported between instances of 'Remote'"),
     ],
 )
-def test_leaving_early_or_printing_is_no_pass(code: str) -> None:
-    assert attempt(code).status in {"error", "ended"}
+def test_what_cannot_cross_says_so(sandbox: Sandbox, code: str, tests: str, words: str) -> None:
+    outcome = sandbox.run(code, tests)
+    assert outcome.status == "error"
+    assert words in outcome.detail
 
 
-def test_our_environment_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_API_TOKEN", "secret")
-    outcome = attempt("import os\nprint(sorted(os.environ))\n" + RIGHT)
-    assert "SOME_API_TOKEN" not in outcome.output
-    assert "secret" not in outcome.output
-
-
-@pytest.mark.parametrize("locked", ["os.chmod('a/c', 0)\nos.chmod('a', 0)", "os.chmod('.', 0)"])
-def test_the_working_folder_is_empty_before_and_gone_after(locked: str) -> None:
-    code = (
-        RIGHT
-        + "import os\nprint(os.getcwd())\nassert os.listdir('.') == []\nos.makedirs('a/c')\nopen('a/c/d', 'w')\n"
-        + locked
-    )
-    outcome = attempt(code)
-    assert outcome.status == "passed"
-    assert not Path(outcome.output.strip()).exists()
-
-
-def test_a_link_out_of_the_working_folder_is_removed_and_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("x")
-    tmp_path.chmod(0o755)
-    code = RIGHT + f"import os\nos.mkdir('a')\nos.symlink({str(tmp_path)!r}, 'a/link')\nos.chmod('a', 0)"
-    assert attempt(code).status == "passed"
-    assert (tmp_path / "kept").read_text() == "x"
-    assert tmp_path.stat().st_mode & 0o777 == 0o755
-
-
-def test_a_file_elsewhere_can_be_written_which_is_why_a_flag_is_needed(tmp_path: Path) -> None:
-    """Not covered, and said so: this test holds the documentation to it."""
-    target = tmp_path / "written"
-    assert attempt(RIGHT + f"open({str(target)!r}, 'w').write('x')").status == "passed"
-    assert target.read_text() == "x"
-
-
-def test_only_four_descriptors_are_open() -> None:
-    """Input, output twice, and the pipe of the secret word; the listing itself opens one more."""
-    outcome = attempt(RIGHT + "import os\nprint(os.listdir('/proc/self/fd'))")
-    assert outcome.status == "passed"
-    assert sorted(ast.literal_eval(outcome.output)) == ["0", "1", "2", "3", "4"]
-
-
-def test_deeply_nested_code_does_not_bring_us_down() -> None:
-    assert attempt("(" * 10_000).status == "syntax"
-    assert attempt("x = " + "-" * 100_000 + "1").status == "syntax"
-    assert attempt("x = 1\0").status == "syntax"
-
-
-def test_dataclasses_and_pickle_find_their_module() -> None:
-    code = (
-        "from __future__ import annotations\nimport dataclasses, pickle\n"
-        "@dataclasses.dataclass\nclass P:\n    x: int\n"
-        "def f(x): return pickle.loads(pickle.dumps(P(x))).x + 1\n"
-    )
-    assert attempt(code).status == "passed"
+def test_an_object_is_equal_to_itself_alone(sandbox: Sandbox) -> None:
+    tests = "p, q = Pair(1), Pair(1)\nassert p == p and p in [p]\nassert p == q\n"
+    assert sandbox.run(PAIR, tests).detail == "AssertionError in the tests"

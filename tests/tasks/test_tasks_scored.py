@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agent.errors import DataError, Unavailable
+from agent.errors import DataError, Unavailable, UsageError
 from agent.recipe.schema import Verifier
 from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.faults import TOLERATED
+from agent.tasks.layers import Layers
 from agent.tasks.verifiers import AnswerVerifier, Verdict, build_verifier, refuse_hopeless_data
 
 ROW = Example("line:7", "What is 7 * 8?", "56", row={"level": "easy", "answer": "so #### 56"})
@@ -413,3 +415,93 @@ def test_a_pattern_that_backtracks_for_ever_meets_the_limit_and_the_next_respons
 def test_settings_that_cannot_be(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Verifier.model_validate(settings)
+
+
+# A function that is not trusted -----------------------------------------------------------------------------
+
+UNTRUSTED = """
+import os, socket, sys, time
+import neighbour
+
+ATTEMPTS = {
+    "read": lambda: open(SECRET).read(),
+    "write beside": lambda: open(os.path.join(os.path.dirname(__file__), "left"), "w"),
+    "write outside": lambda: open(SECRET, "a"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", PORT), 1),
+    "fork": os.fork,
+    "run": lambda: os.execv("/bin/true", ["true"]),
+    "kill": lambda: os.kill(-1, 9),
+    "environment": lambda: os.environ["SOME_API_TOKEN"],
+    "log": lambda: os.ftruncate(2, 0),
+}
+
+def score(response, row):
+    if response in ATTEMPTS:
+        ATTEMPTS[response]()
+    if response == "hang":
+        time.sleep(60)
+    return neighbour.right(response, row)
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, socket.socket]]:
+    """A folder with a verifier that is marked untrusted, and a listener that it must not reach."""
+    monkeypatch.setenv("SOME_API_TOKEN", "canary")
+    (tmp_path / "secret").write_text("canary")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "neighbour.py").write_text(NEIGHBOUR)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        words = f"SECRET, PORT = {str(tmp_path / 'secret')!r}, {listener.getsockname()[1]}\n"
+        (folder / "scores.py").write_text(words + UNTRUSTED)
+        yield tmp_path, listener
+
+
+def test_an_untrusted_function_scores_and_gets_nothing_else(
+    stranger: tuple[Path, socket.socket], walls: Layers
+) -> None:
+    base, listener = stranger
+    config = Verifier(kind="python:theirs/scores.py:score", timeout_seconds=1.0, untrusted=True)
+    attempts = re.findall(r'^    "([a-z ]+)":', UNTRUSTED, re.MULTILINE)
+    assert len(attempts) == 9
+    notes = {}
+    # Few enough at a time to be borne.
+    for some in (attempts[:5], [*attempts[5:], "hang"]):
+        with build_verifier(config, base=base) as verifier:
+            assert "rlimits" in (verifier.kept_in_by() or "")
+            for attempt in some:
+                verdict = verifier.verify(attempt, ROW)
+                assert (verdict.score, verdict.fault) == (0.0, True)
+                notes[attempt] = verdict.note or ""
+                assert verifier.verify("56", ROW) == Verdict(1.0, True, True, False, None)
+                assert verifier.verify("57", ROW).score == 0.0
+    assert notes.pop("hang") == "time limit of 1 s"
+    assert notes.pop("environment").startswith("KeyError")
+    refused = r"Error.*(No such file|ermission denied|not permitted|Read-only|Invalid)"
+    assert [note for note in notes.values() if not re.search(refused, note)] == []
+    assert sorted(path.name for path in base.rglob("*") if path.suffix != ".pyc") == [
+        *["neighbour.py", "scores.py", "secret", "theirs"]
+    ]
+    assert (base / "secret").read_text() == "canary"
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_an_untrusted_function_needs_the_flag_where_there_are_no_walls(
+    stranger: tuple[Path, socket.socket], bare: Layers
+) -> None:
+    config = Verifier(kind="python:theirs/scores.py:score", untrusted=True)
+    with pytest.raises(UsageError, match=r"task\.verifier\.untrusted.*no seccomp") as caught:
+        build_verifier(config, base=stranger[0])
+    assert "--allow-untrusted-code" in str(caught.value)
+    with build_verifier(config, base=stranger[0], allow_untrusted_code=True) as verifier:
+        assert verifier.verify("56", ROW).passed
+
+
+def test_untrusted_is_for_functions() -> None:
+    with pytest.raises(
+        ValidationError, match=r"verifier.untrusted is needed for kind: python:FILE.py:FUNCTION, and not"
+    ):
+        Verifier(kind="exact", untrusted=True)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agent.recipe.schema import Verifier
@@ -110,10 +111,10 @@ def test_closing_reaches_a_child_that_is_just_being_started(tmp_path: Path, monk
     starting, begun = threading.Event(), scorer._started_child
     assert verifier.verify("56", SUM).passed
 
-    def slowly() -> subprocess.Popen[bytes]:
+    def slowly(setup: Any, kept_in: Any) -> subprocess.Popen[bytes]:
         starting.set()
         time.sleep(0.3)
-        return begun()
+        return begun(setup, kept_in)
 
     monkeypatch.setattr(scorer, "_started_child", slowly)
     with ThreadPoolExecutor(1) as pool:
@@ -125,28 +126,23 @@ def test_closing_reaches_a_child_that_is_just_being_started(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_closing_ends_code_in_another_thread_and_what_it_started(count: int, tmp_path: Path) -> None:
-    code = (
-        f"import os, pathlib, subprocess, time\npathlib.Path({str(tmp_path)!r}, 'started').touch()\n"
-        f"subprocess.Popen(['sleep', '98765'], start_new_session=True)\ntime.sleep(60)\n"
-    )
+def test_closing_ends_code_in_another_thread_and_its_processes(count: int, tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
     verifier = build_verifier(
         Verifier(kind="python_tests", timeout_seconds=60), base=tmp_path, allow_untrusted_code=True
     )
+    hosts = len(set(psutil.Process().children(recursive=True)) - before)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(verifier.verify_many, [(f"{code}# {n}", CODE) for n in range(count)])
+        future = pool.submit(verifier.verify_many, [(f"import time; time.sleep(60)# {n}", CODE) for n in range(count)])
         deadline = time.monotonic() + 10.0
-        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        # Tester and candidate are two more.
+        while len(started := set(psutil.Process().children(recursive=True)) - before) < hosts + 2:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         verifier.close()
         with pytest.raises(Closed):
             future.result(timeout=10.0)
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"98765" in read(path)]
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        # Ended meanwhile.
-        return b""
+    with pytest.raises(Closed):
+        verifier.verify("x = 1", CODE)
+    psutil.wait_procs(started, timeout=5.0)
+    assert not [process for process in started if process.is_running()]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agent.errors import DataError, RecipeError, UsageError
 from agent.recipe.schema import Verifier
 from agent.tasks.example import Example
+from agent.tasks.layers import Layers
 from agent.tasks.verifiers import Verdict, build_verifier, refuse_hopeless_data
 
 
@@ -144,9 +145,18 @@ def test_an_empty_delimiter_is_refused(key: str) -> None:
     assert caught.value.key == f"task.verifier.{key}"
 
 
-def test_code_needs_the_flag_by_name() -> None:
-    with pytest.raises(UsageError, match="--allow-untrusted-code"):
+def test_code_needs_the_flag_by_name_where_there_are_no_walls(bare: Layers) -> None:
+    with pytest.raises(UsageError, match="--allow-untrusted-code") as caught:
         build_verifier(Verifier(kind="python_tests"), base=Path(), allow_untrusted_code=False)
+    assert "rlimits; no namespaces (unshare: not here), no Landlock, no seccomp" in str(caught.value)
+    with build_verifier(Verifier(kind="python_tests"), base=Path(), allow_untrusted_code=True) as verifier:
+        assert verifier.kept_in_by() == str(bare)
+
+
+def test_code_needs_no_flag_where_there_are_walls(walls: Layers) -> None:
+    with build_verifier(Verifier(kind="python_tests"), base=Path()) as verifier:
+        assert "rlimits" in (verifier.kept_in_by() or "")
+    assert build_verifier(Verifier(kind="exact"), base=Path()).kept_in_by() is None
 
 
 def hopeless(config: dict[str, Any], *answers: str) -> str | None:
