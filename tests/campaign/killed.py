@@ -408,7 +408,7 @@ def _named(path: str, data: bytes) -> str:
     if not path.endswith("journal.jsonl"):
         return path
     told = json.loads(data)
-    about = told.get("run") or told.get("experiment")
+    about = str(told["run"]).partition(".")[0] if "run" in told else told.get("experiment")  # without its attempt
     return " ".join(str(part) for part in (told["kind"], about, told.get("fix")) if part is not None)
 
 
