@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,5 +55,8 @@ def recipe_names(workspace: Workspace) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, default=str))
+    """One JSON document on standard output: in texts, secrets are replaced, and JSON's escapes keep the rest harmless."""
+    from agent.text import redacted
+
+    document = redacted(json.loads(json.dumps(value, default=str)))
+    print(json.dumps(document, indent=2), file=getattr(sys.stdout, "beneath", sys.stdout))

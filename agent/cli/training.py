@@ -13,6 +13,7 @@ from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
 from agent.report.words import duration
+from agent.text import one_line
 
 if TYPE_CHECKING:
     from agent.contract import Split
@@ -163,6 +164,8 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
     from agent.campaign.capacity import check_memory, too_large
     from agent.campaign.open import machine_of
+    from rich.text import Text
+
     from agent.report.terminal import console_for
     from agent.run.launcher import RunRequest, launch
 
@@ -180,7 +183,7 @@ def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> Run
     with console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
-            spinner.update(_progress_words(progress))
+            spinner.update(Text(one_line(_progress_words(progress))))  # a plain string would be read for markup
 
         return launch(request, on_progress=on_progress, machine=machine)
 

@@ -180,6 +180,7 @@ def _started_child() -> subprocess.Popen[bytes]:
             [sys.executable, "-P", str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=passed_on(os.environ),
             start_new_session=True,
         )
     except OSError as error:
