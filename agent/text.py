@@ -116,7 +116,11 @@ SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
 formats (GitHub "About authentication", GitLab "Token overview", AWS IAM "Unique identifiers", RFC 7519)."""
 NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("credential", ("earer ",), re.compile(r"(?P<before>\b[Bb]earer[ ]+)[A-Za-z0-9._~+/-]{12,}=*")),
-    ("credential", ("asic ",), re.compile(r"(?P<before>(?i:authorization)[\"']?[ ]*:[ ]*[\"']?[Bb]asic[ ]+)[\w+/-]{6,}=*")),
+    (
+        "credential",
+        ("asic ",),
+        re.compile(r"(?P<before>(?i:authorization)[\"']?[ ]*:[ ]*[\"']?[Bb]asic[ ]+)[\w+/-]{6,}=*"),
+    ),
     ("password", ("://",), re.compile(r"(?P<before>://)(?:[^/\s:@\"'\\\[]*:[^/\s@\"'\\]+|[^/\s:@\"'\\\[]{16,})(?=@)")),
     (
         "query",
@@ -189,10 +193,9 @@ def passed_on(environment: Mapping[str, str], *, hub: bool = False, packages: bo
     """
     kept = {}
     for name, value in environment.items():
-        on_the_way = (hub or packages) and name.lower() in PROXIES
-        if (hub and name in HUB_TOKENS) or (packages and name.startswith(("PIP_", "UV_"))) or on_the_way:
-            kept[name] = value
-        elif TELLING.search(name) is None and redact(value, {}) == value:
+        wanted = (hub and name in HUB_TOKENS) or (packages and name.startswith(("PIP_", "UV_")))
+        wanted |= (hub or packages) and name.lower() in PROXIES
+        if wanted or (TELLING.search(name) is None and redact(value, {}) == value):
             kept[name] = value
     return kept
 
@@ -210,9 +213,7 @@ def _values(environment: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], 
     if not names:
         return None
     longest_first = sorted(names, key=len, reverse=True)
-    alternatives = (
-        re.escape(one) if len(one) >= SHORT else rf"(?<!\w){re.escape(one)}(?!\w)" for one in longest_first
-    )
+    alternatives = (re.escape(one) if len(one) >= SHORT else rf"(?<!\w){re.escape(one)}(?!\w)" for one in longest_first)
     return re.compile("|".join(alternatives)), names
 
 

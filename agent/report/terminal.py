@@ -35,7 +35,7 @@ class PlainConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            if segment.control or segment.text.isascii() and segment.text.isprintable():
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
                 yield segment
             else:
                 yield Segment(visible(segment.text), segment.style)

@@ -48,6 +48,7 @@ from agent.hardware.sensors import GIB, Memory, disk_free, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.places import kind_of
 from agent.recipe.schema import Recipe
+from agent.recipe.trust import FLAG, refuse_unconfirmed
 from agent.run.load import summarize
 from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
 from agent.run.pace import Pace
@@ -204,9 +205,11 @@ def launch(
     the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
     is. `sources` is where the samples' readings come from.
 
-    Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
-    (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).
+    Raises UsageError where the recipe asks for a model's code that the user has not confirmed, ResourceError (disk
+    full, no permission, no more processes), Unavailable (no such trainer), Busy (a training runs in that folder),
+    WorkspaceError (the folder holds another recipe's run).
     """
+    refuse_unconfirmed(request.recipe.model, base=request.workspace)
     variables, why = _variables(request, machine)
     _prepare(request, min_free_disk_gb=min_free_disk_gb)
     if standby is not None and standby.trainer != tuple(command):
@@ -283,6 +286,9 @@ def contract_arguments(request: RunRequest) -> list[str]:
         arguments += ["--cache", str(request.cache.absolute())]
     if request.allow_untrusted_code:
         arguments.append("--allow-untrusted-code")
+    code = refuse_unconfirmed(request.recipe.model, base=request.workspace)
+    if code is not None:
+        arguments += [FLAG, code.digest]
     return arguments
 
 

@@ -18,11 +18,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.contract import CrashClass
-from agent.errors import InvalidFile
+from agent.errors import InvalidFile, RecipeError
+from agent.recipe.reading import read_text, read_yaml
 
 OURS = Path(__file__).parent / "rules"
 FILES = ("oom", "backend", "numeric", "data", "timeout", "resource", "typo", "unknown")
@@ -160,11 +160,9 @@ class _File(BaseModel):
 
 def _read(path: Path) -> list[Signature]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise InvalidFile(f"is not YAML: {error}", where=str(path)) from None
+        content = read_yaml(read_text(path), where=str(path), edited=False)
+    except RecipeError as error:
+        raise InvalidFile(error.message, where=error.where, hint=error.hint) from None
     if content is None:
         return []
     try:

@@ -30,6 +30,7 @@ from typing import Any
 
 from agent.errors import ResourceError, VerifierError
 from agent.tasks.verdicts import Closed, spread
+from agent.text import passed_on
 
 START_SECONDS = 120.0
 """A user's file may import something large."""

@@ -503,7 +503,13 @@ def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker
         "save_seconds": 1000.0,
         "rung": None,
     }
-    usual |= {"recipe": out / "recipe.yaml", "out": out, "cache": cache, "allow_untrusted_code": False}
+    usual |= {
+        "recipe": out / "recipe.yaml",
+        "out": out,
+        "cache": cache,
+        "allow_untrusted_code": False,
+        "trust_remote_code": None,
+    }
     return Worker(argparse.Namespace(**{**usual, **options}), Pulse(out))
 
 
