@@ -294,9 +294,7 @@ def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
 
     Raises RecipeError for an invalid chain, or one that leaves the workspace: its commits could not hold it.
     """
-    load_mapping(
-        workspace / recipe_path, root=workspace
-    )  # refuses a missing parent or a circle, with the message for it
+    load_mapping(workspace / recipe_path, root=workspace)  # refuses a missing parent, or a circle
     files: dict[str, str] = {}
     path = (workspace / recipe_path).resolve()
     while True:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import UsageError
+from agent.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from agent.ledger.workspace import Workspace
@@ -40,14 +41,59 @@ def recipe_path(workspace: Workspace, name: str | None) -> str:
             if (workspace.recipes / default).is_file():
                 return f"recipes/{default}"
         raise UsageError("which recipe?", hint=f"there are: {', '.join(recipe_names(workspace)) or 'none'}")
+    _refuse_unseen(name)
     given = Path(name)
     for candidate in (given, workspace.root / given, workspace.recipes / given, workspace.recipes / f"{name}.yaml"):
-        if candidate.is_file():
-            return workspace.relative(candidate.absolute())
+        kind = _kind_of(candidate)
+        if kind == "file":
+            return _in_workspace(workspace, candidate)
+        if kind not in ("", "folder"):
+            raise UsageError(f"{name} is no recipe: {kind}", hint="name a YAML file")
     known = recipe_names(workspace)
     near = difflib.get_close_matches(given.stem, [Path(one).stem for one in known], n=1)
     hint = f"did you mean recipes/{near[0]}.yaml?" if near else f"there are: {', '.join(known) or 'none'}"
     raise UsageError(f"no recipe {name}", hint=hint)
+
+
+def _refuse_unseen(name: str) -> None:
+    """Such a name could not be told from another one in the table, the commits or on a terminal."""
+    from agent.text import visible
+
+    if visible(name) != name or "\n" in name or "\t" in name:
+        raise UsageError(
+            f"a recipe's name may not have characters that cannot be seen: {visible(name)!r}", hint="rename the file"
+        )
+
+
+def _kind_of(path: Path) -> str:
+    """`file`, `folder`, what is wrong with it, or nothing where there is none. It opens nothing: a pipe would wait."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
+
+
+def _in_workspace(workspace: Workspace, path: Path) -> str:
+    """The file's path from the workspace; UsageError where a link makes another file of it, or leads out."""
+    from agent.recipe.places import contained
+
+    named = workspace.relative(path.absolute())
+    try:
+        same = (workspace.root / named).samefile(path)
+        contained(workspace.root / named, workspace.root, name=named, key="recipe")
+    except (OSError, RecipeError):
+        same = False
+    if not same:
+        raise UsageError(
+            f"{path} is a link that leads out of the workspace {workspace.root}",
+            hint=f"copy it there: cp {path} {workspace.recipes}/",
+        )
+    return named
 
 
 def recipe_names(workspace: Workspace) -> list[str]:

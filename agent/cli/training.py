@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agent.recipe.schema import Recipe
     from agent.run.launcher import Progress, RunResult
 
+LONGEST_LABEL = 50
+"""Characters of a recipe's name in that of a folder, which may have 255 bytes."""
 OUT = typer.Option(None, "--out", help="Folder for the run. Default: a new one under .raft/runs/alone.")
 SEED = typer.Option(None, help="Seed. Default: the recipe's.")
 CODE = typer.Option(False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote.")
@@ -158,17 +160,18 @@ def _splits(text: str) -> tuple[Split, ...]:
 def _new_folder(workspace: Workspace, label: str) -> Path:
     workspace.prepare()
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return workspace.runs_folder("alone") / f"{label}-{stamp}"
+    return workspace.runs_folder("alone") / f"{label[:LONGEST_LABEL]}-{stamp}"
 
 
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
     from rich.text import Text
 
     from agent.campaign.capacity import check_memory, too_large
-    from agent.campaign.open import machine_of
+    from agent.campaign.open import machine_of, refuse_closed_doors
     from agent.report.terminal import console_for
     from agent.run.launcher import RunRequest, launch
 
+    refuse_closed_doors(recipe, base=workspace.root, name="RECIPE")
     machine = machine_of(workspace)
     if "evaluate" not in keys:  # an evaluation needs neither gradients nor moments
         checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)

@@ -103,7 +103,7 @@ def _variants(playbook: Playbook) -> Iterator[tuple[Hypothesis, Variant]]:
 
 def _read_file(path: Path, playbook: Playbook) -> None:
     try:
-        content = read_yaml(read_text(path), where=str(path), edited=False)
+        content = read_yaml(read_text(path, root=path.absolute().parent.parent), where=str(path), edited=False)
     except RecipeError as error:
         raise PlaybookError(error.message, where=error.where, hint=error.hint) from None
     if content is None:

@@ -47,8 +47,9 @@ def load_mapping(
 
     What it extends lies below `root` (default: the workspace that the file is in), wherever links lead.
     """
-    root = workspace_of(path) if root is None else root
-    text = read_text(path)
+    workspace = workspace_of(path) if root is None else root
+    root = workspace or path.absolute().parent
+    text = read_text(path, root=workspace)
     content = read_yaml(text, where=str(path), edited=edited)
     if content is None:
         raise RecipeError("the recipe is empty", where=str(path), hint="it needs at least model, task and budget")
@@ -78,13 +79,13 @@ def _extended(path: Path, name: str, root: Path) -> Path:
         raise
 
 
-def workspace_of(path: Path) -> Path:
-    """The folder that a recipe belongs to: the nearest above it with recipes/ and hypotheses/, else its own."""
+def workspace_of(path: Path) -> Path | None:
+    """The folder that a recipe belongs to: the nearest above it with recipes/ and hypotheses/; None without one."""
     folder = path.absolute().parent
     for above in (folder, *folder.parents):
         if all((above / name).is_dir() for name in WORKSPACE_FOLDERS):
             return above
-    return folder
+    return None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseModel] = Recipe) -> dict[str, Any]:

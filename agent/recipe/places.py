@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from agent.errors import RecipeError
 from agent.text import visible
+
+if TYPE_CHECKING:
+    from agent.recipe.schema import Recipe
 
 SourceKind = Literal["builtin", "pypi", "gguf", "folder", "hub"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -35,7 +38,8 @@ def kind_of(source: str, *, base: Path) -> SourceKind:
         return "gguf"
     if source.startswith((".", "/", "~")) or HUB_ID.fullmatch(source) is None:
         return "folder"
-    return "folder" if (base / source).is_dir() else "hub"
+    there = base / source
+    return "folder" if there.is_dir() or there.is_symlink() else "hub"
 
 
 def refuse_name(name: str, *, key: str, anywhere: bool = False) -> None:
@@ -82,6 +86,18 @@ def model_place(base: Path, source: str, *, key: str = "model.source") -> Path:
         return Path(source).expanduser()
     except RuntimeError:
         raise RecipeError(f"{key}: there is no such home folder, got {source!r}", key=key) from None
+
+
+def refuse_outside(recipe: Recipe, *, base: Path) -> None:
+    """RecipeError where something that the recipe names leads out of the workspace."""
+    task, model = recipe.task, recipe.model
+    if task.dataset.startswith("jsonl:"):
+        inside(base, task.dataset.removeprefix("jsonl:"), key="task.dataset")
+    own = task.verifier.own_function()
+    if own is not None:
+        inside(base, own[0], key="task.verifier.kind")
+    if kind_of(model.source, base=base) in ("gguf", "folder"):
+        model_place(base, model.source)
 
 
 def contained(path: Path, root: Path, *, name: str, key: str, hint: str | None = None) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from agent.errors import RecipeError
+from agent.recipe.places import contained
 from agent.text import visible
 
 MOST_BYTES = 1 << 20
@@ -168,7 +169,7 @@ def _refuse_depth(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MOST_DEPTH:
-                raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)
+                raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)  # type: ignore[arg-type]
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -215,9 +216,14 @@ def yaml_error(error: yaml.YAMLError, *, where: str, text: str = "") -> RecipeEr
 # --- files -------------------------------------------------------------------------------------------------
 
 
-def read_text(path: Path) -> str:
-    """The file's text with its line ends as they are; RecipeError where it cannot be read, or is no plain file."""
+def read_text(path: Path, *, root: Path | None = None) -> str:
+    """The file's text with its line ends as they are; RecipeError where it cannot be read, or is no plain file.
+
+    `root`: the workspace, which no link may lead out of.
+    """
     try:
+        if root is not None:
+            contained(path, root, name=path.name, key="file")
         return _bytes_of(path).decode("utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
@@ -236,7 +242,7 @@ def read_text(path: Path) -> str:
 def _bytes_of(path: Path) -> bytes:
     """Opened without waiting: a pipe without a writer would never answer, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             what = "a folder" if stat.S_ISDIR(kind) else "a pipe, a device or a socket"

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.errors import RecipeError
+from agent.recipe.places import model_place
 from agent.recipe.schema import Model
 
 CONFIG = "config.json"
@@ -305,7 +307,10 @@ def _folder(model: Model, *, cache: Path, base: Path, environment: Mapping[str, 
         return where, f"the size of {source} is known once it has been downloaded and unpacked"
     if source.startswith("builtin:"):
         return None, f"there is no {source}"
-    path = base / Path(source).expanduser()
+    try:
+        path = model_place(base, source)
+    except RecipeError as error:
+        return None, error.message
     if source.endswith(".gguf"):
         return _converted(path, cache), f"the size of {source} is known once it has been unpacked"
     if path.is_dir():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +85,20 @@ def code_of(model: Model, *, base: Path) -> RemoteCode | None:
     return RemoteCode(str(folder), digest.hexdigest(), tuple(files))
 
 
-def refuse_unconfirmed(model: Model, *, base: Path, confirmed: Path | None = None) -> RemoteCode | None:
+def refuse_unconfirmed(
+    model: Model, *, base: Path, confirmed: Path | None = None, recipe: str = "RECIPE"
+) -> RemoteCode | None:
     """The confirmed code that may be run; None where the recipe asks for none.
 
-    UsageError, with the command that confirms it, where the user has not.
+    UsageError, with the command that confirms it, where the user has not. `recipe` is the recipe's name in it.
     """
     code = code_of(model, base=base)
     if code is None or _entry(code) in _entries(confirmed or confirmed_in()):
         return code
     raise UsageError(
         f"model.trust_remote_code: you have not confirmed the code of this model: {one_line(code.words)}",
-        hint=f"it would run with your rights; read it, then confirm it once: raft-agent check RECIPE {FLAG}",
+        hint="it would run with your rights; read it, then confirm it once: "
+        f"raft-agent check {shlex.quote(recipe)} {FLAG}",
     )
 
 

@@ -126,7 +126,10 @@ def rules_of(playbook: Path | None) -> Rules:
     Raises InvalidFile, naming file, rule and key.
     """
     folder = playbook / OWN_FOLDER if playbook is not None else None
-    own = [one for path in sorted(folder.glob("*.yaml")) for one in _read(path)] if folder and folder.is_dir() else []
+    own: list[Signature] = []
+    if playbook is not None and folder is not None and folder.is_dir():
+        workspace = playbook.absolute().parent
+        own = [one for path in sorted(folder.glob("*.yaml")) for one in _read(path, root=workspace)]
     if not own:
         return our_rules()
     replaced = {one.name for one in own}
@@ -158,9 +161,9 @@ class _File(BaseModel):
     rules: list[_Row] = []
 
 
-def _read(path: Path) -> list[Signature]:
+def _read(path: Path, *, root: Path | None = None) -> list[Signature]:
     try:
-        content = read_yaml(read_text(path), where=str(path), edited=False)
+        content = read_yaml(read_text(path, root=root), where=str(path), edited=False)
     except RecipeError as error:
         raise InvalidFile(error.message, where=error.where, hint=error.hint) from None
     if content is None:
