@@ -21,8 +21,8 @@ from agent.errors import RecipeError
 from agent.recipe.places import contained
 from agent.text import visible
 
-MOST_BYTES = 1 << 20
-"""The largest file that is read; ours have 20 kB at most. The strict parser takes 1.5 s for as much."""
+MOST_BYTES = 256 << 10
+"""The largest file that is read; ours have 20 kB at most. The strict parser takes about two seconds for as much."""
 MOST_DEPTH = 50
 MOST_NODES = 100_000
 """After every alias is written out."""
@@ -139,10 +139,14 @@ def read_yaml(text: str, *, where: str, edited: bool = True) -> Any:
     if len(text) > MOST_BYTES:
         raise _too_large(where)
     try:
-        if not edited:
-            with contextlib.suppress(yaml.YAMLError):  # the strict parser's message says more
-                return _loaded(text, _FastLoader)
-        return _loaded(text, Yaml12Loader)
+        _refuse_depth(text)
+        try:
+            found = _loaded(text, _FastLoader)
+        except _TooMuch:
+            raise
+        except yaml.YAMLError:
+            return _loaded(text, Yaml12Loader)  # its message says more
+        return _loaded(text, Yaml12Loader) if edited else found
     except yaml.YAMLError as error:
         raise yaml_error(error, where=where, text=text) from None
     except RecursionError:
@@ -150,8 +154,6 @@ def read_yaml(text: str, *, where: str, edited: bool = True) -> Any:
 
 
 def _loaded(text: str, loader_class: Any) -> Any:
-    if loader_class is _FastLoader:
-        _refuse_depth(text)  # the C code composes by recursion
     loader = loader_class(text)
     try:
         node = loader.get_single_node()
@@ -163,15 +165,22 @@ def _loaded(text: str, loader_class: Any) -> Any:
         loader.dispose()
 
 
+class _TooMuch(yaml.constructor.ConstructorError):
+    """What no parser should go on with: the strict one takes quadratic time for what is nested deeply."""
+
+
 def _refuse_depth(text: str) -> None:
+    """Before anything is built: the fast parser composes by recursion, in C."""
     depth = 0
-    for event in yaml.parse(text, Loader=_FastLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MOST_DEPTH:
-                raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)  # type: ignore[arg-type]
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+    with contextlib.suppress(yaml.parser.ParserError, yaml.reader.ReaderError):
+        try:
+            for event in yaml.parse(text, Loader=_FastLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > MOST_DEPTH:
+                    raise _TooMuch(None, None, "nested too deeply", event.start_mark)
+        except yaml.scanner.ScannerError as error:
+            if "nesting" in str(error.problem):  # libyaml's own limit
+                raise _TooMuch(None, None, "nested too deeply", error.problem_mark) from None
 
 
 def _refuse_bomb(root: yaml.Node) -> None:
@@ -181,18 +190,18 @@ def _refuse_bomb(root: yaml.Node) -> None:
 
     def size(node: yaml.Node, depth: int) -> int:
         if id(node) in open_nodes:
-            raise _refusal("an alias refers to what it is part of", node)
+            raise _TooMuch(None, None, "an alias refers to what it is part of", node.start_mark)
         if id(node) in sizes:
             return sizes[id(node)]
         if depth > MOST_DEPTH:
-            raise _refusal("nested too deeply", node)
+            raise _TooMuch(None, None, "nested too deeply", node.start_mark)
         open_nodes.add(id(node))
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()
         inner = [part for pair in pairs for part in pair] or (node.value if isinstance(node, yaml.SequenceNode) else [])
         total = 1 + sum(size(part, depth + 1) for part in inner)
         open_nodes.discard(id(node))
         if total > MOST_NODES:
-            raise _refusal(f"its aliases stand for more than {MOST_NODES} values", node)
+            raise _TooMuch(None, None, f"it stands for more than {MOST_NODES} values", node.start_mark)
         sizes[id(node)] = total
         return total
 
@@ -242,11 +251,12 @@ def read_text(path: Path, *, root: Path | None = None) -> str:
 def _bytes_of(path: Path) -> bytes:
     """Opened without waiting: a pipe without a writer would never answer, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe, a device or a socket"
+        raise RecipeError(f"is {what}, not a file", where=str(path), hint="name a YAML file")
     with os.fdopen(descriptor, "rb") as file:
-        kind = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(kind):
-            what = "a folder" if stat.S_ISDIR(kind) else "a pipe, a device or a socket"
-            raise RecipeError(f"is {what}, not a file", where=str(path), hint="name a YAML file")
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise _too_large(str(path))
@@ -254,7 +264,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _too_large(where: str) -> RecipeError:
-    return RecipeError(f"is larger than {MOST_BYTES >> 20} MiB, so it is no recipe or playbook", where=where)
+    return RecipeError(f"is larger than {MOST_BYTES >> 10} KiB, so it is no recipe or playbook", where=where)
 
 
 def _siblings(path: Path) -> list[Path]:
