@@ -131,7 +131,15 @@ def test_ordinary_log_lines_stay(text: str) -> None:
 
 
 def test_what_a_name_tells() -> None:
-    for name in ("OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MYSQL_PWD", "sessionCookie", "X_AUTH", "A_PAT"):
+    for name in (
+        "OPENAI_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "PGPASSWORD",
+        "MYSQL_PWD",
+        "sessionCookie",
+        "X_AUTH",
+        "A_PAT",
+    ):
         assert is_secret(name, "12345678"), name
     for name in ("PWD", "GIT_AUTHOR_NAME", "XAUTHORITY", "TOKENIZERS_PARALLELISM", "PATH", "COMPASS"):
         assert not is_secret(name, "12345678"), name

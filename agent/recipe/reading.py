@@ -177,7 +177,7 @@ def _refuse_depth(text: str) -> None:
             for event in yaml.parse(text, Loader=_FastLoader):
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
                 if depth > MOST_DEPTH:
-                    raise _TooMuch(None, None, "nested too deeply", event.start_mark)
+                    raise _TooMuch(None, None, "nested too deeply", event.start_mark)  # type: ignore[arg-type]
         except yaml.scanner.ScannerError as error:
             if "nesting" in str(error.problem):  # libyaml's own limit
                 raise _TooMuch(None, None, "nested too deeply", error.problem_mark) from None

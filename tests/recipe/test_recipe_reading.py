@@ -128,7 +128,9 @@ def test_any_text_gives_plain_values_or_a_refusal(text: str) -> None:
         while pending:
             value = pending.pop()
             assert value is None or type(value) in (bool, int, float, str, list, dict)
-            pending += value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+            pending += (
+                value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+            )
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -171,7 +173,9 @@ def test_the_largest_text_that_is_read_takes_seconds(tmp_path: Path) -> None:
         read_yaml(text + line * 2, where="x")
 
 
-@pytest.mark.parametrize("name", ["python object", "a billion laughs", "recursion", "deep flow", "a NUL", "a key twice"])
+@pytest.mark.parametrize(
+    "name", ["python object", "a billion laughs", "recursion", "deep flow", "a NUL", "a key twice"]
+)
 def test_playbooks_and_rules_of_triage_are_read_by_the_same_door(tmp_path: Path, name: str) -> None:
     (tmp_path / "crashes").mkdir()
     (tmp_path / "own.yaml").write_text(HOSTILE[name][0])
