@@ -37,7 +37,9 @@ def clean(text: str, environment: Mapping[str, str] | None = None) -> str:
     text in another order than it has, those of no width would hide it. Printable text comes back as it is, and
     cleaning twice is cleaning once.
     """
-    return visible(redact(visible(text), environment))
+    if UNPRINTED.search(text) is not None:
+        text = ANSI.sub("", text)  # first: one may stand in the middle of a secret
+    return visible(redact(text, environment))
 
 
 def one_line(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -90,6 +92,9 @@ HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 """What huggingface_hub reads (its documentation, "Environment variables")."""
 PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "ftp_proxy"})
 
+START = r"(?:(?<![A-Za-z0-9_])|(?<=\\[nrtbfv0])|(?<=\\x[0-9a-fA-F]{2})|(?<=\\u[0-9a-fA-F]{4})|(?<=\\U[0-9a-fA-F]{8}))"
+"""Where a word begins, also behind an escape of JSON's or Python's, whose last letter is no part of it."""
+
 SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
     (name, hints, re.compile(pattern))
     for name, hints, pattern in [
@@ -99,23 +104,23 @@ SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
             r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----END)(?:\\[^\"]|[^\"\\])){0,20000}"
             r"(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)?",
         ),
-        ("token", ("hf_",), r"\bhf_[A-Za-z0-9]{16,}"),
-        ("token", ("sk-",), r"\bsk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"),
-        ("token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"\bgh[pousr]_[A-Za-z0-9]{16,}"),
-        ("token", ("github_pat_",), r"\bgithub_pat_[A-Za-z0-9_]{16,}"),
-        ("token", ("glpat-",), r"\bglpat-[A-Za-z0-9_-]{12,}"),
-        ("token", ("xox",), r"\bxox[a-z]-[A-Za-z0-9-]{10,}"),
-        ("token", ("npm_", "gsk_", "r8_"), r"\b(?:npm|gsk|r8)_[A-Za-z0-9]{20,}"),
-        ("token", ("pypi-",), r"\bpypi-[A-Za-z0-9_-]{50,}"),
-        ("key", ("AKIA", "ASIA"), r"\bA[KS]IA[A-Z0-9]{12,}"),
-        ("key", ("AIza",), r"\bAIza[A-Za-z0-9_-]{30,}"),
-        ("token", ("eyJ",), r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*"),
+        ("token", ("hf_",), START + r"hf_[A-Za-z0-9]{16,}"),
+        ("token", ("sk-",), START + r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"),
+        ("token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), START + r"gh[pousr]_[A-Za-z0-9]{16,}"),
+        ("token", ("github_pat_",), START + r"github_pat_[A-Za-z0-9_]{16,}"),
+        ("token", ("glpat-",), START + r"glpat-[A-Za-z0-9_-]{12,}"),
+        ("token", ("xox",), START + r"xox[a-z]-[A-Za-z0-9-]{10,}"),
+        ("token", ("npm_", "gsk_", "r8_"), START + r"(?:npm|gsk|r8)_[A-Za-z0-9]{20,}"),
+        ("token", ("pypi-",), START + r"pypi-[A-Za-z0-9_-]{50,}"),
+        ("key", ("AKIA", "ASIA"), START + r"A[KS]IA[A-Z0-9]{12,}"),
+        ("key", ("AIza",), START + r"AIza[A-Za-z0-9_-]{30,}"),
+        ("token", ("eyJ",), START + r"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*"),
     ]
 )
 """What it is called, what such a text contains, what it looks like. Sources: the issuers' documentation of their token
 formats (GitHub "About authentication", GitLab "Token overview", AWS IAM "Unique identifiers", RFC 7519)."""
 NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
-    ("credential", ("earer ",), re.compile(r"(?P<before>\b[Bb]earer[ ]+)[A-Za-z0-9._~+/-]{12,}=*")),
+    ("credential", ("earer ",), re.compile(START + r"(?P<before>[Bb]earer[ ]+)[A-Za-z0-9._~+/-]{12,}=*")),
     (
         "credential",
         ("asic ",),
@@ -135,7 +140,8 @@ NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         "value",
         (":", "="),
         re.compile(
-            r"(?P<before>\b(?:(?:api|access|secret|private)[_-]?key|token|authorization)\b\\?[\"']?\s*[=:]\s*(?:bearer\s+)?"
+            START
+            + r"(?P<before>(?:(?:api|access|secret|private)[_-]?key|token|authorization)\b\\?[\"']?\s*[=:]\s*(?:bearer\s+)?"
             r"\\?[\"']?)[\w\-./+]{12,}",
             re.IGNORECASE,
         ),
@@ -144,7 +150,8 @@ NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         "value",
         (":", "="),
         re.compile(
-            r"(?P<before>\b(?:password|passwd|passphrase|secret)\b\\?[\"']?\s*[=:]\s*\\?[\"']?)[\w\-./+!#$%*]{6,}",
+            START
+            + r"(?P<before>(?:password|passwd|passphrase|secret)\b\\?[\"']?\s*[=:]\s*\\?[\"']?)[\w\-./+!#$%*]{6,}",
             re.IGNORECASE,
         ),
     ),

@@ -88,7 +88,7 @@ def test_the_value_of_a_secret_variable_is_replaced_by_its_name(text: str) -> No
     ],
 )
 def test_a_well_known_shape_is_replaced_wherever_it_stands(secret: str) -> None:
-    for around in ("{}", "x {} y", '{{"a": "{}"}}', "Error: 401 for {}."):
+    for around in ("{}", "x\\n{}", "\u202e{}", "x {} y", '{{"a": "{}"}}', "Error: 401 for {}."):
         found = redact(around.format(secret), {})
         assert secret not in found
         assert "[redacted " in found

@@ -24,7 +24,7 @@ from agent.recipe.trust import code_of
 CODE = """
 from pathlib import Path
 Path({marker!r}).write_text("ran")
-from transformers import {parents}
+from transformers import {parent}
 class {name}({parent}):
     model_type = "evil"
 """

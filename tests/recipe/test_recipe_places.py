@@ -45,13 +45,13 @@ def recipe_with(**sections: object) -> object:
 
 @pytest.mark.parametrize("name", LEADS_OUT)
 def test_a_name_that_leads_out_is_no_valid_recipe(name: str) -> None:
-    with pytest.raises(RecipeError, match="task.dataset"):
+    with pytest.raises(RecipeError, match=r"task\.dataset"):
         recipe_with(task={"dataset": f"jsonl:{name}"})
     if name.strip():
         with pytest.raises(RecipeError, match="kind"):
             recipe_with(task={"dataset": "builtin:addition", "verifier": {"kind": f"python:{name}/v.py:f"}})
     if not name.startswith(("/", "~")):
-        with pytest.raises(RecipeError, match="model.source"):
+        with pytest.raises(RecipeError, match=r"model\.source"):
             recipe_with(model={"source": name})
 
 
@@ -75,7 +75,7 @@ def test_spaces_and_other_letters_are_names_like_any_other(workspace: Path) -> N
 def test_a_link_that_leads_out_is_refused_whatever_it_is_called(workspace: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="leads"):
         places.inside(workspace, name, key="task.dataset")
-    with pytest.raises(RecipeError, match="task.dataset"):
+    with pytest.raises(RecipeError, match=r"task\.dataset"):
         refuse_outside(recipe_with(task={"dataset": f"jsonl:{name}"}), base=workspace)  # type: ignore[arg-type]
     with pytest.raises(WorkspaceError):
         inside(workspace, name)
@@ -90,7 +90,7 @@ def test_a_model_may_lie_elsewhere_only_openly(workspace: Path) -> None:
     assert model_place(workspace, str(elsewhere)) == elsewhere
     assert model_place(workspace, "~/models/x") == Path.home() / "models" / "x"
     for name in ("out/model", "./out/model", "../outside/model", "circle", "~nobody-of-this-name/x"):
-        with pytest.raises(RecipeError, match="model.source"):
+        with pytest.raises(RecipeError, match=r"model\.source"):
             model_place(workspace, name)
         # estimating memory must not read it either, and must not fail
         if ".." not in name:
@@ -145,6 +145,6 @@ def test_extends_may_go_upward_inside_the_workspace(workspace: Path) -> None:
     "name", ["LD_PRELOAD", "PYTHONPATH", "PATH", "XDG_CONFIG_HOME", "RAFT_AGENT_CACHE", "A=B", "a b"]
 )
 def test_a_recipe_sets_no_variable_that_decides_what_is_run(name: str) -> None:
-    with pytest.raises(RecipeError, match="backend.env"):
+    with pytest.raises(RecipeError, match=r"backend\.env"):
         recipe_with(backend={"env": {name: "x"}})
     assert recipe_with(backend={"env": {"PYTHONHASHSEED": "0", "HSA_ENABLE_SDMA": "0"}})
