@@ -140,9 +140,8 @@ NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         "value",
         (":", "="),
         re.compile(
-            START
-            + r"(?P<before>(?:(?:api|access|secret|private)[_-]?key|token|authorization)\b\\?[\"']?\s*[=:]\s*(?:bearer\s+)?"
-            r"\\?[\"']?)[\w\-./+]{12,}",
+            START + r"(?P<before>(?:(?:api|access|secret|private)[_-]?key|token|authorization)\b\\?[\"']?\s*[=:]\s*"
+            r"(?:bearer\s+)?\\?[\"']?)[\w\-./+]{12,}",
             re.IGNORECASE,
         ),
     ),

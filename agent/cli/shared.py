@@ -52,7 +52,7 @@ def recipe_path(workspace: Workspace, name: str | None) -> str:
     known = recipe_names(workspace)
     near = difflib.get_close_matches(given.stem, [Path(one).stem for one in known], n=1)
     hint = f"did you mean recipes/{near[0]}.yaml?" if near else f"there are: {', '.join(known) or 'none'}"
-    raise UsageError(f"no recipe {name}", hint=hint)
+    raise UsageError(f"no recipe {name or repr(name)}", hint=hint)
 
 
 def _refuse_unseen(name: str) -> None:
@@ -97,7 +97,9 @@ def _in_workspace(workspace: Workspace, path: Path) -> str:
 
 
 def recipe_names(workspace: Workspace) -> list[str]:
-    return sorted(path.name for path in workspace.recipes.glob("*.yaml"))
+    from agent.text import one_line
+
+    return sorted(one_line(path.name) for path in workspace.recipes.glob("*.yaml"))
 
 
 def print_json(value: Any) -> None:

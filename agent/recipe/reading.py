@@ -230,9 +230,9 @@ def read_text(path: Path, *, root: Path | None = None) -> str:
 
     `root`: the workspace, which no link may lead out of.
     """
+    if root is not None:
+        _refuse_outside(path, root)
     try:
-        if root is not None:
-            contained(path, root, name=path.name, key="file")
         return _bytes_of(path).decode("utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
@@ -246,6 +246,13 @@ def read_text(path: Path, *, root: Path | None = None) -> str:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError:  # a NUL in the name
         raise RecipeError("is no name that a file can have", where=visible(str(path))) from None
+
+
+def _refuse_outside(path: Path, root: Path) -> None:
+    try:
+        contained(path, root, name=path.name, key="link")
+    except RecipeError as error:
+        raise RecipeError(error.message, where=str(path), hint=error.hint) from None
 
 
 def _bytes_of(path: Path) -> bytes:
