@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import RecipeError, UsageError
+from agent.errors import UsageError
 
 if TYPE_CHECKING:
     from agent.ledger.workspace import Workspace
@@ -44,7 +44,7 @@ def recipe_path(workspace: Workspace, name: str | None) -> str:
     _refuse_unseen(name)
     given = Path(name)
     for candidate in (given, workspace.root / given, workspace.recipes / given, workspace.recipes / f"{name}.yaml"):
-        kind = _kind_of(candidate)
+        kind = kind_of_path(candidate)
         if kind == "file":
             return _in_workspace(workspace, candidate)
         if kind not in ("", "folder"):
@@ -65,7 +65,7 @@ def _refuse_unseen(name: str) -> None:
         )
 
 
-def _kind_of(path: Path) -> str:
+def kind_of_path(path: Path) -> str:
     """`file`, `folder`, what is wrong with it, or nothing where there is none. It opens nothing: a pipe would wait."""
     try:
         mode = path.stat().st_mode
@@ -73,27 +73,23 @@ def _kind_of(path: Path) -> str:
         return ""
     except OSError as error:
         return (error.strerror or str(error)).lower()
+    except ValueError:
+        return "no file can have such a name"
     if stat.S_ISREG(mode):
         return "file"
     return "folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
 
 
 def _in_workspace(workspace: Workspace, path: Path) -> str:
-    """The file's path from the workspace; UsageError where a link makes another file of it, or leads out."""
-    from agent.recipe.places import contained
-
-    named = workspace.relative(path.absolute())
-    try:
-        same = (workspace.root / named).samefile(path)
-        contained(workspace.root / named, workspace.root, name=named, key="recipe")
-    except (OSError, RecipeError):
-        same = False
-    if not same:
-        raise UsageError(
-            f"{path} is a link that leads out of the workspace {workspace.root}",
-            hint=f"copy it there: cp {path} {workspace.recipes}/",
-        )
-    return named
+    """The path of the file itself from the workspace; UsageError where it, or what it is a link to, lies outside."""
+    real = path.resolve()
+    if real.is_relative_to(workspace.root.resolve()):
+        return workspace.relative(real)
+    workspace.relative(path.absolute())  # refuses a path that does not even look as if it were inside
+    raise UsageError(
+        f"{path} is a link that leads out of the workspace {workspace.root}",
+        hint=f"copy it there: cp {path} {workspace.recipes}/",
+    )
 
 
 def recipe_names(workspace: Workspace) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli.app import app
-from agent.cli.shared import here, model_cache, print_json, recipe_path
+from agent.cli.shared import here, kind_of_path, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
 from agent.report.words import duration
 from agent.text import one_line
@@ -83,7 +83,7 @@ def evaluate(
 
     workspace = here()
     folder = Path(what)
-    if folder.is_dir():
+    if what and kind_of_path(folder) == "folder":
         beside = folder.absolute().parent / RECIPE
         if recipe is None and not beside.is_file():
             raise UsageError(f"{what} has no {RECIPE} beside it", hint="name the recipe: --recipe tiny-addition")

@@ -71,22 +71,23 @@ def check(
     workspace = here()
     if trust_remote_code:
         _trust_remote_code(workspace, recipe)
-    chosen = [workspace.root / recipe_path(workspace, recipe)] if recipe else sorted(workspace.recipes.glob("*.yaml"))
+    named = recipe is not None
+    chosen = [workspace.root / recipe_path(workspace, recipe)] if named else sorted(workspace.recipes.glob("*.yaml"))
     recipes, counts, problems = _validated(workspace, chosen)
     memory = _memory_of(workspace, recipes)
     if json_output:
-        named = {name: memory_json(checked) for name, checked in memory.items()}
-        print_json({**counts, "problems": problems, **({"memory": named} if recipe else {})})
+        told = {name: memory_json(checked) for name, checked in memory.items()}
+        print_json({**counts, "problems": problems, **({"memory": told} if named else {})})
     else:
         _print_check(workspace, counts, problems)
-        if recipe:
+        if named:
             for checked in memory.values():
                 print_memory(checked, machine_of(workspace))
         else:
             _print_too_large(memory)
     if problems:
         raise typer.Exit(3)
-    if recipe:
+    if named:
         for name, checked in memory.items():
             if checked.fits is False:
                 raise too_large(checked, where=name)
