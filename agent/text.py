@@ -64,13 +64,13 @@ def _shown(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def redacted(value: Any) -> Any:
+def redacted(value: Any, environment: Mapping[str, str] | None = None) -> Any:
     """A value of JSON with every text in it redacted."""
     if isinstance(value, str):
-        return redact(value)
+        return redact(value, environment)
     if isinstance(value, Mapping):
-        return {key: redacted(item) for key, item in value.items()}
-    return [redacted(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: redacted(item, environment) for key, item in value.items()}
+    return [redacted(item, environment) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- secrets -----------------------------------------------------------------------------------------------

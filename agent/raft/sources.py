@@ -222,7 +222,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _json_of(path: Path) -> Mapping[str, Any]:
     """A file of the model as a mapping; empty where there is none, or it is none (transformers will say so)."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -231,7 +231,7 @@ def launch(
             end = watch.until_the_end(stop=stop, on_progress=on_progress, poll_s=poll_s)
         ending = trainer.end(grace_s=min(grace_s, end.grace_s), dump_stack=end.by in ("hang", "slow"))
         elapsed = clock() - trainer.began
-    unsearched = scrub(request.out)
+    unsearched = scrub(request.out, variables)
     samples = sampler.samples()
     after = _kernel_counts()
     plan = read_plan(request.out)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -24,27 +25,33 @@ OVERLAP = 64 * 1024
 """Of a chunk without a line's end that is looked at again with the next one."""
 
 
-def scrub(out: Path) -> tuple[str, ...]:
-    """Replace the secrets in the files of the contract; in words, what could not be scrubbed."""
-    problems = []
+def scrub(out: Path, variables: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Replace the secrets in the files of the contract; in words, what could not be scrubbed.
+
+    `variables` are those that the trainer was given on top of this process's.
+    """
+    problems, environment = [], {**os.environ, **(variables or {})}
     for name in (LOG, *DOCUMENTS, *ROWS):
         path = out / name
         if path.is_symlink() or not path.is_file():
             continue
         try:
-            scrub_log(path) if name == LOG else _scrub_json(path, rows=name in ROWS)
+            if name == LOG:
+                scrub_log(path, environment)
+            else:
+                _scrub_json(path, environment, rows=name in ROWS)
         except OSError as error:
             problems.append(f"{name} could not be searched for secrets: {error.strerror or error}")
     return tuple(problems)
 
 
-def scrub_log(path: Path) -> bool:
+def scrub_log(path: Path, environment: Mapping[str, str] | None = None) -> bool:
     """Replace the secrets in a text of any size; False where there is none, and the file is as it was."""
     with path.open("rb") as file, tempfile.TemporaryFile(dir=path.parent) as clean:
         changed = False
         for piece in _pieces(file):
             text = piece.decode("utf-8", "surrogateescape")
-            found = redact(text)
+            found = redact(text, environment)
             changed |= found != text
             clean.write(found.encode("utf-8", "surrogateescape"))
         if not changed:
@@ -84,22 +91,22 @@ def _replace(path: Path, clean: IO[bytes]) -> None:
     fsync_folder(path.parent)
 
 
-def _scrub_json(path: Path, *, rows: bool) -> None:
+def _scrub_json(path: Path, environment: Mapping[str, str], *, rows: bool) -> None:
     """In texts only: a number that happens to be a secret too stays a number."""
     text = path.read_bytes().decode("utf-8", "surrogateescape")
-    if redact(text) == text:
+    if redact(text, environment) == text:
         return
     parts = text.split("\n") if rows else [text]
-    scrubbed = "\n".join(map(_scrubbed, parts))
+    scrubbed = "\n".join(_scrubbed(part, environment) for part in parts)
     if scrubbed != text:
         write_atomic(path, scrubbed.encode("utf-8", "surrogateescape"))
 
 
-def _scrubbed(part: str) -> str:
-    if redact(part) == part:
+def _scrubbed(part: str, environment: Mapping[str, str]) -> str:
+    if redact(part, environment) == part:
         return part
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(part)
-        found = redacted(content)
+        found = redacted(content, environment)
         return json.dumps(found) + ("\n" if part.endswith("\n") else "") if found != content else part
-    return redact(part)  # torn, or no JSON
+    return redact(part, environment)  # torn, or no JSON

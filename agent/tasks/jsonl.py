@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,8 @@ def _fields(task: Task) -> dict[str, str]:
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and object of every line that is not empty."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "it is a pipe, a device or a socket")  # reading it might never end
         content = path.read_bytes()
     except OSError as error:
         raise Unavailable(
