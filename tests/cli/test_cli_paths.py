@@ -191,3 +191,19 @@ def test_nothing_to_confirm(with_code: Workspace, capsys: pytest.CaptureFixture[
     ):
         assert run(command) == 2
         assert said in capsys.readouterr().err
+
+
+def test_init_writes_places_that_a_recipe_may_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    (folder / "model").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert run(["init", "ws", "--model", "../here/model"]) == 0
+    assert f'source: "{folder / "model"}"' in (folder / "ws/recipes/main.yaml").read_text()
+    for model in ("../nowhere", "a\nb", "~nobody-of-this-name/x", "x" * 300, ""):
+        assert run(["init", "other", "--model", model]) in (0, 2)
+        assert "mistake in raft-agent" not in capsys.readouterr().err
+    (folder / "bi\u202edi.jsonl").write_text('{"question": "1", "answer": "1"}\n')
+    assert run(["init", "third", "--data", "bi\u202edi.jsonl"]) == 2
+    assert not (folder / "third").exists()
