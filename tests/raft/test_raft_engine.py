@@ -689,6 +689,7 @@ def test_a_step_that_outlasts_sigterm_is_left_to_the_timer(
         time_limit=None,
         cache=model_cache,
         allow_untrusted_code=False,
+        trust_remote_code=None,
         save_seconds=1000.0,
     )
     left: list[int] = []
