@@ -25,7 +25,16 @@ from agent.ledger.table import create_table
 from agent.ledger.workspace import Workspace, check_campaign_name
 from agent.plan.playbook import load_playbook
 from agent.recipe.files import with_keys
+from agent.recipe.places import refuse_outside
 from agent.recipe.schema import Recipe
+from agent.recipe.trust import refuse_unconfirmed
+
+
+def refuse_closed_doors(recipe: Recipe, *, base: Path, name: str) -> None:
+    """RecipeError where the recipe names what lies outside the workspace, UsageError where it asks for code of a model
+    that the user has not confirmed. `name` is the recipe's."""
+    refuse_outside(recipe, base=base)
+    refuse_unconfirmed(recipe.model, base=base, recipe=name)
 
 
 def machine_of(workspace: Workspace) -> Machine:
@@ -76,6 +85,7 @@ def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
     check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
+    refuse_closed_doors(recipe, base=workspace.root, name=settings.recipe_path)
     refuse_too_large(recipe, machine, cache=model_cache, base=workspace.root, where=settings.recipe_path)
     _say_what_keeps_code_in(session, recipe)
     if settings.target:

@@ -27,6 +27,7 @@ from agent.ledger.journal import Run
 from agent.recipe.schema import Evaluation, Recipe
 from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
 from agent.run.processes import ProcessIdentity, boot_id, end_process_group
+from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
@@ -260,6 +261,8 @@ class Runner:
             self.session.observer.warn(f"ending a training (process {orphan.pid}) that an earlier session left")
             end_process_group(orphan)
         open_runs = [run for run in before if not run.finished]
+        if open_runs:
+            scrub(out)  # as the launcher that started it would have
         record = read_run(out)
         summary = record.summary
         if open_runs and summary is not None and not summary.stopped:

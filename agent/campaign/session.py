@@ -28,7 +28,9 @@ from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
 from agent.plan.memory import Moves
 from agent.plan.schema import Playbook
-from agent.recipe.files import EXTENDS, load_mapping, load_recipe, read_text, read_yaml, with_keys
+from agent.recipe import places
+from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
+from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
@@ -135,7 +137,7 @@ class Session:
         for path, text in files.items():
             write_atomic(inside(folder, path), text)
         try:
-            return load_recipe(folder / self.recipe_path)
+            return load_recipe(folder / self.recipe_path, root=folder)
         except RecipeError as error:
             error.where = (error.where or "").replace(f"{folder}/", "")
             raise
@@ -295,10 +297,12 @@ def evaluation_alone(
 
 
 def inside(folder: Path, path: str) -> Path:
-    """Where a file of the workspace lies below another folder. Raises WorkspaceError for a path that leaves it."""
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise WorkspaceError("leaves the workspace", where=path, hint="name a file inside of it")
-    return folder / path
+    """Where a file of the workspace lies below another folder. Raises WorkspaceError for a path that leaves it, by its
+    name or by a link."""
+    try:
+        return places.inside(folder, path, key="path")
+    except RecipeError:
+        raise WorkspaceError("leaves the workspace", where=path, hint="name a file inside of it") from None
 
 
 def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
@@ -306,7 +310,7 @@ def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
 
     Raises RecipeError for an invalid chain, or one that leaves the workspace: its commits could not hold it.
     """
-    load_mapping(workspace / recipe_path)  # refuses a missing parent or a circle, with the message for it
+    load_mapping(workspace / recipe_path, root=workspace)  # refuses a missing parent, or a circle
     files: dict[str, str] = {}
     path = (workspace / recipe_path).resolve()
     while True:

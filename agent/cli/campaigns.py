@@ -60,12 +60,14 @@ def run(
     from agent.campaign.open import machine_of, start, unfinished
     from agent.campaign.open import resume as reopen
     from agent.campaign.settings import Settings
-    from agent.ledger.workspace import default_campaign_name
+    from agent.ledger.workspace import check_campaign_name, default_campaign_name
 
     workspace = here()
     path = recipe_path(workspace, recipe)
     if budget is None and deadline is None:
         raise UsageError("how long may it take?", hint="raft-agent run --budget 8h, or --deadline 07:30")
+    if name is not None:
+        check_campaign_name(name, _taken(workspace))
     now = datetime.datetime.now().astimezone()
     end = parse_deadline(deadline, now) if deadline else None
     interrupted = None if new else unfinished(workspace, path, name=name)
@@ -237,11 +239,12 @@ def _dry_run(workspace: Workspace, settings: Settings) -> None:
     from agent.campaign.calibration import plan_first
     from agent.campaign.capacity import refuse_too_large
     from agent.campaign.observer import Silent
-    from agent.campaign.open import machine_of, prepare
+    from agent.campaign.open import machine_of, prepare, refuse_closed_doors
     from agent.campaign.workbench import Workbench
 
     session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
     recipe = session.recipe_of(0)
+    refuse_closed_doors(recipe, base=workspace.root, name=settings.recipe_path)
     refuse_too_large(recipe, session.machine, cache=session.cache, base=workspace.root, where=settings.recipe_path)
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:

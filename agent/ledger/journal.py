@@ -29,8 +29,15 @@ from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
 from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from, read_event
 from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, fold
+from agent.text import redacted
 
 __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pending", "Run", "fold"]
+
+VERBATIM = frozenset(
+    {"files", "recipe", "changes", "options", "campaign", "recipe_path", "run", "out", "branch", "slug", "commit"}
+)
+"""Fields that hold the user's recipes and the names of things, by which they are found again; git has them all. The
+secrets in every other text are replaced (`agent.text`)."""
 
 
 class Journal:
@@ -167,7 +174,7 @@ def _event_of(line: str) -> Event | None:
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in fields.items()}
+    return {key: _plain(value) if key in VERBATIM else redacted(_plain(value)) for key, value in fields.items()}
 
 
 def _plain(value: Any) -> Any:

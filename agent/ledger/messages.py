@@ -1,4 +1,8 @@
-"""The words of the agent's commits and notes: subject, body, trailers. Pure text, no git."""
+"""The words of the agent's commits and notes: subject, body, trailers. Pure text, no git.
+
+Much of it comes from logs, playbooks and exceptions: no control character and no secret gets into a message, and no
+line of a body is taken for a trailer.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent import text as texts
+
 SUBJECT_WIDTH = 72
 BODY_WIDTH = 72
 TRAILERS = ("Experiment", "Fix", "Hypothesis", "Symptom", "Campaign", "Incumbent", "Outcome")
@@ -15,6 +21,10 @@ TRAILERS = ("Experiment", "Fix", "Hypothesis", "Symptom", "Campaign", "Incumbent
 
 _VALUE_WIDTH = 28
 _TRAILER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*): (.*)$")
+_IDENTITY = ("Campaign", "Base", "Experiment", "Fix")
+"""Trailers by which a commit is found again: they hold nothing from outside, and stay as they are."""
+_LIKE_OURS = re.compile(r"(?im)^(?=(?:Experiment|Fix|Hypothesis|Campaign|Incumbent|Outcome|Base)\s*:)")
+"""A line of prose that a reader, or git, could take for a trailer of ours."""
 
 
 def change_subject(axis: str, what: str, changes: Mapping[str, tuple[Any, Any]]) -> str:
@@ -52,10 +62,12 @@ def commit_message(subject: str, *, body: str = "", trailers: Mapping[str, Any] 
     short = subject if len(subject) <= SUBJECT_WIDTH else _cut(subject, SUBJECT_WIDTH)
     paragraphs = [short]
     if short != subject:
-        paragraphs.append(_wrap(subject))
+        paragraphs.append(_LIKE_OURS.sub("| ", _wrap(subject)))
     if body.strip():
-        paragraphs.append(_wrap(_clean(body).strip()))
-    lines = [f"{key}: {one_line(str(value))}" for key, value in _ordered(trailers or {})]
+        paragraphs.append(_LIKE_OURS.sub("| ", _wrap(texts.clean(body).strip())))
+    lines = [f"{key}: {_trailer_value(key, value)}" for key, value in _ordered(trailers or {})]
+    if not lines and parse_trailers("\n\n".join(paragraphs)):
+        paragraphs[-1] = "\n".join(f"| {line}" for line in paragraphs[-1].splitlines())
     if lines:
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs) + "\n"
@@ -79,7 +91,12 @@ def slug_of(text: str, *, width: int = 40) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(_clean(text).split())
+    """As it may stand in a commit or a note: no control characters, no secrets, no line breaks."""
+    return texts.one_line(text)
+
+
+def _trailer_value(key: str, value: Any) -> str:
+    return " ".join(texts.visible(str(value)).split()) if key in _IDENTITY else one_line(str(value))
 
 
 def _ordered(trailers: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -133,9 +150,3 @@ def _wrap(text: str) -> str:
             line, BODY_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
     return "\n".join(lines)
-
-
-def _clean(text: str) -> str:
-    """Text that a commit can hold: no NUL, no carriage return, nothing that is no Unicode."""
-    text = text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n")
-    return text.encode("utf-8", "replace").decode()

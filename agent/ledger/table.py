@@ -19,6 +19,7 @@ from typing import Any
 from agent.errors import InvalidFile, ResourceError
 from agent.files import write_atomic
 from agent.ledger.disk import disk_errors
+from agent.text import one_line, visible
 
 NEMO_RL_COLUMNS = (
     "index",
@@ -57,14 +58,17 @@ COLUMNS = (
 HEADER = "\t".join(COLUMNS)
 KEY_COLUMNS = ("campaign", "index")
 
-_BREAKS = re.compile(r"[\t\n\r\v\f\x00\x1c-\x1e\x85\u2028\u2029]+")
-"""What some reader takes for the end of a cell or of a line."""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a cell begins that a spreadsheet computes instead of showing (OWASP, "CSV Injection", with the full-width
+forms)."""
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, *, redacted: bool = True) -> str:
     """`value` as a cell: unknown (None, not finite) is empty, floats have six significant digits, text is one line.
 
-    A cell never begins with a double quote, because common readers then look for its partner in later lines.
+    A cell never begins with a double quote, because common readers then look for its partner in later lines. Text that
+    a spreadsheet would take for a formula gets an apostrophe in front; control characters and secrets are not in it.
     """
     if value is None:
         return ""
@@ -72,8 +76,9 @@ def cell(value: Any) -> str:
         return _number(value)
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    text = _BREAKS.sub(" ", str(value)).strip()
-    text = text.encode("utf-8", "replace").decode()
+    text = one_line(str(value)) if redacted else " ".join(visible(str(value)).split())
+    if text.startswith(_FORMULA) and _NUMBER.fullmatch(text) is None:
+        return "'" + text
     return "'" + text[1:] if text.startswith('"') else text
 
 
@@ -90,7 +95,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
     strange = set(row) - set(COLUMNS)
     if strange:
         raise ValueError(f"not columns of results.tsv: {sorted(strange)}")
-    return {column: cell(row.get(column)) for column in COLUMNS}
+    return {column: cell(row.get(column), redacted=column not in KEY_COLUMNS) for column in COLUMNS}
 
 
 def number(row: Mapping[str, str], column: str) -> float | None:

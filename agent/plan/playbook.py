@@ -30,7 +30,8 @@ from agent.plan.schema import (
 )
 from agent.plan.signals import SIGNALS
 from agent.recipe.change import ChangeRefused, refuse_forbidden
-from agent.recipe.files import bounds_of, field_at, read_yaml
+from agent.recipe.files import bounds_of, field_at
+from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Recipe, leaf_keys
 
 if TYPE_CHECKING:
@@ -102,13 +103,9 @@ def _variants(playbook: Playbook) -> Iterator[tuple[Hypothesis, Variant]]:
 
 def _read_file(path: Path, playbook: Playbook) -> None:
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"), where=str(path), edited=False)
+        content = read_yaml(read_text(path, root=path.absolute().parent.parent), where=str(path), edited=False)
     except RecipeError as error:
         raise PlaybookError(error.message, where=error.where, hint=error.hint) from None
-    except UnicodeDecodeError as error:
-        raise PlaybookError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
-    except OSError as error:
-        raise PlaybookError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if content is None:
         return
     if not isinstance(content, dict):

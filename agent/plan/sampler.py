@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from agent.text import passed_on
+
 COMMAND = (sys.executable, "-m", "agent.plan.sampler_child")
 PATIENCE_S = 60.0
 """For an answer; the first one waits for the import of torch."""
@@ -31,7 +33,11 @@ class Sampler:
         self.owner = os.getpid()
         self.broken: NoSampler | None = None
         self._process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | ALONE
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=passed_on(os.environ) | ALONE,
         )
 
     @property

@@ -40,7 +40,6 @@ INSPECTED_TOKENS = 12
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Differences of logits that arithmetic alone explains: at the worst position, root of the mean square over the
 vocabulary, in standard deviations of the logits. The largest single difference would grow with the vocabulary."""
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -247,19 +246,22 @@ def load_policy(
     beat: Beat,
     checkpoint: Path | None = None,
     checkpointing: bool = False,
+    confirmed: str | None = None,
 ) -> Policy:
     """The recipe's model, ready to sample and train. `checkpoint` takes its weights from a run's folder instead.
 
-    `seed` initializes adapters; `checkpointing` recomputes activations in the backward pass. Raises Unavailable,
-    Unsupported or RecipeError, each naming the key at fault.
+    `seed` initializes adapters; `checkpointing` recomputes activations in the backward pass; `confirmed` is the digest
+    of the model's own code that the user has confirmed. Raises Unavailable, Unsupported or RecipeError, each naming the
+    key at fault, and UsageError for code that was not confirmed.
     """
     device, why = choose_device()
     refuse_absent_device(recipe.backend, device)
-    adapter = checkpoint if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists() else None
-    if checkpoint is not None and adapter is None:
-        source = sources.Source(_checkpoint_folder(checkpoint))
+    adapter = checkpoint if checkpoint is not None and (checkpoint / sources.ADAPTER_CONFIG).exists() else None
+    weights = Path(_checkpoint_folder(checkpoint)) if checkpoint is not None and adapter is None else None
+    if weights is not None and not recipe.model.trust_remote_code:
+        source, weights = sources.Source(str(weights)), None
     else:
-        source = sources.fetch(recipe.model, cache=cache, beat=beat)
+        source = sources.fetch(recipe.model, cache=cache, beat=beat, confirmed=confirmed)
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
     compute = DTYPES[arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)]
     wanted = resolve_attention(recipe.backend, device)
@@ -275,6 +277,8 @@ def load_policy(
         how = {} if bits is None else quantized.loading(bits, compute, device)
         model, tokenizer = _from_transformers(source, compute if frozen else torch.float32, wanted, **how)
         attention = model.config._attn_implementation
+        if weights is not None:
+            _take_weights(model, weights)
     if adapter is not None:
         model = _load_adapter(model, adapter)
     elif recipe.model.lora is not None and checkpoint is None:
@@ -417,6 +421,7 @@ def _checkpoint_folder(checkpoint: Path) -> str:
             f"{checkpoint} is not a checkpoint: it has no config.json",
             hint="Name the `checkpoint` folder of a run, or `untrained`.",
         )
+    sources.check_folder(checkpoint, named=str(checkpoint))
     return str(checkpoint)
 
 
@@ -499,10 +504,10 @@ def _from_transformers(
 
     logging.disable_progress_bar()
     with sources.reading(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.how)
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                source.name, revision=source.revision, dtype=dtype, attn_implementation=attention, **how
+                source.name, dtype=dtype, attn_implementation=attention, **source.how_weights, **how
             )
         except (ValueError, ImportError) as error:
             if attention is None or "attention" not in str(error):
@@ -513,6 +518,29 @@ def _from_transformers(
             ) from error
     _without_dropout(model)
     return model, tokenizer
+
+
+def _take_weights(model: Any, checkpoint: Path) -> None:
+    """The checkpoint's weights into a model whose code was confirmed: the code beside a checkpoint was not."""
+    from safetensors.torch import load_file
+
+    unknown: set[str] = set()
+    missing = set(model.state_dict())
+    for part in sorted(checkpoint.glob("model*.safetensors")):
+        found = load_file(part)
+        missing -= set(found)
+        unknown |= set(model.load_state_dict(found, strict=False).unexpected_keys)
+    model.tie_weights()
+    tied = {name for name, weight in model.state_dict().items() if name in missing and _is_tied(model, weight, missing)}
+    if unknown or missing - tied:
+        wrong = sorted(unknown or missing - tied)[0]
+        raise Unavailable(f"{checkpoint} is no checkpoint of this model: {wrong} is not in both")
+
+
+def _is_tied(model: Any, weight: Tensor, missing: set[str]) -> bool:
+    return any(
+        name not in missing and other.data_ptr() == weight.data_ptr() for name, other in model.state_dict().items()
+    )
 
 
 def _without_dropout(model: nn.Module) -> None:
@@ -531,7 +559,9 @@ def _without_dropout(model: nn.Module) -> None:
 def _load_adapter(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    sources.check_adapter(adapter)
+    with sources.no_pickles():
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
 
 def _add_adapter(model: Any, lora: Lora, *, seed: int) -> Any:

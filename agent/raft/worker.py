@@ -45,6 +45,7 @@ from agent.files import write_atomic
 from agent.raft.pulse import EndTraining, Pulse
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
+from agent.text import redact, redacted_values
 
 if TYPE_CHECKING:
     from agent.raft.engine import Training
@@ -96,6 +97,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for the whole process")
     parser.add_argument("--cache", type=Path, help="folder for models")
     parser.add_argument("--allow-untrusted-code", action="store_true")
+    parser.add_argument("--trust-remote-code", metavar="DIGEST", help="of the model's own code, as it was confirmed")
     parser.add_argument(
         "--save-seconds",
         type=float,
@@ -209,6 +211,7 @@ class Worker:
             beat=self.pulse.beat,
             checkpoint=checkpoint,
             checkpointing=self._checkpointing(),
+            confirmed=self.options.trust_remote_code,
         )
         if self.policy.native:
             self._use_few_threads()
@@ -249,7 +252,8 @@ class Worker:
             return wanted
         device, _ = choose_device()
         # A model that is here is one whose size is known: else the first run might choose other than the next.
-        sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat)
+        confirmed = self.options.trust_remote_code
+        sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat, confirmed=confirmed)
         found = shape_of(self.recipe.model, cache=self.cache, base=Path.cwd())
         if found.shape is None:
             self.checkpointing = False, found.why
@@ -274,7 +278,7 @@ class Worker:
             engine=policy.engine_for(recipe.rollout.engine),
             compile=recipe.backend.compile,
             trainer=recipe.backend.trainer,
-            environment=self.environment,
+            environment=redacted_values(self.environment),
             parameters=parameters,
             trainable_parameters=trainable,
             rows={name: len(getattr(self.splits, name)) for name in SPLITS},
@@ -534,7 +538,10 @@ def _resource_error(error: BaseException) -> BaseException | None:
 def _report(out: Path, failure: Failure) -> None:
     """A full disk must not hide the failure that it caused."""
     try:
-        write_atomic(out / FAILURE, failure.model_dump_json(indent=1) + "\n")
+        told = failure.model_copy(
+            update={"message": redact(failure.message), "hint": redact(failure.hint or "") or None}
+        )
+        write_atomic(out / FAILURE, told.model_dump_json(indent=1) + "\n")
     except OSError as error:
         print(f"cannot write {FAILURE}: {error}", file=sys.stderr, flush=True)
 

@@ -6,7 +6,6 @@ What this does not do: write a recipe from scratch in the user's style, or follo
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from agent.errors import RecipeError
+from agent.recipe.places import contained
+from agent.recipe.reading import Yaml12Loader, read_text, read_yaml, yaml_error
 from agent.recipe.schema import Budget, Recipe, section_of
+from agent.text import visible
 
 EXTENDS = "extends"
+WORKSPACE_FOLDERS = ("recipes", "hypotheses")
 BUDGET_KINDS = ("train_seconds", "cycles", "tokens")
 
 
@@ -37,98 +40,16 @@ REMOVE = Removed()
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-class Yaml12Loader(yaml.SafeLoader):
-    """Scalars as YAML 1.2 has them: `5e-5` is a float, `yes`, `no`, `on` and `12:30` are strings."""
+def load_mapping(
+    path: Path, *, edited: bool = True, root: Path | None = None, _seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """The file's keys merged over those of the file it extends; not yet validated.
 
-
-_libyaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a PyYAML may have been built without it
-
-
-class _FastLoader(_libyaml):
-    """The same values five times as fast. It also takes some texts that are not YAML, such as one with a tab."""
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    return int(text, base)
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A repeated key is a mistake that plain PyYAML swallows."""
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str | int | float | bool | None):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-for _loader in (Yaml12Loader, _FastLoader):
-    _loader.yaml_implicit_resolvers = {}
-    for _tag, _pattern, _first in [
-        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-        (
-            "float",
-            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-            "-+.0123456789",
-        ),
-    ]:
-        _loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-    _loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-    _loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def read_yaml(text: str, *, where: str, edited: bool = True) -> Any:
-    """Parse YAML; RecipeError with line and column where it is not YAML.
-
-    A text that nobody is going to edit (`edit_text` reads strictly) may be read by the faster parser.
+    What it extends lies below `root` (default: the workspace that the file is in), wherever links lead.
     """
-    if not edited:
-        with contextlib.suppress(yaml.YAMLError):  # the strict parser's message says more
-            return yaml.load(text, Loader=_FastLoader)  # builds plain values only, as the other does
-    try:
-        return yaml.load(text, Loader=Yaml12Loader)
-    except yaml.YAMLError as error:
-        raise _yaml_error(error, where=where) from None
-
-
-def _yaml_error(error: yaml.YAMLError, *, where: str) -> RecipeError:
-    mark = getattr(error, "problem_mark", None)
-    place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-    problem = getattr(error, "problem", None) or str(error)
-    hint = "a tab cannot indent in YAML" if "'\\t'" in problem else "check indentation, quotes and colons there"
-    return RecipeError(f"not valid YAML: {problem}", where=place, hint=hint, problem="syntax")
-
-
-def read_text(path: Path) -> str:
-    """The file's text with its line ends as they are; RecipeError where it cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
-        hint = (
-            f"did you mean {path.parent / near[0]}?" if near else "raft-agent init DIR makes a workspace with recipes"
-        )
-        raise RecipeError("no such recipe", where=str(path), hint=hint) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from None
-
-
-def _siblings(path: Path) -> list[Path]:
-    return sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-
-
-def load_mapping(path: Path, *, edited: bool = True, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's keys merged over those of the file it extends; not yet validated."""
-    text = read_text(path)
+    workspace = workspace_of(path) if root is None else root
+    root = workspace or path.absolute().parent
+    text = read_text(path, root=workspace)
     content = read_yaml(text, where=str(path), edited=edited)
     if content is None:
         raise RecipeError("the recipe is empty", where=str(path), hint="it needs at least model, task and budget")
@@ -139,10 +60,32 @@ def load_mapping(path: Path, *, edited: bool = True, _seen: tuple[Path, ...] = (
         return content
     if not isinstance(parent_name, str):
         raise RecipeError(f"must be a file name, got {parent_name!r}", where=f"{path}: {EXTENDS}", key=EXTENDS)
-    parent_path = (path.parent / parent_name).resolve()
+    parent_path = _extended(path, parent_name, root)
     if parent_path in _seen or parent_path == path.resolve():
         raise RecipeError(f"goes in a circle through {parent_name}", where=f"{path}: {EXTENDS}", key=EXTENDS)
-    return merge(load_mapping(parent_path, edited=edited, _seen=(*_seen, path.resolve())), content)
+    return merge(load_mapping(parent_path, edited=edited, root=root, _seen=(*_seen, path.resolve())), content)
+
+
+def _extended(path: Path, name: str, root: Path) -> Path:
+    """Real path of the file that the recipe at `path` extends; RecipeError where it is not below `root`."""
+    where = f"{path}: {EXTENDS}"
+    if name.startswith(("/", "~")) or visible(name) != name or "\n" in name or not name.strip():
+        hint = "write it from the folder of this recipe on"
+        raise RecipeError(f"must be a path inside the workspace, got {name!r}", where=where, key=EXTENDS, hint=hint)
+    try:
+        return contained(path.parent / name, root, name=name, key=EXTENDS).resolve()
+    except RecipeError as error:
+        error.where = str(path)
+        raise
+
+
+def workspace_of(path: Path) -> Path | None:
+    """The folder that a recipe belongs to: the nearest above it with recipes/ and hypotheses/; None without one."""
+    folder = path.absolute().parent
+    for above in (folder, *folder.parents):
+        if all((above / name).is_dir() for name in WORKSPACE_FOLDERS):
+            return above
+    return None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseModel] = Recipe) -> dict[str, Any]:
@@ -160,12 +103,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: type[BaseMo
     return merged
 
 
-def load_recipe(path: Path, *, edited: bool = True) -> Recipe:
+def load_recipe(path: Path, *, edited: bool = True, root: Path | None = None) -> Recipe:
     """Read, inherit and validate. RecipeError names file, line where it is known, key and what to do.
 
-    Not `edited`: written by a program (`resolved_text`), so that the faster parser is strict enough.
+    Not `edited`: written by a program (`resolved_text`), so that the faster parser is strict enough. `root`: see
+    `load_mapping`.
     """
-    return recipe_from(load_mapping(path, edited=edited), where=str(path), text=lambda: read_text(path))
+    return recipe_from(load_mapping(path, edited=edited, root=root), where=str(path), text=lambda: read_text(path))
 
 
 # --- validating --------------------------------------------------------------------------------------------
@@ -328,8 +272,8 @@ def _nearest_in_range(value: float, bounds: Mapping[str, Any]) -> Any:
 def _as_number(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            parsed = yaml.load(value, Loader=Yaml12Loader)
-        except yaml.YAMLError:
+            parsed = read_yaml(value, where="value")
+        except RecipeError:
             return None
         return parsed if isinstance(parsed, int | float | bool) else None
     if isinstance(value, float) and value.is_integer():
@@ -424,7 +368,7 @@ def _content(text: str, *, where: str) -> dict[str, Any]:
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, Loader=Yaml12Loader)):
             raise RecipeError("anchors and aliases cannot be edited", where=where, hint="write the values out")
     except yaml.YAMLError as error:
-        raise _yaml_error(error, where=where) from None
+        raise yaml_error(error, where=where, text=text) from None
     content = read_yaml(text, where=where)
     if content is None:
         return {}

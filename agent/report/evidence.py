@@ -17,6 +17,7 @@ from rich.text import Text
 from agent.contract import HELD_OUT
 from agent.report.terminal import STYLES
 from agent.report.words import duration, percent, points
+from agent.text import clean, one_line
 
 LABEL = 11
 """Columns of the label on the left."""
@@ -272,7 +273,7 @@ def prompts_table(lines: Sequence[PromptLine], *, most: int = PROMPTS_SHOWN) -> 
     for line in lines[:most]:
         theirs = f"{line.incumbent_passed} of {line.incumbent_samples}"
         ours = f"{line.candidate_passed} of {line.candidate_samples}"
-        table.add_row(line.id, theirs, ours, f"{line.difference:+.2f}")
+        table.add_row(one_line(line.id), theirs, ours, f"{line.difference:+.2f}")
     return table
 
 
@@ -294,7 +295,7 @@ def _table(*, gap: int = 2) -> Table:
 def _prose(label: str, text: str, width: int, *, text_style: str = "", label_width: int = LABEL) -> Iterator[Text]:
     """Wrapped beside its label; what is too long is cut."""
     lines = textwrap.wrap(
-        text,
+        clean(text),
         max(20, width - label_width),
         max_lines=LONGEST,
         placeholder=" ...",

@@ -8,26 +8,46 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from agent.report.words import duration, percent, points
+from agent.text import clean, one_line, visible
 
 STYLES = {"keep": "bold green", "discard": "yellow", "crash": "bold red", "warning": "bold yellow"}
+
+
+class PlainConsole(Console):
+    """A console that takes text for text: no markup, no emoji codes, and no control character gets out of a text.
+
+    Whoever gives it text from outside cleans it first (`agent.text.clean`), so that widths are right and secrets whole.
+    """
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **keys)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
 
 
 def console_for(stream: TextIO | None = None) -> Console:
     """Colours and width only on a terminal; 80 columns and no wrapping of words into nowhere where piped."""
     stream = stream or sys.stdout
+    stream = getattr(stream, "beneath", stream)  # rich's own escape sequences have to come through
     if stream.isatty():
-        return Console(file=stream, highlight=False)
-    return Console(file=stream, highlight=False, width=100, no_color=True, soft_wrap=True)
+        return PlainConsole(file=stream)
+    return PlainConsole(file=stream, width=100, no_color=True, soft_wrap=True)
 
 
 class TerminalObserver:
@@ -57,11 +77,11 @@ class TerminalObserver:
     # --- what is told ---------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in clean(text).split("\n"):
             self.console.print(Text(f"{self._stamp()} {line}", style=_style_of(line)))
 
     def warn(self, text: str) -> None:
-        self.console.print(Text(f"{self._stamp()} warning: {text}", style=STYLES["warning"]))
+        self.console.print(Text(f"{self._stamp()} warning: {clean(text)}", style=STYLES["warning"]))
 
     def board(self, board: Any) -> None:
         self._board, self._board_at = board, self.clock()
@@ -69,7 +89,7 @@ class TerminalObserver:
     def started(self, activity: Any) -> None:
         self._activity, self._pulse, self._began = activity, None, self.clock()
         if self._live is None:
-            self.console.print(f"{self._stamp()}   run {activity.what} ({activity.run})")
+            self.console.print(Text(f"{self._stamp()}   run {clean(activity.what)} ({clean(activity.run)})"))
 
     def pulse(self, pulse: Any) -> None:
         self._pulse = pulse
@@ -77,7 +97,7 @@ class TerminalObserver:
     def ended(self, text: str) -> None:
         what = f"{self._activity.what} ({self._activity.run}): " if self._live and self._activity else ""
         self._activity = None
-        self.console.print(Text(f"{self._stamp()}     {what}{text}", style="dim"))
+        self.console.print(Text(f"{self._stamp()}     {clean(what + text)}", style="dim"))
 
     def recorded(self, row: dict[str, Any]) -> None:
         """The loop says the outcome itself."""
@@ -92,9 +112,10 @@ class TerminalObserver:
         grid.add_column(no_wrap=True, overflow="ellipsis")
         if self._board is not None:
             left = self._board.left_s - (self.clock() - self._board_at)
-            grid.add_row(Text(board_line(self._board, left_s=left), style="bold"))
+            grid.add_row(Text(clean(board_line(self._board, left_s=left)), style="bold"))
         if self._activity is not None:
-            grid.add_row(Text(f"now   {self._activity.what}, {self._activity.run}", overflow="ellipsis"))
+            now = one_line(f"now {self._activity.what}, {self._activity.run}")
+            grid.add_row(Text(f"now   {now[4:]}", overflow="ellipsis"))
             grid.add_row(self._bar())
         return grid
 
@@ -104,7 +125,7 @@ class TerminalObserver:
         share = pulse.budget_spent if pulse is not None else None
         words = f"{pulse.phase if pulse else 'starting'} {elapsed:.0f}s"
         if pulse is not None and pulse.note:
-            words += f" {pulse.note}"
+            words += f" {one_line(pulse.note)}"
         elif pulse is not None and pulse.metric is not None:
             words += f", select {percent(pulse.metric)}"
         row = Table.grid(padding=(0, 1))
@@ -136,13 +157,13 @@ def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
     table.add_column("delta [95%]", justify="right", no_wrap=True)
     table.add_column("description", ratio=1, overflow="fold")
     for row in rows:
-        status = row.get("status", "")
+        status = one_line(row.get("status", ""))
         table.add_row(
             row.get("index", ""),
             Text(status, style=STYLES.get(status, "")),
             percent(_number(row.get("metric_value"))),
             _interval(row),
-            Text.assemble(row.get("description", ""), (f"\n{row.get('reason', '')}".rstrip(), "dim")),
+            Text.assemble(clean(row.get("description", "")), (f"\n{clean(row.get('reason', ''))}".rstrip(), "dim")),
         )
     return table
 

@@ -46,7 +46,9 @@ from agent.hardware.presets import environment_over
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.hardware.sensors import GIB, Memory, disk_free, memory
 from agent.recipe.files import load_recipe, resolved_text
+from agent.recipe.places import kind_of
 from agent.recipe.schema import Recipe
+from agent.recipe.trust import FLAG, refuse_unconfirmed
 from agent.run.load import summarize
 from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
 from agent.run.pace import Pace
@@ -62,11 +64,13 @@ from agent.run.processes import (
 )
 from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.sampler import OfRun, Sampler, Sources
+from agent.run.scrub import scrub
 from agent.run.stall import Activity, activity, why_slow
 from agent.run.standby import Ahead, Standby
 from agent.run.start import TRAINER, Start
 from agent.run.telemetry import ATTEMPT, read_heartbeat, read_plan, read_summary
 from agent.run.watchdog import Watchdog
+from agent.text import passed_on, redact, redacted_values
 
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
@@ -147,7 +151,7 @@ class RunResult:
     kernel: str = ""
     """Kernel messages about memory, graphics and disks from that time, where they may be read."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What was set for the trainer on top of the inherited environment."""
+    """What was set for the trainer on top of the inherited environment; values of secrets are left out."""
     idle_wait_s: float = 0.0
     """Seconds until memory was back after the end."""
     memory_events: MemoryEvents = "unreadable"
@@ -201,9 +205,11 @@ def launch(
     the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
     is. `sources` is where the samples' readings come from.
 
-    Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
-    (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).
+    Raises UsageError where the recipe asks for a model's code that the user has not confirmed, ResourceError (disk
+    full, no permission, no more processes), Unavailable (no such trainer), Busy (a training runs in that folder),
+    WorkspaceError (the folder holds another recipe's run).
     """
+    refuse_unconfirmed(request.recipe.model, base=request.workspace)
     variables, why = _variables(request, machine)
     _prepare(request, min_free_disk_gb=min_free_disk_gb)
     if standby is not None and standby.trainer != tuple(command):
@@ -225,6 +231,7 @@ def launch(
             end = watch.until_the_end(stop=stop, on_progress=on_progress, poll_s=poll_s)
         ending = trainer.end(grace_s=min(grace_s, end.grace_s), dump_stack=end.by in ("hang", "slow"))
         elapsed = clock() - trainer.began
+    unsearched = scrub(request.out, variables)
     samples = sampler.samples()
     after = _kernel_counts()
     plan = read_plan(request.out)
@@ -248,14 +255,14 @@ def launch(
         peak_rss_gb=trainer.peak_bytes / GIB if trainer.peak_bytes else None,
         cgroup_oom_kills=_moved(counts.cgroup, after.cgroup) or 0,
         host_oom_kills=_moved(counts.host, after.host) or 0,
-        kernel="" if trainer.exit_code == 0 else kernel_log(since=booted).text,
-        environment=variables,
+        kernel="" if trainer.exit_code == 0 else redact(kernel_log(since=booted).text),
+        environment=redacted_values(variables),
         idle_wait_s=recovered.waited_s,
         memory_events=memory_events(counts, after),
         memory_back=recovered.memory_back,
         held_gb=recovered.held_gb,
         held_by=recovered.words,
-        notes=(*watch.notes, *(load.notes if load else ())),
+        notes=(*watch.notes, *(load.notes if load else ()), *unsearched),
         load=load,
         last_samples=tuple(samples[-LAST_SAMPLES:]),
     )
@@ -279,6 +286,9 @@ def contract_arguments(request: RunRequest) -> list[str]:
         arguments += ["--cache", str(request.cache.absolute())]
     if request.allow_untrusted_code:
         arguments.append("--allow-untrusted-code")
+    code = refuse_unconfirmed(request.recipe.model, base=request.workspace)
+    if code is not None:
+        arguments += [FLAG, code.digest]
     return arguments
 
 
@@ -295,6 +305,12 @@ def _variables(request: RunRequest, machine: Machine | None) -> tuple[dict[str, 
         machine = probe_machine(cache=cache)
     variables, why = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
     return {**variables, **request.env}, why
+
+
+def _inherited(request: RunRequest) -> dict[str, str]:
+    """Of this process's variables, what a trainer of this recipe needs: secrets only to fetch its model."""
+    kind = kind_of(request.recipe.model.source, base=request.workspace)
+    return passed_on(os.environ, hub=kind == "hub", packages=kind == "pypi")
 
 
 def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
@@ -389,7 +405,11 @@ class _Trainer:
         self.request = request
         self.clock, self.sleep, self.grace_s = clock, sleep, grace_s
         self.start = Start.of(
-            command, workspace=request.workspace, variables=variables, low_priority=request.low_priority
+            command,
+            workspace=request.workspace,
+            variables=variables,
+            low_priority=request.low_priority,
+            inherited=_inherited(request),
         )
         self.standby = standby
         self.began = clock()
@@ -476,7 +496,7 @@ class _Trainer:
 
     def _heading(self, *, note: str = "") -> bytes:
         """Separates this start from earlier ones; triage reads from the last heading on."""
-        told = " ".join(f"{name}={value}" for name, value in sorted(self._variables.items()))
+        told = " ".join(f"{name}={value}" for name, value in sorted(redacted_values(self._variables).items()))
         when = datetime.now().astimezone().isoformat(timespec="seconds")
         text = f"\n{ATTEMPT} started {when}{note}; environment ({self._why}): {told or 'as inherited'} ===\n"
         return text.encode()

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x1b")
+from agent.text import ANSI
+
 BAR = re.compile(r"(\[\d+:\d+(?::\d+)?(?:<[^\]]*|,[^\]]*)\])(?=\S)")
 """End of a progress bar (`[00:00<?, ?it/s]`) with the next message glued to it."""
 PREFIX = re.compile(
@@ -153,21 +154,6 @@ def read_lines(log: str) -> list[Line]:
 def is_bar(text: str) -> bool:
     """A progress bar, which other processes draw between the lines of a traceback."""
     return "%|" in text and BAR_ONLY.match(" ".join(text.split())) is not None
-
-
-SECRET = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[A-Za-z0-9-]{10,})"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-    r"|(?<=[?&])(?:token|key|api_key|sig|signature|password|access_token)=[^&\s\"']+"
-    r"|\b(?:api[_-]?key|token|password|secret|authorization)\b[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?[A-Za-z0-9_\-./+]{12,}",
-    re.IGNORECASE,
-)
-
-
-def without_secrets(text: str) -> str:
-    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}"
-    r"|xox[bp]-[A-Za-z0-9-]{10,})"
-    return SECRET.sub("(secret)", text)
 
 
 def strip_prefixes(text: str) -> str:

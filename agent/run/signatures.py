@@ -18,11 +18,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.contract import CrashClass
-from agent.errors import InvalidFile
+from agent.errors import InvalidFile, RecipeError
+from agent.recipe.reading import read_text, read_yaml
 
 OURS = Path(__file__).parent / "rules"
 FILES = ("oom", "backend", "numeric", "data", "timeout", "resource", "typo", "unknown")
@@ -126,7 +126,10 @@ def rules_of(playbook: Path | None) -> Rules:
     Raises InvalidFile, naming file, rule and key.
     """
     folder = playbook / OWN_FOLDER if playbook is not None else None
-    own = [one for path in sorted(folder.glob("*.yaml")) for one in _read(path)] if folder and folder.is_dir() else []
+    own: list[Signature] = []
+    if playbook is not None and folder is not None and folder.is_dir():
+        workspace = playbook.absolute().parent
+        own = [one for path in sorted(folder.glob("*.yaml")) for one in _read(path, root=workspace)]
     if not own:
         return our_rules()
     replaced = {one.name for one in own}
@@ -158,13 +161,11 @@ class _File(BaseModel):
     rules: list[_Row] = []
 
 
-def _read(path: Path) -> list[Signature]:
+def _read(path: Path, *, root: Path | None = None) -> list[Signature]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise InvalidFile(f"is not YAML: {error}", where=str(path)) from None
+        content = read_yaml(read_text(path, root=root), where=str(path), edited=False)
+    except RecipeError as error:
+        raise InvalidFile(error.message, where=error.where, hint=error.hint) from None
     if content is None:
         return []
     try:

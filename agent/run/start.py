@@ -18,6 +18,7 @@ import psutil
 
 from agent.hardware.probe import package_path
 from agent.run.processes import MARK
+from agent.text import passed_on
 
 TRAINER: tuple[str, ...] = (sys.executable, "-m", "agent.raft.worker")
 LOW_NICENESS = 10
@@ -36,9 +37,19 @@ class Start:
     low_priority: bool
 
     @classmethod
-    def of(cls, command: Sequence[str], *, workspace: Path, variables: Mapping[str, str], low_priority: bool) -> Start:
-        """`variables` come over the inherited environment and over what we need for ourselves."""
-        environment = {**os.environ, **_own_variables(command), **variables}
+    def of(
+        cls,
+        command: Sequence[str],
+        *,
+        workspace: Path,
+        variables: Mapping[str, str],
+        low_priority: bool,
+        inherited: Mapping[str, str] | None = None,
+    ) -> Start:
+        """`variables` come over the inherited environment and over what we need for ourselves. What is inherited is
+        this process's environment without its secrets where not given."""
+        inherited = passed_on(os.environ) if inherited is None else inherited
+        environment = {**inherited, **_own_variables(command), **variables}
         return cls(tuple(command), workspace, environment, low_priority)
 
     def process(

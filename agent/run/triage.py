@@ -30,11 +30,11 @@ from agent.run.logtext import (
     read_lines,
     states_failure,
     without_guesses,
-    without_secrets,
 )
 from agent.run.signatures import Rank, Rules, Signature, our_rules
 from agent.run.suspects import suspects
 from agent.run.telemetry import log_tail, read_failure, read_heartbeat
+from agent.text import clean
 
 NEAR = 300
 """Lines before the final exceptions in which a device's message counts as part of the same failure."""
@@ -255,10 +255,10 @@ class _Reading:
         sure: float | None = None,
     ) -> Diagnosis:
         line = evidence if isinstance(evidence, Line) else self.line_with(evidence)
-        said = without_secrets(evidence.raw.strip() if isinstance(evidence, Line) else evidence)
+        said = clean(evidence.raw.strip() if isinstance(evidence, Line) else evidence)
         return Diagnosis(
             crash_class=rule.crash_class,
-            reason=without_secrets(reason or rule.meaning),
+            reason=clean(reason or rule.meaning),
             evidence=said[:LONGEST_EVIDENCE],
             source=source,
             signature=rule.name,
@@ -328,8 +328,8 @@ def _trainers_word(reading: _Reading) -> Diagnosis | None:
     line = next((line for line in reversed(reading.lines) if failure.message[:60] in line.raw), None)
     return Diagnosis(
         failure.crash_class,
-        without_secrets(f"{failure.message}{where}"),
-        without_secrets(text)[:LONGEST_EVIDENCE],
+        clean(f"{failure.message}{where}"),
+        clean(text)[:LONGEST_EVIDENCE],
         "failure.json",
         f"failure-{failure.exception}",
         key=failure.key,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.errors import DataError, RecipeError, Unavailable
+from agent.recipe.places import inside
 from agent.recipe.schema import Task
 from agent.tasks.code_verifier import calls_of
 from agent.tasks.example import Example
@@ -22,9 +24,9 @@ def jsonl_rows(task: Task, *, base: Path) -> list[Example]:
 
     With `python_tests` a row needs tests and no answer, otherwise an answer. Without a field for `id`, rows are
     `line:1`, `line:2`, ... Raises Unavailable for a missing file, DataError for a bad one, RecipeError for a role in
-    `task.fields` that does not exist.
+    `task.fields` that does not exist, or a path that leads out of `base`.
     """
-    path = base / task.dataset.removeprefix(PREFIX)
+    path = inside(base, task.dataset.removeprefix(PREFIX), key="task.dataset")
     fields = _fields(task)
     examples: dict[str, Example] = {}
     lines: dict[str, int] = {}
@@ -66,6 +68,8 @@ def _fields(task: Task) -> dict[str, str]:
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and object of every line that is not empty."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "it is a pipe, a device or a socket")  # reading it might never end
         content = path.read_bytes()
     except OSError as error:
         raise Unavailable(

@@ -17,6 +17,7 @@ from typing import Any
 from agent.contract import FILES_VARIABLE
 from agent.errors import DataError, Unavailable
 from agent.recipe import schema
+from agent.recipe.places import inside
 from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.faults import Faults
@@ -242,7 +243,9 @@ def _in_effect(name: str, *, base: Path) -> Path:
     """The file in the workspace, or what stands for it (`agent.contract.FILES_VARIABLE`)."""
     folder = os.environ.get(FILES_VARIABLE)
     instead = Path(folder) / name if folder else None
-    return instead if instead is not None and instead.is_file() else base / name
+    if instead is not None and instead.is_file():
+        return instead
+    return inside(base, name, key="task.verifier.kind")
 
 
 def _why(reply: scorer.Reply) -> str:

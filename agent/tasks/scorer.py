@@ -32,6 +32,7 @@ from typing import Any
 from agent.errors import ResourceError, VerifierError
 from agent.tasks.layers import Layers, start_behind_walls
 from agent.tasks.verdicts import Closed, spread
+from agent.text import passed_on
 
 START_SECONDS = 120.0
 """A user's file may import something large."""
@@ -188,6 +189,7 @@ def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subproce
             [sys.executable, "-P", str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=passed_on(os.environ),
             start_new_session=True,
         )
     except OSError as error:

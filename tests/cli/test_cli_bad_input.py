@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.cli.main import register, run
-from agent.hardware.probe import MACHINE, probe_machine
-from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.lock import hold
 from agent.ledger.workspace import Workspace
 from agent.recipe.files import get_key, load_recipe
 
 register()
-
-
-@pytest.fixture(scope="session")
-def asked_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What this machine says of itself, which takes seconds of `import torch`; workspaces get it in their cache."""
-    path = tmp_path_factory.mktemp("machine") / MACHINE
-    probe_machine(cache=path)
-    return path
-
-
-def know_machine(root: Path, asked_once: Path) -> None:
-    cache = Workspace(root).cache
-    cache.mkdir(parents=True, exist_ok=True)
-    shutil.copy(asked_once, cache / MACHINE)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_once: Path) -> Workspace:
-    created = create_workspace(tmp_path / "ws", shipped=shipped_folder())
-    know_machine(created.workspace.root, asked_once)
-    monkeypatch.chdir(created.workspace.root)
-    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "cache"))
-    return created.workspace
+KnowMachine = Callable[[Path], None]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -192,14 +168,14 @@ def test_status_log_and_show_before_any_campaign(workspace: Workspace, capsys: p
 
 
 def test_init_with_data_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked_once: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], know_machine: KnowMachine
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "my.jsonl"
     data.write_text("".join(f'{{"problem": "what is {n}?", "solution": "{n}"}}\n' for n in range(400)))
     assert run(["init", "ws", "--data", str(data), "--model", "builtin:tiny"]) == 0
     capsys.readouterr()
-    know_machine(tmp_path / "ws", asked_once)
+    know_machine(tmp_path / "ws")
     monkeypatch.chdir(tmp_path / "ws")
     assert run(["check"]) == 0
     assert run(["run", "--budget", "8h", "--dry-run"]) == 0

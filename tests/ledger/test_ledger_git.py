@@ -452,7 +452,7 @@ def test_messages_survive_what_a_log_may_hold(workspace: Path, run_git) -> None:
     )
     assert campaign.experiment_branches()[1] == "raft/night/exp/001-n-code-slash-lock"
     message = run_git(workspace, "log", "-1", "--format=%B", commit)
-    assert message.startswith("prompt: a b\n\n# no comment\n\n--\n\nend: of it\n\nExperiment: 1\n")
+    assert message.startswith("prompt: a b\\x00\n\n# no comment\n\n--\n\nend: of it\n\nExperiment: 1\n")
     entry = campaign.experiment_log(1)[0]
     assert dict(entry.trailers) == {"Experiment": "1", "Campaign": "night"}
 

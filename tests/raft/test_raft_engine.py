@@ -503,7 +503,13 @@ def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker
         "save_seconds": 1000.0,
         "rung": None,
     }
-    usual |= {"recipe": out / "recipe.yaml", "out": out, "cache": cache, "allow_untrusted_code": False}
+    usual |= {
+        "recipe": out / "recipe.yaml",
+        "out": out,
+        "cache": cache,
+        "allow_untrusted_code": False,
+        "trust_remote_code": None,
+    }
     return Worker(argparse.Namespace(**{**usual, **options}), Pulse(out))
 
 
@@ -683,6 +689,7 @@ def test_a_step_that_outlasts_sigterm_is_left_to_the_timer(
         time_limit=None,
         cache=model_cache,
         allow_untrusted_code=False,
+        trust_remote_code=None,
         save_seconds=1000.0,
     )
     left: list[int] = []

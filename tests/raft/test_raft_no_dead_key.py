@@ -106,6 +106,7 @@ def schedule(**values: Any) -> dict[str, Any]:
 ENTRIES: dict[str, Entry] = {
     "model.source": Entry("./random-model"),
     "model.revision": Entry("main", refused=True),
+    "model.trust_remote_code": Entry(True, {"model": {"source": "./random-model"}}, refused=True),
     "model.dtype": Entry("bfloat16"),
     "model.lora.rank": Entry(4, LORA),
     "model.lora.alpha": Entry(64.0, LORA),
@@ -306,6 +307,7 @@ def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_pla
         cache=cache,
         allow_untrusted_code=True,
         save_seconds=1000.0,
+        trust_remote_code=None,
     )
     os.chdir(workspace)
     os.environ.pop("RAFT_TEST_VARIABLE", None)

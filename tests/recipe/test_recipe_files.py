@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import RecipeError
-from agent.recipe.files import REMOVE, edit_text, load_recipe, read_yaml, recipe_from, resolved_text, set_in, with_keys
+from agent.recipe.files import REMOVE, edit_text, load_recipe, recipe_from, resolved_text, set_in, with_keys
+from agent.recipe.reading import read_yaml
 from agent.recipe.schedules import lr_factor
 from agent.recipe.schema import LOCKED, SCHEDULE_READS, LrSchedule, Recipe, leaf_keys
 
@@ -257,13 +258,22 @@ def test_resolved_text_reads_back_equal() -> None:
 # --- the schema itself -------------------------------------------------------------------------------------
 
 
-def test_every_key_has_a_docstring_and_only_measurement_is_locked() -> None:
+def test_every_key_has_a_docstring_and_only_measurement_and_the_model_are_locked() -> None:
     keys = leaf_keys()
     locked_roots = {"evaluation", "budget", "seed"}
     locked_task = {"dataset", "parameters", "fields", "answer_after", "split_seed", "verifier"}
+    locked_model = {
+        "source",
+        "revision",
+        "trust_remote_code",
+    }
     for key, locked in keys.items():
         root, *rest = key.split(".")
-        assert locked == (root in locked_roots or (root == "task" and rest[0] in locked_task)), key
+        expected = root in locked_roots or (root, rest[0] if rest else "") in {
+            *(("task", name) for name in locked_task),
+            *(("model", name) for name in locked_model),
+        }
+        assert locked == expected, key
     assert LOCKED == {"locked": True}
 
 

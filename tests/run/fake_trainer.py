@@ -110,6 +110,12 @@ def good(arguments: argparse.Namespace) -> int:
     return finish(arguments, cycles=3, stopped=False)
 
 
+def tells(arguments: argparse.Namespace) -> int:
+    """Prints a secret that it was given."""
+    print("it was given", os.environ.get("SOME_TOKEN"), flush=True)
+    return good(arguments)
+
+
 def steady(arguments: argparse.Namespace) -> int:
     """Goes on for ever, and stops in good order on SIGTERM."""
     asked: list[int] = []
@@ -276,7 +282,8 @@ def cuts_its_summary(arguments: argparse.Namespace) -> int:
 FAKES = {
     "forgets_its_summary": forgets_its_summary,
     "cuts_its_summary": cuts_its_summary,
-    "good": good, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
+    "good": good,
+    "tells its environment": tells, "steady": steady, "says_one_thing": says_one_thing, "stubborn": stubborn,
     "leaves_children": leaves_children, "killed": killed, "hung": hung, "garbage": garbage,
     "named_failure": named_failure, "hungry": hungry, "silent_but_working": silent_but_working, "crawls": crawls,
     "eats": eats,

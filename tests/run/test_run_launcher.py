@@ -21,7 +21,7 @@ from agent.contract import HEARTBEAT, LOG
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
 from agent.hardware.sensors import Graphics, memory
-from agent.recipe.files import recipe_from
+from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe
 from agent.run import launcher
 from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in
@@ -504,3 +504,30 @@ def test_it_can_be_launched_outside_the_main_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join(30)
     assert results[0].ok
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"), [("builtin:tiny", set()), ("org/name", {"HF_TOKEN"}), ("pypi:some-model", {"PIP_INDEX_URL"})]
+)
+def test_a_trainer_gets_the_secrets_that_fetch_its_model_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, kept: set[str]
+) -> None:
+    secrets = {"HF_TOKEN": "hf_0123456789abcdefgh", "PIP_INDEX_URL": "https://u:secret@host/", "AWS_SECRET_KEY": "x"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    chosen = with_keys(make_recipe(), {"model.source": source})
+    request = RunRequest(recipe=chosen, out=tmp_path / "out", seed=1, workspace=tmp_path, time_limit_s=60.0)
+    inherited = launcher._inherited(request)
+    assert {name for name in secrets if name in inherited} == kept
+    assert "PATH" in inherited
+
+
+def test_the_variables_of_a_recipe_are_recorded_without_their_secrets(tmp_path: Path) -> None:
+    env = {"SOME_TOKEN": "canary-in-the-mine", "HARMLESS": "yes"}
+    result = run(tmp_path, "tells its environment", recipe=make_recipe(env=env))
+    assert result.environment["SOME_TOKEN"] == "[redacted SOME_TOKEN]"
+    assert result.environment["HARMLESS"] == "yes"
+    log = (result.out / "log.txt").read_text()
+    assert "HARMLESS=yes" in log
+    assert "it was given [redacted SOME_TOKEN]" in log
+    assert "canary" not in log

@@ -71,7 +71,7 @@ def test_a_workspaces_own_rules_come_first_and_replace_ours_of_the_same_name(tmp
         (RULE.replace("shardstore: E\\d+ ", ".*"), "shard-gone: a pattern matches every line"),
         (RULE.replace("    patterns: ['shardstore: E\\d+ ']\n", ""), "shard-gone: has no pattern"),
         (RULE + RULE.split("rules:\n")[1], "two rules have the name shard-gone"),
-        ("class: data\nrules: [", "is not YAML"),
+        ("class: data\nrules: [", "not valid YAML"),
         ("- a\n", "the file: Input should be"),
     ],
 )
@@ -79,7 +79,7 @@ def test_what_is_wrong_with_a_file_of_rules_is_said(tmp_path: Path, text: str, m
     with pytest.raises(InvalidFile, match=message) as caught:
         rules_of(own(tmp_path, text))
     assert caught.value.where is not None
-    assert caught.value.where.endswith("crashes/own.yaml")
+    assert "crashes/own.yaml" in caught.value.where
 
 
 def test_an_empty_file_is_no_rule(tmp_path: Path) -> None:
