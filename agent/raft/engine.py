@@ -135,6 +135,8 @@ class Training:
         self.finished = False
         self.settled: dict[str, Any] | None = None
         """Where the training stood at the end of the last cycle; None while the weights are no longer those."""
+        self.released = False
+        """Weights and optimizer are gone: nothing can be saved any more."""
 
     # The algorithm --------------------------------------------------------------------------------------------
 
@@ -445,6 +447,12 @@ class Training:
     def save(self) -> None:
         """At the end of a cycle, or when the training is finished."""
         self._save(self._standing())
+
+    def release(self) -> None:
+        """Let go of the optimizer and of all weights; counters stay."""
+        self.released = True
+        self.trainer.release()
+        self.best.weights = self.carried = self.settled = None
 
     def saves_quickly(self) -> bool:
         """Whether a state can be saved within the time that SIGTERM leaves."""

@@ -75,6 +75,10 @@ class TrainReport:
         }
 
 
+def _nothing(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("the trainer has let go of its model")
+
+
 class Trainer:
     """Holds the optimizer; `train` is one cycle of updates."""
 
@@ -90,6 +94,12 @@ class Trainer:
         self.updates = 0
         self.updating = threading.Lock()
         """Held while weights change; who holds it may read or replace them from another thread."""
+
+    def release(self) -> None:
+        """Let go of the weights and the optimizer's moments."""
+        self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
+        self.forward = _nothing
 
     def train(
         self,

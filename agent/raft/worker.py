@@ -4,6 +4,10 @@ It never raises to its caller: it ends with exit code 0 and a summary, or with a
 reason, `failure.json`. An unexpected exception leaves its traceback on standard error too; what it means (out of
 memory, a broken backend) is for the agent's triage to say.
 
+What a training delivers is evaluated by a copy of this process from before the training (`agent.raft.apart`), from the
+files alone. What is measured on the way (`select`, and `search` for `--rung`) is measured here: it chooses the cycle
+that is delivered and ends trainings early, and nothing is kept for it.
+
 SIGTERM (or Ctrl-C) sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer,
 which writes the best weights so far and the summary itself.
 """
@@ -11,7 +15,6 @@ which writes the best weights so far and the summary itself.
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
 import json
 import os
@@ -19,6 +22,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -35,16 +39,18 @@ from agent.contract import (
     SUMMARY,
     UNTRAINED,
     EvalRow,
-    Failure,
     RunPlan,
     Split,
     Summary,
 )
 from agent.errors import AgentError, DataError
 from agent.files import write_atomic
+from agent.raft.apart import Apart, Failed, Stopped
+from agent.raft.failure import failure_of, report
 from agent.raft.pulse import EndTraining, Pulse
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
+from agent.recipe.yardstick import code_digest
 
 if TYPE_CHECKING:
     from agent.raft.engine import Training
@@ -54,18 +60,22 @@ if TYPE_CHECKING:
 
 SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
 EMERGENCY_SECONDS = STOP_GRACE_SECONDS - 6.0
-RESOURCE_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-}
 MOST_THREADS_OF_TINY = 2
 UNEXPECTED_EXIT_CODE = 1
+ROOM_BESIDE = 2.0
+"""Times the model's own size that must be free for its copy to be evaluated beside it: weights, and what sampling from
+them takes (their copy in the arithmetic's type, keys and values)."""
+SPARE_BYTES = 2**30
+SCRATCH = ".scratch"
+"""Temporary files of an evaluation, in the run's folder."""
 LONG_EVALUATION_SECONDS = 60.0
 """A shorter evaluation is not worth saving the finished training for: a kill repeats the last cycles instead."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
+    """`pristine`: nothing has been computed in this process, so that a copy of it can be made for the evaluation."""
     options = parse(arguments)
+    options.pristine = pristine and sys.platform.startswith("linux")
     pulse = Pulse(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -74,13 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
             print("this run is finished: its summary.json is there", flush=True)
             return 0
         Worker(options, pulse).run()
+    except Failed as error:
+        report(options.out, error.failure)
+        return error.exit_code
     except AgentError as error:
-        _report(options.out, failure_of(error, pulse))
+        report(options.out, failure_of(error, pulse))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        _report(options.out, failure_of(error, pulse))
+        report(options.out, failure_of(error, pulse))
         return UNEXPECTED_EXIT_CODE
     return 0
 
@@ -126,6 +139,15 @@ class Worker:
         self.finishing = threading.Lock()
         """Held while results are written: by the main thread, or by the timer after a SIGTERM."""
         self.recipe: Recipe
+        self.apart: Apart | None = None
+        """Waits to evaluate what the training delivers."""
+        self.confined = "not confined: in the training's process"
+        self.checkpoint: Path | None = None
+        """What is evaluated instead of a training."""
+        self.model_files: dict[str, Any] = {}
+        self.examined: dict[str, Any] = {}
+        """What the evaluation tells of itself."""
+        self.delivered = False
         self.policy: Policy | None = None
         self.training: Training | None = None
         self.splits: Splits | None = None
@@ -143,6 +165,11 @@ class Worker:
         for name in (SUMMARY, EVAL):
             (options.out / name).unlink(missing_ok=True)
         try:
+            self._settle()
+            if options.pristine and options.evaluate is not None:
+                self.confined = self._confine()
+            elif options.pristine and options.splits:
+                self.apart = Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
             with self._open_task() as verifier:
                 examiner = self._prepare(verifier)
                 if options.evaluate is None:
@@ -152,17 +179,28 @@ class Worker:
         except EndTraining as end:
             # SIGTERM before there was anything to train or deliver.
             self._write_summary({}, stopped=True, ended_by=end.reason, evaluate_seconds=None, checkpoint=False)
+        finally:
+            if self.apart is not None:
+                self.apart.close()
 
     # Preparing ------------------------------------------------------------------------------------------------
 
-    def _open_task(self) -> Any:
-        """Settles the environment, which torch reads when it is imported; then the task and the verifier."""
+    def _settle(self) -> None:
+        """The environment, which torch reads when it is imported, and the imports."""
         from agent.raft.environment import apply_environment
         from agent.raft.support import refuse_unsupported
 
         refuse_unsupported(self.recipe)
         self.cache: Path = self.options.cache or self._default_cache()
         self.environment = apply_environment(self.recipe.backend, cache=self.cache)
+        self.pulse.beat("load")
+        code_digest()
+        from agent.raft.standby import import_for
+
+        import_for(self.options.recipe)
+
+    def _open_task(self) -> Any:
+        """The rows and the verifier."""
         from agent.tasks.tasks import load_splits
         from agent.tasks.verifiers import build_verifier
 
@@ -185,29 +223,51 @@ class Worker:
 
     def _prepare(self, verifier: Any) -> Examiner:
         """Load the model and write the plan."""
-        began = time.monotonic()
-        self.pulse.beat("load")
-        from agent.raft.answers import AnswerCache
-        from agent.raft.evaluate import Examiner
-        from agent.raft.measure import device_memory
-        from agent.raft.model import load_policy
-        from agent.tasks.prompts import shots_for
         from agent.tasks.verifiers import refuse_hopeless_data
 
         assert self.splits is not None
-        self.pulse.device_memory = device_memory
+        self.pulse.beat("load")
         task = self.recipe.task
         refuse_hopeless_data(verifier, task.verifier, self.splits.train, dataset=task.dataset)
+        examiner = self._load(verifier)
+        assert self.policy is not None
+        plan = self._plan()
+        if plan.engine == "hf" and self.recipe.rollout.engine == "auto":
+            why = f"rollout.engine: auto is hf here, which is slower: {self.policy.layout_why_not}"
+            print(why, file=sys.stderr, flush=True)
+        write_atomic(self.options.out / PLAN, plan.model_dump_json(indent=1) + "\n")
+        self._check_prompts(examiner)
+        return examiner
+
+    def _load(self, verifier: Any, *, as_before: dict[str, Any] | None = None) -> Examiner:
+        """The model, and who asks it. `as_before`: stamps of the files that have to be the same still, by folder."""
+        began = time.monotonic()
+        from agent.raft.answers import AnswerCache
+        from agent.raft.evaluate import Examiner
+        from agent.raft.leaks import refuse_leaked_questions
+        from agent.raft.measure import device_memory
+        from agent.raft.model import load_policy
+        from agent.raft.used import refuse_changed, stamps_of
+        from agent.tasks.prompts import shots_for
+
+        assert self.splits is not None
+        self.pulse.device_memory = device_memory
+        refuse_leaked_questions(self.recipe.prompt, self.splits)
         named = self.options.evaluate
-        checkpoint = Path(named) if named not in (None, UNTRAINED) else None
+        self.checkpoint = Path(named) if named not in (None, UNTRAINED) else None
+        folders = {str(folder): stamps_of(folder) for folder in self._folders()}
+        folders.update({name: stamps for name, stamps in (as_before or {}).items() if name in folders})
         self.policy = load_policy(
             self.recipe,
             cache=self.cache,
             seed=self.options.seed,
             beat=self.pulse.beat,
-            checkpoint=checkpoint,
-            checkpointing=self._checkpointing(),
+            checkpoint=self.checkpoint,
+            checkpointing=named is None and self._checkpointing(),
         )
+        for name, stamps in folders.items():
+            refuse_changed(stamps, Path(name), what=self.recipe.model.source)
+        self.model_files = folders
         if self.policy.native:
             self._use_few_threads()
         shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
@@ -217,13 +277,18 @@ class Worker:
         gc.collect()
         gc.freeze()
         self.load_seconds = time.monotonic() - began
-        plan = self._plan()
-        if plan.engine == "hf" and self.recipe.rollout.engine == "auto":
-            why = f"rollout.engine: auto is hf here, which is slower: {self.policy.layout_why_not}"
-            print(why, file=sys.stderr, flush=True)
-        write_atomic(self.options.out / PLAN, plan.model_dump_json(indent=1) + "\n")
-        self._check_prompts(examiner)
         return examiner
+
+    def _folders(self) -> list[Path]:
+        """Whose files the model is loaded from: the recipe's, or a run's checkpoint, or both for adapters."""
+        from agent.raft import sources
+        from agent.raft.model import ADAPTER_CONFIG
+        from agent.raft.used import folder_of
+
+        found = [self.checkpoint] if self.checkpoint is not None else []
+        if self.checkpoint is None or (self.checkpoint / ADAPTER_CONFIG).exists():
+            found.append(folder_of(sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat)))
+        return [folder for folder in found if folder is not None and folder.is_dir()]
 
     def _use_few_threads(self) -> None:
         """Threads spend most of their time waiting for each other on matrices as small as the built-in model's.
@@ -362,11 +427,11 @@ class Worker:
         stopped = ended_by == "sigterm"
         if not stopped:
             try:
-                metrics = self._evaluate(examiner)
+                metrics = self._measure(examiner)
             except EndTraining:
                 stopped, ended_by = True, "sigterm"
                 # The present weights are the best ones by now, and a finished training needs no others.
-                if training is not None and to_save and training.saves_quickly():
+                if training is not None and to_save and not training.released and training.saves_quickly():
                     training.save()
         with self.finishing:
             self._write_summary(
@@ -379,8 +444,104 @@ class Worker:
             if training is not None and not stopped:
                 training.state.remove()
 
+    def _measure(self, examiner: Examiner) -> dict[str, float]:
+        """Metric by split. Raises EndTraining."""
+        from agent.raft.used import both, stamps_of, used_by
+
+        assert self.splits is not None
+        used = used_by(self.recipe, self.splits, examiner.verifier, base=Path.cwd())
+        if self.apart is None:
+            metrics = self._evaluate(examiner)
+            self.examined = self._told(examiner, metrics)
+            return metrics
+        self._make_room()
+        self.pulse.check()
+        checkpoint = self.options.out / CHECKPOINT
+        told = self.pulse.cycle, self.pulse.budget_spent, self.pulse.select_metric
+        try:
+            self.examined = self.apart.ask(
+                {
+                    "checkpoint": str(checkpoint),
+                    "files": {**self.model_files, str(checkpoint): stamps_of(checkpoint)},
+                    "told": told,
+                }
+            )
+        except Stopped:
+            raise EndTraining("sigterm") from None
+        self.evaluate_seconds = self.examined.pop("evaluate_s")
+        self.examined["used"] = both(used, self.examined["used"])
+        return dict(self.examined.pop("metrics"))
+
+    def _make_room(self) -> None:
+        """Let go of the model where there is no memory for a second one beside it."""
+        assert self.training is not None
+        assert self.policy is not None
+        size = sum(p.numel() * p.element_size() for p in self.policy.model.parameters())
+        if self.policy.free_memory() < ROOM_BESIDE * size + SPARE_BYTES:
+            self.training.release()
+            self.policy.release()
+
+    # The copy that evaluates ------------------------------------------------------------------------------------
+
+    def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
+        """In the copy of this process: evaluate the checkpoint that the training has delivered."""
+        options = argparse.Namespace(**vars(self.options) | {"evaluate": order["checkpoint"]})
+        pulse = self.pulse = Pulse(options.out)
+        pulse.cycle, pulse.budget_spent, pulse.select_metric = order["told"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(pulse, "terminated", True))
+        try:
+            pulse.beat("load")
+            return Worker(options, pulse).examine(order["files"])
+        except EndTraining:
+            raise Stopped from None
+
+    def examine(self, files: dict[str, Any]) -> dict[str, Any]:
+        """Everything anew from the files. `files`: stamps of those that are not to have changed, by folder."""
+        from agent.raft.measure import peak_memory_gb
+
+        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self.cache = self.options.cache or self._default_cache()
+        self.confined = self._confine()
+        with self._open_task() as verifier:
+            examiner = self._load(verifier, as_before=files)
+            metrics = self._evaluate(examiner)
+            told = {"metrics": metrics, "evaluate_s": self.evaluate_seconds, "peak_memory_gb": peak_memory_gb()}
+            return {**self._told(examiner, metrics), **told}
+
+    def _confine(self) -> str:
+        """Take away the right to write anywhere but in the run's folder and in caches."""
+        from agent.raft.confine import caches_of_libraries, confine_writes
+
+        if self.options.allow_untrusted_code:
+            return "not confined: programs that the model writes run in sandboxes, which could not be set up then"
+        scratch = self.options.out / SCRATCH
+        scratch.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.absolute())
+        return confine_writes([self.options.out, self.cache, *caches_of_libraries()])
+
+    def _told(self, examiner: Examiner, metrics: dict[str, float]) -> dict[str, Any]:
+        """What was used, for whoever has to trust the numbers."""
+        from agent.raft.used import used_by
+        from agent.recipe.yardstick import digest_of_file
+
+        assert self.splits is not None
+        shutil.rmtree(self.options.out / SCRATCH, ignore_errors=True)
+        evaluated = self.checkpoint
+        return {
+            "used": used_by(self.recipe, self.splits, examiner.verifier, base=Path.cwd()),
+            "recipe_signature": self.recipe.signature(),
+            "rows": digest_of_file(self.options.out / EVAL) if metrics else None,
+            "writes": self.confined,
+            "checkpoint": {path.name: digest_of_file(path) for path in sorted(evaluated.iterdir()) if path.is_file()}
+            if evaluated
+            else None,
+        }
+
     def _deliver(self, training: Training) -> None:
         """Put the best weights into `checkpoint/`, which appears whole."""
+        if self.delivered:
+            return
         assert self.policy is not None
         with training.trainer.updating:
             if training.best.weights is not None:
@@ -392,6 +553,7 @@ class Worker:
             self.policy.save(scratch)
             shutil.rmtree(target, ignore_errors=True)
             scratch.replace(target)
+            self.delivered = True
 
     def _evaluate(self, examiner: Examiner) -> dict[str, float]:
         """Metric by split; the rows go to `eval.jsonl`."""
@@ -449,7 +611,7 @@ class Worker:
             rung_s=training.rung_seconds if training else None,
             elapsed_s=time.monotonic() - self.started,
             tokens_per_s=tokens / train_seconds if train_seconds > 0 and tokens else None,
-            peak_memory_gb=peak_memory_gb(),
+            peak_memory_gb=max(peak_memory_gb(), self.examined.pop("peak_memory_gb", 0.0)),
             device=str(self.policy.device) if self.policy else None,
             checkpoint=CHECKPOINT if checkpoint else None,
             provenance=self._provenance(),
@@ -462,6 +624,8 @@ class Worker:
 
         import torch
 
+        source = self.recipe.model.source
+
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -470,6 +634,8 @@ class Worker:
             "threads": torch.get_num_threads(),
             "products": self.training.trainer.products if self.training else None,
             "data": self.splits.digest if self.splits else None,
+            "model": {"source": source, "revision": self.recipe.model.revision, "folders": self.model_files},
+            "evaluation": self.examined or None,
         }
 
     # SIGTERM --------------------------------------------------------------------------------------------------
@@ -478,6 +644,8 @@ class Worker:
         if self.pulse.terminated:
             return
         self.pulse.terminated = True
+        if self.apart is not None:
+            self.apart.terminate()
         timer = threading.Timer(EMERGENCY_SECONDS, self._leave_now)
         timer.daemon = True
         timer.start()
@@ -487,6 +655,8 @@ class Worker:
         if not self.finishing.acquire(blocking=False):
             return
         training = self.training
+        if self.apart is not None:
+            self.apart.terminate(at_once=True)
         if training is not None:
             training.state.close()
             self._deliver(training)
@@ -496,49 +666,8 @@ class Worker:
         os._exit(0)
 
 
-def failure_of(error: Exception, pulse: Pulse) -> Failure:
-    """What `failure.json` says. `unknown` means that the log has to be read."""
-    common: dict[str, Any] = {"exception": type(error).__name__, "phase": pulse.phase}
-    if isinstance(error, AgentError):
-        return Failure(
-            crash_class=error.crash_class,
-            message=error.message,
-            where=error.where,
-            hint=error.hint,
-            key=getattr(error, "key", None),
-            suggestion=getattr(error, "suggestion", None),
-            **common,
-        )
-    message = str(error).strip() or type(error).__name__
-    if cause := _resource_error(error):
-        return Failure(crash_class="resource", message=str(cause), where=getattr(cause, "filename", None), **common)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failure(crash_class="oom", message=message, **common)
-    return Failure(crash_class="unknown", message=message, **common)
-
-
-def _resource_error(error: BaseException) -> BaseException | None:
-    """What the operating system refused, in the chain of causes: torch and safetensors wrap it into their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in RESOURCE_ERRORS:
-            return seen
-        if os.strerror(errno.ENOSPC) in str(seen):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _report(out: Path, failure: Failure) -> None:
-    """A full disk must not hide the failure that it caused."""
-    try:
-        write_atomic(out / FAILURE, failure.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        print(f"cannot write {FAILURE}: {error}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    code = main()
+    code = main(pristine=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # Every file is closed and on disk; tearing torch down would take another half second.

@@ -21,6 +21,7 @@ from agent.recipe.schema import Recipe, Verifier, leaf_keys
 JSONL = "jsonl:"
 CODE = "raft-agent's code"
 HELD_OUT_ROWS = "held-out rows"
+LOCKED = "locked keys of the recipe"
 ALL_ROWS = "rows of the data set"
 FOLDER = Path(__file__).parents[1]
 MEASURING = ("raft", "tasks", "recipe")

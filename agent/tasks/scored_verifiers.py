@@ -72,6 +72,10 @@ class FunctionVerifier(ScoredVerifier):
         self._scorers = scorer.function_scorers(path, function, timeout=timeout, beside=beside)
         self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
 
+    def files(self) -> dict[str, str]:
+        """Digest by path of what the function was made of: its file, what it imported and read beside that."""
+        return self._scorers.files()
+
     def _request(self, response: str, example: Example) -> Request:
         return {"response": response, "row": {**example.row, "question": example.question, "answer": example.answer}}
 
