@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.campaign.budget import BudgetClock
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
+from agent.campaign.lockbox import close
 from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
@@ -84,6 +85,7 @@ def start(
         options=settings.plain(),
         machine=dataclasses.asdict(machine),
         files=files,
+        lockbox=close(recipe, workspace=workspace.root),
     )
     tell_known_limits(session, recipe)
     branch(session)
@@ -170,6 +172,8 @@ def resume(
     session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
-    session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
+    session.lockbox.check("when it was resumed")
     branch(session)
+    session.lockbox.check_journal()
+    session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
     return session

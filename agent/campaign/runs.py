@@ -7,11 +7,13 @@ started ahead; whoever has a Runner closes it, so that none is left.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.campaign import admission
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import CutShort, Health
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
@@ -19,7 +21,7 @@ from agent.campaign.observer import Activity, Pulse
 from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
 from agent.campaign.verifier_fix import mended_files
-from agent.contract import FILES_VARIABLE, EvalRow, Split, Summary
+from agent.contract import FILES_VARIABLE, EvalRow, Failure, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
@@ -29,7 +31,7 @@ from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_
 from agent.run.processes import ProcessIdentity, boot_id, end_process_group
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
-from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
+from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
 
 TICK_EVERY_S = 30.0
 PAUSED = "paused for a screening"
@@ -175,14 +177,14 @@ class Runner:
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
         finished = next((run for run in before if _counts(run)), None)
-        if finished is not None:
+        if finished is not None and not self._set_aside_if_changed(out):
             return self._from_disk(job, finished)
         if early is not None and early.is_pause and any(_paused(run) for run in before):
             return self._done(job.key, read_run(out), elapsed_s=None, ended_early=PAUSED)
         recovered = self._settle(job, out, before)
         if recovered is not None:
             return recovered
-        refused = self._refused(job)
+        refused = self._refused(job) or self._not_admitted(job)
         if refused is not None:
             return refused
         return self._execute(job, out, attempt=len(before) + 1, early=early)
@@ -197,7 +199,8 @@ class Runner:
         for run in self.session.state.runs.values():
             key = key_of(run)
             if key and run.words and _counts(run) and run.finished and run.finished.summary is not None:
-                found[key] = run.words
+                if not self._set_aside_if_changed(self.session.runs_folder / key):
+                    found[key] = run.words
         return list(found.items())
 
     def read_back(self, key: str) -> Done:
@@ -250,6 +253,7 @@ class Runner:
         record = read_run(out)
         summary = record.summary
         if open_runs and summary is not None and not summary.stopped:
+            self._refuse_if_measured_otherwise(job, open_runs[-1].id, record, ended_by="itself")
             self._finish(open_runs[-1].id, ended_by="itself", exit_code=0, record=record, elapsed_s=summary.elapsed_s)
             return self._done(job.key, record, elapsed_s=summary.elapsed_s)
         for run in open_runs:
@@ -274,6 +278,38 @@ class Runner:
         record = read_run(self.session.runs_folder / job.key)
         return self._done(job.key, record, elapsed_s=None, diagnosis=why)
 
+    def _not_admitted(self, job: Job) -> Done | None:
+        """A recipe that differs from the baseline's in more than was planned is not started."""
+        refused = admission.refusal(self.session, job)
+        if refused is None:
+            return None
+        self.session.observer.ended(f"did not start: {refused.message}")
+        failure = Failure(
+            crash_class="typo", message=refused.message, hint=refused.hint, exception="ChangeRefused", key=refused.key
+        )
+        record = read_run(self.session.runs_folder / job.key)
+        return self._done(job.key, record, elapsed_s=None, diagnosis=triage(Evidence(failure=failure)))
+
+    def _set_aside_if_changed(self, out: Path) -> bool:
+        """Whether a finished run's files are not what it left; then its folder is put aside, and it counts no more."""
+        changed = self.session.lockbox.changed_since(out)
+        if changed:
+            kept = _out_of_the_way(out)
+            self.session.observer.warn(
+                f"{', '.join(changed)} of the run {out.name} changed after it had ended: it counts no more ({kept.name})"
+            )
+        return bool(changed)
+
+    def _refuse_if_measured_otherwise(self, job: Job, run: str, record: RunRecord, **fields: Any) -> None:
+        """Raises YardstickChanged, after the run is written down as one that does not count."""
+        lockbox = self.session.lockbox
+        wrong = lockbox.look_at(job, record)
+        if not wrong:
+            return
+        self._finish(run, record=record, diagnosis=lockbox.diagnosis(wrong), **fields)
+        _out_of_the_way(record.out)
+        raise lockbox.refuse(job, wrong)
+
     # --- now ------------------------------------------------------------------------------------------------
 
     def _execute(self, job: Job, out: Path, *, attempt: int, early: Early | None) -> Done:
@@ -281,6 +317,7 @@ class Runner:
         asked = self._why_stop()
         if asked:
             raise CutShort(asked)
+        session.lockbox.check(f"before the run {job.key}")
         cost = session.cost(job.recipe)
         predicted = cost.evaluation_s if job.evaluate else cost.total_s + cost.evaluate_s * (job.rung_at is not None)
         run = job.key if attempt == 1 else f"{job.key}.{attempt}"
@@ -382,6 +419,10 @@ class Runner:
         if result.summary is not None and ended_by in ("itself", "stop"):
             # a training that was done when it was asked to stop has measured everything
             ended_by = "stop" if result.summary.stopped else "itself"
+        if diagnosis is None and ended_by == "itself":
+            self._refuse_if_measured_otherwise(
+                job, run, record, ended_by="itself", exit_code=result.exit_code, elapsed_s=result.elapsed_s
+            )
         self._finish(
             run,
             ended_by=ended_by,
@@ -426,16 +467,26 @@ class Runner:
             self.session.observer.say(f"  {result.held_gb:.1f} GiB of memory are not back yet: {result.held_by}")
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
+        """Digests of what was used are told once, not in every line."""
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None
         if diagnosis is not None:
             summary = None
-        self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields)
+        told = {} if summary is None else self.session.lockbox.take_in(record)
+        for name in ("evaluation", "model"):
+            (summary or {}).get("provenance", {}).pop(name, None)
+        self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields, **told)
 
 
 def _took(result: RunResult, free_gb: float) -> bool:
     on_host = (result.peak_rss_gb or 0.0) >= MOST_OF_IT * free_gb
     on_card = result.load is not None and (result.load.device_memory_peak_share or 0.0) >= MOST_OF_IT
     return on_host or on_card
+
+
+def _out_of_the_way(out: Path) -> Path:
+    """The folder of a run that does not count, under another name; the run can then be repeated in a fresh one."""
+    number = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.changed-{n}").exists())
+    return out.rename(out.with_name(f"{out.name}.changed-{number}")) if out.exists() else out
 
 
 def key_of(run: Run) -> str | None:

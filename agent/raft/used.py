@@ -13,7 +13,6 @@ from agent.errors import DataError
 from agent.raft.sources import Source
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import (
-    ALL_ROWS,
     CODE,
     HELD_OUT_ROWS,
     LOCKED,
@@ -40,7 +39,7 @@ def used_by(recipe: Recipe, splits: Splits, verifier: AnswerVerifier, *, base: P
         **libraries(recipe),
         LOCKED: digest_of_value(locked_values(recipe)),
         HELD_OUT_ROWS: splits.digest[:32],
-        (ALL_ROWS if data is None else f"file {data}"): splits.source[:32],
+        **({} if data is None else {f"file {data}": splits.source[:32]}),
         **{f"file {_name(path, base)}": digest for path, digest in files.items()},
     }
 

@@ -22,7 +22,6 @@ JSONL = "jsonl:"
 CODE = "raft-agent's code"
 HELD_OUT_ROWS = "held-out rows"
 LOCKED = "locked keys of the recipe"
-ALL_ROWS = "rows of the data set"
 FOLDER = Path(__file__).parents[1]
 MEASURING = ("raft", "tasks", "recipe")
 """Rooms whose code runs in a trainer."""

@@ -48,7 +48,7 @@ class Splits:
     digest: str
     """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout, whole."""
     source: str = ""
-    """SHA-256 of the whole data set: of the bytes of its file as they were read, or of the rows that were made."""
+    """SHA-256 of the bytes of the data set's file as they were read; empty for rows that a program made."""
     refused: int = 0
     """Rows that are not trained on because they are near-duplicates of a held-out one; exact repeats not counted."""
     refused_pairs: tuple[tuple[str, str], ...] = ()
@@ -69,8 +69,7 @@ def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
     """
     rows: dict[str, list[Example]] = {}
     content = jsonl.content_of(task, base=base) if task.dataset.startswith(jsonl.PREFIX) else None
-    everything = load_rows(task, base=base, content=content)
-    for row in everything:
+    for row in load_rows(task, base=base, content=content):
         rows.setdefault(_question_key(row.question), []).append(row)
     questions = sorted(rows, key=lambda key: _rank(key, task.split_seed))
     groups = group_numbers(questions)
@@ -90,7 +89,7 @@ def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
         train=tuple(train[: task.train_prompts]),
         **held_out,
         digest=_digest(held_out),
-        source=hashlib.sha256(content or _plain(everything)).hexdigest(),
+        source="" if content is None else hashlib.sha256(content).hexdigest(),
         refused=len(refused),
         refused_pairs=tuple(refused[:REFUSED_PAIRS]),
     )
