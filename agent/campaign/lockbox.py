@@ -27,6 +27,7 @@ from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import (
     CODE,
+    HELD_OUT_ROWS,
     LOCKED,
     Digests,
     Stamp,
@@ -57,6 +58,10 @@ LEFT = (EVAL, SUMMARY, RECIPE, SELECT, RUNG)
 NOT_OF_A_MODEL = frozenset({"bootstrap.json", "README.md", ".gitattributes"})
 MOST_HASHED_BYTES = 2 << 30
 """Of a checkpoint of a trainer that does not tell its digests itself."""
+VERDICT = "Verdict"
+"""Trailer of a record."""
+CUSTOMIZED = ("sitecustomize.py", "usercustomize.py")
+"""Modules that Python imports by itself where they are on its path (docs.python.org, library/site)."""
 NEW_CAMPAIGN = "or start a new campaign with raft-agent run, which measures a baseline of its own"
 
 
@@ -93,12 +98,16 @@ class Lockbox:
         self.known: dict[str, str] = {}
         self._left: dict[str, dict[str, str]] = {}
         """By run folder, the digests of what its last run left."""
+        self.void: set[str] = set()
+        """Ids of runs whose files somebody has changed since."""
         self._last_good = "when it was last running"
         self._stamps: dict[str, Stamp | None] = {}
         for event in session.journal.events():
             told = event.model_extra or {}
             if event.kind == "campaign_started":
                 self.known = dict(told.get("lockbox") or {})
+            elif event.kind == "note" and "void" in told:
+                self.void.add(told["void"])
             elif event.kind == "run_finished":
                 self._remember(told.get("used") or {})
                 if told.get("left"):
@@ -165,6 +174,8 @@ class Lockbox:
         used = told.get("used") or {}
         wrong = [self._in_words(name) for name in differences({**self.known, **self._mended()}, used)]
         wrong += self._changed_model(summary)
+        if any(name in self.known for name in used if name == HELD_OUT_ROWS):  # a run before has told all of its own
+            wrong += [_words(name) for name in used if name.endswith(CUSTOMIZED) and name not in self.known]
         if not used:
             stamps = self._stamps_now()
             wrong += [
@@ -247,6 +258,12 @@ class Lockbox:
         now = {name: self._digests.of(out / name) for name in left}
         return [name for name in differences(left, now) if now[name] != "missing"]
 
+    def set_aside(self, run: str, out: Path, words: str) -> None:
+        """Write down that a run counts no more."""
+        self.void.add(run)
+        self._left.pop(out.name, None)
+        self.session.tell("note", text=words, void=run)
+
     # --- a verdict ------------------------------------------------------------------------------------------
 
     def allow_keep(self, number: int, runs: Iterable[Path]) -> None:
@@ -273,18 +290,14 @@ class Lockbox:
 
     def check_journal(self) -> None:
         """Raises YardstickChanged where the journal does not say what it said when verdicts were written: each verdict
-        has the digest of all lines before it, and git has its outcome."""
+        has the digest of all lines before it, and its record in git has its own."""
         session = self.session
         broken = _first_edited(session.journal.path)
         if broken is None and session.branches is not None:
-            told = {entry.experiment: entry.trailers.get("Outcome") for entry in session.branches.log()}
+            told = {entry.experiment: entry.trailers.get(VERDICT) for entry in session.branches.log()}
+            recorded = sorted(number for number, one in session.state.experiments.items() if one.recorded)
             broken = next(
-                (
-                    number
-                    for number, one in sorted(session.state.experiments.items())
-                    if one.recorded and told.get(number) not in (None, one.outcome)
-                ),
-                None,
+                (number for number in recorded if told.get(number) != verdict_digest(session.journal, number)), None
             )
         if broken is not None:
             raise YardstickChanged(
@@ -314,7 +327,7 @@ class Lockbox:
             return f"raft-agent itself{versions}: {', '.join(parts[:2]) or 'while it ran'}{more}"
         if name == LOCKED:
             return "locked keys of the recipe (evaluation, budget, seed, data set or verifier)"
-        return name.removeprefix(FILE)
+        return _words(name)
 
     def _broken(self, wrong: list[str], when: str, *, hint: str | None = None) -> YardstickChanged:
         named = [self._in_words(name) if name in self.known else name for name in wrong]
@@ -340,6 +353,16 @@ def journal_digest(journal: Journal) -> str:
     return digest.hexdigest()[:32]
 
 
+def verdict_digest(journal: Journal, number: int) -> str | None:
+    """Of the last verdict on an experiment; None where there is none. Its record on `best` has it as a trailer."""
+    told = [
+        fields
+        for fields in read_jsonl(journal.path)
+        if fields.get("kind") == "experiment_judged" and fields.get("experiment", 0) == number
+    ]
+    return digest_of(_line(told[-1])) if told else None
+
+
 def _first_edited(path: Path) -> int | None:
     """The first experiment before whose verdict some line is not what it was."""
     digest = hashlib.sha256()
@@ -353,6 +376,10 @@ def _first_edited(path: Path) -> int | None:
 
 def _line(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True).encode() + b"\n"
+
+
+def _words(name: str) -> str:
+    return name.removeprefix(FILE)
 
 
 def _evaluation_of(summary: Summary) -> dict[str, Any]:

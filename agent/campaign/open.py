@@ -172,8 +172,8 @@ def resume(
     session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
-    session.lockbox.check("when it was resumed")
     branch(session)
     session.lockbox.check_journal()
+    session.lockbox.check("when it was resumed")
     session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
     return session

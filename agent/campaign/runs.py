@@ -85,6 +85,8 @@ class Done:
     """Host memory that was free before it was started, GiB; None where it was read back."""
     took_the_memory: bool = False
     """It held at least half of what was free, on the host or on the card: what ran out was its own doing."""
+    prompts: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    """Ids of the prompts by held-out split, as the first run on it has shown."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -136,7 +138,7 @@ class Done:
         return health_of(self.rows(split))
 
     def faults(self) -> list[str]:
-        return faults_of(self.record, self.evaluation, rewards=self.rewards) if self.ok else []
+        return faults_of(self.record, self.evaluation, rewards=self.rewards, prompts=self.prompts) if self.ok else []
 
 
 class Early(Protocol):
@@ -164,6 +166,7 @@ class Runner:
         self._standby = standby or Standby()
         self._boot = boot
         self._elsewhere: list[Run] | None = None
+        self._prompts: dict[str, frozenset[str]] = {}
 
     def close(self) -> None:
         """No further run will come: end the process that waits for one."""
@@ -176,8 +179,8 @@ class Runner:
         """
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
-        finished = next((run for run in before if _counts(run)), None)
-        if finished is not None and not self._set_aside_if_changed(out):
+        finished = next((run for run in reversed(before) if self._holds(run)), None)
+        if finished is not None:
             return self._from_disk(job, finished)
         if early is not None and early.is_pause and any(_paused(run) for run in before):
             return self._done(job.key, read_run(out), elapsed_s=None, ended_early=PAUSED)
@@ -198,15 +201,14 @@ class Runner:
         found: dict[str, RunPlanned | RunStarted] = {}
         for run in self.session.state.runs.values():
             key = key_of(run)
-            if key and run.words and _counts(run) and run.finished and run.finished.summary is not None:
-                if not self._set_aside_if_changed(self.session.runs_folder / key):
-                    found[key] = run.words
+            if key and run.words and run.finished and run.finished.summary is not None and self._holds(run):
+                found[key] = run.words
         return list(found.items())
 
     def read_back(self, key: str) -> Done:
         """A finished run from its folder."""
         record = read_run(self.session.runs_folder / key)
-        known = [run for run in self.session.state.runs.values() if key_of(run) == key and _counts(run)]
+        known = [run for run in self.session.state.runs.values() if key_of(run) == key and self._holds(run)]
         return self._done(
             key,
             record,
@@ -232,7 +234,11 @@ class Runner:
             ended_early = run.finished.reason if gave_up else ended_early
         number = int(key[:3]) if key[:3].isdigit() else 0
         rewards = self.session.recipe_of(number).task.reward.range()
-        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early, rewards)
+        if diagnosis is None and record.summary is not None:
+            for split in record.summary.metrics:
+                self._prompts.setdefault(split, frozenset(row.id for row in record.evals if row.split == split))
+        evaluation, prompts = self.session.evaluation, self._prompts
+        return Done(key, record, elapsed_s, diagnosis, evaluation, ended_s, ended_early, rewards, prompts=prompts)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 
@@ -290,15 +296,18 @@ class Runner:
         record = read_run(self.session.runs_folder / job.key)
         return self._done(job.key, record, elapsed_s=None, diagnosis=triage(Evidence(failure=failure)))
 
-    def _set_aside_if_changed(self, out: Path) -> bool:
-        """Whether a finished run's files are not what it left; then its folder is put aside, and it counts no more."""
-        changed = self.session.lockbox.changed_since(out)
+    def _holds(self, run: Run) -> bool:
+        """It counts, and its files are what it left. If they are not, its folder is put aside: it counts no more."""
+        lockbox = self.session.lockbox
+        if not _counts(run) or run.id in lockbox.void:
+            return False
+        out = self.session.runs_folder / str(key_of(run))
+        changed = lockbox.changed_since(out)
         if changed:
-            kept = _out_of_the_way(out)
-            self.session.observer.warn(
-                f"{', '.join(changed)} of the run {out.name} changed after it had ended: it counts no more ({kept.name})"
-            )
-        return bool(changed)
+            words = f"{', '.join(changed)} of the run {out.name} changed after it had ended: it counts no more"
+            self.session.observer.warn(f"{words}, and is now {_out_of_the_way(out).name}")
+            lockbox.set_aside(run.id, out, words)
+        return not changed
 
     def _refuse_if_measured_otherwise(self, job: Job, run: str, record: RunRecord, **fields: Any) -> None:
         """Raises YardstickChanged, after the run is written down as one that does not count."""

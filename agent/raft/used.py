@@ -4,6 +4,7 @@ were read (`agent.recipe.yardstick`), not of what lies on the disk afterwards.""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agent.recipe.yardstick import (
     Stamp,
     code_digest,
     data_file,
+    digest_of_file,
     digest_of_value,
     libraries,
     locked_values,
@@ -41,6 +43,7 @@ def used_by(recipe: Recipe, splits: Splits, verifier: AnswerVerifier, *, base: P
         HELD_OUT_ROWS: splits.digest[:32],
         **({} if data is None else {f"file {data}": splits.source[:32]}),
         **{f"file {_name(path, base)}": digest for path, digest in files.items()},
+        **{f"file {path}": digest_of_file(Path(path)) for path in _customized()},
     }
 
 
@@ -62,6 +65,12 @@ def _name(path: str, base: Path) -> str:
         if Path(path).is_relative_to(folder):
             return Path(path).relative_to(folder).as_posix()
     return path
+
+
+def _customized() -> list[str]:
+    """Modules that Python has imported by itself at the start of this process."""
+    modules = [sys.modules.get(name) for name in ("sitecustomize", "usercustomize")]
+    return [path for module in modules if (path := getattr(module, "__file__", None)) is not None]
 
 
 # --- files of a model --------------------------------------------------------------------------------------
