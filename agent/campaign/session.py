@@ -322,7 +322,7 @@ def _refuse_link(path: Path, workspace: Path) -> None:
             return
         if part.is_symlink():
             raise RecipeError(
-                f"is a symbolic link (to {os.readlink(part)}), which could lead elsewhere in mid-campaign",
+                f"is a symbolic link (to {part.readlink()}), which could lead elsewhere in mid-campaign",
                 where=str(part),
                 hint="name the file itself, or copy it",
             )

@@ -145,6 +145,7 @@ def _answer(orders: int, answers: int, serve: Serve, explain: Explain) -> None:
         line = file.readline()
     if not line.endswith(b"\n"):
         return  # nobody will ask
+    told: dict[str, Any]
     try:
         told = {"result": serve(json.loads(line))}
     except Stopped:

@@ -75,10 +75,6 @@ class TrainReport:
         }
 
 
-def _nothing(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("the trainer has let go of its model")
-
-
 class Trainer:
     """Holds the optimizer; `train` is one cycle of updates."""
 
@@ -97,9 +93,7 @@ class Trainer:
 
     def release(self) -> None:
         """Let go of the weights and the optimizer's moments."""
-        self.optimizer.state.clear()
-        self.optimizer.param_groups.clear()
-        self.forward = _nothing
+        del self.optimizer, self.forward
 
     def train(
         self,

@@ -35,7 +35,7 @@ def used_by(recipe: Recipe, splits: Splits, verifier: AnswerVerifier, *, base: P
     """Ask at the end, when everything is loaded that will be."""
     code, now = code_digest(), present_code_digest()
     data = data_file(recipe)
-    files = getattr(verifier, "files", dict)()
+    files: dict[str, str] = getattr(verifier, "files", dict)()
     return {
         CODE: code if code == now else f"{code}, then {now}",
         **libraries(recipe),

@@ -15,6 +15,7 @@ which writes the best weights so far and the summary itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -75,7 +76,6 @@ LONG_EVALUATION_SECONDS = 60.0
 def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
     """`pristine`: nothing has been computed in this process, so that a copy of it can be made for the evaluation."""
     options = parse(arguments)
-    options.pristine = pristine and sys.platform.startswith("linux")
     pulse = Pulse(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
         if finished(options.out):
             print("this run is finished: its summary.json is there", flush=True)
             return 0
-        Worker(options, pulse).run()
+        Worker(options, pulse, pristine=pristine).run()
     except Failed as error:
         report(options.out, error.failure)
         return error.exit_code
@@ -132,8 +132,9 @@ def finished(out: Path) -> bool:
 class Worker:
     """Prepares a training, runs it, measures what came out and writes it down."""
 
-    def __init__(self, options: argparse.Namespace, pulse: Pulse):
+    def __init__(self, options: argparse.Namespace, pulse: Pulse, *, pristine: bool = False):
         self.options = options
+        self.pristine = pristine and sys.platform.startswith("linux")
         self.pulse = pulse
         self.started = time.monotonic()
         self.finishing = threading.Lock()
@@ -166,9 +167,9 @@ class Worker:
             (options.out / name).unlink(missing_ok=True)
         try:
             self._settle()
-            if options.pristine and options.evaluate is not None:
+            if self.pristine and options.evaluate is not None:
                 self.confined = self._confine()
-            elif options.pristine and options.splits:
+            elif self.pristine and options.splits:
                 self.apart = Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
             with self._open_task() as verifier:
                 examiner = self._prepare(verifier)
@@ -191,7 +192,6 @@ class Worker:
         from agent.raft.support import refuse_unsupported
 
         refuse_unsupported(self.recipe)
-        self.cache: Path = self.options.cache or self._default_cache()
         self.environment = apply_environment(self.recipe.backend, cache=self.cache)
         self.pulse.beat("load")
         code_digest()
@@ -216,10 +216,13 @@ class Worker:
             count_assertions=self.recipe.task.reward.graduated.partial > 0,
         )
 
-    def _default_cache(self) -> Path:
+    @functools.cached_property
+    def cache(self) -> Path:
+        """Folder for models."""
         from agent.raft.sources import default_cache
 
-        return default_cache()
+        named: Path | None = self.options.cache
+        return named or default_cache()
 
     def _prepare(self, verifier: Any) -> Examiner:
         """Load the model and write the plan."""
@@ -285,7 +288,7 @@ class Worker:
         from agent.raft.model import ADAPTER_CONFIG
         from agent.raft.used import folder_of
 
-        found = [self.checkpoint] if self.checkpoint is not None else []
+        found: list[Path | None] = [self.checkpoint]
         if self.checkpoint is None or (self.checkpoint / ADAPTER_CONFIG).exists():
             found.append(folder_of(sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat)))
         return [folder for folder in found if folder is not None and folder.is_dir()]
@@ -501,7 +504,6 @@ class Worker:
         from agent.raft.measure import peak_memory_gb
 
         self.recipe = load_recipe(self.options.recipe, edited=False)
-        self.cache = self.options.cache or self._default_cache()
         self.confined = self._confine()
         with self._open_task() as verifier:
             examiner = self._load(verifier, as_before=files)

@@ -160,7 +160,9 @@ def refuse_moved_yardstick(before: Recipe, after: Recipe) -> None:
         raise _locked("prompt.template", "{tests} would show held-out rows' own tests to the model")
     _refuse_variables(before.backend.env, after.backend.env)
     if after.model != before.model and PRIVATE in PurePath(after.model.source).parts:
-        raise _locked("model.source", f"{after.model.source} is the agent's own; every run starts from a model as it comes")
+        raise _locked(
+            "model.source", f"{after.model.source} is the agent's own; every run starts from a model as it comes"
+        )
 
 
 def _refuse_variables(before: Mapping[str, str], after: Mapping[str, str]) -> None:

@@ -142,7 +142,8 @@ _written: set[str] = set()
 
 
 class _Loader(SourceFileLoader):
-    """Compiles the source and tells which it was. Bytecode that lies beside it is not looked at: it may be another's."""
+    """Compiles the source and tells which it was. Bytecode that lies beside it is not looked at: it may be
+    another's."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -181,13 +182,13 @@ def _files_used() -> dict[str, str]:
     neither Python's own nor an installed package's."""
     found = dict(_loaded)
     for path in sorted(_read - _written - found.keys()):
-        if os.path.isfile(path):
+        if Path(path).is_file():
             found[path] = _digest(Path(path).read_bytes())
     for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path and path.endswith(".py") and path != __file__ and not _installed(path):
-            real = os.path.realpath(path)
-            if real not in found and os.path.isfile(real):
+        named = getattr(module, "__file__", None)
+        if named and named.endswith(".py") and named != __file__ and not _installed(named):
+            real = os.path.realpath(named)
+            if real not in found and Path(real).is_file():
                 found[real] = _digest(Path(real).read_bytes())
     return found
 

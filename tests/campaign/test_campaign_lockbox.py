@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from agent.campaign import lockbox, repair
 from agent.campaign.lockbox import YardstickChanged
 from agent.errors import PlaybookError, RecipeError
 from agent.recipe import yardstick
+from agent.recipe.change import Change, ChangeRefused
 from agent.recipe.files import load_recipe, resolved_text, with_keys
 from agent.run.remedies import Remedy, Response
 from agent.run.telemetry import read_summary
@@ -32,6 +33,11 @@ HELPER = "def right(response, row):\n    return response.strip() == row['answer'
 BASE = "recipes/base.yaml"
 SEARCH, CONFIRM = "001-search", "001-confirm"
 Tamper = Callable[[Night], None]
+
+
+def some(names: Iterable[str], *usually: str) -> list[Any]:
+    """Attempts as parameters; those beside `usually` take another way through the same code, and are for CI."""
+    return [name if name in usually else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture
@@ -125,25 +131,28 @@ def put_back(name: str, text: str) -> Tamper:
 
 ALL_RIGHT = "def right(response, row):\n    return True\n"
 DATA = "data/rows.jsonl"
+PASSES_ALL = "def score(response, row):\n    return True\n"
 FILES: dict[str, tuple[str, Tamper]] = {
-    "the answer of a row is another one": (DATA, edit(DATA, lambda text: text.replace('"answer": "8"', '"answer": "9"'))),
+    "the answer of a row is another one": (DATA, edit(DATA, lambda text: text.replace(': "8"', ': "9"'))),
     "a question is another one": (DATA, edit(DATA, lambda text: text.replace("7 + 7", "7 + 07"))),
     "the rows stand in another order": (DATA, edit(DATA, lambda text: "".join(reversed(text.splitlines(True))))),
     "a row is deleted": (DATA, edit(DATA, lambda text: text.partition("\n")[2])),
-    "a row is appended": (DATA, edit(DATA, lambda text: text + text.partition("\n")[0].replace("0", "77") + "\n")),
+    "a row is appended": (DATA, edit(DATA, lambda text: text + '{"question": "1 + 1 =", "answer": "3"}\n')),
     "the rows are a link to another file": (DATA, linked(DATA, ROWS.replace("8", "9"))),
     "the rows are gone": (DATA, lambda night: (night.root / DATA).unlink()),
-    "the verifier passes everything": (
-        "checks/verify.py", edit("checks/verify.py", lambda _: "def score(response, row):\n    return True\n")
+    "the verifier passes everything": ("checks/verify.py", edit("checks/verify.py", lambda _: PASSES_ALL)),
+    "a module that the verifier imports passes all": (
+        "checks/helper.py",
+        edit("checks/helper.py", lambda _: ALL_RIGHT),
     ),
-    "a module that the verifier imports passes everything": ("checks/helper.py", edit("checks/helper.py", lambda _: ALL_RIGHT)),
-    "the verifier is a link to another file": (
-        "checks/verify.py", linked("checks/verify.py", "def score(response, row):\n    return True\n")
-    ),
-}  # fmt: skip
+    "the verifier is a link to another file": ("checks/verify.py", linked("checks/verify.py", PASSES_ALL)),
+}
 
 
-@pytest.mark.parametrize("words", FILES)
+@pytest.mark.parametrize(
+    "words",
+    some(FILES, "the answer of a row is another one", "the rows are gone", "the verifier is a link to another file"),
+)
 def test_a_file_that_changes_between_runs_stops_the_campaign(locked: Night, words: str) -> None:
     name, tamper = FILES[words]
     locked.observer = Between(locked, SEARCH, tamper)
@@ -166,7 +175,10 @@ def test_it_stays_stopped_until_the_file_is_back_and_then_goes_on(locked: Night)
     assert locked.resume().kept == (1,)
 
 
-@pytest.mark.parametrize("words", ["the answer of a row is another one", "the verifier passes everything"])
+@pytest.mark.parametrize(
+    "words",
+    some(["the answer of a row is another one", "the verifier passes everything"], "the verifier passes everything"),
+)
 def test_a_run_during_which_a_file_was_another_one_does_not_count_though_it_is_back(locked: Night, words: str) -> None:
     """This trainer does not tell what it has read. That somebody wrote to the file meanwhile is seen all the same."""
     name, tamper = FILES[words]
@@ -238,10 +250,10 @@ def private_copies(night: Night) -> None:
 @pytest.mark.parametrize(
     "tamper",
     [
-        pytest.param(lambda night: loosened(night, "recipes/test.yaml"), id="evaluation in the user's recipe"),
-        pytest.param(lambda night: loosened(night, BASE), id="evaluation in the recipe that it extends"),
-        pytest.param(private_copies, id="evaluation in the agent's own copies"),
-        pytest.param(recipe_is_a_link, id="the recipe becomes a link"),
+        pytest.param(lambda night: loosened(night, "recipes/test.yaml"), id="in the user's recipe"),
+        pytest.param(lambda night: loosened(night, BASE), id="in what it extends", marks=pytest.mark.slow),
+        pytest.param(private_copies, id="in the agent's own copies", marks=pytest.mark.slow),
+        pytest.param(recipe_is_a_link, id="the recipe becomes a link", marks=pytest.mark.slow),
     ],
 )
 def test_recipes_that_are_edited_in_mid_campaign_have_no_effect(locked: Night, tamper: Tamper) -> None:
@@ -272,13 +284,13 @@ def other_request(**changes: Any) -> Callable[[Any], Any]:
     return change
 
 
-@pytest.mark.parametrize("covered", [False, True], ids=["left there", "put back"])
+@pytest.mark.parametrize("covered", [pytest.param(False, marks=pytest.mark.slow), True], ids=["left there", "put back"])
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (other_request(evaluation__samples_per_prompt=2), "recipe.yaml of the run"),
-        (other_request(evaluation__temperature=0.5), "recipe.yaml of the run"),
-        (other_request(learner__learning_rate=0.01), "recipe.yaml of the run"),
+        pytest.param(other_request(evaluation__temperature=0.5), "recipe.yaml", marks=pytest.mark.slow),
+        pytest.param(other_request(learner__learning_rate=0.01), "recipe.yaml", marks=pytest.mark.slow),
         (other_request(seed=7), "the seed of the run"),
     ],
     ids=["more samples", "another temperature", "an unplanned rate", "a lucky seed"],
@@ -324,11 +336,12 @@ REFUSED_AT_LOADING = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED_AT_LOADING)
-def test_a_hypothesis_that_touches_a_locked_key_is_refused_when_the_playbook_is_read(locked: Night, words: str) -> None:
-    locked.playbook(REFUSED_AT_LOADING[words])
-    with pytest.raises(PlaybookError, match="is locked: it decides how results are measured"):
-        locked.start(max_experiments=1)
+def test_a_hypothesis_that_touches_a_locked_key_is_refused_when_the_playbook_is_read(locked: Night) -> None:
+    for words, idea in REFUSED_AT_LOADING.items():
+        locked.playbook(idea)
+        with pytest.raises(PlaybookError, match="is locked: it decides how results are measured") as refused:
+            locked.start(max_experiments=1)
+        assert refused.value.hint == "change it in the recipe yourself and start a new campaign", words
 
 
 REFUSED_BY_VALUE = {
@@ -345,11 +358,19 @@ REFUSED_BY_VALUE = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED_BY_VALUE)
-def test_a_hypothesis_that_moves_the_yardstick_by_a_back_way_is_never_tried(locked: Night, words: str) -> None:
-    locked.playbook(REFUSED_BY_VALUE[words])
-    assert locked.start(max_experiments=1).kept == ()
+def test_a_hypothesis_that_moves_the_yardstick_by_a_back_way_is_never_tried(locked: Night) -> None:
+    """They are all that there is to try."""
+    ideas = [{**idea, "id": f"smuggler-{number}"} for number, idea in enumerate(REFUSED_BY_VALUE.values())]
+    locked.playbook(*ideas)
+    assert locked.start().kept == ()
     assert [row["hypothesis"] for row in locked.rows] == ["baseline"]
+    assert locked.session is not None
+    recipe = locked.session.recipe_of(0)
+    for words, idea in REFUSED_BY_VALUE.items():
+        change = Change(set=idea["variants"][0]["set"])
+        with pytest.raises(ChangeRefused, match="is locked") as refused:
+            change.apply(recipe)
+        assert str(refused.value.key).startswith(tuple(change.set)), words
 
 
 def test_reward_shaping_is_locked_where_the_reward_is_measured(locked: Night) -> None:
@@ -361,7 +382,7 @@ def test_reward_shaping_is_locked_where_the_reward_is_measured(locked: Night) ->
     assert [row["hypothesis"] for row in locked.rows] == ["baseline"]
 
 
-@pytest.mark.parametrize("key", ["evaluation.temperature", "task.split_seed", "backend.env"])
+@pytest.mark.parametrize("key", some(["evaluation.temperature", "task.split_seed", "backend.env"], "backend.env"))
 def test_a_fix_that_touches_a_locked_key_is_not_run(locked: Night, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     value: Any = {"evaluation.temperature": 0.5, "task.split_seed": 5, "backend.env": {"PYTHONPATH": "x"}}[key]
     remedy = Remedy("fix", {key: value}, {}, "another yardstick helps")
@@ -412,7 +433,9 @@ MENDED = ("by a merge key", "as an unplanned key")
 """Refused too, as any slip of a recipe is; and what a slip is mended to is what was planned."""
 
 
-@pytest.mark.parametrize("words", SMUGGLED)
+@pytest.mark.parametrize(
+    "words", some(SMUGGLED, "by an anchor", "in another file that it extends", "as an unplanned key")
+)
 def test_a_recipe_that_was_edited_between_its_plan_and_its_run_is_not_run(locked: Night, words: str) -> None:
     """In the journal, from which the texts are taken that run. The commit of its branch holds what was planned."""
     with pytest.raises(Dies):
@@ -560,7 +583,7 @@ OF_THE_ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", OF_THE_ROWS)
+@pytest.mark.parametrize("words", some(OF_THE_ROWS, "only the prompts that passed", "prompts of another set"))
 def test_rows_that_cannot_be_those_of_the_split_are_no_measurement(locked: Night, words: str) -> None:
     launcher, named = OF_THE_ROWS[words]
     assert locked.start(launcher=launcher, max_experiments=1).kept == ()
@@ -576,7 +599,7 @@ def edited(name: str) -> Tamper:
     return tamper
 
 
-@pytest.mark.parametrize("name", ["eval.jsonl", "summary.json", "recipe.yaml"])
+@pytest.mark.parametrize("name", some(["eval.jsonl", "summary.json", "recipe.yaml"], "eval.jsonl"))
 def test_what_a_run_left_and_somebody_edited_is_not_kept_for(locked: Night, name: str) -> None:
     """After the last run of the confirmation, right before its verdict."""
     locked.observer = Between(locked, "000-incumbent-s501", edited(name))
@@ -613,7 +636,7 @@ def test_a_checkpoint_that_was_swapped_before_the_holdout_is_named(locked: Night
             path.write_text("1.0")
 
     locked.observer = Between(locked, "holdout-baseline", tamper)
-    with pytest.raises(YardstickChanged, match="the checkpoint of 001-confirm-s1100 .not what that run delivered"):
+    with pytest.raises(YardstickChanged, match=r"the checkpoint of 001-confirm-s1100 .not what that run delivered"):
         locked.start(max_experiments=1)
 
 
@@ -699,11 +722,15 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", TOLD)
+@pytest.mark.parametrize(
+    "words", some(TOLD, "other held-out rows", "another recipe in the evaluation", "a model that is there no more")
+)
 def test_what_a_run_really_used_is_compared_with_the_start(locked: Night, words: str) -> None:
     odd, named = TOLD[words]
     (locked.root / "checks/table.json").write_text("{}")
-    with pytest.raises(YardstickChanged, match=f"has changed: .*{named}.*; in the run 001-confirm-s1100, which does not"):
+    with pytest.raises(
+        YardstickChanged, match=f"has changed: .*{named}.*; in the run 001-confirm-s1100, which does not"
+    ):
         locked.start(launcher=Telling(locked, odd), max_experiments=1)
     nothing_kept(locked)
     assert locked.resume(launcher=Telling(locked, {})).kept == (1,)
@@ -726,7 +753,7 @@ def test_a_model_whose_weights_were_swapped_between_runs_is_named(locked: Night)
 def test_a_file_that_only_the_verifier_knows_of_is_locked_once_it_was_read(locked: Night) -> None:
     (locked.root / "checks/table.json").write_text("{}")
     locked.observer = Between(locked, SEARCH, edit("checks/table.json", lambda _: '{"pass": "all"}'))
-    with pytest.raises(YardstickChanged, match="checks/table.json; noticed"):
+    with pytest.raises(YardstickChanged, match=r"checks/table.json; noticed"):
         locked.start(launcher=Telling(locked, {}), max_experiments=1)
     nothing_kept(locked)
 

@@ -1,4 +1,4 @@
-"""What the trainer does so that its numbers can be trusted: it evaluates apart, from files, and tells what it has read."""
+"""What the trainer does for its numbers to be trusted: it evaluates apart, from files, and tells what it has read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -392,7 +393,21 @@ def test_a_prompt_that_holds_a_held_out_question_is_refused(tmp_path: Path, part
     row = splits.confirm[1]
     words = {"template": "{question}", "example_answer": "{answer}"}.get(part, "")
     leaking = Prompt(**{part: f"For example {row.question.upper()}  {row.answer}. {words}"})
-    with pytest.raises(RecipeError, match=f"prompt.{part} contains the question of the held-out row {re.escape(row.id)}"):
+    with pytest.raises(
+        RecipeError, match=f"prompt.{part} contains the question of the held-out row {re.escape(row.id)}"
+    ):
         refuse_leaked_questions(leaking, splits)
     refuse_leaked_questions(Prompt(**{part: f"For example {splits.train[0].question} {words}"}), splits)
     refuse_leaked_questions(Prompt(**{part: f"For example 9{row.question} {words}"}), splits)
+
+
+def test_where_memory_is_short_the_trainer_s_model_is_gone_before_its_copy_is_loaded(make: Any) -> None:
+    training = make({"learner": {"optimizer": "adamw"}})
+    training.run()
+    weights = [weakref.ref(p) for p in training.policy.trainable().values()]
+    moments = [weakref.ref(tensor) for tensor in training.trainer.optimizer.first]
+    training.release()
+    training.policy.release()
+    assert [one for one in (*weights, *moments) if one() is not None] == []
+    assert training.totals.optimizer_steps > 0, "what the summary tells is still there"
+    assert training.best.metric is not None

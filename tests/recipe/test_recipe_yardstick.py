@@ -1,4 +1,4 @@
-"""No change and no recipe text, however it is written, moves what decides a measurement; and what that is has digests."""
+"""No change and no recipe text, however it is written, moves what decides a measurement; what that is has digests."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ VALID = [
 ]  # fmt: skip
 """Keys of which nearly every small number makes a valid recipe."""
 MOVES = st.one_of(
-    st.dictionaries(st.sampled_from(VALID), st.integers(0, 4), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(VALID), st.integers(1, 4), min_size=1, max_size=3),
     st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
 )
-QUICK = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 
 
 def yardstick(recipe: Recipe) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def yardstick(recipe: Recipe) -> dict[str, Any]:
     base=st.sampled_from([BASE, recipe_from({**CONTENT, "evaluation": {"metric": "mean_reward"}}, where="test")]),
     values=st.one_of(
         st.dictionaries(st.sampled_from([*KEYS, *SECTIONS, "", "evaluation.", "task.verifier.kind.x"]), VALUES),
-        st.dictionaries(st.sampled_from(VALID), st.integers(0, 4), max_size=3),
+        st.dictionaries(st.sampled_from(VALID), st.integers(1, 4), max_size=3),
     ),
     scale=st.dictionaries(st.sampled_from(KEYS), st.floats(0.25, 4), max_size=2),
     toggle=st.lists(st.sampled_from(KEYS), max_size=2),
