@@ -229,6 +229,10 @@ class Policy:
         self.model = self.head = None
         gc.unfreeze()
         gc.collect()
+        self.trim()
+
+    def trim(self) -> None:
+        """Give back what torch keeps of an accelerator's memory without using it: another process cannot."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Splits:
     holdout: tuple[Example, ...]
     digest: str
     """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout, whole."""
-    source: str = ""
+    source: str = field(default="", compare=False)
     """SHA-256 of the bytes of the data set's file as they were read; empty for rows that a program made."""
     refused: int = 0
     """Rows that are not trained on because they are near-duplicates of a held-out one; exact repeats not counted."""
