@@ -127,6 +127,8 @@ class Training:
         """On `clock`: when the process must be done."""
         self.final_samples = 0
         """Samples of the evaluation at the end."""
+        self.reload_seconds = 0.0
+        """Until its process has loaded what it evaluates."""
         self.rung: float | None = None
         """Share of the budget after which `search` is measured once."""
         self.rung_seconds: float | None = None
@@ -419,7 +421,8 @@ class Training:
 
     def final_seconds(self) -> float:
         """What the evaluation at the end and the writing of the results will take."""
-        return EVALUATION_MARGIN * self.final_samples * self.seconds_per_sample + FINISH_SECONDS
+        evaluation = self.final_samples * self.seconds_per_sample + self.reload_seconds
+        return EVALUATION_MARGIN * evaluation + FINISH_SECONDS
 
     def _set_deadline(self) -> None:
         if self.limit_at is not None:

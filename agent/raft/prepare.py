@@ -44,6 +44,8 @@ class Preparation:
         self.policy: Policy | None = None
         self.splits: Splits | None = None
         self.load_seconds: float | None = None
+        self.reload_seconds = 0.0
+        """Of the last load, without what had to be fetched or built first."""
         self.environment: dict[str, str] = {}
         self.checkpointing: tuple[bool, str] = (False, "not settled")
 
@@ -120,6 +122,7 @@ class Preparation:
         named = self.options.evaluate
         self.checkpoint = Path(named) if named not in (None, UNTRAINED) else None
         folders = {str(folder): stamps_of(folder) for folder in self._folders()}
+        fetched = time.monotonic()
         folders.update({name: stamps for name, stamps in (as_before or {}).items() if name in folders})
         self.policy = load_policy(
             self.recipe,
@@ -132,6 +135,7 @@ class Preparation:
         for name, stamps in folders.items():
             refuse_changed(stamps, Path(name), what=self.recipe.model.source)
         self.model_files = folders
+        self.reload_seconds = time.monotonic() - fetched
         if self.policy.native:
             self._use_few_threads()
         shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)

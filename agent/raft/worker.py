@@ -181,6 +181,7 @@ class Worker(Preparation):
         )
         training.final_samples = final_sample_count(self.recipe, self.splits, options.splits)
         training.rung = options.rung
+        training.reload_seconds = self.reload_seconds if self.apart is not None else 0.0
         if options.time_limit is not None:
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
