@@ -40,6 +40,7 @@ class Ending:
 
 def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason: str) -> Ending:
     """Evaluate the holdout if it can be afforded, tidy up, and say what the night came to."""
+    session.lockbox.check("before the holdout")
     winner = session.incumbent
     holdout: dict[str, Any] = {}
     try:

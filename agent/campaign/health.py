@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agent.campaign.lab import Health, Measured
 from agent.campaign.scores import FEWEST_PROMPTS, scores_of
@@ -58,11 +58,18 @@ def underpowered(budget: Budget, run: Measured) -> str | None:
     return None
 
 
-def faults_of(record: RunRecord, evaluation: Evaluation, *, rewards: tuple[float, float]) -> list[str]:
+def faults_of(
+    record: RunRecord,
+    evaluation: Evaluation,
+    *,
+    rewards: tuple[float, float],
+    prompts: Mapping[str, frozenset[str]] | None = None,
+) -> list[str]:
     """Why the numbers of a finished run cannot be right: a trainer of another make, or a broken evaluation, gave them.
 
     The metric must be finite, a rate within 0 and 1, a reward within the lowest and highest of `rewards`, the summary
-    must say what the rows add up to, and no pass@1 may lie above its pass@k.
+    must say what the rows add up to, and no pass@1 may lie above its pass@k. Every prompt of a split must have been
+    asked, as often as the others: those of `prompts`, by split, where another run has shown which they are.
     """
     low, high = rewards if evaluation.metric == "mean_reward" else (0.0, 1.0)
     summary = record.summary
@@ -75,7 +82,7 @@ def faults_of(record: RunRecord, evaluation: Evaluation, *, rewards: tuple[float
         elif not low - ROUNDING <= value <= high + ROUNDING:
             faults.append(f"{evaluation.metric} on {split} is {value:g}, outside {low:g} to {high:g}")
         else:
-            faults += _against_the_rows(record, evaluation, split, value)
+            faults += _against_the_rows(record, evaluation, split, value, (prompts or {}).get(split))
     extra = {name: value for name, value in (summary.model_extra or {}).items() if isinstance(value, int | float)}
     at_1, at_k = extra.get("pass_at_1"), extra.get("pass_at_k")
     if at_1 is not None and at_k is not None and at_1 > at_k + ROUNDING:
@@ -83,17 +90,40 @@ def faults_of(record: RunRecord, evaluation: Evaluation, *, rewards: tuple[float
     return faults
 
 
-def _against_the_rows(record: RunRecord, evaluation: Evaluation, split: str, told: float) -> list[str]:
+def _against_the_rows(
+    record: RunRecord, evaluation: Evaluation, split: str, told: float, prompts: frozenset[str] | None
+) -> list[str]:
     rows = [row for row in record.evals if row.split == split]
     if any(not math.isfinite(row.reward) for row in rows):
         return [f"a reward on {split} is not finite"]
     scores = scores_of(rows, split=split, evaluation=evaluation)
     if scores is None:
         return [f"{evaluation.metric} on {split} is {told:g}, and eval.jsonl has no row of it"]
+    # of a single prompt `unmeasured` says what is wrong with it
+    incomplete = _incomplete(rows, evaluation, split, prompts) if len(scores.ids) >= FEWEST_PROMPTS else None
+    if incomplete:
+        return [incomplete]
     sign = 1 if evaluation.direction == "maximize" else -1
     # every prompt has as many samples as the others, so the mean over prompts is the mean over samples
-    if abs(sign * scores.mean - told) > 1e-3 and len({row.id for row in rows}) * evaluation.samples_per_prompt == len(
-        rows
-    ):
+    if abs(sign * scores.mean - told) > 1e-3:
         return [f"{evaluation.metric} on {split} is {told:.4f} in the summary, its rows say {sign * scores.mean:.4f}"]
     return []
+
+
+def _incomplete(
+    rows: Sequence[EvalRow], evaluation: Evaluation, split: str, prompts: frozenset[str] | None
+) -> str | None:
+    """What is missing or too much in the rows of one split, in words."""
+    asked: dict[str, list[int]] = {}
+    for row in rows:
+        asked.setdefault(row.id, []).append(row.sample)
+    expected, samples = int(getattr(evaluation, f"{split}_prompts")), evaluation.samples_per_prompt
+    if len(asked) != expected:
+        return f"its evaluation has {len(asked)} of the {expected} prompts of {split}"
+    others = len(asked.keys() - prompts) if prompts is not None else 0
+    if others:
+        return f"its evaluation has {others} prompts that are not those of {split} in the runs before"
+    odd = next((prompt for prompt, numbers in asked.items() if sorted(numbers) != list(range(samples))), None)
+    if odd is not None:
+        return f"prompt {odd} of {split} has {len(asked[odd])} samples, and evaluation.samples_per_prompt is {samples}"
+    return None

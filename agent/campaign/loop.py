@@ -57,6 +57,9 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
     except CutShort as cut:
         _pause_if_asked(bench, cut.reason)
         raise
+    except AgentError as broken:
+        session.tell("campaign_paused", reason=broken.message)
+        raise
 
 
 def _pause_if_asked(bench: Workbench, reason: str) -> None:

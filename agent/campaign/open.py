@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.campaign.budget import BudgetClock
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
+from agent.campaign.lockbox import close
 from agent.campaign.observer import Observer
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
@@ -105,6 +106,7 @@ def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
         options=settings.plain(),
         machine=dataclasses.asdict(machine),
         files=files,
+        lockbox=close(recipe, workspace=workspace.root),
     )
     tell_known_limits(session, recipe)
     branch(session)
@@ -240,6 +242,8 @@ def resume(
     with _time_kept(session):
         for damage in journal.damages():
             observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
-        session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
         branch(session)
+        session.lockbox.check_journal()
+        session.lockbox.check("when it was resumed")
+        session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
     return session

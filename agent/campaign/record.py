@@ -6,6 +6,7 @@ import datetime
 import statistics
 from typing import Any
 
+from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digest
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
@@ -22,6 +23,10 @@ def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) 
     """Journal the verdict with the row and the note that it leads to."""
     verdict = judgement.verdict
     experiment = session.state.experiments[number]
+    session.lockbox.check(f"when #{number} was judged")
+    if verdict.outcome == "keep":
+        runs = [judgement.search, *judgement.confirming, *judgement.beside]
+        session.lockbox.allow_keep(number, [session.runs_folder / run.key for run in runs])
     row = row_of(session, experiment, judgement)
     watches = {f"watch {report.watch}": report.text for report in judgement.watches}
     shown = {"kind": verdict.kind, "change": row["change"], **_numbers_in_words(row), **watches}
@@ -49,6 +54,7 @@ def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) 
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),
         row=row,
+        before=journal_digest(session.journal),
     )
 
 
@@ -68,7 +74,7 @@ def record(session: Session, number: int) -> None:
         subject=f"{judged.outcome} #{number}: {planned.subject if planned else 'baseline'}",
         files={session.recipe_path: text} if text is not None else None,
         body=judged.reason,
-        trailers=planned.trailers if planned else None,
+        trailers={**(planned.trailers if planned else {}), VERDICT: verdict_digest(session.journal, number)},
     )
     append_row(session.table, judged.row)
     session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)
@@ -77,12 +83,18 @@ def record(session: Session, number: int) -> None:
 
 
 def restore_rows(session: Session) -> None:
-    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are. What a kill
-    left beside it goes."""
+    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are, and one that
+    says another outcome than the journal is named. What a kill left beside the table goes."""
     remove_leftovers(session.table)
-    present = {(row["campaign"], row["index"]) for row in read_rows(session.table)}
+    present = {(row["campaign"], row["index"]): row for row in read_rows(session.table)}
     experiments = [session.state.experiments[number] for number in session.state.judged_order]
     rows = [one.judged.row for one in experiments if one.judged and one.recorded]
+    for row in rows:
+        told = present.get((row["campaign"], str(row["index"])), {}).get("status")
+        if told not in (None, row["status"]):
+            session.observer.warn(
+                f"{session.table.name} says {told} of #{row['index']}, the journal says {row['status']}, which holds"
+            )
     missing = [row for row in rows if (row["campaign"], str(row["index"])) not in present]
     if missing:
         rebuild(session.table, missing)

@@ -7,11 +7,13 @@ started ahead; whoever has a Runner closes it, so that none is left.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.campaign import admission
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import CutShort, Health
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
@@ -19,7 +21,7 @@ from agent.campaign.observer import Activity, Pulse
 from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
 from agent.campaign.verifier_fix import mended_files
-from agent.contract import FILES_VARIABLE, EvalRow, Split, Summary
+from agent.contract import FILES_VARIABLE, EvalRow, Failure, Split, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
@@ -30,7 +32,7 @@ from agent.run.processes import ProcessIdentity, boot_id, end_process_group
 from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
-from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
+from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
 
 PAUSED = "paused for a screening"
 """Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""
@@ -86,6 +88,8 @@ class Done:
     """Host memory that was free before it was started, GiB; None where it was read back."""
     took_the_memory: bool = False
     """It held at least half of what was free, on the host or on the card: what ran out was its own doing."""
+    prompts: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    """Ids of the prompts by held-out split, as the first run on it has shown."""
     _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -137,7 +141,7 @@ class Done:
         return health_of(self.rows(split))
 
     def faults(self) -> list[str]:
-        return faults_of(self.record, self.evaluation, rewards=self.rewards) if self.ok else []
+        return faults_of(self.record, self.evaluation, rewards=self.rewards, prompts=self.prompts) if self.ok else []
 
 
 class Early(Protocol):
@@ -165,6 +169,7 @@ class Runner:
         self._standby = standby or Standby()
         self._boot = boot
         self._elsewhere: list[Run] | None = None
+        self._prompts: dict[str, frozenset[str]] = {}
 
     def close(self) -> None:
         """No further run will come: end the process that waits for one."""
@@ -177,7 +182,7 @@ class Runner:
         """
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
-        finished = next((run for run in before if _counts(run) and not _goes_on(run, before)), None)
+        finished = next((run for run in reversed(before) if self._holds(run) and not _goes_on(run, before)), None)
         if finished is not None:
             return self._from_disk(job, finished)
         if early is not None and early.is_pause and any(_paused(run) for run in before):
@@ -185,7 +190,7 @@ class Runner:
         recovered = self._settle(job, out, before)
         if recovered is not None:
             return recovered
-        refused = self._refused(job)
+        refused = self._refused(job) or self._not_admitted(job)
         if refused is not None:
             return refused
         done = self._execute(job, out, attempt=len(before) + 1, early=early)
@@ -210,14 +215,14 @@ class Runner:
         found: dict[str, RunPlanned | RunStarted] = {}
         for run in self.session.state.runs.values():
             key = key_of(run)
-            if key and run.words and _counts(run) and run.finished and run.finished.summary is not None:
+            if key and run.words and run.finished and run.finished.summary is not None and self._holds(run):
                 found[key] = run.words
         return list(found.items())
 
     def read_back(self, key: str) -> Done:
         """A finished run from its folder."""
         record = read_run(self.session.runs_folder / key)
-        known = [run for run in self.session.state.runs.values() if key_of(run) == key and _counts(run)]
+        known = [run for run in self.session.state.runs.values() if key_of(run) == key and self._holds(run)]
         return self._done(
             key,
             record,
@@ -243,7 +248,11 @@ class Runner:
             ended_early = run.finished.reason if gave_up else ended_early
         number = int(key[:3]) if key[:3].isdigit() else 0
         rewards = self.session.recipe_of(number).task.reward.range()
-        return Done(key, record, elapsed_s, diagnosis, self.session.evaluation, ended_s, ended_early, rewards)
+        if diagnosis is None and record.summary is not None:
+            for split in record.summary.metrics:
+                self._prompts.setdefault(split, frozenset(row.id for row in record.evals if row.split == split))
+        evaluation, prompts = self.session.evaluation, self._prompts
+        return Done(key, record, elapsed_s, diagnosis, evaluation, ended_s, ended_early, rewards, prompts=prompts)
 
     # --- what earlier sessions left -------------------------------------------------------------------------
 
@@ -266,6 +275,7 @@ class Runner:
         record = read_run(out)
         summary = record.summary
         if open_runs and summary is not None and not summary.stopped:
+            self._refuse_if_measured_otherwise(job, open_runs[-1].id, record, ended_by="itself")
             self._finish(open_runs[-1].id, ended_by="itself", exit_code=0, record=record, elapsed_s=summary.elapsed_s)
             return self._done(job.key, record, elapsed_s=summary.elapsed_s)
         for run in open_runs:
@@ -290,6 +300,41 @@ class Runner:
         record = read_run(self.session.runs_folder / job.key)
         return self._done(job.key, record, elapsed_s=None, diagnosis=why)
 
+    def _not_admitted(self, job: Job) -> Done | None:
+        """A recipe that differs from the baseline's in more than was planned is not started."""
+        refused = admission.refusal(self.session, job)
+        if refused is None:
+            return None
+        self.session.observer.ended(f"did not start: {refused.message}")
+        failure = Failure(
+            crash_class="typo", message=refused.message, hint=refused.hint, exception="ChangeRefused", key=refused.key
+        )
+        record = read_run(self.session.runs_folder / job.key)
+        return self._done(job.key, record, elapsed_s=None, diagnosis=triage(Evidence(failure=failure)))
+
+    def _holds(self, run: Run) -> bool:
+        """It counts, and its files are what it left. If they are not, its folder is put aside: it counts no more."""
+        lockbox = self.session.lockbox
+        if not _counts(run) or run.id in lockbox.void:
+            return False
+        out = self.session.runs_folder / str(key_of(run))
+        changed = lockbox.changed_since(out)
+        if changed:
+            words = f"{', '.join(changed)} of the run {out.name} changed after it had ended: it counts no more"
+            self.session.observer.warn(f"{words}, and is now {_out_of_the_way(out).name}")
+            lockbox.set_aside(run.id, out, words)
+        return not changed
+
+    def _refuse_if_measured_otherwise(self, job: Job, run: str, record: RunRecord, **fields: Any) -> None:
+        """Raises YardstickChanged, after the run is written down as one that does not count."""
+        lockbox = self.session.lockbox
+        wrong = lockbox.look_at(job, record)
+        if not wrong:
+            return
+        self._finish(run, record=record, diagnosis=lockbox.diagnosis(wrong), **fields)
+        _out_of_the_way(record.out)
+        raise lockbox.refuse(job, wrong)
+
     # --- now ------------------------------------------------------------------------------------------------
 
     def _execute(self, job: Job, out: Path, *, attempt: int, early: Early | None) -> Done:
@@ -297,6 +342,7 @@ class Runner:
         asked = self._why_stop()
         if asked:
             raise CutShort(asked)
+        session.lockbox.check(f"before the run {job.key}")
         cost = session.cost(job.recipe)
         predicted = cost.evaluation_s if job.evaluate else cost.total_s + cost.evaluate_s * (job.rung_at is not None)
         run = job.key if attempt == 1 else f"{job.key}.{attempt}"
@@ -391,6 +437,10 @@ class Runner:
         if result.summary is not None and ended_by in ("itself", "stop"):
             # a training that was done when it was asked to stop has measured everything
             ended_by = "stop" if result.summary.stopped else "itself"
+        if diagnosis is None and ended_by == "itself":
+            self._refuse_if_measured_otherwise(
+                job, run, record, ended_by="itself", exit_code=result.exit_code, elapsed_s=result.elapsed_s
+            )
         self._finish(
             run,
             ended_by=ended_by,
@@ -435,16 +485,26 @@ class Runner:
             self.session.observer.say(f"  {result.held_gb:.1f} GiB of memory are not back yet: {result.held_by}")
 
     def _finish(self, run: str, *, record: RunRecord, diagnosis: Diagnosis | None = None, **fields: Any) -> None:
+        """Digests of what was used are told once, not in every line."""
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None
         if diagnosis is not None:
             summary = None
-        self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields)
+        told = {} if summary is None else self.session.lockbox.take_in(record)
+        for name in ("evaluation", "model"):
+            (summary or {}).get("provenance", {}).pop(name, None)
+        self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields, **told)
 
 
 def _took(result: RunResult, free_gb: float) -> bool:
     on_host = (result.peak_rss_gb or 0.0) >= MOST_OF_IT * free_gb
     on_card = result.load is not None and (result.load.device_memory_peak_share or 0.0) >= MOST_OF_IT
     return on_host or on_card
+
+
+def _out_of_the_way(out: Path) -> Path:
+    """The folder of a run that does not count, under another name; the run can then be repeated in a fresh one."""
+    number = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.changed-{n}").exists())
+    return out.rename(out.with_name(f"{out.name}.changed-{number}")) if out.exists() else out
 
 
 def key_of(run: Run) -> str | None:

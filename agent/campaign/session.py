@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import shutil
 import statistics
@@ -15,6 +16,7 @@ from typing import Any
 
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.limits import KnownLimit, Limits, contradicted
+from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
@@ -122,6 +124,11 @@ class Session:
     def evaluation(self) -> Evaluation:
         """How every run of the campaign is measured."""
         return self.recipe_of(0).evaluation
+
+    @functools.cached_property
+    def lockbox(self) -> Lockbox:
+        """What the campaign measures by. Ask for it once the journal says how it was started."""
+        return Lockbox(self)
 
     def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
         """Load a recipe from texts by path, through real files, so that messages name file and line. The same texts are
@@ -312,8 +319,10 @@ def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
     """
     load_mapping(workspace / recipe_path, root=workspace)  # refuses a missing parent, or a circle
     files: dict[str, str] = {}
-    path = (workspace / recipe_path).resolve()
+    path = workspace / recipe_path
     while True:
+        _refuse_link(path, workspace)
+        path = path.resolve()
         if not path.is_relative_to(workspace.resolve()):
             raise RecipeError(
                 "lies outside the workspace", where=str(path), hint="copy it into recipes/ and extend the copy"
@@ -323,7 +332,20 @@ def collect_files(workspace: Path, recipe_path: str) -> dict[str, str]:
         parent = read_yaml(text, where=str(path)).get(EXTENDS)
         if parent is None:
             return files
-        path = (path.parent / parent).resolve()
+        path = Path(os.path.normpath(path.parent / parent))
+
+
+def _refuse_link(path: Path, workspace: Path) -> None:
+    """A commit would hold the text, and what the link leads to would be the recipe."""
+    for part in (path, *path.parents):
+        if part == workspace or not part.is_relative_to(workspace):
+            return
+        if part.is_symlink():
+            raise RecipeError(
+                f"is a symbolic link (to {part.readlink()}), which could lead elsewhere in mid-campaign",
+                where=str(part),
+                hint="name the file itself, or copy it",
+            )
 
 
 def title(experiment: Experiment) -> str:

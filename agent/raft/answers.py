@@ -3,6 +3,9 @@
 The untrained model begins every run, and the incumbent is asked the same held-out questions again and again: the same
 weights, prompts and random numbers give the same completions. Only those are kept, not what a verifier said of them,
 which is asked anew each time.
+
+Anybody who may write into the user's cache could put better answers there. So nothing that a verdict rests on is taken
+from it: search, confirm and holdout are drawn anew each time (`KEPT`). And a file is believed only as it was written.
 """
 
 from __future__ import annotations
@@ -13,16 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from agent.files import read_jsonl, write_atomic
+from agent.contract import Split
+from agent.files import write_atomic
 from agent.raft.model import Policy
 from agent.raft.quantized import scales
 from agent.raft.rollout import Completion, Request
 from agent.raft.sampling import Sampling
 
+KEPT: tuple[Split, ...] = ("train", "select")
+"""Splits of which completions are kept."""
 MOST_KEPT = 200
 """Files; the oldest go first. One of 512 prompts of 40 tokens has about 100 kB."""
 VERSION = 1
@@ -53,9 +60,11 @@ class AnswerCache:
 
     def get(self, key: str) -> tuple[list[list[Completion]], float] | None:
         """Completions by request and sample, without log-probabilities, and the seconds that drawing them took; None
-        where they are not known."""
+        where they are not known, or the file is not as it was written."""
         try:
-            head, *lines = read_jsonl(self.folder / f"{key}.jsonl")
+            head, *lines = [json.loads(line) for line in (self.folder / f"{key}.jsonl").read_text().splitlines()]
+            if head["digest"] != _written(key, head["seconds"], lines):
+                return None
             groups = [[Completion(tokens, [], [], finish) for tokens, finish in line["completions"]] for line in lines]
             return (groups, float(head["seconds"])) if len(groups) == head["requests"] else None
         except (OSError, KeyError, TypeError, ValueError):
@@ -63,11 +72,11 @@ class AnswerCache:
 
     def put(self, key: str, groups: Sequence[Sequence[Completion]], *, seconds: float) -> None:
         """A full disk or a read-only folder costs the next run some seconds, nothing else."""
-        lines = [json.dumps({"requests": len(groups), "seconds": seconds}) + "\n"]
-        lines += [json.dumps({"completions": [[c.tokens, c.finish] for c in group]}) + "\n" for group in groups]
+        lines = [{"completions": [[c.tokens, c.finish] for c in group]} for group in groups]
+        head = {"requests": len(groups), "seconds": seconds, "digest": _written(key, seconds, lines)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.folder / f"{key}.jsonl", "".join(lines))
+            write_atomic(self.folder / f"{key}.jsonl", "".join(json.dumps(line) + "\n" for line in [head, *lines]))
             self._forget()
         except OSError:
             return
@@ -76,6 +85,11 @@ class AnswerCache:
         files = sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
         for path in files[:-MOST_KEPT]:
             path.unlink(missing_ok=True)
+
+
+def _written(key: str, seconds: float, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Tells a file that was cut, edited, or put under another name; who forges one on purpose can make this too."""
+    return hashlib.sha256(json.dumps([key, seconds, list(lines)]).encode()).hexdigest()[:32]
 
 
 def _configuration(policy: Policy) -> list[str]:

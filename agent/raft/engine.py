@@ -127,6 +127,8 @@ class Training:
         """On `clock`: when the process must be done."""
         self.final_samples = 0
         """Samples of the evaluation at the end."""
+        self.reload_seconds = 0.0
+        """Until its process has loaded what it evaluates."""
         self.rung: float | None = None
         """Share of the budget after which `search` is measured once."""
         self.rung_seconds: float | None = None
@@ -135,6 +137,8 @@ class Training:
         self.finished = False
         self.settled: dict[str, Any] | None = None
         """Where the training stood at the end of the last cycle; None while the weights are no longer those."""
+        self.released = False
+        """Weights and optimizer are gone: nothing can be saved any more."""
 
     # The algorithm --------------------------------------------------------------------------------------------
 
@@ -417,7 +421,8 @@ class Training:
 
     def final_seconds(self) -> float:
         """What the evaluation at the end and the writing of the results will take."""
-        return EVALUATION_MARGIN * self.final_samples * self.seconds_per_sample + FINISH_SECONDS
+        evaluation = self.final_samples * self.seconds_per_sample + self.reload_seconds
+        return EVALUATION_MARGIN * evaluation + FINISH_SECONDS
 
     def _set_deadline(self) -> None:
         if self.limit_at is not None:
@@ -445,6 +450,12 @@ class Training:
     def save(self) -> None:
         """At the end of a cycle, or when the training is finished."""
         self._save(self._standing())
+
+    def release(self) -> None:
+        """Let go of the optimizer and of all weights; counters stay."""
+        self.released = True
+        self.trainer.release()
+        self.best.weights = self.carried = self.settled = None
 
     def saves_quickly(self) -> bool:
         """Whether a state can be saved within the time that SIGTERM leaves."""

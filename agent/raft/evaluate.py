@@ -17,7 +17,7 @@ import numpy as np
 
 from agent.contract import EvalRow, Split
 from agent.errors import DataError
-from agent.raft.answers import AnswerCache
+from agent.raft.answers import KEPT, AnswerCache
 from agent.raft.measure import mean
 from agent.raft.model import Policy
 from agent.raft.rollout import Completion, OnFinished, Request, Row, fits, generate
@@ -106,7 +106,7 @@ class Examiner:
                 on_prompt(cast(list[EvalRow], group))
 
         with Verification(self, examples, on_verdict=judged) as verification:
-            cache = None if passing else self.answers
+            cache = self.answers if split in KEPT and not passing else None
             completions, drawing = self._answers(requests, cache, on_finished=verification.add, on_step=on_step)
             verification.verdicts(completions, on_step=on_step)
         ordered = [rows[Row(place, sample)] for place in range(len(examples)) for sample in range(samples)]

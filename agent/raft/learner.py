@@ -91,6 +91,10 @@ class Trainer:
         self.updating = threading.Lock()
         """Held while weights change; who holds it may read or replace them from another thread."""
 
+    def release(self) -> None:
+        """Let go of the weights and the optimizer's moments."""
+        del self.optimizer, self.forward
+
     def train(
         self,
         samples: Sequence[TrainingSample],

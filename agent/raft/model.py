@@ -10,6 +10,7 @@ It does not: shard, offload, quantize what is trained, or reload between cycles.
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,18 @@ class Policy:
     def restore(self, weights: dict[str, Tensor]) -> None:
         for name, p in self.trainable().items():
             p.copy_(weights[name])
+
+    def release(self) -> None:
+        """Give the model's memory back, as far as nobody else holds it. Nothing but words is left afterwards."""
+        self.model = self.head = None
+        gc.unfreeze()
+        gc.collect()
+        self.trim()
+
+    def trim(self) -> None:
+        """Give back what torch keeps of an accelerator's memory without using it: another process cannot."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def parameter_counts(self) -> tuple[int, int]:
         """All parameters and the trained ones; shared ones count once."""

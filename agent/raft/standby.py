@@ -45,6 +45,8 @@ MODULES = (
     "agent.raft.engine",
     "agent.raft.evaluate",
     "agent.raft.model",
+    "agent.raft.leaks",
+    "agent.raft.used",
     "agent.tasks.tasks",
     "agent.tasks.verifiers",
     "agent.tasks.prompts",
@@ -73,7 +75,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "agent.raft.worker", *arguments])
     from agent.raft import worker
 
-    return worker.main(arguments)
+    return worker.main(arguments, pristine=True)
 
 
 # --- what is imported --------------------------------------------------------------------------------------
@@ -82,7 +84,9 @@ def main() -> int:
 def import_for(path: Path) -> None:
     """Import what a worker does for the recipe in this file; without a readable one, what every worker does."""
     from agent.recipe.files import load_recipe
+    from agent.recipe.yardstick import code_digest
 
+    code_digest()  # of the code that is about to be imported, whatever lies there when the run comes
     for name in MODULES:
         importlib.import_module(name)
     from agent.raft.sources import TINY

@@ -4,6 +4,10 @@ It never raises to its caller: it ends with exit code 0 and a summary, or with a
 reason, `failure.json`. An unexpected exception leaves its traceback on standard error too; what it means (out of
 memory, a broken backend) is for the agent's triage to say.
 
+What a training delivers is evaluated by a copy of this process from before the training (`agent.raft.apart`), from the
+files alone. What is measured on the way (`select`, and `search` for `--rung`) is measured here: it chooses the cycle
+that is delivered and ends trainings early, and nothing is kept for it.
+
 SIGTERM (or Ctrl-C) sets a flag that the next step sees. A step that takes too long for that is abandoned by a timer,
 which writes the best weights so far and the summary itself.
 """
@@ -11,14 +15,13 @@ which writes the best weights so far and the summary itself.
 from __future__ import annotations
 
 import argparse
-import errno
-import gc
 import json
 import os
 import platform
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -29,43 +32,37 @@ from agent.contract import (
     CHECKPOINT,
     EVAL,
     FAILURE,
-    HELD_OUT,
-    PLAN,
     STOP_GRACE_SECONDS,
     SUMMARY,
-    UNTRAINED,
     EvalRow,
-    Failure,
-    RunPlan,
-    Split,
     Summary,
 )
-from agent.errors import AgentError, DataError
+from agent.errors import AgentError
 from agent.files import write_atomic
+from agent.raft.apart import Apart, Failed, Stopped
+from agent.raft.failure import failure_of, report
+from agent.raft.prepare import SPLITS, Preparation
 from agent.raft.pulse import EndTraining, Pulse
 from agent.recipe.files import load_recipe
-from agent.recipe.schema import Recipe
-from agent.text import redact, redacted_values
 
 if TYPE_CHECKING:
     from agent.raft.engine import Training
     from agent.raft.evaluate import Examiner
-    from agent.raft.model import Policy
-    from agent.tasks.tasks import Splits
 
-SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
 EMERGENCY_SECONDS = STOP_GRACE_SECONDS - 6.0
-RESOURCE_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-}
-MOST_THREADS_OF_TINY = 2
 UNEXPECTED_EXIT_CODE = 1
+ROOM_BESIDE = 2.0
+"""Times the model's own size that must be free for its copy to be evaluated beside it: weights, and what sampling from
+them takes (their copy in the arithmetic's type, keys and values)."""
+SPARE_BYTES = 2**30
+SCRATCH = ".scratch"
+"""Temporary files of an evaluation, in the run's folder."""
 LONG_EVALUATION_SECONDS = 60.0
 """A shorter evaluation is not worth saving the finished training for: a kill repeats the last cycles instead."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
+    """`pristine`: nothing has been computed in this process, so that a copy of it can be made for the evaluation."""
     options = parse(arguments)
     pulse = Pulse(options.out)
     try:
@@ -74,14 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
         if finished(options.out):
             print("this run is finished: its summary.json is there", flush=True)
             return 0
-        Worker(options, pulse).run()
+        Worker(options, pulse, pristine=pristine).run()
+    except Failed as error:
+        report(options.out, error.failure)
+        return error.exit_code
     except AgentError as error:
-        _report(options.out, failure_of(error, pulse))
+        report(options.out, failure_of(error, pulse))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        _report(options.out, failure_of(error, pulse))
+        report(options.out, failure_of(error, pulse))
         return UNEXPECTED_EXIT_CODE
     return 0
 
@@ -118,23 +118,22 @@ def finished(out: Path) -> bool:
         return False
 
 
-class Worker:
+class Worker(Preparation):
     """Prepares a training, runs it, measures what came out and writes it down."""
 
-    def __init__(self, options: argparse.Namespace, pulse: Pulse):
-        self.options = options
-        self.pulse = pulse
-        self.started = time.monotonic()
+    def __init__(self, options: argparse.Namespace, pulse: Pulse, *, pristine: bool = False):
+        super().__init__(options, pulse)
+        self.pristine = pristine and sys.platform.startswith("linux")
         self.finishing = threading.Lock()
         """Held while results are written: by the main thread, or by the timer after a SIGTERM."""
-        self.recipe: Recipe
-        self.policy: Policy | None = None
+        self.apart: Apart | None = None
+        """Waits to evaluate what the training delivers."""
+        self.confined = "not confined: in the training's process"
+        self.examined: dict[str, Any] = {}
+        """What the evaluation tells of itself."""
+        self.delivered = False
         self.training: Training | None = None
-        self.splits: Splits | None = None
-        self.load_seconds: float | None = None
         self.evaluate_seconds = 0.0
-        self.environment: dict[str, str] = {}
-        self.checkpointing: tuple[bool, str] = (False, "not settled")
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -145,6 +144,11 @@ class Worker:
         for name in (SUMMARY, EVAL):
             (options.out / name).unlink(missing_ok=True)
         try:
+            self._settle()
+            if self.pristine and options.evaluate is not None:
+                self.confined = self._confine()
+            elif self.pristine and options.splits:
+                self.apart = Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
             with self._open_task() as verifier:
                 examiner = self._prepare(verifier)
                 if options.evaluate is None:
@@ -154,178 +158,9 @@ class Worker:
         except EndTraining as end:
             # SIGTERM before there was anything to train or deliver.
             self._write_summary({}, stopped=True, ended_by=end.reason, evaluate_seconds=None, checkpoint=False)
-
-    # Preparing ------------------------------------------------------------------------------------------------
-
-    def _open_task(self) -> Any:
-        """Settles the environment, which torch reads when it is imported; then the task and the verifier."""
-        from agent.raft.environment import apply_environment
-        from agent.raft.support import refuse_unsupported
-
-        refuse_unsupported(self.recipe)
-        self.cache: Path = self.options.cache or self._default_cache()
-        self.environment = apply_environment(self.recipe.backend, cache=self.cache)
-        from agent.tasks.tasks import load_splits
-        from agent.tasks.verifiers import build_verifier
-
-        base = Path.cwd()
-        self.splits = load_splits(self.recipe.task, self.recipe.evaluation, base=base)
-        if refusal := self.splits.refusal():
-            print(refusal, file=sys.stderr, flush=True)
-        verifier = build_verifier(
-            self.recipe.task.verifier,
-            base=base,
-            allow_untrusted_code=self.options.allow_untrusted_code,
-            count_assertions=self.recipe.task.reward.graduated.partial > 0,
-        )
-        if kept_in := verifier.kept_in_by():
-            print(f"untrusted code is kept in by {kept_in}", file=sys.stderr, flush=True)
-        return verifier
-
-    def _default_cache(self) -> Path:
-        from agent.raft.sources import default_cache
-
-        return default_cache()
-
-    def _prepare(self, verifier: Any) -> Examiner:
-        """Load the model and write the plan."""
-        began = time.monotonic()
-        self.pulse.beat("load")
-        from agent.raft.answers import AnswerCache
-        from agent.raft.evaluate import Examiner
-        from agent.raft.measure import device_memory
-        from agent.raft.model import load_policy
-        from agent.tasks.prompts import shots_for
-        from agent.tasks.verifiers import refuse_hopeless_data
-
-        assert self.splits is not None
-        self.pulse.device_memory = device_memory
-        task = self.recipe.task
-        refuse_hopeless_data(verifier, task.verifier, self.splits.train, dataset=task.dataset)
-        named = self.options.evaluate
-        checkpoint = Path(named) if named not in (None, UNTRAINED) else None
-        self.policy = load_policy(
-            self.recipe,
-            cache=self.cache,
-            seed=self.options.seed,
-            beat=self.pulse.beat,
-            checkpoint=checkpoint,
-            checkpointing=self._checkpointing(),
-            confirmed=self.options.trust_remote_code,
-        )
-        if self.policy.native:
-            self._use_few_threads()
-        shots = shots_for(self.recipe.prompt, self.splits.train, seed=self.recipe.task.split_seed)
-        answers = AnswerCache(self.cache / "answers")
-        examiner = Examiner(self.recipe, self.policy, verifier, shots, answers)
-        # What there is now stays until the end: looking for garbage in it took a tenth of a small training.
-        gc.collect()
-        gc.freeze()
-        self.load_seconds = time.monotonic() - began
-        plan = self._plan()
-        if plan.engine == "hf" and self.recipe.rollout.engine == "auto":
-            why = f"rollout.engine: auto is hf here, which is slower: {self.policy.layout_why_not}"
-            print(why, file=sys.stderr, flush=True)
-        write_atomic(self.options.out / PLAN, plan.model_dump_json(indent=1) + "\n")
-        self._check_prompts(examiner)
-        return examiner
-
-    def _use_few_threads(self) -> None:
-        """Threads spend most of their time waiting for each other on matrices as small as the built-in model's.
-
-        40 cycles of tiny-addition took 7.6 and 8.6 s on two threads of two quiet cores, 9.3 and 10.5 s on one.
-        """
-        import torch
-
-        torch.set_num_threads(min(MOST_THREADS_OF_TINY, torch.get_num_threads()))
-
-    def _checkpointing(self) -> bool:
-        """Whether activations are recomputed: as the recipe says, or, under `auto`, where memory asks for it."""
-        from agent.raft import sources
-        from agent.raft.model import choose_device, facts_of, free_memory
-        from agent.recipe.memory import GIB, needs_checkpointing
-        from agent.recipe.shapes import shape_of
-
-        wanted = self.recipe.learner.gradient_checkpointing
-        if wanted != "auto":
-            self.checkpointing = wanted, "the recipe says so"
-            return wanted
-        device, _ = choose_device()
-        # A model that is here is one whose size is known: else the first run might choose other than the next.
-        confirmed = self.options.trust_remote_code
-        sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat, confirmed=confirmed)
-        found = shape_of(self.recipe.model, cache=self.cache, base=Path.cwd())
-        if found.shape is None:
-            self.checkpointing = False, found.why
-        else:
-            self.checkpointing = needs_checkpointing(
-                self.recipe, found.shape, facts_of(device), available_gb=free_memory(device) / GIB
-            )
-        return self.checkpointing[0]
-
-    def _plan(self) -> RunPlan:
-        from agent.raft.microbatch import choose_shape
-
-        assert self.policy is not None
-        assert self.splits is not None
-        recipe, policy = self.recipe, self.policy
-        parameters, trainable = policy.parameter_counts()
-        shape, shape_why = choose_shape(policy, recipe.learner, compile_step=recipe.backend.compile)
-        return RunPlan(
-            device=str(policy.device),
-            dtype=str(policy.compute).removeprefix("torch."),
-            attention=policy.attention,
-            engine=policy.engine_for(recipe.rollout.engine),
-            compile=recipe.backend.compile,
-            trainer=recipe.backend.trainer,
-            environment=redacted_values(self.environment),
-            parameters=parameters,
-            trainable_parameters=trainable,
-            rows={name: len(getattr(self.splits, name)) for name in SPLITS},
-            refused_rows=self.splits.refused,
-            settings={
-                "device_why": policy.device_why,
-                "implementation": "agent.raft.llama" if policy.native else "transformers",
-                "engine_why": policy.layout_why_not,
-                "slots": recipe.rollout.slots,
-                "microbatch_tokens": recipe.learner.microbatch_tokens,
-                "gradient_accumulation": recipe.learner.gradient_accumulation,
-                "microbatches": shape,
-                "microbatches_why": shape_why,
-                "gradient_checkpointing": self.checkpointing[0],
-                # Without it there is nothing to explain, and how much memory is free differs from run to run.
-                "gradient_checkpointing_why": self.checkpointing[1] if self.checkpointing[0] else None,
-                "min_optimizer_steps": recipe.budget.min_optimizer_steps,
-                "min_kept_samples": recipe.budget.min_kept_samples,
-                "min_effect": recipe.evaluation.min_effect,
-                "guards": [guard.model_dump() for guard in recipe.evaluation.guards],
-                "splits": self.options.splits,
-                "evaluate": self.options.evaluate,
-            },
-        )
-
-    def _check_prompts(self, examiner: Examiner) -> None:
-        """At least one training prompt must leave room for an answer."""
-        assert self.splits is not None
-        assert self.policy is not None
-        limit, positions = self.recipe.rollout.max_total_sequence_length, self.policy.max_length
-        shortest: int | None = None
-        for example in self.splits.train:
-            tokens = len(examiner.prompt_of(example))
-            if tokens < self.policy.room(limit):
-                return
-            shortest = min(tokens, shortest or tokens)
-        assert shortest is not None, "a training split has at least one row"
-        if positions is not None and shortest >= positions:
-            raise DataError(
-                f"no prompt fits the {positions} positions of the model (the shortest has {shortest} tokens)",
-                where="model.source",
-                hint="Shorten the prompts (prompt.examples, prompt.system, prompt.template), or take another model.",
-            )
-        raise DataError(
-            f"no prompt fits rollout.max_total_sequence_length: {limit} (the shortest has {shortest} tokens)",
-            hint=f"Raise it above {shortest + self.recipe.rollout.max_new_tokens}.",
-        )
+        finally:
+            if self.apart is not None:
+                self.apart.close()
 
     # Training and measuring -----------------------------------------------------------------------------------
 
@@ -347,6 +182,7 @@ class Worker:
         )
         training.final_samples = final_sample_count(self.recipe, self.splits, options.splits)
         training.rung = options.rung
+        training.reload_seconds = self.reload_seconds if self.apart is not None else 0.0
         if options.time_limit is not None:
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
@@ -368,11 +204,11 @@ class Worker:
         stopped = ended_by == "sigterm"
         if not stopped:
             try:
-                metrics = self._evaluate(examiner)
+                metrics = self._measure(examiner)
             except EndTraining:
                 stopped, ended_by = True, "sigterm"
                 # The present weights are the best ones by now, and a finished training needs no others.
-                if training is not None and to_save and training.saves_quickly():
+                if training is not None and to_save and not training.released and training.saves_quickly():
                     training.save()
         with self.finishing:
             self._write_summary(
@@ -385,8 +221,104 @@ class Worker:
             if training is not None and not stopped:
                 training.state.remove()
 
+    def _measure(self, examiner: Examiner) -> dict[str, float]:
+        """Metric by split. Raises EndTraining."""
+        from agent.raft.used import both, stamps_of, used_by
+
+        assert self.splits is not None
+        used = used_by(self.recipe, self.splits, examiner.verifier, base=Path.cwd())
+        if self.apart is None:
+            metrics = self._evaluate(examiner)
+            self.examined = self._told(examiner, metrics)
+            return metrics
+        self._make_room()
+        self.pulse.check()
+        checkpoint = self.options.out / CHECKPOINT
+        told = self.pulse.cycle, self.pulse.budget_spent, self.pulse.select_metric
+        try:
+            self.examined = self.apart.ask(
+                {
+                    "checkpoint": str(checkpoint),
+                    "files": {**self.model_files, str(checkpoint): stamps_of(checkpoint)},
+                    "told": told,
+                }
+            )
+        except Stopped:
+            raise EndTraining("sigterm") from None
+        self.evaluate_seconds = self.examined.pop("evaluate_s")
+        self.examined["used"] = both(used, self.examined["used"])
+        return dict(self.examined.pop("metrics"))
+
+    def _make_room(self) -> None:
+        """Let go of the model where there is no memory for a second one beside it."""
+        assert self.training is not None
+        assert self.policy is not None
+        size = sum(p.numel() * p.element_size() for p in self.policy.model.parameters())
+        self.policy.trim()
+        if self.policy.free_memory() < ROOM_BESIDE * size + SPARE_BYTES:
+            self.training.release()
+            self.policy.release()
+
+    # The copy that evaluates ------------------------------------------------------------------------------------
+
+    def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
+        """In the copy of this process: evaluate the checkpoint that the training has delivered."""
+        options = argparse.Namespace(**vars(self.options) | {"evaluate": order["checkpoint"]})
+        pulse = self.pulse = Pulse(options.out)
+        pulse.cycle, pulse.budget_spent, pulse.select_metric = order["told"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(pulse, "terminated", True))
+        try:
+            pulse.beat("load")
+            return Worker(options, pulse).examine(order["files"])
+        except EndTraining:
+            raise Stopped from None
+
+    def examine(self, files: dict[str, Any]) -> dict[str, Any]:
+        """Everything anew from the files. `files`: stamps of those that are not to have changed, by folder."""
+        from agent.raft.measure import peak_memory_gb
+
+        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self.confined = self._confine()
+        with self._open_task() as verifier:
+            examiner = self._load(verifier, as_before=files)
+            metrics = self._evaluate(examiner)
+            told = {"metrics": metrics, "evaluate_s": self.evaluate_seconds, "peak_memory_gb": peak_memory_gb()}
+            return {**self._told(examiner, metrics), **told}
+
+    def _confine(self) -> str:
+        """Take away the right to write anywhere but in the run's folder and in caches."""
+        from agent.raft.confine import caches_of_libraries, confine_writes
+
+        if self.options.allow_untrusted_code:
+            return "not confined: programs that the model writes run in sandboxes, which could not be set up then"
+        scratch = self.options.out / SCRATCH
+        scratch.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.absolute())
+        return confine_writes([self.options.out, self.cache, *caches_of_libraries()])
+
+    def _told(self, examiner: Examiner, metrics: dict[str, float]) -> dict[str, Any]:
+        """What was used, for whoever has to trust the numbers."""
+        from agent.raft.used import used_by
+        from agent.recipe.yardstick import digest_of_file
+
+        assert self.splits is not None
+        shutil.rmtree(self.options.out / SCRATCH, ignore_errors=True)
+        evaluated = self.checkpoint
+        return {
+            "used": used_by(self.recipe, self.splits, examiner.verifier, base=Path.cwd()),
+            "recipe_signature": self.recipe.signature(),
+            "rows": digest_of_file(self.options.out / EVAL) if metrics else None,
+            "writes": self.confined,
+            "checkpoint": {path.name: digest_of_file(path) for path in sorted(evaluated.iterdir()) if path.is_file()}
+            if evaluated
+            else None,
+        }
+
     def _deliver(self, training: Training) -> None:
         """Put the best weights into `checkpoint/`, which appears whole."""
+        if self.delivered:
+            return
         assert self.policy is not None
         with training.trainer.updating:
             if training.best.weights is not None:
@@ -398,6 +330,7 @@ class Worker:
             self.policy.save(scratch)
             shutil.rmtree(target, ignore_errors=True)
             scratch.replace(target)
+            self.delivered = True
 
     def _evaluate(self, examiner: Examiner) -> dict[str, float]:
         """Metric by split; the rows go to `eval.jsonl`."""
@@ -455,7 +388,7 @@ class Worker:
             rung_s=training.rung_seconds if training else None,
             elapsed_s=time.monotonic() - self.started,
             tokens_per_s=tokens / train_seconds if train_seconds > 0 and tokens else None,
-            peak_memory_gb=peak_memory_gb(),
+            peak_memory_gb=max(peak_memory_gb(), self.examined.pop("peak_memory_gb", 0.0)),
             device=str(self.policy.device) if self.policy else None,
             checkpoint=CHECKPOINT if checkpoint else None,
             provenance=self._provenance(),
@@ -468,6 +401,8 @@ class Worker:
 
         import torch
 
+        source = self.recipe.model.source
+
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -476,6 +411,8 @@ class Worker:
             "threads": torch.get_num_threads(),
             "products": self.training.trainer.products if self.training else None,
             "data": self.splits.digest if self.splits else None,
+            "model": {"source": source, "revision": self.recipe.model.revision, "folders": self.model_files},
+            "evaluation": self.examined or None,
         }
 
     # SIGTERM --------------------------------------------------------------------------------------------------
@@ -484,6 +421,8 @@ class Worker:
         if self.pulse.terminated:
             return
         self.pulse.terminated = True
+        if self.apart is not None:
+            self.apart.terminate()
         timer = threading.Timer(EMERGENCY_SECONDS, self._leave_now)
         timer.daemon = True
         timer.start()
@@ -493,6 +432,8 @@ class Worker:
         if not self.finishing.acquire(blocking=False):
             return
         training = self.training
+        if self.apart is not None:
+            self.apart.terminate(at_once=True)
         if training is not None:
             training.state.close()
             self._deliver(training)
@@ -502,52 +443,8 @@ class Worker:
         os._exit(0)
 
 
-def failure_of(error: Exception, pulse: Pulse) -> Failure:
-    """What `failure.json` says. `unknown` means that the log has to be read."""
-    common: dict[str, Any] = {"exception": type(error).__name__, "phase": pulse.phase}
-    if isinstance(error, AgentError):
-        return Failure(
-            crash_class=error.crash_class,
-            message=error.message,
-            where=error.where,
-            hint=error.hint,
-            key=getattr(error, "key", None),
-            suggestion=getattr(error, "suggestion", None),
-            **common,
-        )
-    message = str(error).strip() or type(error).__name__
-    if cause := _resource_error(error):
-        return Failure(crash_class="resource", message=str(cause), where=getattr(cause, "filename", None), **common)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failure(crash_class="oom", message=message, **common)
-    return Failure(crash_class="unknown", message=message, **common)
-
-
-def _resource_error(error: BaseException) -> BaseException | None:
-    """What the operating system refused, in the chain of causes: torch and safetensors wrap it into their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in RESOURCE_ERRORS:
-            return seen
-        if os.strerror(errno.ENOSPC) in str(seen):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _report(out: Path, failure: Failure) -> None:
-    """A full disk must not hide the failure that it caused."""
-    try:
-        told = failure.model_copy(
-            update={"message": redact(failure.message), "hint": redact(failure.hint or "") or None}
-        )
-        write_atomic(out / FAILURE, told.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        print(f"cannot write {FAILURE}: {error}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    code = main()
+    code = main(pristine=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # Every file is closed and on disk; tearing torch down would take another half second.

@@ -1,13 +1,15 @@
 """A change: one idea about the recipe, possibly several keys that belong together.
 
 What decides how a result is measured is out of its reach: a change that touches a locked key is refused
-here, by code. So is one that moves the learning rate and the temperature at once, because its effect
-could be laid to neither.
+here, by code, and so is one that would move it by another way (`refuse_moved_yardstick`). So is one that moves the
+learning rate and the temperature at once, because its effect could be laid to neither.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from agent.errors import AgentError, RecipeError
 from agent.recipe.files import bounds_of, get_key, with_keys
 from agent.recipe.schema import Recipe, leaf_keys
+from agent.recipe.yardstick import moved_locks
 
 LEARNING_RATE_KEYS = ("learner.learning_rate", "learner.lr_schedule", "learner.warmup")
 TEMPERATURE_KEYS = ("rollout.temperature", "rollout.temperature_schedule")
@@ -31,11 +34,28 @@ SAME_SPEED_KEYS = (
 (A better policy may give shorter answers; a tokens-a-second figure hardly moves with that.)"""
 
 
+TUNING_VARIABLES = re.compile(
+    r"(TORCH|PYTORCH|OMP|GOMP|KMP|MKL|ONEDNN|DNNL|OPENBLAS|CUDA|CUBLAS|CUDNN|NCCL|NVIDIA|HIP|HIPBLASLT|HSA|ROCBLAS|"
+    r"MIOPEN|AMD|GPU|TRITON|FLASH_ATTENTION|MALLOC)_[A-Z0-9_]+|GLIBC_TUNABLES|TOKENIZERS_PARALLELISM"
+)
+"""Environment variables that an idea may set: they steer libraries that compute. Any other may decide which code, model
+or cache a process finds (PYTHONPATH, LD_PRELOAD, HF_HOME, TRANSFORMERS_*), and so what is measured."""
+LOADING_VARIABLES = re.compile(r".*(_PATH|_DIR|_HOME|_FILE|_LIB|_LIBS|_LIBRARY|_LIBRARIES|_CACHE|_PLUGIN)")
+"""Of those, what names a place to load from: HSA_TOOLS_LIB and OMP_TOOL_LIBRARIES load a library into the process
+(OpenMP 5.0, section 6.19; ROCr's runtime), TORCHINDUCTOR_CACHE_DIR compiled kernels."""
+PRIVATE = ".raft"
+"""Folder of the agent's own files in a workspace."""
+
+
 class ChangeRefused(AgentError):
     """The change may not be made, or would not make a valid recipe."""
 
     exit_code = 3
     crash_class = "typo"
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None, key: str | None = None):
+        super().__init__(message, where=where, hint=hint)
+        self.key = key
 
 
 class Change(BaseModel):
@@ -80,9 +100,11 @@ class Change(BaseModel):
         moves = self.values(recipe)
         _refuse_to_move_the_yardstick(moves, recipe)
         try:
-            return with_keys(recipe, {key: new for key, (_, new) in moves.items()})
+            changed = with_keys(recipe, {key: new for key, (_, new) in moves.items()})
         except RecipeError as error:
             raise ChangeRefused(f"does not make a valid recipe: {error.message}", hint=error.hint) from None
+        refuse_moved_yardstick(recipe, changed)
+        return changed
 
     def describe(self, recipe: Recipe) -> str:
         """`learner.learning_rate 5e-05 -> 0.0001, ...`, short enough for a table."""
@@ -118,14 +140,45 @@ def refuse_forbidden(keys: list[str]) -> None:
         if not below and not inside:
             raise ChangeRefused(f"{key}: unknown key", hint="see the recipe's keys in agent/recipe/schema.py")
         if any(leaves[leaf] for leaf in [*below, *inside]):
-            raise ChangeRefused(
-                f"{key} is locked: it decides how results are measured",
-                hint="change it in the recipe yourself and start a new campaign",
-            )
+            raise _locked(key, "it decides how results are measured")
     moves_rate = any(key.startswith(LEARNING_RATE_KEYS) for key in keys)
     moves_temperature = any(key.startswith(TEMPERATURE_KEYS) for key in keys)
     if moves_rate and moves_temperature:
         raise ChangeRefused("learning rate and temperature may not change together", hint="make two experiments of it")
+
+
+def refuse_moved_yardstick(before: Recipe, after: Recipe) -> None:
+    """ChangeRefused where what is measured would be another thing under `after`, by whatever way it came to be so.
+
+    Beside the locked keys: held-out tests that the request did not show before, variables that decide what a process
+    loads, and a model that is a run's own checkpoint.
+    """
+    moved = moved_locks(before, after)
+    for key, (old, new) in moved.items():
+        raise _locked(key, f"it decides how results are measured, and would go from {short(old)} to {short(new)}")
+    if "{tests}" in after.prompt.template and "{tests}" not in before.prompt.template:
+        raise _locked("prompt.template", "{tests} would show held-out rows' own tests to the model")
+    _refuse_variables(before.backend.env, after.backend.env)
+    if after.model != before.model and PRIVATE in PurePath(after.model.source).parts:
+        raise _locked(
+            "model.source", f"{after.model.source} is the agent's own; every run starts from a model as it comes"
+        )
+
+
+def _refuse_variables(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    for name in sorted({*before, *after}):
+        value = after.get(name, "")
+        if value == before.get(name, ""):
+            continue
+        tunes = TUNING_VARIABLES.fullmatch(name) and not LOADING_VARIABLES.fullmatch(name)
+        if name in after and not (tunes and "/" not in value and "\\" not in value):
+            raise _locked(f"backend.env.{name}", "such a variable can decide which code, model or cache is loaded")
+
+
+def _locked(key: str, why: str) -> ChangeRefused:
+    return ChangeRefused(
+        f"{key} is locked: {why}", hint="change it in the recipe yourself and start a new campaign", key=key
+    )
 
 
 def _refuse_to_move_the_yardstick(keys: Iterable[str], recipe: Recipe) -> None:
@@ -136,6 +189,7 @@ def _refuse_to_move_the_yardstick(keys: Iterable[str], recipe: Recipe) -> None:
         raise ChangeRefused(
             f"{key} is locked: evaluation measures mean_reward, which it decides",
             hint="measure pass_rate, or change it in the recipe yourself and start a new campaign",
+            key=key,
         )
 
 

@@ -19,8 +19,9 @@ PREFIX = "jsonl:"
 FIELDS = ("question", "answer", "tests", "tag", "id")
 
 
-def jsonl_rows(task: Task, *, base: Path) -> list[Example]:
-    """Rows of the file that `task.dataset` names, relative to `base`. Empty lines are passed over.
+def jsonl_rows(task: Task, *, base: Path, content: bytes | None = None) -> list[Example]:
+    """Rows of the file that `task.dataset` names, relative to `base`. Empty lines are passed over. `content` is what
+    `content_of` has read, where it was read already.
 
     With `python_tests` a row needs tests and no answer, otherwise an answer. Without a field for `id`, rows are
     `line:1`, `line:2`, ... Raises Unavailable for a missing file, DataError for a bad one, RecipeError for a role in
@@ -28,9 +29,10 @@ def jsonl_rows(task: Task, *, base: Path) -> list[Example]:
     """
     path = inside(base, task.dataset.removeprefix(PREFIX), key="task.dataset")
     fields = _fields(task)
+    content = content_of(task, base=base) if content is None else content
     examples: dict[str, Example] = {}
     lines: dict[str, int] = {}
-    for line, row in _objects(path):
+    for line, row in _objects(content, path):
         example = _example(line, row, task, fields, path=path)
         if example.id in examples:
             raise DataError(
@@ -65,18 +67,23 @@ def _fields(task: Task) -> dict[str, str]:
     return fields
 
 
-def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and object of every line that is not empty."""
+def content_of(task: Task, *, base: Path) -> bytes:
+    """The file's bytes. Raises Unavailable where it cannot be read."""
+    path = base / task.dataset.removeprefix(PREFIX)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OSError(errno.EINVAL, "it is a pipe, a device or a socket")  # reading it might never end
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise Unavailable(
             f"the data set cannot be read: {error.strerror}",
             where=str(path),
             hint="task.dataset is `jsonl:` and a path that starts at the workspace.",
         ) from None
+
+
+def _objects(content: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line number and object of every line that is not empty."""
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue

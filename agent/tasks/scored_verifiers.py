@@ -81,6 +81,10 @@ class FunctionVerifier(ScoredVerifier):
     def kept_in_by(self) -> str | None:
         return None if self._kept_in is None else str(self._kept_in)
 
+    def files(self) -> dict[str, str]:
+        """Digest by path of what the function was made of: its file, what it imported and read beside that."""
+        return self._scorers.files()
+
     def _request(self, response: str, example: Example) -> Request:
         return {"response": response, "row": {**example.row, "question": example.question, "answer": example.answer}}
 

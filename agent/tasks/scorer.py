@@ -65,6 +65,8 @@ class Scorer:
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
         self._over = False
+        self.files: dict[str, str] = {}
+        """Digest by path of what the scoring function is made of, as far as the children have told."""
         self._life = threading.Lock()
         """Held while the child is started, killed and collected: a child that is just being started must not escape
         `end`, and a number must not be used once it is another's."""
@@ -84,7 +86,21 @@ class Scorer:
         reply = self._exchange(self._setup | {"timeout": START_SECONDS}, timeout=START_SECONDS)
         if reply.values is None:
             self.close()
+        else:
+            self._note(reply.values.get("files") or {})
         return reply
+
+    def _note(self, files: Mapping[str, str]) -> None:
+        """A file that was another one before is told with both digests."""
+        for path, digest in files.items():
+            before = self.files.get(path, digest)
+            self.files[path] = digest if before == digest else f"{before}, then {digest}"
+
+    def ask_files(self) -> None:
+        """Have a living child tell what it has loaded meanwhile."""
+        if self._process is not None:
+            reply = self._exchange({"files": True}, timeout=self._timeout)
+            self._note((reply.values or {}).get("files") or {})
 
     def score(self, request: Mapping[str, Any]) -> Reply:
         started = self.start()
@@ -242,6 +258,16 @@ class Scorers:
             yield from map(self.score, requests)
         else:
             yield from spread(self.score, requests, workers=self._workers, name="scorer")
+
+    def files(self) -> dict[str, str]:
+        """Digest by path of the files that the function is made of in all children. Not while others call it."""
+        found: dict[str, str] = {}
+        for scorer in self._all:
+            scorer.ask_files()
+            for path, digest in scorer.files.items():
+                before = found.get(path, digest)
+                found[path] = digest if before == digest else f"{before}, then {digest}"
+        return found
 
     def close(self) -> None:
         """End the children for good. Calls in progress in other threads raise Closed, and so do later ones."""

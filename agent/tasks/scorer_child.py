@@ -8,6 +8,7 @@ signals' handlers.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -18,6 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,10 +41,13 @@ def main(isolated: Isolated | None = None) -> None:
     except BaseException as error:
         _reply(replies, _failure(error))
         return
-    _reply(replies, {"ready": True})
+    _reply(replies, {"ready": True, "files": _files_used()})
     signal.setitimer(signal.ITIMER_REAL, 0)
     for line in requests:
         request = json.loads(line)
+        if "files" in request:
+            _reply(replies, {"files": _files_used()})
+            continue
         _alarm_after(request["timeout"])
         reply = isolated(lambda: _answered(score, request)) if isolated else _answered(score, request)  # noqa: B023
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -109,8 +114,10 @@ def _limit_memory() -> None:
 
 def _function_scorer(path: Path, name: str, *, beside: str | None) -> Score:
     """`beside`: the folder whose modules the file may import, where it is not its own."""
-    sys.path.insert(0, beside or str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    folder = beside or str(path.parent)
+    sys.path.insert(0, folder)
+    _watch(folder)
+    spec = importlib.util.spec_from_loader(path.stem, _Loader(path.stem, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -130,6 +137,77 @@ def _function_scorer(path: Path, name: str, *, beside: str | None) -> Score:
         return {"returned": repr(value)[:200]}
 
     return score
+
+
+# What the user's function is made of ------------------------------------------------------------------------
+
+_loaded: dict[str, str] = {}
+"""By path, the digest of the very bytes that were compiled or are being read."""
+_read: set[str] = set()
+_written: set[str] = set()
+
+
+class _Loader(SourceFileLoader):
+    """Compiles the source and tells which it was. Bytecode that lies beside it is not looked at: it may be
+    another's."""
+
+    def get_code(self, fullname: str) -> Any:
+        path = self.get_filename(fullname)
+        data = self.get_data(path)
+        _loaded[os.path.realpath(path)] = _digest(data)
+        return self.source_to_code(data, path)
+
+
+def _watch(folder: str) -> None:
+    """Modules below `folder` come by our loader; of data files the names are remembered."""
+    root = os.path.realpath(folder)
+    make = FileFinder.path_hook((_Loader, [".py"]))
+
+    def finder(path: str) -> Any:
+        real = os.path.realpath(path)
+        if real != root and not real.startswith(root + os.sep):
+            raise ImportError
+        return make(path)
+
+    def opened(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], str | bytes):
+            return
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        if not path.startswith(root + os.sep) or path in _loaded:
+            return
+        flags = arguments[2] or 0
+        (_written if flags & (os.O_WRONLY | os.O_RDWR) else _read).add(path)
+
+    sys.path_hooks.insert(0, finder)
+    sys.path_importer_cache.clear()
+    sys.addaudithook(opened)
+
+
+def _files_used() -> dict[str, str]:
+    """By path: modules as they were compiled, data files as they are now, and modules of the import path that are
+    neither Python's own nor an installed package's."""
+    found = dict(_loaded)
+    for path in sorted(_read - _written - found.keys()):
+        if Path(path).is_file():
+            found[path] = _digest(Path(path).read_bytes())
+    for module in list(sys.modules.values()):
+        named = getattr(module, "__file__", None)
+        if named and named.endswith(".py") and named != __file__ and not _installed(named):
+            real = os.path.realpath(named)
+            if real not in found and Path(real).is_file():
+                found[real] = _digest(Path(real).read_bytes())
+    return found
+
+
+def _installed(path: str) -> bool:
+    import sysconfig
+
+    known = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(path.startswith(folder + os.sep) for folder in known if folder)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _pattern_scorer(text: str) -> Score:

@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class Splits:
     confirm: tuple[Example, ...]
     holdout: tuple[Example, ...]
     digest: str
-    """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout."""
+    """SHA-256 of everything that is measured on: the rows of select, search, confirm and holdout, whole."""
+    source: str = field(default="", compare=False)
+    """SHA-256 of the bytes of the data set's file as they were read; empty for rows that a program made."""
     refused: int = 0
     """Rows that are not trained on because they are near-duplicates of a held-out one; exact repeats not counted."""
     refused_pairs: tuple[tuple[str, str], ...] = ()
@@ -66,7 +68,8 @@ def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
     Raises DataError where the rows do not suffice, and what `load_rows` raises.
     """
     rows: dict[str, list[Example]] = {}
-    for row in load_rows(task, base=base):
+    content = jsonl.content_of(task, base=base) if task.dataset.startswith(jsonl.PREFIX) else None
+    for row in load_rows(task, base=base, content=content):
         rows.setdefault(_question_key(row.question), []).append(row)
     questions = sorted(rows, key=lambda key: _rank(key, task.split_seed))
     groups = group_numbers(questions)
@@ -86,6 +89,7 @@ def load_splits(task: Task, evaluation: Evaluation, *, base: Path) -> Splits:
         train=tuple(train[: task.train_prompts]),
         **held_out,
         digest=_digest(held_out),
+        source="" if content is None else hashlib.sha256(content).hexdigest(),
         refused=len(refused),
         refused_pairs=tuple(refused[:REFUSED_PAIRS]),
     )
@@ -107,13 +111,14 @@ def refuse_shared_groups(splits: Mapping[str, Sequence[Example]], group_of: Mapp
                 )
 
 
-def load_rows(task: Task, *, base: Path) -> list[Example]:
-    """Every row of `task.dataset`. Raises RecipeError, DataError or Unavailable, with what to do."""
+def load_rows(task: Task, *, base: Path, content: bytes | None = None) -> list[Example]:
+    """Every row of `task.dataset`; `content` is its file's, where it was read already. Raises RecipeError, DataError
+    or Unavailable, with what to do."""
     name = task.dataset
     if name.startswith(jsonl.PREFIX):
         if task.parameters:
             raise RecipeError("task.parameters has no meaning for jsonl:", key="task.parameters", where=name)
-        return jsonl.jsonl_rows(task, base=base)
+        return jsonl.jsonl_rows(task, base=base, content=content)
     if task.fields or task.answer_after is not None:
         key = "task.fields" if task.fields else "task.answer_after"
         raise RecipeError(f"{key} is for jsonl: data sets", key=key, where=name)
@@ -156,8 +161,16 @@ def _check_enough(sizes: Mapping[str, int], groups: int, rows: Mapping[str, Sequ
 
 
 def _digest(held_out: Mapping[str, Sequence[Example]]) -> str:
-    rows = [[name, row.id, row.question, row.answer, row.tests] for name in DEALING_ORDER for row in held_out[name]]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for name in DEALING_ORDER:
+        digest.update(name.encode() + b"\n" + _plain(held_out[name]))
+    return digest.hexdigest()
+
+
+def _plain(rows: Sequence[Example]) -> bytes:
+    """All that a verifier may look at."""
+    told = [[row.id, row.question, row.answer, row.tests, row.row] for row in rows]
+    return json.dumps(told, default=str).encode()
 
 
 class PromptSource:

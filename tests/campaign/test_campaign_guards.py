@@ -216,7 +216,9 @@ def faults(metrics: dict[str, float], *rows: EvalRow, **also: Any) -> list[str]:
     rewards = also.pop("rewards", (0.0, 1.0))
     summary = Summary(seed=0, recipe_signature="", metric="pass_rate", metrics=metrics, **extra)
     record = RunRecord(Path(), None, [], list(rows), summary, None, None, "", ())
-    return faults_of(record, Evaluation.model_validate({"samples_per_prompt": 1, **also}), rewards=rewards)
+    asked = {"search_prompts": max(2, len({row.id for row in rows})), "samples_per_prompt": 1}
+    prompts = also.pop("prompts", None)
+    return faults_of(record, Evaluation.model_validate({**asked, **also}), rewards=rewards, prompts=prompts)
 
 
 def test_a_metric_that_its_rows_agree_with_has_no_fault() -> None:
@@ -244,6 +246,18 @@ def test_a_metric_that_its_rows_agree_with_has_no_fault() -> None:
         (
             faults({"search": 0.75}, *ROWS[:3], row(3, True, reward=math.nan), metric="mean_reward"),
             "a reward on search is not finite",
+        ),
+        (
+            faults({"search": 0.75}, *ROWS, search_prompts=5),
+            "its evaluation has 4 of the 5 prompts of search",
+        ),
+        (
+            faults({"search": 0.75}, *ROWS, prompts={"search": frozenset(one.id for one in ROWS[1:])}),
+            "its evaluation has 1 prompts that are not those of search in the runs before",
+        ),
+        (
+            faults({"search": 0.75}, *ROWS, samples_per_prompt=2),
+            f"prompt {ROWS[0].id} of search has 1 samples, and evaluation.samples_per_prompt is 2",
         ),
         (faults({"search": 0.75}, *ROWS, pass_at_1=0.9, pass_at_k=0.5), "pass@1 0.9 is above pass@k 0.5"),
         (

@@ -28,10 +28,11 @@ learner: {learning_rate: 2.0e-4, microbatch_tokens: 1024}
 evaluation:
   {select_prompts: 64, search_prompts: 256, confirm_prompts: 256, holdout_prompts: 256, samples_per_prompt: 1,
    temperature: 0, max_new_tokens: 5}
-budget: {cycles: 4}
+budget: {cycles: 6}
 """
 IDEAS = (
     hypothesis("faster", 0.9, set={"learner.learning_rate": 1.0e-3}),
+    hypothesis("no-dedup", 0.85, set={"selection.dedup": False}),
     hypothesis("placebo", 0.8, set={"execution.placebo": 1}),
 )
 TIMES = {*TIMING_FIELDS, "seconds"}
@@ -86,7 +87,7 @@ def test_twenty_kills_of_real_trainings_change_no_number(
     while code != FINISHED:
         agent = campaign.begin()
         if campaign.kills < KILLS:
-            time.sleep(rng.uniform(2.0, 7.0))
+            time.sleep(rng.uniform(1.0, 5.0))
             kind, before, phase = rng.choice(["agent", "trainer", "both"]), campaign.kills, phase_of(campaign)
             if kind in ("trainer", "both"):
                 campaign.kill_trainer()
@@ -94,7 +95,7 @@ def test_twenty_kills_of_real_trainings_change_no_number(
                 campaign.kill(agent)
             phases[phase] += campaign.kills - before
             if kind == "trainer":
-                time.sleep(rng.uniform(1.0, 4.0))
+                time.sleep(rng.uniform(0.5, 2.0))
                 campaign.kill(agent)
         code = campaign.end(agent)
     assert campaign.kills >= KILLS

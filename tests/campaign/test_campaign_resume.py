@@ -65,31 +65,45 @@ def test_what_a_kill_leaves_is_no_damage(cut_short: Night, damage: Callable[[lis
     assert [row["status"] for row in cut_short.rows] == ["keep", "keep", "discard"]
 
 
+def in_place_of(number: int, text: str) -> Callable[[list[str]], list[str]]:
+    return lambda known: [*known[:number], text, *known[number + 1 :]]
+
+
+def another_type(known: list[str]) -> list[str]:
+    return in_place_of(-3, json.dumps({**json.loads(known[-3]), "run": 7}) + "\n")(known)
+
+
 DAMAGED = [
-    pytest.param(without_line(7), "line 8 is number 9, expected 8", id="a line is missing"),
-    pytest.param(lambda known: [*known[:6], "\x00\x01 no JSON \xff\n", *known[7:]], "line 7 is no event", id="rubbish"),
-    pytest.param(with_line(6, "[1, 2]\n" * 1), None, id="a foreign line between two"),
-    pytest.param(lambda known: [*known[:6], known[6][:30] + "\n", *known[7:]], "line 7 is no event", id="cut in two"),
-    pytest.param(
-        lambda known: [*known[:6], json.dumps({**json.loads(known[6]), "run": 7}) + "\n", *known[7:]],
-        "line 7: this is no run_finished that can be understood",
-        id="a field of another type",
-    ),
-    pytest.param(lambda known: [*known[:9], *known[5:]], "line 10 is number 6, expected 10", id="lines twice"),
-    pytest.param(lambda known: [*known[:6], "[" * 100_000 + "\n", *known[7:]], "line 7 is no event", id="deep nesting"),
+    pytest.param(lambda known: [*known[:-4], *known[-3:]], "is number 21, expected 20", id="a line is missing"),
+    pytest.param(in_place_of(-3, "\x01 no JSON \udcff\n"), "line 21 is no event", id="rubbish"),
+    pytest.param(in_place_of(-3, '{"kind": "run_fin\n'), "line 21 is no event", id="cut in two"),
+    pytest.param(in_place_of(-3, "[" * 100_000 + "\n"), "line 21 is no event", id="deep nesting"),
+    pytest.param(another_type, "line 21: this is no run_finished that can be understood", id="another type"),
+    pytest.param(lambda known: [*known, *known[-4:]], "is number 20, expected 24", id="lines twice"),
+    pytest.param(with_line(18, "[1, 2]\n"), None, id="a foreign line between two"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGED)
-def test_a_damaged_journal_is_said_and_what_is_missing_is_done_again(
+def test_damage_since_the_last_verdict_is_said_and_what_is_missing_is_done_again(
     cut_short: Night, damage: Callable[[list[str]], list[str]], words: str | None
 ) -> None:
-    journal_of(cut_short).write_text("".join(damage(lines(cut_short))))
+    journal_of(cut_short).write_text("".join(damage(lines(cut_short))), errors="surrogateescape")
     cut_short.resume()
     said = [warning for warning in cut_short.observer.warnings if "journal.jsonl" in warning]
     assert any(words in warning for warning in said) if words else said == []
     assert [row["status"] for row in cut_short.rows] == ["keep", "keep", "discard"]
     assert len(cut_short.git("branch", "--list", "raft/night/exp/*").splitlines()) == 3
+
+
+@pytest.mark.parametrize("damage", [without_line(7), in_place_of(7, "rubbish\n")], ids=["missing", "rubbish"])
+def test_damage_before_a_verdict_is_refused_because_the_verdict_rests_on_it(
+    cut_short: Night, damage: Callable[[list[str]], list[str]]
+) -> None:
+    """The baseline was judged by what stood there."""
+    journal_of(cut_short).write_text("".join(damage(lines(cut_short))))
+    with pytest.raises(AgentError, match="the journal was edited: it is not what it was when #0 was judged"):
+        cut_short.resume()
 
 
 # --- not ours ----------------------------------------------------------------------------------------------
@@ -131,8 +145,10 @@ def test_a_journal_that_is_not_this_campaigns_is_refused_and_stays_as_it_is(
 def test_a_journal_of_another_repository_is_refused(cut_short: Night, tmp_path: Path) -> None:
     other = new_night(tmp_path / "other")
     shutil.copytree(cut_short.root / ".raft", other.root / ".raft", dirs_exist_ok=True)
-    (other.root / "README").write_text("other\n")  # two workspaces made within a second may have the same first commit
+    # Two workspaces that are made within a second may have the same first commit.
     other.git("-c", "user.name=User", "-c", "user.email=user@example.org", "commit", "--amend", "-q", "-m", "other")
+    other.git("reflog", "expire", "--expire=now", "--all")
+    other.git("gc", "--quiet", "--prune=now")
     with pytest.raises(WorkspaceError, match="which this repository does not have"):
         other.resume()
 

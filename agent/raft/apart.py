@@ -1,0 +1,160 @@
+"""A second process for the evaluation: a copy of the worker from before anything was computed, which waits.
+
+What a training leaves in its process (patched modules, a verifier that keeps state, weights that differ from those on
+disk) so has no part in how its result is measured: the copy reads recipe, rows, verifier and checkpoint from their
+files when it is told to, and what it found comes back as one line of JSON.
+
+The copy is made by fork(2) once everything is imported and before anything is computed: no OpenMP pool has been started
+(libgomp's does not survive a fork) and no accelerator touched (CUDA's context neither), OpenBLAS stops its threads
+around a fork itself, and pages are shared until one side writes. So it costs milliseconds where another start of Python
+costs the imports once more, 3 s and more. It ends with its parent (PR_SET_PDEATHSIG, prctl(2)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from agent.contract import Failure
+
+PR_SET_PDEATHSIG = 1
+Serve = Callable[[dict[str, Any]], dict[str, Any]]
+Explain = Callable[[Exception], Failure]
+
+
+class Failed(Exception):
+    """The evaluation failed, as `failure` says; the traceback is in the log."""
+
+    def __init__(self, failure: Failure, exit_code: int):
+        super().__init__(failure.message)
+        self.failure = failure
+        self.exit_code = exit_code
+
+
+class Stopped(Exception):
+    """It was asked to end."""
+
+
+class Apart:
+    """The copy, as its parent sees it. Close it before the parent ends."""
+
+    def __init__(self, pid: int, orders: int, answers: int):
+        self.pid = pid
+        self._orders, self._answers = orders, answers
+        self._over = False
+
+    @classmethod
+    def forked(cls, serve: Serve, *, explain: Explain) -> Apart:
+        """`serve` is called in the copy, with what `ask` is given; `explain` tells what an exception of it means."""
+        parent = os.getpid()
+        (from_parent, orders), (answers, to_parent) = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            os.close(from_parent)
+            os.close(to_parent)
+            return cls(pid, orders, answers)
+        code = 1
+        try:
+            os.close(orders)
+            os.close(answers)
+            _end_with(parent)
+            # Until it has something to do, the signals that end the training end the copy too.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            _answer(from_parent, to_parent, serve, explain)
+            code = 0
+        finally:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """What `serve` returns. Raises Stopped and Failed.
+
+        Where a signal has ended the copy, this process ends by the same one, so that who watches it sees what it was
+        (the kernel's out-of-memory killer, a fault in a driver).
+        """
+        try:
+            with os.fdopen(os.dup(self._orders), "wb") as file:
+                file.write(json.dumps(order).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it has died, and how is told below
+        with os.fdopen(os.dup(self._answers), "rb") as file:
+            line = file.readline()
+        if not line.endswith(b"\n"):
+            self._end_alike()
+        told = json.loads(line)
+        if "failure" in told:
+            raise Failed(Failure(**told["failure"]), told["exit_code"])
+        if told.get("stopped"):
+            raise Stopped
+        result: dict[str, Any] = told["result"]
+        return result
+
+    def terminate(self, *, at_once: bool = False) -> None:
+        """Ask it to end after its step, or kill it; from a signal handler or another thread too."""
+        if not self._over:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL if at_once else signal.SIGTERM)
+
+    def close(self) -> None:
+        """End it at once and collect it."""
+        if self._over:
+            return
+        self._over = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        os.close(self._orders)
+        os.close(self._answers)
+
+    def _end_alike(self) -> None:
+        self._over = True
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                raise Stopped
+            print(f"the evaluation's process was ended by signal {number}", file=sys.stderr, flush=True)
+            if number != signal.SIGKILL:
+                signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Failed(Failure(crash_class="unknown", message="the evaluation's process ended", exception="Apart"), 1)
+
+
+def _end_with(parent: int) -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _answer(orders: int, answers: int, serve: Serve, explain: Explain) -> None:
+    with os.fdopen(orders, "rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return  # nobody will ask
+    told: dict[str, Any]
+    try:
+        told = {"result": serve(json.loads(line))}
+    except Stopped:
+        told = {"stopped": True}
+    except Exception as error:
+        traceback.print_exc()
+        told = {
+            "failure": explain(error).model_dump(mode="json"),
+            "exit_code": getattr(error, "exit_code", 1),
+        }
+    with os.fdopen(answers, "wb") as file:
+        file.write(json.dumps(told).encode() + b"\n")

@@ -1,0 +1,75 @@
+"""Keep a process from writing anywhere but where its results go, where the kernel can (Landlock, Linux 5.13 on).
+
+Needs no privileges, holds for everything that this process starts, and cannot be taken back
+(https://docs.kernel.org/userspace-api/landlock.html; landlock(7)). What it does not do: forbid reading, the network or
+signals, or changes of mode and owner, which Landlock does not know. A process under it can no longer mount anything,
+so a sandbox that mounts cannot be started from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+"""Numbers of the system calls, the same on every architecture (include/uapi/asm-generic/unistd.h)."""
+VERSION_FLAG = 1
+RULE_PATH_BENEATH = 1
+NO_NEW_PRIVILEGES = 38
+WRITE_FILE = 1 << 1
+MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
+"""REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, _DIR, _REG, _SOCK, _FIFO, _BLOCK, _SYM (include/uapi/linux/landlock.h)."""
+REFER, TRUNCATE = 1 << 13, 1 << 14
+"""Since versions 2 and 3 of the interface."""
+OF_A_FILE = WRITE_FILE | TRUNCATE
+
+
+def confine_writes(folders: Iterable[Path]) -> str:
+    """From now on this thread, and what it starts, writes below `folders` only. What was done, or why not, in words.
+
+    Folders that are not there are passed over.
+    """
+    if not sys.platform.startswith("linux"):
+        return f"not confined: {sys.platform} has no Landlock"
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)
+    if version < 1:
+        return f"not confined: the kernel has no Landlock ({os.strerror(ctypes.get_errno())})"
+    handled = WRITE_FILE | MAKE_AND_REMOVE | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
+    attribute = struct.pack("Q", handled)
+    ruleset = libc.syscall(CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), 0)
+    if ruleset < 0:
+        return f"not confined: {os.strerror(ctypes.get_errno())}"
+    try:
+        for folder in folders:
+            _allow(libc, ruleset, folder, handled)
+        if libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.syscall(RESTRICT_SELF, ruleset, 0):
+            return f"not confined: {os.strerror(ctypes.get_errno())}"
+    finally:
+        os.close(ruleset)
+    return f"Landlock {version}"
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, handled: int) -> None:
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        rights = handled if path.is_dir() else handled & OF_A_FILE
+        rule = struct.pack("=Qi", rights, opened)
+        if libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(opened)
+
+
+def caches_of_libraries() -> list[Path]:
+    """Folders that torch, the hub's client and the drivers of accelerators write to, and the devices themselves."""
+    home = Path.home()
+    named = [os.environ[name] for name in ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR") if os.environ.get(name)]
+    return [home / ".cache", home / ".triton", home / ".nv", *map(Path, named), Path("/dev"), Path("/proc")]
