@@ -31,6 +31,7 @@ from agent.contract import (
     RECIPE,
     STOP_GRACE_SECONDS,
     SUMMARY,
+    TELEMETRY,
     Heartbeat,
     Phase,
     RunLoad,
@@ -50,13 +51,13 @@ from agent.recipe.schema import Recipe
 from agent.run.load import summarize
 from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
 from agent.run.pace import Pace
+from agent.run.plain import clear_the_way, read_plain
 from agent.run.processes import (
     Ending,
     Meter,
     ProcessIdentity,
     descendants,
     end_family,
-    identify,
     is_alive,
     new_mark,
 )
@@ -64,8 +65,8 @@ from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.sampler import OfRun, Sampler, Sources
 from agent.run.stall import Activity, activity, why_slow
 from agent.run.standby import Ahead, Standby
-from agent.run.start import TRAINER, Start
-from agent.run.telemetry import ATTEMPT, read_heartbeat, read_plan, read_summary
+from agent.run.start import TRAINER, Start, TrainerProcess, adopting_orphans
+from agent.run.telemetry import ATTEMPT, MOST_OBJECT, read_heartbeat, read_plan, read_summary
 from agent.run.watchdog import Watchdog
 
 PROCESS = "process.json"
@@ -315,6 +316,8 @@ def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _refuse_if_running(out)
         _refuse_other_recipe(request)
+        for ours in (RECIPE, PROCESS, LOG, TELEMETRY, HEARTBEAT, FAILURE, SUMMARY):
+            clear_the_way(out / ours)
         write_atomic(out / RECIPE, resolved_text(request.recipe))
         for stale in (HEARTBEAT, FAILURE):  # of an earlier start: they would be taken for this one's
             (out / stale).unlink(missing_ok=True)
@@ -343,8 +346,7 @@ def _refuse_if_running(out: Path) -> None:
 def running_in(out: Path) -> ProcessIdentity | None:
     """The training that runs in this folder now, left by an agent that was killed; None where there is none."""
     try:
-        fields = json.loads((out / PROCESS).read_text())
-        identity = ProcessIdentity(**fields)
+        identity = ProcessIdentity.from_json(json.loads(read_plain(out / PROCESS, most=MOST_OBJECT)))
     except (OSError, ValueError, TypeError):
         return None
     return identity if is_alive(identity) else None
@@ -406,7 +408,8 @@ class _Trainer:
         self._sampled: float | None = None
         self._old_summary = _stamp(request.out / SUMMARY)
         self._mark = new_mark()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._adopting = adopting_orphans()
+        self._process: TrainerProcess | None = None
         self._identity: ProcessIdentity | None = None
 
     @property
@@ -415,10 +418,12 @@ class _Trainer:
         return self._identity
 
     def __enter__(self) -> _Trainer:
+        self._adopting.__enter__()
         try:
             self._start()
         except BaseException:
             self._end_whatever_started()
+            self._adopting.__exit__(None, None, None)
             raise
         return self
 
@@ -432,6 +437,7 @@ class _Trainer:
         finally:
             self._end_whatever_started()
             self._reap()
+            self._adopting.__exit__(None, None, None)
 
     def _start(self) -> None:
         program = self.start.command[0]
@@ -458,7 +464,7 @@ class _Trainer:
         self._process = self.start.process(
             [*self.start.command, *arguments], mark=self._mark, stdin=subprocess.DEVNULL, output=log
         )
-        self._identity = identify(self._process.pid, mark=self._mark)
+        self._identity = self._process.identity
         _write_identity(self.request.out, self._identity)
 
     def _hand_over(self, ahead: Ahead, log: IO[bytes]) -> bool:
@@ -482,7 +488,8 @@ class _Trainer:
         return text.encode()
 
     def alive(self) -> bool:
-        return is_alive(self.identity)
+        """Without its leash it counts as ended: nothing holds what it starts from then on."""
+        return is_alive(self.identity) and (self.identity.leash is None or self.identity.root is not None)
 
     def sample(self, now: float) -> None:
         """Resident memory, and who has been started; once a second.
@@ -531,20 +538,22 @@ class _Trainer:
 
     def _end_whatever_started(self) -> None:
         """The last resort, also for an interrupt between fork and bookkeeping: by the mark alone."""
-        leader = self._identity or ProcessIdentity(
-            pid=self._process.pid if self._process else 0, started=-1.0, boot_id="", mark=self._mark
-        )
+        leader = self._identity or ProcessIdentity(pid=0, started=-1.0, boot_id="", mark=self._mark)
         end_family(leader, known=self._known.values(), grace_s=0.0)
 
     def _reap(self) -> None:
         if self._process is None or self.exit_code is not None or self.signal is not None:
             return
         try:
-            code = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            return  # held by the kernel; `end` has named it
+            code: int | None = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:  # held by the kernel; `end` has named it
+            code = self._process.poll()
+            self._process.close()
+        if code is None:
+            return
         self.exit_code, self.signal = (code, None) if code >= 0 else (None, -code)
-        (self.request.out / PROCESS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the trainer may have done anything to its folder
+            (self.request.out / PROCESS).unlink(missing_ok=True)
 
 
 def _write_identity(out: Path, identity: ProcessIdentity) -> None:
