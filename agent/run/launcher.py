@@ -25,10 +25,14 @@ from typing import IO, Literal
 
 from agent.contract import (
     CYCLES,
+    EVAL,
     FAILURE,
     HEARTBEAT,
     LOG,
+    PLAN,
     RECIPE,
+    RUNG,
+    SELECT,
     STOP_GRACE_SECONDS,
     SUMMARY,
     TELEMETRY,
@@ -51,7 +55,7 @@ from agent.recipe.schema import Recipe
 from agent.run.load import summarize
 from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
 from agent.run.pace import Pace
-from agent.run.plain import clear_the_way, read_plain
+from agent.run.plain import clear_the_way, read_plain, shorten
 from agent.run.processes import (
     Ending,
     Meter,
@@ -72,6 +76,8 @@ from agent.run.watchdog import Watchdog
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
 
+OF_TRAINER = (PLAN, CYCLES, SELECT, RUNG, EVAL, HEARTBEAT, FAILURE, SUMMARY)
+"""What a trainer writes as plain files."""
 POLL_S = 0.2
 MEMORY_EVERY_S = 1.0
 """The process table is walked this often; the heartbeat is read at every poll, and so is memory where it is short."""
@@ -83,8 +89,14 @@ SWAPPING_GB = 0.1
 """Swap that grows by this much within `SWAPPING_S` is filling up."""
 SWAPPING_S = 10.0
 
-EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory"]
-FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory")
+LEAST_DISK_SHARE = 0.5
+"""Of the free disk without which no run is started, that much must stay free while it runs."""
+FLOOD_GRACE_S = 2.0
+"""One that fills the disk meanwhile does not get longer to leave."""
+MOST_LOG_GB = 2.0
+
+EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory", "disk", "flood"]
+FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory", "disk", "flood")
 """However well the trainer left when it was ended for one of these, it has failed."""
 MemoryEvents = Literal["moved", "still", "unreadable"]
 
@@ -166,10 +178,12 @@ class RunResult:
     """How this start used the machine."""
     last_samples: tuple[Sample, ...] = ()
     """The last ones before its end."""
+    stayed: bool = False
+    """It had written its summary, which is the last thing a trainer does, and was ended because it did not leave."""
 
     @property
     def ok(self) -> bool:
-        return self.exit_code == 0 and self.summary is not None and self.ended_by not in FAILED
+        return (self.exit_code == 0 or self.stayed) and self.summary is not None and self.ended_by not in FAILED
 
 
 def launch(
@@ -185,6 +199,7 @@ def launch(
     grace_s: float = STOP_GRACE_SECONDS,
     memory_floor_gb: float | None = None,
     min_free_disk_gb: float = 0.5,
+    most_log_gb: float = MOST_LOG_GB,
     idle_wait_s: float = 30.0,
     poll_s: float = POLL_S,
     sources: Sources | None = None,
@@ -200,7 +215,9 @@ def launch(
     started ahead, where it has one that fits, and starts the next one once this training is under way; the caller
     closes it. It is ignored where it stands by for another `command`. `memory_floor_gb`: below this much free memory
     the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
-    is. `sources` is where the samples' readings come from.
+    is. It is ended too where less than half of `min_free_disk_gb` is left on the disk, and where its log has grown
+    beyond `most_log_gb`, of which the beginning and the end are then kept. `sources` is where the samples' readings come
+    from.
 
     Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
     (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).
@@ -222,10 +239,13 @@ def launch(
                 sampler,
                 watchdog=watchdog or Watchdog(),
                 guard=MemoryGuard(memory_floor_gb if memory_floor_gb is not None else floor_gb(memory().total)),
+                disk_floor_gb=LEAST_DISK_SHARE * min_free_disk_gb,
+                most_log_gb=most_log_gb,
             )
             end = watch.until_the_end(stop=stop, on_progress=on_progress, poll_s=poll_s)
         ending = trainer.end(grace_s=min(grace_s, end.grace_s), dump_stack=end.by in ("hang", "slow"))
         elapsed = clock() - trainer.began
+    shorten(request.out / LOG)
     samples = sampler.samples()
     after = _kernel_counts()
     plan = read_plan(request.out)
@@ -259,6 +279,7 @@ def launch(
         notes=(*watch.notes, *(load.notes if load else ())),
         load=load,
         last_samples=tuple(samples[-LAST_SAMPLES:]),
+        stayed=end.stayed,
     )
 
 
@@ -316,8 +337,8 @@ def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _refuse_if_running(out)
         _refuse_other_recipe(request)
-        for ours in (RECIPE, PROCESS, LOG, TELEMETRY, HEARTBEAT, FAILURE, SUMMARY):
-            clear_the_way(out / ours)
+        for name in (RECIPE, PROCESS, LOG, TELEMETRY, *OF_TRAINER):
+            clear_the_way(out / name)
         write_atomic(out / RECIPE, resolved_text(request.recipe))
         for stale in (HEARTBEAT, FAILURE):  # of an earlier start: they would be taken for this one's
             (out / stale).unlink(missing_ok=True)
@@ -531,10 +552,12 @@ class _Trainer:
 
     def new_summary(self) -> Summary | None:
         """The summary if this start wrote it, or left in good order one that was there already."""
-        path = self.request.out / SUMMARY
-        if self.exit_code == 0 or _stamp(path) != self._old_summary:
+        if self.exit_code == 0 or self.has_new_summary():
             return read_summary(self.request.out)
         return None
+
+    def has_new_summary(self) -> bool:
+        return _stamp(self.request.out / SUMMARY) not in (None, self._old_summary)
 
     def _end_whatever_started(self) -> None:
         """The last resort, also for an interrupt between fork and bookkeeping: by the mark alone."""
@@ -578,16 +601,28 @@ class _End:
     by: EndedBy
     reason: str = ""
     grace_s: float = math.inf
+    stayed: bool = False
+    """It was done, and did not leave."""
 
 
 class _Watch:
     """Looks at a running training until it has ended or has to be."""
 
     def __init__(
-        self, trainer: _Trainer, request: RunRequest, sampler: Sampler, *, watchdog: Watchdog, guard: MemoryGuard
+        self,
+        trainer: _Trainer,
+        request: RunRequest,
+        sampler: Sampler,
+        *,
+        watchdog: Watchdog,
+        guard: MemoryGuard,
+        disk_floor_gb: float,
+        most_log_gb: float,
     ) -> None:
         self.trainer, self.request, self.sampler = trainer, request, sampler
         self.watchdog, self.guard = watchdog, guard
+        self.disk_floor_gb, self.most_log_gb = disk_floor_gb, most_log_gb
+        self._done_since: float | None = None
         self._pace = Pace()
         self._crawl: str | None = None
         self._seen: tuple[float, Activity] | None = None
@@ -617,12 +652,38 @@ class _Watch:
             stalled = self.watchdog.observe(heartbeat, now=now, activity=self._activity)
             if stalled is not None:
                 return _End(stalled.kind, stalled.reason)
+            full = self._look_at_disk() or self._look_at_summary(now)
+            if full is not None:
+                return full
             breach = self._look_at_memory(now, heartbeat)
             if breach is not None:
                 held = f"; the training holds {trainer.resident_bytes / GIB:.2f}" if trainer.resident_bytes else ""
                 return _End("memory", f"{breach.reason}{held}", grace_s=breach.grace_s)
             _pause(trainer, min(poll_s, max(0.01, limit - elapsed)))
         return _End("itself")
+
+    def _look_at_disk(self) -> _End | None:
+        out = self.request.out
+        try:
+            free, log = disk_free(out), (out / LOG).stat().st_size / GIB
+        except OSError:  # the trainer may have done anything to its folder
+            return None
+        if log > self.most_log_gb:
+            return _End("flood", f"its log has grown to {log:.1f} GiB", grace_s=FLOOD_GRACE_S)
+        if free < self.disk_floor_gb:
+            return _End("disk", f"only {free:.2f} GiB of disk left where the run writes", grace_s=FLOOD_GRACE_S)
+        return None
+
+    def _look_at_summary(self, now: float) -> _End | None:
+        """A trainer leaves after its summary; a driver that hangs at the end may keep it for ever."""
+        if not self.trainer.has_new_summary():
+            self._done_since = None
+            return None
+        self._done_since = self._done_since or now
+        if now - self._done_since < self.trainer.grace_s or read_summary(self.request.out) is None:
+            return None
+        words = f"it wrote its summary and was still there {now - self._done_since:.3g} s later"
+        return _End("itself", words, stayed=True)
 
     def _look_at_pace(self, heartbeat: Heartbeat | None) -> None:
         crawl = self._pace.observe(heartbeat)
@@ -698,7 +759,7 @@ def _progress(trainer: _Trainer, beat: Heartbeat | None, elapsed: float, limit: 
 
 
 def _full_reason(trainer: _Trainer, ended_by: EndedBy, reason: str, ending: Ending) -> str:
-    if ended_by != "itself":
+    if ended_by != "itself" or reason:
         return f"{reason}; the trainer {ending.words}"
     if trainer.signal is not None:
         words = f"ended by signal {trainer.signal} ({_signal_name(trainer.signal)})"

@@ -41,6 +41,30 @@ def read_plain(path: Path, *, most: int) -> bytes:
         return data
 
 
+LONG = 64 * 1024 * 1024
+HEAD = 1024 * 1024
+TAIL = 16 * 1024 * 1024
+
+
+def shorten(path: Path, *, long: int = LONG, head: int = HEAD, tail: int = TAIL) -> None:
+    """Keep only the first and the last bytes of a log that is longer than anybody reads. What cannot be shortened stays
+    as it is."""
+    try:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= long:
+                return
+            file.seek(size - tail)
+            last = file.read(tail)
+        cut = f"\n... {size - head - tail} bytes were taken out here ...\n".encode()
+        with path.open("r+b") as file:  # in place: on a full disk there is no room for a copy
+            file.truncate(head)
+            file.seek(head)
+            file.write(cut + last)
+    except OSError:
+        return
+
+
 def clear_the_way(path: Path) -> None:
     """Remove what is no plain file where one is going to be written: a link would be followed, a FIFO would wait."""
     try:

@@ -4,9 +4,9 @@ One whose heartbeat is silent while it works (memory moves, cores compute, a dis
 bounded multiple, and then ends as such.
 
 Time is the agent's own clock at the moment a changed heartbeat was seen, never the time written in the file, so
-that a clock that is set, or a trainer that writes nonsense, cannot fool it. In a phase that makes steps a heartbeat that
-is renewed and tells of no step is no sign of work either: a thread may renew it while nothing happens. A GPU at 100% proves nothing: on
-gfx1151 a hang keeps it there, with nothing in the kernel log (ROCm legacy-rocm-build#6530).
+that a clock that is set, or a trainer that writes nonsense, cannot fool it. In a phase that makes steps, a heartbeat
+that is renewed and tells of no step is no sign of work: a thread may renew it while nothing happens. A GPU at 100%
+proves nothing either: on gfx1151 a hang keeps it there, with nothing in the kernel log (ROCm legacy-rocm-build#6530).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from agent.run.stall import Activity
 STEPPING: frozenset[Phase] = frozenset({"generate", "verify", "train", "evaluate"})
 """Phases that beat at every step, whose limit follows the step time."""
 TELLING = ("step", "cycle", "note")
-"""Fields of a heartbeat of which one changes where work is done. The share of the budget that is spent may be a clock's,
-and so is the time."""
+"""Fields of a heartbeat of which one changes where work is done. The share of the budget that is spent may be that of a
+clock, as the time is."""
 SEEN_LATE_S = 1.0
 """A heartbeat is seen at the next look, not when it is written."""
 
