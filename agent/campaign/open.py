@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.campaign.budget import BudgetClock
+from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.observer import Observer
@@ -167,7 +167,12 @@ def resume(
     if extra_budget_s and settings.budget_s is not None:
         settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
-    session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
+    session.clock = BudgetClock(
+        settings.budget_s,
+        consumed_s=state.consumed_s,
+        deadline=settings.deadline_time,
+        latest=last_moment(event.time for event in journal.events()),
+    )
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
     session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)

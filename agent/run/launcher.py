@@ -216,8 +216,8 @@ def launch(
     closes it. It is ignored where it stands by for another `command`. `memory_floor_gb`: below this much free memory
     the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
     is. It is ended too where less than half of `min_free_disk_gb` is left on the disk, and where its log has grown
-    beyond `most_log_gb`, of which the beginning and the end are then kept. `sources` is where the samples' readings come
-    from.
+    beyond `most_log_gb`, of which the beginning and the end are then kept. `sources` is where the samples' readings
+    come from.
 
     Raises ResourceError (disk full, no permission, no more processes), Unavailable (no such trainer), Busy
     (a training runs in that folder), WorkspaceError (the folder holds another recipe's run).

@@ -190,7 +190,7 @@ def test_what_runs_beside_it_is_left_alone(tmp_path: Path) -> None:
     """A child of ours, and an orphan that has come to us, while a leash is killed: they are not the run's."""
     beside = subprocess.Popen(["sleep", "60"], start_new_session=True)
     code = (
-        "import subprocess; print(subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=-3, stderr=-3).pid)"  # noqa: E501 one program on one line
+        "import subprocess; print(subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=-3, stderr=-3).pid)"
     )
     orphans: list[int] = []
 
@@ -240,7 +240,8 @@ def told_pids(folder: Path) -> list[int]:
 
 AGENT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_run_hostile as t;"
-    "import agent.run.start as s; s.LEASH_GRACE_S = float(sys.argv[4]); t.run(Path(sys.argv[2]), sys.argv[3], limit_s=60)"
+    "import agent.run.start as s; s.LEASH_GRACE_S = float(sys.argv[4]);"
+    "t.run(Path(sys.argv[2]), sys.argv[3], limit_s=60)"
 )
 
 
