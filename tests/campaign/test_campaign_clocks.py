@@ -161,13 +161,16 @@ def test_over_several_sessions(sessions: list[tuple[list[tuple[str, float]], flo
     machine, consumed, latest, left = Machine(), 0.0, None, until
     for steps, moved in sessions:
         clock = machine.clock(1e7, consumed_s=consumed, deadline=in_s(until), latest=latest)
+        journal = [machine.wall()]  # a line at the start, and one at each step
+        left = min(left, clock.left_s)
         for what, seconds in steps:
             getattr(machine, what)(seconds)
             assert clock.left_s <= left + 1e-3
             left = min(left, clock.left_s)
+            journal.append(machine.wall())
         assert clock.consumed_s >= consumed
         consumed = clock.consumed_s
-        latest = max(machine.wall(), latest or machine.wall())
-        left = min(left, (in_s(until) - latest).total_seconds())
+        latest = max([*journal, *([latest] if latest else [])])
+        left = max(left, (in_s(until) - latest).total_seconds())  # what was seen after the last line is not known
         machine.is_set(moved)
         machine.boottime_s = machine.monotonic_s = 3.0
