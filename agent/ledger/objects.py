@@ -8,6 +8,7 @@ conversion touches a byte, and an effect is either done or not begun. Nothing he
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -272,6 +273,18 @@ class ObjectStore:
             time.sleep(0.1)
 
 
+def common_folder(workspace: Path) -> Path:
+    """The git folder that all worktrees of the repository share. WorkspaceError where there is none."""
+    commands = GitCommands(workspace)
+    with without_repository_variables():
+        return (workspace / os.fsdecode(_line(commands.run("rev-parse", "--git-common-dir")))).resolve()
+
+
+def _line(output: bytes) -> bytes:
+    """Without the newline that git ends it with; a path may have others, and bytes that are no UTF-8."""
+    return output.removesuffix(b"\n")
+
+
 def _locate(workspace: Path) -> Place:
     """Find the repository as git does. The one place where git chooses it, and may refuse its owner."""
     commands = GitCommands(workspace)
@@ -282,12 +295,11 @@ def _locate(workspace: Path) -> Place:
         is_bare, is_inside = (word == "true" for word in output.decode().split())
         if not is_inside:
             raise _no_working_tree(workspace, is_bare=is_bare)
-        return Place(
-            root=Path(commands.text("rev-parse", "--show-toplevel")),
-            git_dir=Path(commands.text("rev-parse", "--absolute-git-dir")),
-            common_dir=(workspace / commands.text("rev-parse", "--git-common-dir")).resolve(),
-            prefix=commands.text("rev-parse", "--show-prefix"),
+        root, git_dir, prefix = (
+            os.fsdecode(_line(commands.run("rev-parse", option)))
+            for option in ("--show-toplevel", "--absolute-git-dir", "--show-prefix")
         )
+        return Place(root=Path(root), git_dir=Path(git_dir), common_dir=common_folder(workspace), prefix=prefix)
 
 
 def _no_working_tree(workspace: Path, *, is_bare: bool) -> WorkspaceError:

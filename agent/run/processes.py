@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from agent.proc import kernel_boot_id
 from agent.run.leash import OOM_SCORE, descendant_pids, stat_of
 
 MARK = "RAFT_AGENT_RUN"
@@ -72,10 +73,7 @@ def new_mark() -> str:
 @functools.cache
 def boot_id() -> str:
     """Differs after every boot of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"boot-{psutil.boot_time():.0f}"
+    return kernel_boot_id() or f"boot-{psutil.boot_time():.0f}"
 
 
 def start_time(pid: int) -> float | None:
