@@ -204,7 +204,7 @@ def _claimed(path: Path, holder: Holder, of: str) -> Iterator[None]:
                 known = _read_holder(claim)
                 if known is None or not known.has_gone():
                     raise _busy(known, holder.since, of=of, path=claim, by_file=True) from None
-                _remove_stale(claim, known)
+                _remove_stale(claim, mine)
         else:
             raise _busy(_read_holder(claim), holder.since, of=of, path=claim, by_file=True)
         try:
@@ -217,18 +217,24 @@ def _claimed(path: Path, holder: Holder, of: str) -> Iterator[None]:
         mine.unlink(missing_ok=True)
 
 
-def _remove_stale(claim: Path, known: Holder) -> None:
-    """Take it away by a rename, which only one of several can do, and look at what was taken: somebody may have been
-    quicker and hold the lock by now."""
-    taken = claim.with_name(f"{claim.name}.{secrets.token_hex(6)}")
+def _remove_stale(claim: Path, mine: Path) -> None:
+    """One of several at a time, so that none removes what another has put there meanwhile: only these here remove what
+    is not their own."""
+    breaking = claim.with_name(f"{claim.name}.breaking")
     try:
-        claim.rename(taken)
-    except FileNotFoundError:
+        breaking.hardlink_to(mine)
+    except FileExistsError:
+        other = _read_holder(breaking)
+        if other is not None and other.has_gone():
+            breaking.unlink(missing_ok=True)
+        time.sleep(0.05)
         return
-    if _read_holder(taken) != known:
-        with contextlib.suppress(FileExistsError):
-            claim.hardlink_to(taken)
-    taken.unlink(missing_ok=True)
+    try:
+        known = _read_holder(claim)
+        if known is not None and known.has_gone():
+            claim.unlink(missing_ok=True)
+    finally:
+        breaking.unlink(missing_ok=True)
 
 
 # ---- words
