@@ -43,7 +43,10 @@ def in_file(path: Path) -> list[tuple[str, str]]:
 
 
 def edited(path: Path, change: Callable[[bytes], bytes]) -> Callable[[], None]:
-    return lambda: [path.write_bytes(change(path.read_bytes()))] and None
+    def edit() -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    return edit
 
 
 def without_rows(data: bytes) -> bytes:
@@ -205,7 +208,7 @@ def test_what_could_not_be_written_for_a_while_comes_in_later(
 
 def test_a_spoiled_table_is_refused_before_anything_is_written(night: Night) -> None:
     another_header(night.workspace.results)
-    with pytest.raises(InvalidFile, match="not the header of results.tsv"):
+    with pytest.raises(InvalidFile, match="not the header of results"):
         night.start()
     assert not Journal(night.workspace.journal_path("night")).exists()
     assert night.git("for-each-ref", "refs/heads/raft") == ""
