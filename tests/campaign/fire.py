@@ -3,7 +3,8 @@
 `fire.py run BEHAVIOUR WHERE CLOCK ARGUMENTS...` is the agent's command; ARGUMENTS are those of `raft-agent`.
 `fire.py train BEHAVIOUR WHERE ...` is the trainer: in runs whose name begins with WHERE it is a hostile one
 (`tests/run/hostile.py`), else the fake one that keeps the contract. CLOCK is `right`, or `SECONDS@AFTER`: so long after
-the start the wall clock is set by so many seconds.
+the start the wall clock is set by so many seconds. When the agent's command begins, its imports done, it says so in the
+file FIRE_BEGAN.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def run(behaviour: str, where: str, clock: str, arguments: list[str]) -> int:
 
         budget.BudgetClock.__init__.__kwdefaults__["wall"] = wall  # type: ignore[index]  # it has some
         time.time = lambda: wall().timestamp()
+    Path(os.environ["FIRE_BEGAN"]).write_text(str(time.clock_gettime(time.CLOCK_MONOTONIC)))
     return main(arguments) or 0
 
 

@@ -1,8 +1,9 @@
 """Campaigns whose trainers do not want to end: `raft-agent run` as a process of its own is over in time, leaves no
 process behind and gives its memory back, and its journal and its table are whole.
 
-How far a campaign ran over: from the start of the command (its imports included) to its end, less the budget. What is
-promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending it and for the last words.
+How far a campaign ran over: from the start of the command, once Python has loaded it, to the end of its process, less the
+budget. What is promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending what it has started
+and for the last words.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from agent.ledger.workspace import Workspace
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl(2)")
 
 CAMPAIGNS = 50
-AT_ONCE = 3
-MARGIN_S = 5.0
-"""Strays get 2 s after SIGTERM; the rest is killing, looking at memory, the interpreter, and other work beside it."""
+AT_ONCE = 2
+MARGIN_S = 4.0
+"""Strays get 2 s after SIGTERM; the rest is killing, looking at memory, the last words, and other work beside it."""
 LASTING = (
     "ignores", "daemonizes", "hydra", "bomb", "adopts", "stops_itself", "stops_its_leash", "waits_in_vfork",
     "is_traced", "without_first_thread", "stays_after_its_summary", "freezes", "lies", "is_of_the_future",
@@ -83,6 +84,8 @@ class Told:
     code: int
     overrun_s: float
     """Of the command."""
+    loading_s: float
+    """Of the interpreter, before the command began."""
     by_its_clock_s: float
     """The last line of the journal, by the campaign's own clock, less the budget."""
     output: str
@@ -102,17 +105,19 @@ def set_fire(template: Path, folder: Path, fire: Fire) -> Told:
         **os.environ,
         "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
         "RAFT_AGENT_CACHE": str(folder / "cache"),
+        "FIRE_BEGAN": str(root / "began"),
     }
-    start = time.monotonic()
+    before = time.monotonic()
     done = subprocess.run(
         [*command, "run", "test", *limit, "--name", "night", "--seeds", "2"],
         cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         timeout=fire.budget_s + 60,
     )  # fmt: skip
-    overrun = time.monotonic() - start - fire.budget_s
+    end, start = time.monotonic(), float((root / "began").read_text())
     workspace = Workspace(root)
     consumed = Journal(workspace.journal_path("night")).state().consumed_s
-    return Told(fire, done.returncode, overrun, consumed - fire.budget_s, done.stdout, workspace)
+    by_clock = consumed - fire.budget_s
+    return Told(fire, done.returncode, end - start - fire.budget_s, start - before, by_clock, done.stdout, workspace)
 
 
 def left_running(folder: Path) -> list[str]:
@@ -130,7 +135,7 @@ def left_running(folder: Path) -> list[str]:
 
 
 def check(told: Told) -> None:
-    assert told.code in (0, 8, 130), f"{told.fire}: {told.code}\n{told.output}"
+    assert told.code in (0, 6, 8, 130), f"{told.fire}: {told.code}\n{told.output}"
     workspace, said = told.workspace, f"{told.fire}\n{told.output}"
     lines = workspace.journal_path("night").read_text().splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1)), said
@@ -171,6 +176,9 @@ def test_campaigns_under_fire_end_in_time_and_leave_nothing(
         print(f"\n{len(told)} campaigns under fire, {len(lasted)} of them to the end of their time; ran over by:")
         for one in worst[:8]:
             print(f"  {one.overrun_s:6.2f} s, by its own clock {one.by_its_clock_s:5.2f} s  {one.fire}")
+        own = max(one.by_its_clock_s for one in told)
+        loading = max(one.loading_s for one in told)
+        print(f"  by the campaign's own clock at most {own:.2f} s; Python took up to {loading:.2f} s to load")
     assert left_running(tmp_path) == []
     for one in told:
         check(one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,12 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("how", EDITS)
+def some(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Parameters of which only the quick ones are in the default suite."""
+    return [value if value in list(quick) else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("how", some(EDITS, ["windows line ends", "rows deleted"]))
 def test_what_a_person_does_to_it_stays_and_all_rows_are_there(night: Night, how: str) -> None:
     path = night.workspace.results
     found: list[bytes] = []
@@ -107,6 +112,7 @@ def test_deleted_in_mid_run_it_is_made_again_with_all_rows(night: Night) -> None
     assert night.workspace.results.read_text().startswith(HEADER + "\n0\t")
 
 
+@pytest.mark.slow
 def test_read_only_its_mode_stays_and_the_rows_come_in(night: Night) -> None:
     path = night.workspace.results
     rows = spend(night, lambda: path.chmod(0o444))
@@ -114,6 +120,7 @@ def test_read_only_its_mode_stays_and_the_rows_come_in(night: Night) -> None:
     assert path.stat().st_mode & 0o777 == 0o444
 
 
+@pytest.mark.slow
 def test_a_spreadsheet_beside_it_is_no_matter(night: Night) -> None:
     lock = night.root / ".~lock.results.tsv#"
     rows = spend(night, lambda: lock.write_text(",ada,desk,27.11.2026 07:30,file:///home/ada;"))
@@ -148,7 +155,7 @@ def another_header(path: Path) -> None:
 SPOILED = [a_folder, a_pipe, a_device, a_circle, another_header]
 
 
-@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize("spoil", some(SPOILED, [a_pipe, another_header]))
 def test_where_it_cannot_be_written_the_campaign_goes_on_and_the_rows_are_beside_the_journal(
     night: Night, spoil: Callable[[Path], None]
 ) -> None:
@@ -182,7 +189,9 @@ def state_of(path: Path) -> tuple[int, bytes | None]:
     return path.lstat().st_mode, path.read_bytes() if path.is_file() else None
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "number", some([errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO, errno.EDQUOT], [errno.EROFS])
+)
 def test_what_could_not_be_written_for_a_while_comes_in_later(
     night: Night, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -214,6 +223,7 @@ def test_a_spoiled_table_is_refused_before_anything_is_written(night: Night) -> 
     assert night.git("for-each-ref", "refs/heads/raft") == ""
 
 
+@pytest.mark.slow
 def test_rows_in_another_order_stay_in_it(night: Night) -> None:
     path = night.workspace.results
     night.playbook(RATE_UP, NOTHING)

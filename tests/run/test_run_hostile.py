@@ -90,6 +90,10 @@ CASES = {
 }
 
 
+QUICK_ONES = {"daemonizes", "hydra", "kills_its_leash", "without_first_thread", "lies", "heartbeat_is_a_pipe"}
+"""In the default suite; the others are of the same kinds."""
+
+
 def run(folder: Path, behaviour: str, *, limit_s: float = LIMIT_S, **options: object) -> RunResult:
     program = str(Path(hostile.__file__))
     request = RunRequest(recipe=make_recipe(), out=folder / "run", seed=1, workspace=folder, time_limit_s=limit_s)
@@ -119,7 +123,9 @@ def test_every_behaviour_is_in_the_table() -> None:
     assert set(CASES) == set(hostile.BEHAVIOURS)
 
 
-@pytest.mark.parametrize("behaviour", CASES)
+@pytest.mark.parametrize(
+    "behaviour", [name if name in QUICK_ONES else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_it_ends_in_time_and_nothing_is_left(tmp_path: Path, behaviour: str) -> None:
     must = CASES[behaviour]
     (tmp_path / "precious").write_text("mine\n")
@@ -141,7 +147,14 @@ def test_it_ends_in_time_and_nothing_is_left(tmp_path: Path, behaviour: str) -> 
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["puts_pipes_in_the_way", "puts_folders_in_the_way", "links_its_log", "floods_its_rows"]
+    "behaviour",
+    [
+        "puts_pipes_in_the_way",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("puts_folders_in_the_way", "links_its_log", "floods_its_rows")
+        ),
+    ],
 )
 def test_its_folder_can_be_started_in_again(tmp_path: Path, behaviour: str) -> None:
     (tmp_path / "precious").write_text("mine\n")
@@ -153,6 +166,7 @@ def test_its_folder_can_be_started_in_again(tmp_path: Path, behaviour: str) -> N
     assert (tmp_path / "precious").read_text() == "mine\n"
 
 
+@pytest.mark.slow
 def test_files_that_are_too_large_or_no_files_are_named(tmp_path: Path) -> None:
     run(tmp_path, "floods_its_rows")
     problems = "\n".join(read_run(tmp_path / "run").problems)
@@ -186,6 +200,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert triage(evidence_of(result)).crash_class == "resource"
 
 
+@pytest.mark.slow
 def test_what_runs_beside_it_is_left_alone(tmp_path: Path) -> None:
     """A child of ours, and an orphan that has come to us, while a leash is killed: they are not the run's."""
     beside = subprocess.Popen(["sleep", "60"], start_new_session=True)
@@ -263,7 +278,15 @@ def killed_agent(folder: Path, behaviour: str, *, processes: int, grace_s: float
     return pids
 
 
-@pytest.mark.parametrize(("behaviour", "processes"), [("daemonizes", 3), ("adopts", 2), ("hydra", 1), ("bomb", 20)])
+@pytest.mark.parametrize(
+    ("behaviour", "processes"),
+    [
+        ("daemonizes", 3),
+        pytest.param("adopts", 2, marks=pytest.mark.slow),
+        pytest.param("hydra", 1, marks=pytest.mark.slow),
+        pytest.param("bomb", 20, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_outlives_a_killed_agent_by_more_than_the_grace(tmp_path: Path, behaviour: str, processes: int) -> None:
     before = named()
     killed_agent(tmp_path, behaviour, processes=processes, grace_s=0.3)
@@ -273,6 +296,7 @@ def test_nothing_outlives_a_killed_agent_by_more_than_the_grace(tmp_path: Path, 
     assert survivors(tmp_path, before) == []
 
 
+@pytest.mark.slow  # a second agent, whose interpreter alone takes a second
 def test_the_next_agent_ends_what_a_killed_one_left_within_its_grace(tmp_path: Path) -> None:
     before = named()
     killed_agent(tmp_path, "daemonizes", processes=3, grace_s=60.0)
