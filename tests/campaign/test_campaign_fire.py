@@ -1,9 +1,9 @@
 """Campaigns whose trainers do not want to end: `raft-agent run` as a process of its own is over in time, leaves no
 process behind and gives its memory back, and its journal and its table are whole.
 
-How far a campaign ran over: from the start of the command, once Python has loaded it, to the end of its process, less the
-budget. What is promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending what it has started
-and for the last words.
+How far a campaign ran over: from the start of the command, once Python has loaded it, to the end of its process, less
+the budget. What is promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending what it has
+started and for the last words.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from test_run_launcher import MACHINE, make_recipe, running
 
 from agent.contract import LOG
 from agent.hardware.sensors import memory
-from agent.run import launcher
+from agent.run import launcher, watching
 from agent.run.launcher import RunRequest, RunResult, launch
 from agent.run.plain import shorten
 from agent.run.processes import ProcessIdentity, descendants, end_process_group, family, identify
@@ -192,8 +192,8 @@ def test_a_flooded_log_is_cut_to_its_beginning_and_its_end(tmp_path: Path) -> No
 
 
 def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter([50.0] * 4)
-    monkeypatch.setattr(launcher, "disk_free", lambda path: next(free, 0.2))
+    free = iter([50.0] * 3)
+    monkeypatch.setattr(watching, "disk_free", lambda path: next(free, 0.2))
     result = run(tmp_path, "ignores", limit_s=HUNG)
     assert (result.ended_by, result.ok) == ("disk", False)
     assert result.reason.startswith("only 0.20 GiB of disk left where the run writes")
