@@ -1,7 +1,12 @@
-"""Durable small files: atomic replacement, and JSON lines of which a torn last one is tolerated."""
+"""Durable small files: atomic replacement, and JSON lines of which a torn last one is tolerated.
+
+All that is kept goes through `write_all`, `sync` and `put_in_place`, so that a test can have each of them fail, or end
+the process, at any call.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -18,44 +23,68 @@ def write_atomic(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        try:
+            write_all(handle, text.encode() if isinstance(text, str) else text)
+            os.fchmod(handle, 0o644)
+            sync(handle)
+        finally:
+            os.close(handle)
+        put_in_place(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a `write_atomic` of `path` left beside it when it was killed. Only for the one writer of `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """All of `data`, in as few writes as the system takes."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def sync(descriptor: int) -> None:
+    """Return once it is on the disk."""
+    os.fsync(descriptor)
+
+
+def put_in_place(temporary: str | Path, path: Path) -> None:
+    """Rename over what is there."""
+    Path(temporary).replace(path)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename or a new name in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def append_line(path: Path, text: str, *, sync: bool = True) -> None:
-    """Append one line in a single write; after return with `sync` it survives a power cut.
+def append_line(path: Path, text: str, *, durable: bool = True) -> None:
+    """Append one line in a single write; after return with `durable` it survives a power cut.
 
     Where the file's last line was torn by a kill, a newline is put first, so that the new line is whole.
     """
     if "\n" in text:
         raise ValueError("a line has no newline in it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write((text + "\n").encode())
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        write_all(descriptor, f"{chr(10) if torn else ''}{text}\n".encode())
+        if durable:
+            sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

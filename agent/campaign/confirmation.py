@@ -10,7 +10,7 @@ The incumbent's runs serve every candidate that challenges it, so its estimate b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -127,13 +127,14 @@ def _is_last_chance(lab: Lab, number: int) -> bool:
 
 
 def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
-    """One seed after the other. A campaign that was killed in between goes on at the seed that it had come to: what was
-    looked at before that was undecided."""
-    rules, verdict = lab.rules, None
-    reached = max(1, len(evidence.candidate(way.number)))
-    for seeds in range(reached, max(way.shares) + 1):
+    """One seed after the other. A campaign that was killed in between goes through the same seeds again, whose runs it
+    reads back, so that it comes to the same looks."""
+    rules = lab.rules
+    verdict: Verdict | None = None
+    for seeds in range(1, max(way.shares) + 1):
         next_look = min(look for look in way.shares if look >= seeds)
-        lacking = lacking_time(lab, evidence, way.number, seeds=next_look) if verdict else None
+        gone_on = lab.begun(Order(way.number, "candidate", seeds - 1))
+        lacking = lacking_time(lab, evidence, way.number, seeds=next_look) if verdict and not gone_on else None
         if lacking and verdict:
             return Verdict("discard", f"{verdict.reason}; {lacking}", verdict.basis, "inconclusive")
         flaw = _bring(lab, evidence, way, seeds)
@@ -149,15 +150,8 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
         hopeless = found.p_above(_bar(lab, way, found)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
         if verdict.outcome == "keep" or verdict.kind in ("guard", "suspect", "regressed") or hopeless:
             return verdict
-    return verdict or _no_time_to_go_on(lab, evidence, way, reached)
-
-
-def _no_time_to_go_on(lab: Lab, evidence: Evidence, way: _Way, reached: int) -> Verdict:
-    """A campaign that was killed is beyond the last look that it can still afford."""
-    found = evidence.on_confirm(way.number, way.incumbent)
-    next_look = min((look for look, _ in lab.rules.looks if look >= reached), default=reached)
-    lacking = lacking_time(lab, evidence, way.number, seeds=next_look) or "no further look"
-    return Verdict("discard", f"inconclusive: {span_of(found)}; {lacking}", found, "inconclusive")
+    assert verdict is not None  # the last of these seeds is one at which it looks
+    return verdict
 
 
 def _bar(lab: Lab, way: _Way, found: Comparison) -> float:
@@ -287,14 +281,19 @@ def _refresh(lab: Lab, evidence: Evidence, way: _Way) -> None:
     """One more incumbent run beside ones that are old, or of a time when the machine had another speed: machines drift
     over a night. Where it proves nothing, those that there are have to do."""
     runs = evidence.fresh_incumbent(way.incumbent)
+    why = _why_refresh(lab, evidence, way, runs)
+    if lab.once(way.number, "a fresh run of the incumbent beside it", why is not None):
+        lab.say(f"  {why or 'the incumbent was old when it began'}: a fresh run beside it")
+        _incumbent(lab, evidence, way, wanted=len(runs) + 1)
+
+
+def _why_refresh(lab: Lab, evidence: Evidence, way: _Way, runs: Sequence[Measured]) -> str | None:
     age = min((age for run in runs if (age := lab.age_s(run)) is not None), default=None)
     if age is not None and age > lab.rules.stale_s:
-        lab.say(f"  the incumbent ran last {age / 3600:.1f}h ago: a fresh run beside it")
-    elif at_another_speed(lab, evidence, way.number, way.incumbent):
-        lab.say("  the machine has another speed than when the incumbent ran: a fresh run beside it")
-    else:
-        return
-    _incumbent(lab, evidence, way, wanted=len(runs) + 1)
+        return f"the incumbent ran last {age / 3600:.1f}h ago"
+    if at_another_speed(lab, evidence, way.number, way.incumbent):
+        return "the machine has another speed than when the incumbent ran"
+    return None
 
 
 def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:

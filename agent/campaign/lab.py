@@ -302,6 +302,15 @@ class Lab(abc.ABC):
     def fix(self, number: int, terms: Terms) -> Terms:
         """Write down what the idea's confirmation may use. Where that was done before, what stands there."""
 
+    def begun(self, order: Order) -> bool:
+        """An earlier session has started this run: going on, the campaign comes by here again."""
+        return False
+
+    def once(self, number: int, question: str, answer: bool) -> bool:
+        """The answer to a question about an idea that hangs on the clock or the machine. Where an earlier session has
+        answered it, what it said stands."""
+        return answer
+
     def seeds_planned(self) -> int | None:
         """Of the baseline, where an earlier session has calibrated."""
         return None

@@ -13,6 +13,7 @@ from agent.campaign.lab import CutShort
 from agent.campaign.search import spend_the_night
 from agent.campaign.workbench import Workbench
 from agent.errors import AgentError
+from agent.ledger.disk import disk_errors
 
 
 class Paused(AgentError):
@@ -27,7 +28,14 @@ def run_campaign(bench: Workbench) -> Ending:
     Raises Paused where a person stopped it, BudgetError, TrainingFailed, and AgentErrors that no idea can mend.
     """
     with contextlib.closing(bench):
-        return _from_baseline_to_holdout(bench)
+        try:
+            with disk_errors(bench.session.folder):
+                return _from_baseline_to_holdout(bench)
+        except Paused:
+            raise
+        except AgentError as broken:
+            bench.session.tell_if_possible("campaign_paused", reason=broken.message)
+            raise
 
 
 def _from_baseline_to_holdout(bench: Workbench) -> Ending:
@@ -41,9 +49,6 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
     except CutShort as cut:
         _pause_if_asked(bench, cut.reason)
         reason = cut.reason
-    except AgentError as broken:
-        session.tell("campaign_paused", reason=broken.message)
-        raise
     if not bench.has_baseline():
         session.tell("campaign_paused", reason=reason)
         raise Paused(f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.campaign.budget import BudgetClock, last_moment
@@ -15,7 +16,8 @@ from agent.campaign.settings import Settings, parse_target
 from agent.campaign.workbench import Workbench
 from agent.errors import RecipeError, UsageError, WorkspaceError
 from agent.hardware.probe import MACHINE, Machine, probe_machine
-from agent.ledger.events import CampaignResumed
+from agent.ledger.disk import disk_errors
+from agent.ledger.events import CampaignResumed, CampaignStarted
 from agent.ledger.git import Repository
 from agent.ledger.journal import Journal
 from agent.ledger.table import create_table
@@ -63,6 +65,13 @@ def start(
     workspace.prepare()
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     session.stop_request = stop_request
+    with _time_kept(session):
+        _start(workspace, settings, session)
+    return session
+
+
+def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
+    machine, model_cache = session.machine, session.cache
     check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
@@ -87,7 +96,18 @@ def start(
     )
     tell_known_limits(session, recipe)
     branch(session)
-    return session
+
+
+@contextlib.contextmanager
+def _time_kept(session: Session) -> Iterator[None]:
+    """The seconds consumed are on the disk from here on, until the campaign's end, or now where it cannot be opened."""
+    session.keep_time()
+    try:
+        with disk_errors(session.folder):
+            yield
+    except BaseException:
+        session.close()
+        raise
 
 
 def tell_known_limits(session: Session, recipe: Recipe) -> None:
@@ -130,6 +150,30 @@ def branch(session: Session) -> None:
         session.tell("campaign_branched", commit=session.branches.start.commit)
 
 
+def unfinished(workspace: Workspace, recipe_path: str, *, name: str | None = None) -> str | None:
+    """A campaign that `run` should go on with rather than start another: the named one, unless it is finished; without
+    a name the last one, where it was cut short (a kill, a power cut) while it ran this recipe. None where none is.
+    """
+    names = workspace.campaign_names()
+    chosen = name or (names[-1] if names else None)
+    if chosen not in names:
+        return None
+    state = Journal(workspace.journal_path(chosen)).state()
+    if state.started is None or state.started.recipe_path != recipe_path:
+        return None
+    return chosen if state.status == "running" or (name and state.status == "paused") else None
+
+
+def _refuse_another_repository(session: Session, started: CampaignStarted) -> None:
+    """A journal that was copied into another clone, or whose repository was made anew."""
+    if session.repository.find(started.base_commit) is None:
+        raise WorkspaceError(
+            f"the campaign started from commit {started.base_commit[:12]}, which this repository does not have",
+            where=str(session.journal.path),
+            hint="the journal belongs to another repository: resume there, or start a new campaign with raft-agent run",
+        )
+
+
 def resume(
     workspace: Workspace,
     name: str | None,
@@ -148,13 +192,9 @@ def resume(
     if chosen not in names:
         raise UsageError(f"there is no campaign {chosen}", hint=f"there are: {', '.join(names)}")
     journal = Journal(workspace.journal_path(chosen))
+    journal.refuse_foreign(chosen)
     state = journal.state()
-    if state.started is None:
-        raise WorkspaceError(
-            f"the journal of {chosen} does not say how it was started",
-            where=str(journal.path),
-            hint="raft-agent run starts a new campaign",
-        )
+    assert state.started is not None
     if state.status == "finished" and not extra_budget_s:
         raise UsageError(
             f"campaign {chosen} is finished: {state.stop_reason}",
@@ -167,6 +207,7 @@ def resume(
     if extra_budget_s and settings.budget_s is not None:
         settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
+    _refuse_another_repository(session, state.started)
     session.clock = BudgetClock(
         settings.budget_s,
         consumed_s=state.consumed_s,
@@ -175,6 +216,9 @@ def resume(
     )
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
-    session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
-    branch(session)
+    with _time_kept(session):
+        for damage in journal.damages():
+            observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
+        session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
+        branch(session)
     return session

@@ -11,6 +11,7 @@ from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
 from agent.errors import InvalidFile, ResourceError
+from agent.files import remove_leftovers
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
 from agent.ledger.table import read_rows, rebuild
@@ -84,6 +85,8 @@ def bring_rows_in(session: Session, new: int | None = None) -> bool:
     """
     name = session.table.name
     try:
+        if new is None:
+            remove_leftovers(session.table)  # of a kill
         missing = _missing_rows(session, besides=new)
         judged = session.state.experiments[new].judged if new is not None else None
         rebuild(session.table, [*missing, *([judged.row] if judged else [])])

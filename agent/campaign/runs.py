@@ -7,7 +7,7 @@ started ahead; whoever has a Runner closes it, so that none is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,6 @@ from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, evidence_of, triage
 
-TICK_EVERY_S = 30.0
 PAUSED = "paused for a screening"
 """Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""
 HOPELESS = "hopeless"
@@ -39,6 +38,9 @@ HOPELESS = "hopeless"
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
+OUTSIDE_KILL = "outside-kill"
+"""Signature of a SIGKILL that was not the kernel's memory killer's."""
+KILLS_BORNE = 1
 MOST_OF_IT = 0.5
 """Share of the free memory that a run must have held for an out-of-memory to be its own."""
 
@@ -174,7 +176,7 @@ class Runner:
         """
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
-        finished = next((run for run in before if _counts(run)), None)
+        finished = next((run for run in before if _counts(run) and not _goes_on(run, before)), None)
         if finished is not None:
             return self._from_disk(job, finished)
         if early is not None and early.is_pause and any(_paused(run) for run in before):
@@ -185,7 +187,18 @@ class Runner:
         refused = self._refused(job)
         if refused is not None:
             return refused
-        return self._execute(job, out, attempt=len(before) + 1, early=early)
+        done = self._execute(job, out, attempt=len(before) + 1, early=early)
+        if self._was_cut(job, done):
+            self.session.observer.say(f"  it {done.diagnosis.reason if done.diagnosis else ''}: going on with it")
+            return self.run(job, early=early)
+        return done
+
+    def _was_cut(self, job: Job, done: Done) -> bool:
+        """Somebody killed it, and it may go on where it was."""
+        if done.diagnosis is None or done.diagnosis.signature != OUTSIDE_KILL:
+            return False
+        starts = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
+        return _goes_on(starts[-1], starts)
 
     def knows(self, key: str) -> bool:
         """The run was started before, whatever became of it."""
@@ -350,14 +363,7 @@ class Runner:
         )
 
     def _progress(self) -> Callable[[Progress], None]:
-        last_tick = self.session.clock.consumed_s
-
         def on_progress(progress: Progress) -> None:
-            nonlocal last_tick
-            consumed = self.session.clock.consumed_s
-            if consumed - last_tick >= TICK_EVERY_S:
-                last_tick = consumed
-                self.session.tell("budget_tick", consumed_s=consumed)
             self.session.observer.pulse(
                 Pulse(
                     phase=progress.phase,
@@ -452,8 +458,20 @@ def _counts(run: Run) -> bool:
     if run.finished.ended_by == "stop":
         return run.finished.reason.startswith(HOPELESS)
     told = (run.finished.model_extra or {}).get("diagnosis") or {}
-    verifier = str(told.get("signature") or "").startswith(IN_VERIFIER)
+    verifier = _signature(run).startswith(IN_VERIFIER)
     return told.get("crash_class") not in ("data", "resource") and not verifier
+
+
+def _goes_on(run: Run, starts: Sequence[Run]) -> bool:
+    """A run that was killed from outside was interrupted and has not failed: it goes on in its folder. `starts` are all
+    of this run; one that is killed again and again is a crash."""
+    killed = [one for one in starts if _signature(one) == OUTSIDE_KILL]
+    return run in killed and len(killed) <= KILLS_BORNE
+
+
+def _signature(run: Run) -> str:
+    told = ((run.finished.model_extra or {}).get("diagnosis") or {}) if run.finished else {}
+    return str(told.get("signature") or "")
 
 
 def _paused(run: Run) -> bool:

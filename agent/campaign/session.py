@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shutil
@@ -18,9 +19,10 @@ from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
-from agent.errors import AgentError, RecipeError, WorkspaceError
+from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
 from agent.files import write_atomic
 from agent.hardware.probe import Machine
+from agent.ledger.consumed import Timekeeper
 from agent.ledger.events import RunFinished
 from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
@@ -64,6 +66,7 @@ class Session:
     """Why results.tsv could not be written last, in words."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _state: CampaignState | None = field(default=None, repr=False)
+    _timekeeper: Timekeeper | None = field(default=None, repr=False)
 
     @property
     def state(self) -> CampaignState:
@@ -74,8 +77,21 @@ class Session:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append to the journal."""
+        self._state = None  # a write that fails may have reached the file all the same
         self.journal.append(kind, **fields)
-        self._state = None
+
+    def tell_if_possible(self, kind: str, **fields: Any) -> None:
+        """For words that nothing depends on, where the disk may be what is wrong."""
+        with contextlib.suppress(ResourceError):
+            self.tell(kind, **fields)
+
+    def keep_time(self) -> None:
+        """From now on the seconds consumed are on the disk at any moment; `close` ends it."""
+        self._timekeeper = Timekeeper(self.journal.path, lambda: self.clock.consumed_s).start()
+
+    def close(self) -> None:
+        if self._timekeeper is not None:
+            self._timekeeper.close()
 
     # --- recipes as the campaign's commits hold them --------------------------------------------------------
 

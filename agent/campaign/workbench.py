@@ -15,7 +15,7 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
-from agent.campaign.health import underpowered, unmeasured
+from agent.campaign.health import unmeasured
 from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrained, words_for
 from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used
@@ -30,6 +30,7 @@ from agent.campaign.watches import watch
 from agent.contract import CHECKPOINT
 from agent.errors import AgentError, TrainingFailed
 from agent.hardware.sensors import GIB, disk_free
+from agent.ledger.events import RunPlanned, RunStarted
 from agent.plan.planner import Ranking
 from agent.recipe.change import touches_speed
 from agent.recipe.schema import Recipe
@@ -61,6 +62,7 @@ class Workbench(Lab):
     def close(self) -> None:
         """No further run will come."""
         self.runner.close()
+        self.session.close()
 
     @property
     def clock(self) -> BudgetClock:
@@ -231,19 +233,27 @@ class Workbench(Lab):
         self.commit(0)
 
     def gather(self) -> None:
-        """Read back what earlier sessions of the campaign measured."""
+        """Read back what earlier sessions of the campaign measured, in the order of time. What was measured for the
+        verdict on an idea that is still open is read back when the verdict comes to it again."""
         told = [note.model_extra or {} for note in self.session.state.notes]
         self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
             number = int(key[:3]) if key[:3].isdigit() else 0
-            if arm is None or not self._counts(number, arm, key):
+            if arm is None or self._is_of_open_verdict(number, arm, words) or not self._counts(number, arm, key):
                 continue
             run = self.runner.read_back(key)
-            weak = arm in ("candidate", "comparator") and self._is_open(number) and underpowered(self.budget, run)
-            if not weak and unmeasured(run, MEASURED_ON[arm][0]) is None:
+            if unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
         self.session.estimate = self.best_metric()
+
+    def _is_of_open_verdict(self, number: int, arm: Arm, words: RunPlanned | RunStarted) -> bool:
+        """An incumbent's run is of the confirmation that was the last to begin before it."""
+        if arm != "incumbent":
+            return arm in ("candidate", "comparator") and self._is_open(number)
+        begun = [note for note in self.session.state.notes if "confirmation_of" in (note.model_extra or {})]
+        beside = [note for note in begun if note.seq < words.seq]
+        return bool(beside) and self._is_open((beside[-1].model_extra or {})["confirmation_of"])
 
     def _counts(self, number: int, arm: Arm, key: str) -> bool:
         """Not what was set aside, nor a search run whose speed was off and that was repeated; that of an open idea is
@@ -370,6 +380,18 @@ class Workbench(Lab):
             shares={str(seeds): share for seeds, share in terms.shares.items()},
         )
         return terms
+
+    def begun(self, order: Order) -> bool:
+        return self.runner.knows(confirming(self.session, order).key)
+
+    def once(self, number: int, question: str, answer: bool) -> bool:
+        for note in self.session.state.notes:
+            told = note.model_extra or {}
+            if told.get("asked_of") == number and told.get("question") == question:
+                return bool(told["answer"])
+        words = f"#{number}: {question}: {'yes' if answer else 'no'}"
+        self.session.tell("note", text=words, asked_of=number, question=question, answer=answer)
+        return answer
 
     def seeds_planned(self) -> int | None:
         return self.session.state.calibration.get("seeds_planned")

@@ -45,15 +45,20 @@ def run(
     allow_untrusted_code: bool = typer.Option(
         False, "--allow-untrusted-code", help="Let the verifier run code that the model wrote."
     ),
+    new: bool = typer.Option(False, "--new", help="Start a new campaign even if the last one was cut short."),
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
     """Run a campaign under a budget.
 
     The baseline with several seeds, then ideas from the playbook one by one, each committed, trained, judged and
     recorded; what holds is confirmed with fresh seeds on fresh prompts; the holdout once, at the end.
+
+    Where the last campaign of this recipe was cut short by a kill, a reboot or a power cut, or the named one is not
+    finished, that one is gone on with, as `resume` does; so a service may simply run this again.
     """
     from agent.campaign.budget import parse_deadline, parse_duration
-    from agent.campaign.open import machine_of, start
+    from agent.campaign.open import machine_of, start, unfinished
+    from agent.campaign.open import resume as reopen
     from agent.campaign.settings import Settings
     from agent.ledger.workspace import default_campaign_name
 
@@ -63,9 +68,11 @@ def run(
         raise UsageError("how long may it take?", hint="raft-agent run --budget 8h, or --deadline 07:30")
     now = datetime.datetime.now().astimezone()
     end = parse_deadline(deadline, now) if deadline else None
+    interrupted = None if new else unfinished(workspace, path, name=name)
+    called = interrupted or name
     settings = Settings(
         recipe_path=path,
-        campaign=name or default_campaign_name(Path(path).stem, today=now.date(), taken=_taken(workspace)),
+        campaign=called or default_campaign_name(Path(path).stem, today=now.date(), taken=_taken(workspace)),
         budget_s=parse_duration(budget) if budget else None,
         deadline=end.isoformat() if end else None,
         baseline_seeds=seeds,
@@ -77,6 +84,9 @@ def run(
         allow_untrusted_code=allow_untrusted_code,
     )
     if dry_run:
+        if interrupted:
+            print(f"campaign {interrupted} is not finished: without --dry-run this would go on with it (or --new)")
+            return
         _dry_run(workspace, settings)
         return
     if detach:
@@ -85,6 +95,13 @@ def run(
 
     def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
         machine = machine_of(workspace)
+        if interrupted:
+            observer.say(
+                f"campaign {interrupted} is not finished: going on with it, as it was started (--new: another)"
+            )
+            return reopen(
+                workspace, interrupted, observer=observer, machine=machine, model_cache=model_cache(), stop_request=stop
+            )
         return start(
             workspace, settings, observer=observer, machine=machine, model_cache=model_cache(), stop_request=stop
         )
@@ -141,6 +158,7 @@ def _campaign(
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
     from agent.hardware.sleep import stay_awake
+    from agent.ledger.disk import disk_errors
     from agent.ledger.lock import hold
     from agent.report.terminal import TerminalObserver, console_for
     from agent.run.detach import survive_hangup
@@ -148,6 +166,7 @@ def _campaign(
     console = console_for(sys.stderr if json_output else sys.stdout)
     workspace.prepare()
     with (
+        disk_errors(workspace.private),
         hold(workspace, what=f"campaign {name}"),
         survive_hangup(workspace.private / "hangup.log"),
         _polite_interrupt() as stop,

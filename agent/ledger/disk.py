@@ -22,12 +22,16 @@ _HINTS = {
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Inside, an OSError that tells of the disk and not of a mistake of ours becomes a ResourceError naming `path`."""
+def disk_errors(path: Path, what: str = "write") -> Iterator[None]:
+    """Inside, an OSError that tells of the disk and not of a mistake of ours becomes a ResourceError naming its file,
+    or `path` where it names none.
+
+    `what` cannot be done: `write` or `read`.
+    """
     try:
         yield
     except OSError as error:
         hint = _HINTS.get(error.errno or 0)
         if hint is None:
             raise
-        raise ResourceError(f"cannot write: {error.strerror}", where=str(path), hint=hint) from error
+        raise ResourceError(f"cannot {what}: {error.strerror}", where=str(error.filename or path), hint=hint) from error

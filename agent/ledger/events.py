@@ -8,7 +8,7 @@ ones listed here are kept as they are; a kind that this version does not know is
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -16,6 +16,10 @@ Outcome = Literal["keep", "discard", "crash", "interrupted"]
 Role = Literal["baseline", "experiment", "confirm", "holdout"]
 Rung = Literal["screen", "full", "confirm", "calibrate", "holdout"]
 EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory", "disk", "flood", "lost"]
+
+
+FORMAT = 1
+"""Of the journal. It goes up where an older version that goes on with a campaign would do harm."""
 
 
 class Event(BaseModel):
@@ -43,6 +47,7 @@ class CampaignStarted(Event):
     machine: dict[str, Any] = {}
     files: dict[str, str] = {}
     """All files of the start commit (the recipe and what it extends); empty means the recipe alone."""
+    format: int = 1
 
 
 class CampaignBranched(Event):
@@ -245,6 +250,8 @@ KnownEvent = Annotated[
     Field(discriminator="kind"),
 ]
 _known: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
+KINDS = frozenset(get_args(model.model_fields["kind"].annotation)[0] for model in get_args(get_args(KnownEvent)[0]))
+"""Kinds of events that this version knows."""
 
 
 def event_from(fields: dict[str, Any]) -> Event:

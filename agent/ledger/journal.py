@@ -2,7 +2,8 @@
 
 A line is on the disk when `append` returns. A kill can only tear the last line, and a torn line is passed
 over, so what was announced before an effect is known after any crash. One process writes (the workspace lock
-sees to that); any number may read at the same time.
+sees to that); any number may read at the same time. Who goes on with a campaign asks `refuse_foreign` first, and tells
+people of `damages`.
 
     journal = Journal(workspace.journal_path("night"))
     journal.append("note", text="the fan is loud")
@@ -22,9 +23,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent.files import append_line, fsync_folder, read_jsonl
+from agent.errors import WorkspaceError
+from agent.files import append_line, fsync_folder
+from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
-from agent.ledger.events import Event, event_from, read_event
+from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from, read_event
 from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, fold
 
 __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pending", "Run", "fold"]
@@ -75,19 +78,92 @@ class Journal:
         return event
 
     def events(self) -> Iterator[Event]:
-        """Events in file order; lines that are torn or no event are passed over. A missing file has none."""
-        for fields in read_jsonl(self.path):
-            event = read_event(fields)
+        """Events in file order; lines that are torn or no event are passed over. A missing file has none.
+
+        Raises ResourceError where the file cannot be read.
+        """
+        for _, event in self._lines():
             if event is not None:
                 yield event
 
     def state(self) -> CampaignState:
-        return fold(self.events())
+        state = fold(self.events())
+        state.consumed_s = max(state.consumed_s, read_consumed(self.path))
+        return state
+
+    def _lines(self) -> Iterator[tuple[int, Event | None]]:
+        """(line number, its event); None for a line that is none. Blank lines are left out."""
+        if not self.path.exists():
+            return
+        with disk_errors(self.path, "read"), self.path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip("\0 \t\r\n"):  # a power cut may leave a block of NUL at the end of a file
+                    yield number, _event_of(line)
+
+    # --- before a campaign is gone on with ------------------------------------------------------------------
+
+    def refuse_foreign(self, campaign: str) -> None:
+        """Raises WorkspaceError for a journal that must not be gone on with: of another campaign, of a newer version,
+        or without the line that says how it was started."""
+        started: CampaignStarted | None = None
+        for number, event in self._lines():
+            if isinstance(event, CampaignStarted) and started is None:
+                started = event
+            if isinstance(event, UnknownEvent) and event.kind not in KINDS:
+                raise self._newer(number, f"an event {event.kind!r} that this version does not know")
+        if started is None:
+            raise WorkspaceError(
+                f"the journal of {campaign} does not say how it was started",
+                where=str(self.path),
+                hint="raft-agent run starts a new campaign",
+            )
+        if started.format > FORMAT:
+            raise self._newer(1, f"format {started.format}, and this version reads {FORMAT}")
+        if started.campaign != campaign:
+            raise WorkspaceError(
+                f"this is the journal of campaign {started.campaign}, in the folder of {campaign}",
+                where=str(self.path),
+                hint=f"give the folder its name again: {self.path.parent.with_name(started.campaign)}",
+            )
+
+    def _newer(self, line: int, what: str) -> WorkspaceError:
+        return WorkspaceError(
+            f"the journal was written by a newer raft-agent ({what}); going on with it could do things twice",
+            where=f"{self.path}:{line}",
+            hint="use that version, or start a new campaign with raft-agent run",
+        )
+
+    def damages(self) -> list[str]:
+        """What is wrong with lines before the last one, in words; a torn last line is none, a kill leaves it so."""
+        found: list[str] = []
+        lines = list(self._lines())
+        expected = 1
+        for number, event in lines:
+            if event is None:
+                # torn by a kill and gone on after, where the numbers show that nothing is missing
+                follows = next((one for at, one in lines if at > number and one is not None), None)
+                if follows is not None and follows.seq != expected:
+                    found.append(f"line {number} is no event")
+                continue
+            if isinstance(event, UnknownEvent):
+                found.append(f"line {number}: this is no {event.kind} that can be understood")
+            if event.seq != expected:
+                found.append(f"line {number} is number {event.seq}, expected {expected}")
+            expected = event.seq + 1
+        return found
 
     def _last_seq(self) -> int:
         if self._seq is None:
             self._seq = max((event.seq for event in self.events()), default=0)
         return self._seq
+
+
+def _event_of(line: str) -> Event | None:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return read_event(fields) if isinstance(fields, dict) else None
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:

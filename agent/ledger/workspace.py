@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from agent.errors import UsageError, WorkspaceError
-from agent.files import write_atomic
+from agent.files import read_jsonl, write_atomic
 from agent.ledger.disk import disk_errors
 
 RECIPES = "recipes"
@@ -74,8 +74,9 @@ class Workspace:
         return self.private / "report" / name
 
     def campaign_names(self) -> list[str]:
-        """Campaigns with a journal, the one written last at the end."""
-        journals = [path for path in self.campaigns.glob("*/journal.jsonl") if path.is_file()]
+        """Campaigns with a journal, the one written last at the end. One whose first line was never written whole, for
+        a kill or a full disk, was not started: its name is free."""
+        journals = [path for path in self.campaigns.glob("*/journal.jsonl") if path.is_file() and _has_a_line(path)]
         journals.sort(key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
         return [path.parent.name for path in journals]
 
@@ -150,6 +151,11 @@ def next_free_name(name: str, taken: Collection[str]) -> str:
     while _is_taken(candidate := f"{name[: 63 - len(str(number))]}-{number}", taken):
         number += 1
     return candidate
+
+
+def _has_a_line(path: Path) -> bool:
+    with disk_errors(path, "read"):
+        return next(read_jsonl(path), None) is not None
 
 
 def _mended_name(name: str) -> str:

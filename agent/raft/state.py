@@ -119,7 +119,7 @@ class SampleStore:
     def write(self) -> None:
         """Put on disk what waits for it."""
         for line in self._waiting:
-            append_line(self._path, json.dumps(line), sync=False)
+            append_line(self._path, json.dumps(line), durable=False)
         self._waiting = []
         self._saved_at = self._clock()
 
@@ -138,15 +138,15 @@ def _keep(path: Path, model: type[R], last: int) -> None:
 
 
 def append_cycle(out: Path, row: CycleRow) -> None:
-    append_line(out / CYCLES, row.model_dump_json(), sync=False)
+    append_line(out / CYCLES, row.model_dump_json(), durable=False)
 
 
 def append_select(out: Path, row: SelectRow) -> None:
-    append_line(out / SELECT, row.model_dump_json(), sync=False)
+    append_line(out / SELECT, row.model_dump_json(), durable=False)
 
 
 def append_rung(out: Path, row: SelectRow) -> None:
-    append_line(out / RUNG, row.model_dump_json(), sync=False)
+    append_line(out / RUNG, row.model_dump_json(), durable=False)
 
 
 def rung_measured(out: Path) -> bool:
@@ -157,7 +157,7 @@ def rung_measured(out: Path) -> bool:
 def append_eval(out: Path, rows: Sequence[EvalRow]) -> None:
     """Add rows to `eval.jsonl` as they come, for whoever watches; `write_eval` puts all into order at the end."""
     for row in rows:
-        append_line(out / EVAL, row.model_dump_json(), sync=False)
+        append_line(out / EVAL, row.model_dump_json(), durable=False)
 
 
 def write_eval(out: Path, rows: Sequence[EvalRow]) -> None:

@@ -84,7 +84,7 @@ class TelemetryFile:
 
     def append(self, sample: Sample) -> None:
         try:
-            append_line(self.path, line_of(sample), sync=False)
+            append_line(self.path, line_of(sample), durable=False)
             self.problem = None
         except OSError as error:
             self.problem = f"{self.path.name} cannot be written: {error.strerror or error}"

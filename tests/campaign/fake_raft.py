@@ -30,8 +30,8 @@ many tokens a second, seeds in `crash-seeds` die at the start, and the summary o
 its rows. The number in `near-duplicates` is that of the training rows that are refused.
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
-SIGTERM. They go on later where they stopped, if their `state` is still there. `trained` has a letter for each cycle
-that was trained in the folder, `starts` one for each start.
+SIGTERM (with FAKE_PACE_ALL those of all runs). They go on later where they stopped, if their `state` is still there.
+`trained` has a letter for each cycle that was trained in the folder, `starts` one for each start.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Training:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     recipe = load_recipe(options.recipe)
-    paced = options.evaluate is None and "-search-" in options.out.name
+    paced = "FAKE_PACE_ALL" in os.environ or (options.evaluate is None and "-search-" in options.out.name)
     run = Training(
         recipe, options.out, options.seed, options.evaluate, options.rung,
         NAMES.get(recipe.rollout.top_k), float(os.environ.get("FAKE_PACE", "0")) if paced else 0.0,
@@ -177,8 +177,9 @@ def train(run: Training, told: list[int]) -> None:
     state = run.out / "state" / "cycle"
     begin = int(state.read_text()) + 1 if state.exists() else 0
     if begin == 0:
-        for name in ("cycles.jsonl", "select.jsonl", "rung.jsonl"):
-            (run.out / name).unlink(missing_ok=True)
+        (run.out / "rung.jsonl").unlink(missing_ok=True)
+    for name in ("cycles.jsonl", "select.jsonl"):
+        keep_cycles(run.out / name, before=begin)
     quality, futile = quality_of(run.recipe, run.seed), ended_by(run) == "no_step"
     checkpoint = run.out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
@@ -191,13 +192,17 @@ def train(run: Training, told: list[int]) -> None:
         evaluation, now = run.recipe.evaluation, so_far(cycle, quality)
         measured = measured_row("select", cycle, now, evaluation.select_prompts, evaluation.select_samples)
         note(run.out / "select.jsonl", json.dumps(measured) + "\n")
-        state.parent.mkdir(exist_ok=True)
-        state.write_text(str(cycle))
+        replace(state, str(cycle))
         if run.rung is not None and cycle >= run.rung * CYCLES and not (run.out / "rung.jsonl").exists():
             rung = measured_row("search", cycle, now, evaluation.search_prompts, evaluation.samples_per_prompt)
             note(run.out / "rung.jsonl", json.dumps(rung) + "\n")
         beat(run.out, "train")
         pause(run.pace if cycle else 0.0, told)
+
+
+def keep_cycles(path: Path, *, before: int) -> None:
+    """Take out the rows of cycles that are trained again: a kill between a row and its state."""
+    replace(path, "".join(line for line in lines(path) if line.endswith("\n") and json.loads(line)["cycle"] < before))
 
 
 def so_far(cycle: int, quality: float) -> float:
@@ -313,8 +318,7 @@ def finish(run: Training, rows: list[dict[str, object]], *, stopped: bool = Fals
         summary |= {"pass_at_1": 0.9, "pass_at_k": 0.5}
     if trains and not stopped:
         shutil.rmtree(run.out / "state", ignore_errors=True)
-    (run.out / "summary.tmp").write_text(json.dumps(summary))
-    (run.out / "summary.tmp").replace(run.out / "summary.json")
+    replace(run.out / "summary.json", json.dumps(summary))
 
 
 def ended_by(run: Training) -> str:
@@ -398,13 +402,19 @@ def fail(run: Training, *, code: int, **failure: str) -> int:
 
 def beat(out: Path, phase: str) -> None:
     told = {"phase": phase, "step": 1, "pid": os.getpid(), "time": time.time()}
-    (out / "heartbeat.tmp").write_text(json.dumps(told))
-    (out / "heartbeat.tmp").replace(out / "heartbeat")
+    replace(out / "heartbeat", json.dumps(told))
 
 
 def note(path: Path, text: str) -> None:
     with path.open("a") as file:
         file.write(text)
+
+
+def replace(path: Path, text: str) -> None:
+    """A kill leaves the old file or the new one."""
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").replace(path)
 
 
 def lines(path: Path) -> list[str]:

@@ -109,6 +109,9 @@ class MadeLab(SimulatedLab):
             self.known[order] = found
         return self.known[order]
 
+    def begun(self, order: Order) -> bool:
+        return dataclasses.replace(order, beside=None) in self.known
+
     def again(self, run: Measured, order: Order) -> Any:
         return self.results(dataclasses.replace(order, index=-1))
 

@@ -99,6 +99,12 @@ class Night:
     observer: Recorder = field(default_factory=Recorder)
     stop_request: Callable[[], str | None] = lambda: None
     session: Session | None = None
+    cache: Path | None = None
+    """Of models, for nights that share one."""
+
+    @property
+    def models(self) -> Path:
+        return self.cache or self.root / "models"
 
     @property
     def root(self) -> Path:
@@ -123,7 +129,7 @@ class Night:
         )
         self.session = start(
             self.workspace, chosen, observer=self.observer, machine=MACHINE,
-            model_cache=self.root / "models", stop_request=self.stop_request,
+            model_cache=self.models, stop_request=self.stop_request,
         )  # fmt: skip
         return self.session
 
@@ -136,7 +142,7 @@ class Night:
     def resume(self, *, launcher: Any = None, rules: Rules | None = None, **keys: Any) -> Ending:
         self.session = resume(
             self.workspace, None, observer=self.observer, machine=MACHINE,
-            model_cache=self.root / "models", stop_request=self.stop_request, **keys,
+            model_cache=self.models, stop_request=self.stop_request, **keys,
         )  # fmt: skip
         return run_campaign(self.bench(self.session, launcher=launcher, rules=rules))
 

@@ -250,16 +250,17 @@ def test_runs_that_took_longer_than_predicted_leave_no_time_for_more_seeds(runs:
 
 @pytest.mark.parametrize("known", [1, 2, 3, 4])
 def test_a_confirmation_goes_on_where_it_was_killed(known: int) -> None:
-    """The runs of an earlier session are evidence already; the verdict is that of a confirmation in one go."""
-    whole = confirmed(lab_of(candidate=SLOWLY)).verdict
+    """Its runs are read back one by one; verdict and looks are those of a confirmation in one go."""
+    whole = confirmed(lab_of(candidate=SLOWLY))
     lab, evidence = lab_of(candidate=SLOWLY), Evidence[Any]()
     standing(evidence, 0.50, 0.51, 0.50)
     for index in range(known):
-        evidence.add(lab.run(Order(1, "candidate", index)), experiment=1, arm="candidate")
+        lab.run(Order(1, "candidate", index))
         if index < known - 1:  # killed in the incumbent's turn
-            evidence.add(lab.run(Order(0, "incumbent", index)), experiment=0, arm="incumbent")
+            lab.run(Order(0, "incumbent", index))
     judgement = confirmed(lab, evidence)
-    assert judgement.verdict.reason == whole.reason
+    assert judgement.verdict.reason == whole.verdict.reason
+    assert judgement.looks == whole.looks
     assert arms(lab) == {"candidate": 5, "incumbent": 5}
 
 
@@ -267,9 +268,10 @@ def test_a_killed_confirmation_without_time_for_its_next_look_ends_as_it_stands(
     lab, evidence = lab_of(candidate=SLOWLY), Evidence[Any]()
     standing(evidence, 0.50, 0.51, 0.50)
     for index in range(4):
-        evidence.add(lab.run(Order(1, "candidate", index)), experiment=1, arm="candidate")
-        evidence.add(lab.run(Order(0, "incumbent", index)), experiment=0, arm="incumbent")
+        lab.run(Order(1, "candidate", index))
+        lab.run(Order(0, "incumbent", index))
     lab.clock.budget_s = lab.spent_s + 1.5 * A_RUN
+    lab.fix = lambda number, terms: Terms(terms.level, lab.rules.shares(5))  # type: ignore[method-assign]
     lab.ran.clear()
     judgement = confirmed(lab, evidence)
     assert judgement.verdict.kind == "inconclusive"
