@@ -139,6 +139,10 @@ def failure(arguments: tuple[str, ...], errors: str, *, folder: Path) -> AgentEr
         )
     if re.search(r"No space left on device|Disk quota exceeded", errors):
         return ResourceError("git cannot write: the disk is full", where=where, hint="free some space, then resume")
+    if "Input/output error" in errors:
+        return ResourceError(
+            "git cannot write: the disk reports an error", where=where, hint="check it before going on"
+        )
     if re.search(r"Permission denied|insufficient permission|Read-only file system", errors):
         return ResourceError(f"git cannot write: {said}", where=where, hint="check who owns the .git folder")
     if "not a git repository" in errors:

@@ -46,9 +46,9 @@ from agent.run.launcher import launch
 from agent.run.processes import MARK, ProcessIdentity, identify, is_alive
 from agent.run.start import TRAINER
 
-SPEED = 50.0
+SPEED = 20.0
 """Seconds of the budget in a second of the wall."""
-EVERY_S = 0.01
+EVERY_S = 0.025
 """The timekeeper's, on the wall: half a second of the budget."""
 PACE_S = 0.008
 """Of a cycle of the trainer."""
@@ -150,6 +150,11 @@ class Campaign:
     @property
     def journal(self) -> Journal:
         return Journal(self.night.workspace.journal_path("night"))
+
+    @property
+    def uncounted_s(self) -> float:
+        """Of the budget: seconds in which an agent worked and that the next one does not know of."""
+        return self.active_s - self.journal.state().consumed_s
 
     def trainers_left(self) -> list[int]:
         told = [json.loads(line) for line in fake_raft.lines(self.notes / "trainers")]

@@ -2,7 +2,7 @@
 is what it would have left in one go.
 
 Each session is a process of its own with the real launcher, and each training one of the fake trainer's; see
-`killed.py`. The clock is injected: it goes fifty times as fast, and rests for a minute between sessions.
+`killed.py`. The clock is injected: it goes twenty times as fast, and rests for a minute between sessions.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ KILLED = -9
 MOST_SESSIONS = 60
 """After which a campaign is let go to its end."""
 SHORT = (NOTHING,)
+MOST_UNCOUNTED_S = 5.0
+"""Of the budget in a session, where it is a quarter of a second on the wall: a busy machine may not let the timekeeper
+have its turn. On the average it is below one."""
 
 WHOLE: dict[int, dict[str, Any]] = {}
 """What a campaign of so many ideas leaves in one go."""
@@ -79,8 +82,7 @@ def killed_at_random(folder: Path, seed: int, kinds: Counter[str], ideas: Sequen
 def check(campaign: Campaign, whole: dict[str, Any]) -> None:
     assert list(differences(whole, story(campaign))) == []
     assert campaign.trainers_left() == []
-    lost = campaign.active_s - campaign.journal.state().consumed_s
-    assert -1.0 <= lost <= 1.0 * (campaign.kills + campaign.sessions), "seconds of the budget that were not counted"
+    assert -1.0 <= campaign.uncounted_s <= MOST_UNCOUNTED_S * campaign.sessions
 
 
 @pytest.mark.parametrize("seed", [13, 15])
@@ -101,11 +103,12 @@ def test_three_hundred_kills(tmp_path: Path, in_one_go: Callable[..., dict[str, 
         campaign = killed_at_random(tmp_path / str(campaigns), 1000 + campaigns, kinds)
         check(campaign, in_one_go())
         kills, sessions, campaigns = kills + campaign.kills, sessions + campaign.sessions, campaigns + 1
-        lost += campaign.active_s - campaign.journal.state().consumed_s
+        lost += campaign.uncounted_s
     print(
         f"\n{kills} kills in {campaigns} campaigns and {sessions} sessions ({dict(kinds)}); "
-        f"{lost / kills:.2f} s of the budget not counted for each"
+        f"{lost / sessions:.2f} s of the budget not counted for each session"
     )
+    assert lost <= 1.0 * sessions
 
 
 # --- at every state, and every write -----------------------------------------------------------------------

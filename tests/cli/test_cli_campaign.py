@@ -58,20 +58,8 @@ def test_a_short_campaign_from_init_to_finalize(workspace: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ctrl_c_pauses_and_leaves_no_process(workspace: Path) -> None:
-    process = subprocess.Popen(
-        [*AGENT, "run", "short", "--budget", "15m"],
-        cwd=workspace,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    heartbeat = ".raft/runs/*/baseline-s1/heartbeat"
-    for _ in range(1200):
-        if list(workspace.glob(heartbeat)) or process.poll() is not None:
-            break
-        time.sleep(0.25)
-    time.sleep(2)
-    trainer = json.loads(next(workspace.glob(heartbeat)).read_text())["pid"]
+    process = started(workspace, "run", "short", "--budget", "15m")
+    trainer = trainer_of(workspace, "baseline-s1", process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
@@ -80,6 +68,43 @@ def test_ctrl_c_pauses_and_leaves_no_process(workspace: Path) -> None:
     assert not is_running(trainer)
     status = json.loads(agent(workspace, "status", "--json").stdout)
     assert status["state"] == "paused"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_same_command_after_a_kill_goes_on_with_the_campaign(workspace: Path) -> None:
+    """As a service does that is started again, or a person who presses the arrow key."""
+    words = ("run", "short", "--budget", "15m", "--max-experiments", "1", "--seeds", "2")
+    process = started(workspace, *words)
+    trainer = trainer_of(workspace, "baseline-s1", process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert json.loads(agent(workspace, "status", "--json").stdout)["state"] == "killed"
+    assert "without --dry-run this would go on with it" in agent(workspace, *words, "--dry-run").stdout
+    done = agent(workspace, *words)
+    assert "is not finished: going on with it" in done.stdout
+    assert not is_running(trainer)
+    rows = json.loads(agent(workspace, "log", "--json").stdout)
+    assert [row["index"] for row in rows] == ["0", "1"]
+    assert len({row["campaign"] for row in rows}) == 1
+    assert len(list(workspace.glob(".raft/campaigns/*"))) == 1
+
+
+def started(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*AGENT, *arguments], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def trainer_of(workspace: Path, run: str, process: subprocess.Popen[str]) -> int:
+    """The number of the run's process, two seconds after its first sign of life."""
+    heartbeat = f".raft/runs/*/{run}/heartbeat"
+    for _ in range(1200):
+        if list(workspace.glob(heartbeat)) or process.poll() is not None:
+            break
+        time.sleep(0.25)
+    time.sleep(2)
+    return int(json.loads(next(workspace.glob(heartbeat)).read_text())["pid"])
 
 
 def is_running(pid: int) -> bool:
