@@ -3,8 +3,8 @@
 `fire.py run BEHAVIOUR WHERE CLOCK ARGUMENTS...` is the agent's command; ARGUMENTS are those of `raft-agent`.
 `fire.py train BEHAVIOUR WHERE ...` is the trainer: in runs whose name begins with WHERE it is a hostile one
 (`tests/run/hostile.py`), else the fake one that keeps the contract. CLOCK is `right`, or `SECONDS@AFTER`: so long after
-the start the wall clock is set by so many seconds. When the agent's command begins, its imports done, it says so in the
-file FIRE_BEGAN.
+the start the wall clock is set by so many seconds; an argument `+SECONDS` is the time of day so far from now. When the
+budget begins, by the clock that all processes share, is written to the file FIRE_BEGAN.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -54,8 +55,29 @@ def run(behaviour: str, where: str, clock: str, arguments: list[str]) -> int:
 
         budget.BudgetClock.__init__.__kwdefaults__["wall"] = wall  # type: ignore[index]  # it has some
         time.time = lambda: wall().timestamp()
-    Path(os.environ["FIRE_BEGAN"]).write_text(str(time.clock_gettime(time.CLOCK_MONOTONIC)))
-    return main(arguments) or 0
+    defaults = budget.BudgetClock.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["monotonic"] = noting(Path(os.environ["FIRE_BEGAN"]))
+    return main([at(argument) for argument in arguments]) or 0
+
+
+def at(argument: str) -> str:
+    """`+SECONDS` as the time of day so far from now."""
+    if not argument.startswith("+"):
+        return argument
+    return (datetime.datetime.now() + datetime.timedelta(seconds=float(argument))).isoformat()
+
+
+def noting(path: Path) -> Callable[[], float]:
+    """The budget's clock; when it was first looked at, which is when the budget begins, is in the file."""
+
+    def monotonic() -> float:
+        now = time.monotonic()
+        if not path.exists():
+            path.write_text(str(now))
+        return now
+
+    return monotonic
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Campaigns whose trainers do not want to end: `raft-agent run` as a process of its own is over in time, leaves no
 process behind and gives its memory back, and its journal and its table are whole.
 
-How far a campaign ran over: from the start of the command, once Python has loaded it, to the end of its process, less
-the budget. What is promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending what it has
-started and for the last words.
+How far a campaign ran over: from the moment at which its budget began to the end of its process, less the budget. What
+is promised is the grace that a trainer gets to finish its step, and MARGIN_S for ending what it has started and for the
+last words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import pytest
 from fire import GRACE_S, HERE
 from nights import NO_DEDUP, RATE_UP, new_night
 
-from agent.hardware.sensors import memory
 from agent.ledger.journal import Journal
 from agent.ledger.table import read_rows
 from agent.ledger.workspace import Workspace
@@ -33,8 +32,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 
 CAMPAIGNS = 50
 AT_ONCE = 2
-MARGIN_S = 4.0
-"""Strays get 2 s after SIGTERM; the rest is killing, looking at memory, the last words, and other work beside it."""
+MARGIN_S = 12.0
+"""Strays get 2 s after SIGTERM, what does not die at once is waited for 10 s. It is also for a machine that has no
+time: with nothing beside it a second is enough."""
 LASTING = (
     "ignores", "daemonizes", "hydra", "bomb", "adopts", "stops_itself", "stops_its_leash", "waits_in_vfork",
     "is_traced", "without_first_thread", "stays_after_its_summary", "freezes", "lies", "is_of_the_future",
@@ -85,7 +85,7 @@ class Told:
     overrun_s: float
     """Of the command."""
     loading_s: float
-    """Of the interpreter, before the command began."""
+    """Of the interpreter, before the budget began."""
     by_its_clock_s: float
     """The last line of the journal, by the campaign's own clock, less the budget."""
     output: str
@@ -95,11 +95,7 @@ class Told:
 def set_fire(template: Path, folder: Path, fire: Fire) -> Told:
     root = folder / f"{fire.number:03d}"
     shutil.copytree(template, root, symlinks=True)
-    limit = ["--budget", f"{fire.budget_s:g}s"]
-    began = time.time()
-    if fire.deadline:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began + fire.budget_s))
-        limit = ["--deadline", f"{moment}.{int((began + fire.budget_s) % 1 * 1e6):06d}"]
+    limit = ["--deadline", f"+{fire.budget_s:g}"] if fire.deadline else ["--budget", f"{fire.budget_s:g}s"]
     command = [sys.executable, str(HERE / "fire.py"), "run", fire.behaviour, fire.where, fire.clock]
     environment = {
         **os.environ,
@@ -145,7 +141,9 @@ def check(told: Told) -> None:
     assert state.status in ("finished", "paused"), said
     rows = [(row["index"], row["status"]) for row in read_rows(workspace.results)]
     assert sorted(rows) == sorted((str(row["index"]), row["status"]) for row in state.rows()), said
-    assert all(run.finished for run in state.runs.values()), said
+    for run in state.runs.values():
+        assert run.finished, said
+        assert (run.finished.model_extra or {}).get("memory_back") is not False, said
     git = subprocess.run(["git", "fsck", "--strict"], cwd=workspace.root, capture_output=True, text=True, check=False)
     assert git.returncode == 0, git.stderr
 
@@ -166,7 +164,6 @@ def test_campaigns_under_fire_end_in_time_and_leave_nothing(
 ) -> None:
     folder = tmp_path / "fires"
     folder.mkdir()
-    before = memory().available
     numbers = range(CAMPAIGNS) if campaigns == CAMPAIGNS else (1, 2, 4, 6)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         told = list(pool.map(lambda number: set_fire(template, folder, Fire.drawn(number)), numbers))
@@ -183,10 +180,6 @@ def test_campaigns_under_fire_end_in_time_and_leave_nothing(
     for one in told:
         check(one)
     assert worst[0].overrun_s < GRACE_S + MARGIN_S, f"{worst[0].fire}\n{worst[0].output}"
-    deadline = time.monotonic() + 10
-    while memory().available < before - 0.5 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert memory().available > before - 0.5
 
 
 def test_all_behaviours_are_drawn() -> None:
