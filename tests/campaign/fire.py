@@ -3,8 +3,8 @@
 `fire.py run BEHAVIOUR WHERE CLOCK ARGUMENTS...` is the agent's command; ARGUMENTS are those of `raft-agent`.
 `fire.py train BEHAVIOUR WHERE ...` is the trainer: in runs whose name begins with WHERE it is a hostile one
 (`tests/run/hostile.py`), else the fake one that keeps the contract. CLOCK is `right`, or `SECONDS@AFTER`: so long after
-the start the wall clock is set by so many seconds; an argument `+SECONDS` is the time of day so far from now. When the
-budget begins, by the clock that all processes share, is written to the file FIRE_BEGAN.
+the start of the budget the wall clock is set by so many seconds. An argument `+SECONDS` is the time of day so far from
+now. When the budget begins, by the clock that all processes share, is written to the file FIRE_BEGAN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -45,19 +44,19 @@ def run(behaviour: str, where: str, clock: str, arguments: list[str]) -> int:
     doctor.complaints = list  # what is wrong with the machine of the tests takes seconds to find out
     session.FIRST_OVERHEAD_S["builtin:tiny"] = 0.05  # so that a budget of seconds is not refused before the first run
     session.GUESSED_TOKENS_PER_S["tiny"] = 1e9
-    if clock != "right":
-        by, _, after = clock.partition("@")
-        began = time.monotonic()
-
-        def wall() -> datetime.datetime:
-            moved = float(by) if time.monotonic() - began >= float(after) else 0.0
-            return datetime.datetime.now().astimezone() + datetime.timedelta(seconds=moved)
-
-        budget.BudgetClock.__init__.__kwdefaults__["wall"] = wall  # type: ignore[index]  # it has some
-        time.time = lambda: wall().timestamp()
+    began = Beginning(Path(os.environ["FIRE_BEGAN"]))
     defaults = budget.BudgetClock.__init__.__kwdefaults__
     assert defaults is not None
-    defaults["monotonic"] = noting(Path(os.environ["FIRE_BEGAN"]))
+    defaults["monotonic"] = began.monotonic
+    if clock != "right":
+        by, _, after = clock.partition("@")
+
+        def wall() -> datetime.datetime:
+            moved = float(by) if began.ago() >= float(after) else 0.0
+            return datetime.datetime.now().astimezone() + datetime.timedelta(seconds=moved)
+
+        defaults["wall"] = wall
+        time.time = lambda: wall().timestamp()
     return main([at(argument) for argument in arguments]) or 0
 
 
@@ -68,16 +67,22 @@ def at(argument: str) -> str:
     return (datetime.datetime.now() + datetime.timedelta(seconds=float(argument))).isoformat()
 
 
-def noting(path: Path) -> Callable[[], float]:
-    """The budget's clock; when it was first looked at, which is when the budget begins, is in the file."""
+class Beginning:
+    """Of the budget: when its clock was first looked at. It is in the file from then on."""
 
-    def monotonic() -> float:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at: float | None = None
+
+    def monotonic(self) -> float:
         now = time.monotonic()
-        if not path.exists():
-            path.write_text(str(now))
+        if self.at is None:
+            self.at = now
+            self.path.write_text(str(now))
         return now
 
-    return monotonic
+    def ago(self) -> float:
+        return 0.0 if self.at is None else time.monotonic() - self.at
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def set_fire(template: Path, folder: Path, fire: Fire) -> Told:
     done = subprocess.run(
         [*command, "run", "test", *limit, "--name", "night", "--seeds", "2"],
         cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=fire.budget_s + 60,
+        timeout=fire.budget_s + 150,
     )  # fmt: skip
     end, start = time.monotonic(), float((root / "began").read_text())
     workspace = Workspace(root)
@@ -133,6 +133,8 @@ def left_running(folder: Path) -> list[str]:
 def check(told: Told) -> None:
     assert told.code in (0, 6, 8, 130), f"{told.fire}: {told.code}\n{told.output}"
     workspace, said = told.workspace, f"{told.fire}\n{told.output}"
+    if told.code == 6 and not workspace.journal_path("night").exists():
+        return  # on a machine that is so slow the budget affords nothing, and nothing was begun
     lines = workspace.journal_path("night").read_text().splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1)), said
     consumed = [json.loads(line).get("consumed_s", 0.0) for line in lines]
