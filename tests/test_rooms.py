@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 AGENT = Path(__file__).parent.parent / "agent"
-LEAVES = {"errors", "files", "contract", "text"}
+LEAVES = {"errors", "files", "contract", "proc", "text"}
 ARROWS = {
     "cli": {"simulate", "campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
     "campaign": {"plan", "run", "ledger", "report", "recipe", "hardware"},

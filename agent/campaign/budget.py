@@ -1,7 +1,12 @@
 """Time: what the user wrote, what has been consumed, what may still be started.
 
-A budget is consumed seconds, not a date: time in which the agent did not run (a reboot, a pause) is not
-charged. `--deadline` is the absolute form; the smaller of the two counts.
+A budget is consumed seconds, not a date: time in which the agent did not run (a reboot, a pause, a suspended machine)
+is not charged. `--deadline` is the absolute form; the smaller of the two counts.
+
+Three clocks, each for what the others cannot do (clock_gettime(2)): CLOCK_MONOTONIC stands still while the machine is
+suspended and nobody can set it, so it counts what is consumed. The wall clock says when a deadline is, and is set by
+people and by NTP, forward and back. CLOCK_BOOTTIME goes on in a suspended machine and nobody can set it, so a deadline
+that was so many seconds away never gets further away.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from agent.errors import BudgetError, UsageError
@@ -17,6 +22,8 @@ from agent.report.words import duration
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_SECONDS = 30 * 86400
+LATEST_UNIX_S = 253_370_764_800.0
+"""The year 9999, the last that a date can have."""
 
 
 def parse_duration(text: str, *, option: str = "--budget") -> float:
@@ -61,6 +68,11 @@ def parse_deadline(text: str, now: datetime.datetime) -> datetime.datetime:
     return moment
 
 
+def since_boot() -> float:
+    """Seconds that nobody can set, a suspended machine's included; where the system has no such clock, not included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class BudgetClock:
     """Counts consumed seconds on a monotonic clock, on top of what earlier sessions consumed."""
 
@@ -72,29 +84,51 @@ class BudgetClock:
         deadline: datetime.datetime | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime.datetime] = lambda: datetime.datetime.now().astimezone(),
+        boottime: Callable[[], float] = since_boot,
+        latest: datetime.datetime | None = None,
     ):
+        """`latest` is a moment that has been, by what earlier sessions wrote down: a wall clock that shows an earlier
+        one has been set back since, and the deadline is no further away than it was then."""
         self.budget_s = budget_s
         self.deadline = deadline
         self._before = consumed_s
-        self._monotonic = monotonic
-        self._wall = wall
-        self._started = monotonic()
+        self._monotonic, self._wall, self._boottime = monotonic, wall, boottime
+        self._started = self._last = monotonic()
+        self._booted = boottime()
+        self._latest = latest
+        if deadline is not None:
+            self._until(deadline)
 
     @property
     def consumed_s(self) -> float:
-        return self._before + (self._monotonic() - self._started)
+        self._last = max(self._last, self._monotonic())
+        return self._before + (self._last - self._started)
 
     @property
     def left_s(self) -> float:
         """Seconds until the budget or the deadline, whichever is nearer; may be negative."""
         left = float("inf") if self.budget_s is None else self.budget_s - self.consumed_s
         if self.deadline is not None:
-            left = min(left, (self.deadline - self._wall()).total_seconds())
+            left = min(left, self._until(self.deadline))
         return left
+
+    def _until(self, deadline: datetime.datetime) -> float:
+        """By the latest moment that the wall clock has shown, and the seconds that have passed since boot by then."""
+        now, since_boot = self._wall(), self._boottime()
+        if self._latest is not None:
+            now = max(now, self._latest + datetime.timedelta(seconds=max(0.0, since_boot - self._booted)))
+        self._latest, self._booted = now, since_boot
+        return (deadline - now).total_seconds()
 
     def affords(self, predicted_s: float, *, reserve_s: float) -> bool:
         """Whether something of this length may start before the reserve is touched."""
         return predicted_s <= self.left_s - reserve_s
+
+
+def last_moment(times: Iterable[float]) -> datetime.datetime | None:
+    """The latest of these Unix seconds, local time; None where there is none. What is no time is left out."""
+    found = [seconds for seconds in times if 0 < seconds < LATEST_UNIX_S]
+    return datetime.datetime.fromtimestamp(max(found)).astimezone() if found else None
 
 
 @dataclass(frozen=True)

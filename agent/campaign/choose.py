@@ -12,7 +12,7 @@ from agent.campaign.evidence import Evidence
 from agent.campaign.past import past_of, standing_leads
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
-from agent.errors import AgentError
+from agent.errors import AgentError, InvalidFile, ResourceError
 from agent.ledger.events import CampaignStarted, ConstraintLearned
 from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
@@ -135,7 +135,10 @@ def earlier_attempts(session: Session) -> list[Attempt]:
 
     A campaign whose journal is gone is taken to have had them.
     """
-    rows = read_rows(session.table) if session.table.exists() else []
+    try:
+        rows = read_rows(session.table) if session.table.exists() else []
+    except (InvalidFile, ResourceError, OSError):
+        rows = []  # it was spoiled in mid-run: what it told of others is not known any more
     rows = [row for row in rows if row.get("recipe") == session.recipe_path]
     names = {row.get("campaign", "") for row in rows} - {session.settings.campaign}
     alike = {name for name in names if _same_model_and_task(session, name)}

@@ -12,6 +12,7 @@ from agent.campaign.comparison import Comparison, compare
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import CutShort
+from agent.campaign.record import close_table
 from agent.campaign.runs import Done, Job, Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
@@ -51,6 +52,7 @@ def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason
         holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
     best = _best_run(_winner_runs(evidence, winner))
     tidy_checkpoints(session, evidence, winner)
+    close_table(session)
     ending = _tell(session, evidence, winner, best, holdout, reason)
     session.tell("campaign_finished", reason=reason, result=_plain(ending))
     return ending

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.campaign.budget import BudgetClock
+from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
@@ -236,7 +236,12 @@ def resume(
         settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
-    session.clock = BudgetClock(settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time)
+    session.clock = BudgetClock(
+        settings.budget_s,
+        consumed_s=state.consumed_s,
+        deadline=settings.deadline_time,
+        latest=last_moment(event.time for event in journal.events()),
+    )
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
     with _time_kept(session):

@@ -11,10 +11,11 @@ from agent.campaign.rules import Rules
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
+from agent.errors import InvalidFile, ResourceError
 from agent.files import remove_leftovers
 from agent.ledger.journal import Experiment
 from agent.ledger.messages import outcome_note
-from agent.ledger.table import append_row, read_rows, rebuild
+from agent.ledger.table import read_rows, rebuild
 from agent.plan.memory import Moves
 from agent.recipe.change import describe_moves
 
@@ -76,29 +77,70 @@ def record(session: Session, number: int) -> None:
         body=judged.reason,
         trailers={**(planned.trailers if planned else {}), VERDICT: verdict_digest(session.journal, number)},
     )
-    append_row(session.table, judged.row)
+    bring_rows_in(session, number)
     session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)
     session.observer.recorded(judged.row)
     session.observer.board(session.board())
 
 
-def restore_rows(session: Session) -> None:
-    """Rows that results.tsv has lost come back from the journal; those that are there stay as they are, and one that
-    says another outcome than the journal is named. What a kill left beside the table goes."""
-    remove_leftovers(session.table)
-    present = {(row["campaign"], row["index"]): row for row in read_rows(session.table)}
-    experiments = [session.state.experiments[number] for number in session.state.judged_order]
-    rows = [one.judged.row for one in experiments if one.judged and one.recorded]
-    for row in rows:
-        told = present.get((row["campaign"], str(row["index"])), {}).get("status")
-        if told not in (None, row["status"]):
+def bring_rows_in(session: Session, new: int | None = None) -> bool:
+    """Bring the row of `new`, and rows that results.tsv has lost, into it; rows that are there stay as they are.
+
+    A table that cannot be written (somebody made a folder of it, or changed its header, or closed it) ends no campaign:
+    the journal has every row. It is said once, tried again with every row and at the end, and then all rows come in.
+    """
+    name = session.table.name
+    try:
+        if new is None:
+            remove_leftovers(session.table)  # of a kill
+            _warn_of_other_outcomes(session)
+        missing = _missing_rows(session, besides=new)
+        judged = session.state.experiments[new].judged if new is not None else None
+        rebuild(session.table, [*missing, *([judged.row] if judged else [])])
+    except (InvalidFile, ResourceError, OSError) as error:
+        words = f"{name} cannot be written, the campaign goes on without it ({error})"
+        if session.table_trouble != words:
+            session.observer.warn(words)
+        session.table_trouble = words
+        return False
+    if session.table_trouble:
+        session.observer.say(f"{name} can be written again")
+    elif missing:
+        session.observer.warn(f"{name} lacked {len(missing)} rows of this campaign; they are back")
+    session.table_trouble = None
+    return True
+
+
+def _warn_of_other_outcomes(session: Session) -> None:
+    """The table is the user's to edit, and the journal is the truth."""
+    told = {(row["campaign"], row["index"]): row["status"] for row in read_rows(session.table)}
+    for row in session.state.rows():
+        said = told.get((row["campaign"], str(row["index"])))
+        if said not in (None, row["status"]):
             session.observer.warn(
-                f"{session.table.name} says {told} of #{row['index']}, the journal says {row['status']}, which holds"
+                f"{session.table.name} says {said} of #{row['index']}, the journal says {row['status']}, which holds"
             )
-    missing = [row for row in rows if (row["campaign"], str(row["index"])) not in present]
-    if missing:
-        rebuild(session.table, missing)
-        session.observer.warn(f"{session.table.name} lacked {len(missing)} rows of this campaign; they are back")
+
+
+def _missing_rows(session: Session, *, besides: int | None) -> list[dict[str, Any]]:
+    present = {(row["campaign"], row["index"]) for row in read_rows(session.table)}
+    experiments = [session.state.experiments[number] for number in session.state.judged_order if number != besides]
+    rows = [one.judged.row for one in experiments if one.judged and one.recorded]
+    return [row for row in rows if (row["campaign"], str(row["index"])) not in present]
+
+
+def close_table(session: Session) -> None:
+    """At the end: all rows are in results.tsv, or else in a file of their own beside the journal."""
+    if bring_rows_in(session):
+        return
+    beside = session.folder / session.table.name
+    try:
+        rebuild(beside, session.state.rows())
+    except (InvalidFile, ResourceError, OSError) as error:
+        session.observer.warn(f"nor can {beside} be written ({error}); the journal has every row")
+        return
+    where = beside.relative_to(session.workspace)
+    session.observer.warn(f"the rows of this campaign are in {where} instead: add them to {session.table.name} by hand")
 
 
 def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> dict[str, Any]:

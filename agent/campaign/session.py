@@ -66,6 +66,8 @@ class Session:
     """Why a person or a signal wants the campaign to stop now, or None."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
+    table_trouble: str | None = None
+    """Why results.tsv could not be written last, in words."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _state: CampaignState | None = field(default=None, repr=False)
     _timekeeper: Timekeeper | None = field(default=None, repr=False)

@@ -20,7 +20,7 @@ from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrai
 from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used
 from agent.campaign.past import Past, past_of
-from agent.campaign.record import judge, record, restore_rows
+from agent.campaign.record import bring_rows_in, judge, record
 from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
 from agent.campaign.runs import PAUSED, Done, Early, Runner, key_of
@@ -273,7 +273,7 @@ class Workbench(Lab):
         for number in list(self.session.state.judged_order):
             if self.session.state.experiments[number].recorded is None:
                 record(self.session, number)
-        restore_rows(self.session)
+        bring_rows_in(self.session)
 
     # --- what is done ---------------------------------------------------------------------------------------
 

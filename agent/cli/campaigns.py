@@ -257,15 +257,11 @@ def _dry_run(workspace: Workspace, settings: Settings) -> None:
 
 def _detach(workspace: Workspace, settings: Settings) -> None:
     """Start the same command in a session of its own."""
-    from agent.ledger.lock import holder_of
+    from agent.ledger.lock import refuse_if_held
     from agent.run.detach import detach
 
     workspace.prepare()
-    holder = holder_of(workspace)
-    if holder is not None:
-        from agent.errors import Busy
-
-        raise Busy(f"another run holds this workspace (process {holder.pid})", hint="raft-agent status shows it")
+    refuse_if_held(workspace)
     log = workspace.private / f"{settings.campaign}.log"
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     if "--name" not in " ".join(arguments):

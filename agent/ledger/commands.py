@@ -2,9 +2,9 @@
 
 What is shut off, for the agent's commands only (the user's configuration is read, never written): hooks
 (`core.hooksPath` points at no folder, so not even `reference-transaction` runs), signing, the file system monitor,
-automatic garbage collection, replacement objects, prompts for a password, pagers and editors. git runs in a
-session of its own: a Ctrl-C meant for the agent does not kill it between two writes. Objects and references are
-flushed to the disk before a command ends.
+automatic garbage collection, replacement objects, every transport (what a partial clone lacks is not fetched), prompts
+for a password, pagers and editors. git runs in a session of its own: a Ctrl-C meant for the agent does not kill it
+between two writes. Objects and references are flushed to the disk before a command ends.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "",
     "GIT_PAGER": "cat",
     "GIT_EDITOR": "true",
     "GIT_LITERAL_PATHSPECS": "1",
@@ -60,8 +62,13 @@ _REPOSITORY_VARIABLES = (
     "GIT_PREFIX",
     "GIT_GRAFT_FILE",
     "GIT_SHALLOW_FILE",
+    "GIT_QUARANTINE_PATH",
+    "GIT_NOTES_REF",
+    "GIT_NOTES_DISPLAY_REF",
+    "GIT_NOTES_REWRITE_REF",
 )
-"""Set by git for its hooks and by `git rebase --exec`; they would point our commands at another repository."""
+"""Set by git for its hooks and by `git rebase --exec`; they would point our commands at another repository, or forbid
+them to move a reference."""
 
 
 class GitCommands:
@@ -94,16 +101,17 @@ class GitCommands:
             file.write(stdin or b"")
             file.seek(0)
             try:
-                status, output, errors = git.Git(self.folder).execute(
-                    ["git", "--no-pager", *settings, *arguments],
-                    istream=file,
-                    with_extended_output=True,
-                    with_exceptions=False,
-                    stdout_as_string=False,
-                    strip_newline_in_stdout=False,
-                    env={**self.environment, **(env or {})},
-                    start_new_session=True,
-                )
+                with without_repository_variables():
+                    status, output, errors = git.Git(self.folder).execute(
+                        ["git", "--no-pager", *settings, *arguments],
+                        istream=file,
+                        with_extended_output=True,
+                        with_exceptions=False,
+                        stdout_as_string=False,
+                        strip_newline_in_stdout=False,
+                        env={**self.environment, **(env or {})},
+                        start_new_session=True,
+                    )
             except git.GitCommandNotFound as error:
                 raise _cannot_start(self.folder) from error
         return status, output if isinstance(output, bytes) else b"", errors

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 Outcome = Literal["keep", "discard", "crash", "interrupted"]
 Role = Literal["baseline", "experiment", "confirm", "holdout"]
 Rung = Literal["screen", "full", "confirm", "calibrate", "holdout"]
-EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory", "lost"]
+EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory", "disk", "flood", "lost"]
 
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from agent.errors import UsageError, WorkspaceError
 from agent.ledger.branches import CampaignBranches, FinalBranch, KeptIdea, OutcomeCommits
 from agent.ledger.messages import commit_message
-from agent.ledger.objects import BRANCHES, Head, LogEntry, ObjectStore
+from agent.ledger.objects import BRANCHES, NOTES_REF, Head, LogEntry, ObjectStore
 
 __all__ = ["CampaignBranches", "FinalBranch", "Head", "KeptIdea", "LogEntry", "OutcomeCommits", "Repository"]
 
@@ -82,3 +82,20 @@ class Repository(ObjectStore):
                     where=str(self.workspace),
                     hint=f"rename it: git branch -m {branch} {branch.replace('/', '-')}-old",
                 )
+        self._check_notes()
+
+    def _check_notes(self) -> None:
+        """Better said now than when the first outcome is known. Notes of the user's under that name stay."""
+        below = self.refs(f"{NOTES_REF}/")
+        if below:
+            raise WorkspaceError(
+                f"{next(iter(below))} is in the way of {NOTES_REF}, where outcomes are noted",
+                where=str(self.workspace),
+                hint="move it to another name: git update-ref refs/notes/NAME OLD && git update-ref -d OLD",
+            )
+        if self.refs(NOTES_REF) and self.find(NOTES_REF) is None:
+            raise WorkspaceError(
+                f"{NOTES_REF} is not a commit, so no outcome can be noted there",
+                where=str(self.workspace),
+                hint=f"remove it: git update-ref -d {NOTES_REF}",
+            )

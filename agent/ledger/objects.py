@@ -8,6 +8,7 @@ conversion touches a byte, and an effect is either done or not begun. Nothing he
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,11 +164,14 @@ class ObjectStore:
 
     def checked_out(self, ref: str) -> Path | None:
         """The working tree in which a branch is checked out, if any."""
+        status, output, _ = self.git.attempt("worktree", "list", "--porcelain", "-z")  # git 2.36
+        separator = b"\0" if status == 0 else b"\n"
+        output = output if status == 0 else self.git.run("worktree", "list", "--porcelain")
         tree: Path | None = None
-        for line in self.git.text("worktree", "list", "--porcelain").splitlines():
-            if line.startswith("worktree "):
-                tree = Path(line.removeprefix("worktree "))
-            elif line == f"branch {ref}":
+        for line in output.split(separator):
+            if line.startswith(b"worktree "):
+                tree = Path(os.fsdecode(line.removeprefix(b"worktree ")))
+            elif line == b"branch " + ref.encode():
                 return tree
         return None
 
@@ -256,20 +260,49 @@ class ObjectStore:
     ) -> tuple[int, str]:
         """Run a command that locks `ref`. A lock that a killed git left behind is removed.
 
-        The references are the agent's own and one agent at a time works in a workspace, so a lock that outlives
-        `patience_s` (git holds one for milliseconds) has no owner.
+        The references are the agent's own and one agent at a time works in a repository, so a lock that stands there
+        unchanged for `patience_s` (git holds one for milliseconds) has no owner. No lock of anything else is touched:
+        those of the index, HEAD and the packed references are in nobody's way here.
         """
         lock = self.place.common_dir / f"{ref}.lock"
-        deadline = time.monotonic() + patience_s
+        seen: tuple[int, int] | None = None
+        began = since = time.monotonic()
         while True:
             status, _, errors = self.git.attempt(*arguments, stdin=stdin)
-            if status == 0 or not lock.exists():
+            if status == 0:
                 return status, errors
-            if time.monotonic() > deadline:
+            found = _stamp(lock)
+            if found is None:
+                return status, errors
+            if found != seen:
+                if time.monotonic() - began > 10 * patience_s:
+                    return status, errors  # a new one each time: somebody works on it
+                seen, since = found, time.monotonic()
+            elif time.monotonic() - since > patience_s:
                 lock.unlink(missing_ok=True)
                 status, _, errors = self.git.attempt(*arguments, stdin=stdin)
                 return status, errors
             time.sleep(0.1)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def common_folder(workspace: Path) -> Path:
+    """The git folder that all worktrees of the repository share. WorkspaceError where there is none."""
+    commands = GitCommands(workspace)
+    with without_repository_variables():
+        return (workspace / os.fsdecode(_line(commands.run("rev-parse", "--git-common-dir")))).resolve()
+
+
+def _line(output: bytes) -> bytes:
+    """Without the newline that git ends it with; a path may have others, and bytes that are no UTF-8."""
+    return output.removesuffix(b"\n")
 
 
 def _locate(workspace: Path) -> Place:
@@ -282,12 +315,11 @@ def _locate(workspace: Path) -> Place:
         is_bare, is_inside = (word == "true" for word in output.decode().split())
         if not is_inside:
             raise _no_working_tree(workspace, is_bare=is_bare)
-        return Place(
-            root=Path(commands.text("rev-parse", "--show-toplevel")),
-            git_dir=Path(commands.text("rev-parse", "--absolute-git-dir")),
-            common_dir=(workspace / commands.text("rev-parse", "--git-common-dir")).resolve(),
-            prefix=commands.text("rev-parse", "--show-prefix"),
+        root, git_dir, prefix = (
+            os.fsdecode(_line(commands.run("rev-parse", option)))
+            for option in ("--show-toplevel", "--absolute-git-dir", "--show-prefix")
         )
+        return Place(root=Path(root), git_dir=Path(git_dir), common_dir=common_folder(workspace), prefix=prefix)
 
 
 def _no_working_tree(workspace: Path, *, is_bare: bool) -> WorkspaceError:

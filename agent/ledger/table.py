@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -148,34 +149,41 @@ def rebuild(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Every row as column -> cell, in file order; missing trailing cells are empty, extra ones are left out.
 
-    Blank lines, CRLF, a byte-order mark and a missing last newline are no matter. A missing or empty file has no
-    rows. Raises InvalidFile where the first line is not our header.
+    Blank lines, lines that begin with `#`, CRLF, a byte-order mark and a missing last newline are no matter. A missing
+    or empty file has no rows. Raises InvalidFile where the first other line is not our header, or it is no file.
     """
     table = _Table.read(path)
-    return [dict(zip(COLUMNS, _split(line), strict=False)) for line in table.lines[1:] if line.strip()]
+    lines = table.lines[table.header + 1 :]
+    return [dict(zip(COLUMNS, _split(line), strict=False)) for line in lines if not _says_nothing(line)]
 
 
 class _Table:
     """The lines of the file as bytes, so that what is not ours to touch goes back as it came."""
 
-    def __init__(self, path: Path, lines: list[bytes], *, ending: bytes, stamp: tuple[int, ...] | None):
+    def __init__(
+        self, path: Path, lines: list[bytes], *, ending: bytes, stamp: tuple[int, ...] | None, header: int = 0
+    ):
         self.path = path
         self.lines = lines
+        self.header = header
+        """Its place: the user may have put comments before it."""
         self.ending = ending
         self.stamp = stamp
         self.fresh = stamp is None or stamp[0] == 0
 
     @classmethod
     def read(cls, path: Path) -> _Table:
-        path = path.resolve()  # a link stays a link, its target is replaced
+        path = _target(path)
         with disk_errors(path):
             stamp = _stamp(path)
             data = path.read_bytes() if stamp else b""
         if not data.removeprefix(codecs.BOM_UTF8).strip():
             return cls(path, [HEADER.encode() + b"\n"], ending=b"\n", stamp=(0, *stamp[1:]) if stamp else None)
         lines = re.findall(rb"[^\n]*\n|[^\n]+", data)
-        _check_header(path, lines[0])
-        return cls(path, lines, ending=b"\r\n" if lines[0].endswith(b"\r\n") else b"\n", stamp=stamp)
+        at = next((place for place, line in enumerate(lines) if not _says_nothing(line)), 0)
+        _check_header(path, lines[at], number=at + 1)
+        ending = b"\r\n" if lines[at].endswith(b"\r\n") else b"\n"
+        return cls(path, lines, ending=ending, stamp=stamp, header=at)
 
     def put(self, row: Mapping[str, str]) -> bool:
         """Replace or append; False where the row is there already."""
@@ -195,7 +203,7 @@ class _Table:
 
     def _find(self, row: Mapping[str, str]) -> int | None:
         positions = [(COLUMNS.index(column), row[column]) for column in KEY_COLUMNS]
-        for place, line in enumerate(self.lines[1:], start=1):
+        for place, line in enumerate(self.lines[self.header + 1 :], start=self.header + 1):
             found = _split(line)
             if all(found[position].strip() == value for position, value in positions):
                 return place
@@ -222,6 +230,31 @@ def _split(line: bytes) -> list[str]:
     return found + [""] * (len(COLUMNS) - len(found))
 
 
+def _says_nothing(line: bytes) -> bool:
+    """A blank line, or a comment."""
+    line = line.removeprefix(codecs.BOM_UTF8).strip()
+    return not line or line.startswith(b"#")
+
+
+def _target(path: Path) -> Path:
+    """Where the bytes are: a link stays a link. Raises InvalidFile where that is a folder, a pipe, a device, or where
+    the link leads in a circle."""
+    hint = f"move it out of the way (mv {path.name} {path.stem}-old{path.suffix}); a new one is made with the next row"
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):
+        raise InvalidFile("is a link that leads in a circle", where=str(path), hint=hint) from None
+    with disk_errors(path):
+        try:
+            mode = target.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return target
+    if not stat.S_ISREG(mode):
+        what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or a socket"
+        raise InvalidFile(f"is a {what}, not a file for results", where=str(path), hint=hint)
+    return target
+
+
 def _stamp(path: Path) -> tuple[int, ...] | None:
     """Tells two states of a file apart; None where there is no file."""
     try:
@@ -231,7 +264,7 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _check_header(path: Path, line: bytes) -> None:
+def _check_header(path: Path, line: bytes, *, number: int) -> None:
     """Ours, possibly with columns of the user's after it."""
     names: Sequence[str] = line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n").split("\t")
     names = [name.strip() for name in names]
@@ -245,6 +278,6 @@ def _check_header(path: Path, line: bytes) -> None:
         what = f"not the header of results.tsv: column {wrong + 1} should be `{COLUMNS[wrong]}`, got {got}"
     raise InvalidFile(
         what,
-        where=f"{path}:1",
+        where=f"{path}:{number}",
         hint=f"rename the file (mv {path.name} {path.stem}-old{path.suffix}); a new one is made with the next row",
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -25,14 +24,18 @@ from typing import IO, Literal
 
 from agent.contract import (
     CYCLES,
+    EVAL,
     FAILURE,
     HEARTBEAT,
     LOG,
+    PLAN,
     RECIPE,
+    RUNG,
+    SELECT,
     STOP_GRACE_SECONDS,
     SUMMARY,
+    TELEMETRY,
     Heartbeat,
-    Phase,
     RunLoad,
     Sample,
     Split,
@@ -44,50 +47,48 @@ from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
 from agent.hardware.probe import MACHINE, Machine, probe_machine
-from agent.hardware.sensors import GIB, Memory, disk_free, memory
+from agent.hardware.sensors import GIB, disk_free, memory
 from agent.recipe.files import load_recipe, resolved_text
 from agent.recipe.places import kind_of
 from agent.recipe.schema import Recipe
 from agent.recipe.trust import FLAG, refuse_unconfirmed
 from agent.run.load import summarize
-from agent.run.memory_guard import Breach, MemoryGuard, floor_gb
-from agent.run.pace import Pace
+from agent.run.memory_guard import MemoryGuard, floor_gb
+from agent.run.plain import clear_the_way, read_plain, shorten
 from agent.run.processes import (
     Ending,
     Meter,
     ProcessIdentity,
     descendants,
     end_family,
-    identify,
     is_alive,
     new_mark,
 )
 from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.sampler import OfRun, Sampler, Sources
 from agent.run.scrub import scrub
-from agent.run.stall import Activity, activity, why_slow
 from agent.run.standby import Ahead, Standby
-from agent.run.start import TRAINER, Start
-from agent.run.telemetry import ATTEMPT, read_heartbeat, read_plan, read_summary
+from agent.run.start import TRAINER, Start, TrainerProcess, adopting_orphans
+from agent.run.telemetry import ATTEMPT, MOST_OBJECT, read_plan, read_summary
 from agent.run.watchdog import Watchdog
+from agent.run.watching import MEMORY_EVERY_S, EndedBy, Progress, Watch
 from agent.text import passed_on, redact, redacted_values
+
+__all__ = ["EndedBy", "Progress", "RunRequest", "RunResult", "launch", "running_in"]
 
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
 
+OF_TRAINER = (PLAN, CYCLES, SELECT, RUNG, EVAL, HEARTBEAT, FAILURE, SUMMARY)
+"""What a trainer writes as plain files."""
 POLL_S = 0.2
-MEMORY_EVERY_S = 1.0
-"""The process table is walked this often; the heartbeat is read at every poll, and so is memory where it is short."""
-PLENTY_FLOORS = 16.0
-"""Memory is plenty above so many floors (12 GiB of 24, 41 of 128): 10 GiB may go between two looks a second apart."""
 LAST_SAMPLES = 30
 """Of a run's end, for triage."""
-SWAPPING_GB = 0.1
-"""Swap that grows by this much within `SWAPPING_S` is filling up."""
-SWAPPING_S = 10.0
+LEAST_DISK_SHARE = 0.5
+"""Of the free disk without which no run is started, that much must stay free while it runs."""
+MOST_LOG_GB = 2.0
 
-EndedBy = Literal["itself", "time_limit", "hang", "slow", "stop", "memory"]
-FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory")
+FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory", "disk", "flood")
 """However well the trainer left when it was ended for one of these, it has failed."""
 MemoryEvents = Literal["moved", "still", "unreadable"]
 
@@ -112,21 +113,6 @@ class RunRequest:
     low_priority: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     """On top of the preset and of the recipe's own."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a person may want to see while it runs."""
-
-    phase: Phase
-    step: int
-    cycle: int | None
-    budget_spent: float | None
-    note: str | None
-    select_metric: float | None
-    elapsed_s: float
-    time_left_s: float
-    resident_gb: float | None
 
 
 @dataclass(frozen=True)
@@ -169,10 +155,12 @@ class RunResult:
     """How this start used the machine."""
     last_samples: tuple[Sample, ...] = ()
     """The last ones before its end."""
+    stayed: bool = False
+    """It had written its summary, which is the last thing a trainer does, and was ended because it did not leave."""
 
     @property
     def ok(self) -> bool:
-        return self.exit_code == 0 and self.summary is not None and self.ended_by not in FAILED
+        return (self.exit_code == 0 or self.stayed) and self.summary is not None and self.ended_by not in FAILED
 
 
 def launch(
@@ -188,6 +176,7 @@ def launch(
     grace_s: float = STOP_GRACE_SECONDS,
     memory_floor_gb: float | None = None,
     min_free_disk_gb: float = 0.5,
+    most_log_gb: float = MOST_LOG_GB,
     idle_wait_s: float = 30.0,
     poll_s: float = POLL_S,
     sources: Sources | None = None,
@@ -203,7 +192,9 @@ def launch(
     started ahead, where it has one that fits, and starts the next one once this training is under way; the caller
     closes it. It is ignored where it stands by for another `command`. `memory_floor_gb`: below this much free memory
     the training is ended before the kernel ends something else; None is `agent.run.memory_guard.floor_gb` of what there
-    is. `sources` is where the samples' readings come from.
+    is. It is ended too where less than half of `min_free_disk_gb` is left on the disk, and where its log has grown
+    beyond `most_log_gb`, of which the beginning and the end are then kept. `sources` is where the samples' readings
+    come from.
 
     Raises UsageError where the recipe asks for a model's code that the user has not confirmed, ResourceError (disk
     full, no permission, no more processes), Unavailable (no such trainer), Busy (a training runs in that folder),
@@ -221,16 +212,20 @@ def launch(
     with trainer:
         on_started(trainer.identity)
         with contextlib.closing(Sampler(request.out, trainer.of_run, sources=sources)) as sampler:
-            watch = _Watch(
+            watch = Watch(
                 trainer,
-                request,
+                request.out,
                 sampler,
+                limit_s=request.time_limit_s,
                 watchdog=watchdog or Watchdog(),
                 guard=MemoryGuard(memory_floor_gb if memory_floor_gb is not None else floor_gb(memory().total)),
+                disk_floor_gb=LEAST_DISK_SHARE * min_free_disk_gb,
+                most_log_gb=most_log_gb,
             )
             end = watch.until_the_end(stop=stop, on_progress=on_progress, poll_s=poll_s)
         ending = trainer.end(grace_s=min(grace_s, end.grace_s), dump_stack=end.by in ("hang", "slow"))
         elapsed = clock() - trainer.began
+    shorten(request.out / LOG)
     unsearched = scrub(request.out, variables)
     samples = sampler.samples()
     after = _kernel_counts()
@@ -265,6 +260,7 @@ def launch(
         notes=(*watch.notes, *(load.notes if load else ()), *unsearched),
         load=load,
         last_samples=tuple(samples[-LAST_SAMPLES:]),
+        stayed=end.stayed,
     )
 
 
@@ -331,6 +327,8 @@ def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _refuse_if_running(out)
         _refuse_other_recipe(request)
+        for name in (RECIPE, PROCESS, LOG, TELEMETRY, *OF_TRAINER):
+            clear_the_way(out / name)
         write_atomic(out / RECIPE, resolved_text(request.recipe))
         for stale in (HEARTBEAT, FAILURE):  # of an earlier start: they would be taken for this one's
             (out / stale).unlink(missing_ok=True)
@@ -359,8 +357,7 @@ def _refuse_if_running(out: Path) -> None:
 def running_in(out: Path) -> ProcessIdentity | None:
     """The training that runs in this folder now, left by an agent that was killed; None where there is none."""
     try:
-        fields = json.loads((out / PROCESS).read_text())
-        identity = ProcessIdentity(**fields)
+        identity = ProcessIdentity.from_json(json.loads(read_plain(out / PROCESS, most=MOST_OBJECT)))
     except (OSError, ValueError, TypeError):
         return None
     return identity if is_alive(identity) else None
@@ -426,7 +423,8 @@ class _Trainer:
         self._sampled: float | None = None
         self._old_summary = _stamp(request.out / SUMMARY)
         self._mark = new_mark()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._adopting = adopting_orphans()
+        self._process: TrainerProcess | None = None
         self._identity: ProcessIdentity | None = None
 
     @property
@@ -435,10 +433,12 @@ class _Trainer:
         return self._identity
 
     def __enter__(self) -> _Trainer:
+        self._adopting.__enter__()
         try:
             self._start()
         except BaseException:
             self._end_whatever_started()
+            self._adopting.__exit__(None, None, None)
             raise
         return self
 
@@ -452,6 +452,7 @@ class _Trainer:
         finally:
             self._end_whatever_started()
             self._reap()
+            self._adopting.__exit__(None, None, None)
 
     def _start(self) -> None:
         program = self.start.command[0]
@@ -478,7 +479,7 @@ class _Trainer:
         self._process = self.start.process(
             [*self.start.command, *arguments], mark=self._mark, stdin=subprocess.DEVNULL, output=log
         )
-        self._identity = identify(self._process.pid, mark=self._mark)
+        self._identity = self._process.identity
         _write_identity(self.request.out, self._identity)
 
     def _hand_over(self, ahead: Ahead, log: IO[bytes]) -> bool:
@@ -502,7 +503,8 @@ class _Trainer:
         return text.encode()
 
     def alive(self) -> bool:
-        return is_alive(self.identity)
+        """Without its leash it counts as ended: nothing holds what it starts from then on."""
+        return is_alive(self.identity) and (self.identity.leash is None or self.identity.root is not None)
 
     def sample(self, now: float) -> None:
         """Resident memory, and who has been started; once a second.
@@ -544,27 +546,31 @@ class _Trainer:
 
     def new_summary(self) -> Summary | None:
         """The summary if this start wrote it, or left in good order one that was there already."""
-        path = self.request.out / SUMMARY
-        if self.exit_code == 0 or _stamp(path) != self._old_summary:
+        if self.exit_code == 0 or self.has_new_summary():
             return read_summary(self.request.out)
         return None
 
+    def has_new_summary(self) -> bool:
+        return _stamp(self.request.out / SUMMARY) not in (None, self._old_summary)
+
     def _end_whatever_started(self) -> None:
         """The last resort, also for an interrupt between fork and bookkeeping: by the mark alone."""
-        leader = self._identity or ProcessIdentity(
-            pid=self._process.pid if self._process else 0, started=-1.0, boot_id="", mark=self._mark
-        )
+        leader = self._identity or ProcessIdentity(pid=0, started=-1.0, boot_id="", mark=self._mark)
         end_family(leader, known=self._known.values(), grace_s=0.0)
 
     def _reap(self) -> None:
         if self._process is None or self.exit_code is not None or self.signal is not None:
             return
         try:
-            code = self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            return  # held by the kernel; `end` has named it
+            code: int | None = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:  # held by the kernel; `end` has named it
+            code = self._process.poll()
+            self._process.close()
+        if code is None:
+            return
         self.exit_code, self.signal = (code, None) if code >= 0 else (None, -code)
-        (self.request.out / PROCESS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the trainer may have done anything to its folder
+            (self.request.out / PROCESS).unlink(missing_ok=True)
 
 
 def _write_identity(out: Path, identity: ProcessIdentity) -> None:
@@ -579,137 +585,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-# --- while it runs -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _End:
-    """What ends a training, and how long it may take to leave."""
-
-    by: EndedBy
-    reason: str = ""
-    grace_s: float = math.inf
-
-
-class _Watch:
-    """Looks at a running training until it has ended or has to be."""
-
-    def __init__(
-        self, trainer: _Trainer, request: RunRequest, sampler: Sampler, *, watchdog: Watchdog, guard: MemoryGuard
-    ) -> None:
-        self.trainer, self.request, self.sampler = trainer, request, sampler
-        self.watchdog, self.guard = watchdog, guard
-        self._pace = Pace()
-        self._crawl: str | None = None
-        self._seen: tuple[float, Activity] | None = None
-        self._last_memory: tuple[float, Memory] | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return (self._crawl,) if self._crawl else ()
-
-    def until_the_end(
-        self, *, stop: Callable[[], str | None], on_progress: Callable[[Progress], None], poll_s: float
-    ) -> _End:
-        trainer, limit = self.trainer, self.request.time_limit_s
-        while trainer.alive():
-            now = trainer.clock()
-            trainer.heartbeat = heartbeat = read_heartbeat(self.request.out)
-            trainer.sample(now)
-            elapsed = now - trainer.began
-            on_progress(_progress(trainer, heartbeat, elapsed, limit))
-            asked = stop()
-            if asked is not None:
-                return _End("stop", asked)
-            self._look_at_pace(heartbeat)
-            if elapsed >= limit:
-                crawled = f"; {self._crawl}" if self._crawl else ""
-                return _End("time_limit", f"the time limit of {limit:g} s was reached{crawled}")
-            stalled = self.watchdog.observe(heartbeat, now=now, activity=self._activity)
-            if stalled is not None:
-                return _End(stalled.kind, stalled.reason)
-            breach = self._look_at_memory(now, heartbeat)
-            if breach is not None:
-                held = f"; the training holds {trainer.resident_bytes / GIB:.2f}" if trainer.resident_bytes else ""
-                return _End("memory", f"{breach.reason}{held}", grace_s=breach.grace_s)
-            _pause(trainer, min(poll_s, max(0.01, limit - elapsed)))
-        return _End("itself")
-
-    def _look_at_pace(self, heartbeat: Heartbeat | None) -> None:
-        crawl = self._pace.observe(heartbeat)
-        if crawl is not None and (self._crawl is None or not self._crawl.startswith(crawl.words)):
-            began = self.sampler.elapsed_s - crawl.seconds
-            samples = self.sampler.samples()
-            slow, before = [one for one in samples if one.t >= began], [one for one in samples if one.t < began]
-            self._crawl = f"{crawl.words}; {why_slow(slow, before=before)}"
-
-    def _activity(self, silent_s: float) -> Activity:
-        """What it has been doing while it was silent; looked at once a second, as it is sampled."""
-        now = self.sampler.elapsed_s
-        if self._seen is None or now - self._seen[0] >= 1.0:
-            began = now - silent_s
-            samples = self.sampler.samples()
-            silence, before = [one for one in samples if one.t >= began], [one for one in samples if one.t < began]
-            self._seen = now, activity(silence, before=before)
-        return self._seen[1]
-
-    def _look_at_memory(self, now: float, heartbeat: Heartbeat | None) -> Breach | None:
-        trainer, told = self.trainer, self._memory(now)
-        if trainer.standby is not None:
-            trainer.standby.tend(
-                trainer.start,
-                recipe=self.request.out.absolute() / RECIPE,
-                phase=heartbeat.phase if heartbeat else None,
-                free_gb=told.available,
-                floor_gb=self.guard.floor,
-                resident_gb=(trainer.resident_bytes or 0) / GIB,
-            )
-        latest = self.sampler.latest()
-        return self.guard.observe(
-            now,
-            told.available,
-            pressure_full=latest.pressure_full if latest else None,
-            swap_free_gb=told.swap_free,
-            swapping=self._swapping(),
-        )
-
-    def _memory(self, now: float) -> Memory:
-        """Read once a second while plenty is left, else at every look."""
-        known = self._last_memory
-        plenty = known is not None and known[1].available > PLENTY_FLOORS * self.guard.floor
-        if known is None or not plenty or now - known[0] >= MEMORY_EVERY_S:
-            known = self._last_memory = now, memory()
-        return known[1]
-
-    def _swapping(self) -> bool:
-        recent = self.sampler.since(self.sampler.elapsed_s - SWAPPING_S)
-        used = [one.swap_used_gb for one in recent if one.swap_used_gb is not None]
-        return len(used) >= 2 and used[-1] - used[0] >= SWAPPING_GB
-
-
-def _pause(trainer: _Trainer, seconds: float) -> None:
-    """Until the next poll, or the end of the trainer if that comes first."""
-    until = trainer.clock() + seconds
-    while trainer.alive() and trainer.clock() < until:
-        trainer.sleep(min(0.05, seconds))
-
-
-def _progress(trainer: _Trainer, beat: Heartbeat | None, elapsed: float, limit: float) -> Progress:
-    return Progress(
-        phase=beat.phase if beat else "start",
-        step=beat.step if beat else 0,
-        cycle=beat.cycle if beat else None,
-        budget_spent=beat.budget_spent if beat else None,
-        note=beat.note if beat else None,
-        select_metric=beat.select_metric if beat else None,
-        elapsed_s=elapsed,
-        time_left_s=max(0.0, limit - elapsed),
-        resident_gb=trainer.resident_bytes / GIB if trainer.resident_bytes is not None else None,
-    )
+# --- after the end, in words ---------------------------------------------------------------------------------
 
 
 def _full_reason(trainer: _Trainer, ended_by: EndedBy, reason: str, ending: Ending) -> str:
-    if ended_by != "itself":
+    if ended_by != "itself" or reason:
         return f"{reason}; the trainer {ending.words}"
     if trainer.signal is not None:
         words = f"ended by signal {trainer.signal} ({_signal_name(trainer.signal)})"

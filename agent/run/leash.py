@@ -1,11 +1,18 @@
-"""Stands between the launcher and the trainer for one exec: ties the trainer's life to the agent's.
+"""Stands between the agent and a trainer as long as that runs: nothing that the trainer starts can get away from it.
 
-Run as a file, `python -I -S leash.py AGENT_PID NICENESS COMMAND...`, so that it costs some 15 ms. On Linux the
-kernel sends the trainer SIGTERM when the agent dies in any way, SIGKILL included (prctl(2), PR_SET_PDEATHSIG,
-kept across exec), so that nobody trains on unattended. No core files: a crash of a training with 60 GB of
-memory would fill the disk. The kernel's memory killer is asked to take the trainer and what it starts before anything
-else of the user's (proc(5), oom_score_adj; a process may raise its own score). It imports nothing of ours and replaces
-itself by COMMAND, so the id stays.
+Run as a file, `python -I -S leash.py AGENT_PID NICENESS GRACE_S CHANNEL COMMAND...`, so that it costs some 15 ms and
+7 MB, and imports nothing of ours. On Linux it is the trainer's parent and adopts every process below it that loses its
+own (prctl(2), PR_SET_CHILD_SUBREAPER): one that cleared its environment and left group, session and parent is still
+found, as a descendant of this one. When the agent dies in any way, SIGKILL included, the kernel sends SIGTERM
+(PR_SET_PDEATHSIG); the trainer is then asked to leave, and killed with all that it started after GRACE_S.
+
+The trainer leads a session of its own and writes no core file: a crash of a training with 60 GB of memory would fill
+the disk. The kernel's memory killer is asked to take the trainer and what it starts before anything else of the user's
+(proc(5), oom_score_adj; a process may raise its own score, and only a privileged one may lower it again).
+
+To the file descriptor CHANNEL it writes two lines: `PID TICKS` (id and start time of the trainer) and how it ended, as
+subprocess has it. It ends as the trainer did, but not before everything below it has ended. Where the system has no
+such parents, it becomes the trainer instead.
 """
 
 from __future__ import annotations
@@ -16,21 +23,71 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Iterable
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 NOT_STARTED = 127
 OOM_SCORE = 500
 """Of -1000 to 1000. Services of a desktop session have 100 or 200 (OOMScoreAdjust of systemd's user@.service)."""
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
+HEARD = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LOOK_EVERY_S = 5.0
+STRAYS_S = 2.0
+"""What the trainer left behind gets this long once both it and the agent have gone."""
+KILLING_S = 30.0
 
 
 def main() -> None:
-    agent, niceness, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != agent:
-            sys.exit(NOT_STARTED)  # the agent died before the leash was on
-        offer_to_memory_killer()
+    agent, niceness, grace_s, channel = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    command = sys.argv[5:]
+    if not sys.platform.startswith("linux"):
+        os.set_inheritable(channel, False)
+        os.write(channel, f"{os.getpid()} 0\n".encode())
+        become(command, niceness)
+    set_process_control(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != agent:
+        sys.exit(NOT_STARTED)  # the agent died before the leash was on
+    set_process_control(PR_SET_CHILD_SUBREAPER, 1)
+    os.set_inheritable(channel, False)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    trainer = fork_trainer(command, niceness, mask)
+    os.write(channel, f"{trainer} {stat_of(trainer)[19]}\n".encode())
+    let_go_of_streams()
+    end_like(Watch(agent, trainer, grace_s, channel).until_all_have_gone())
+
+
+def set_process_control(option: int, value: int) -> None:
+    """prctl(2) with one argument; without effect where the kernel does not know the option."""
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+# --- the trainer -------------------------------------------------------------------------------------------
+
+
+def fork_trainer(command: list[str], niceness: int, mask: Iterable[int]) -> int:
+    """Its id. It gets SIGTERM when this process dies."""
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        print(f"raft-agent: cannot start {command[0]}: {error.strerror}", file=sys.stderr)
+        sys.exit(NOT_STARTED)
+    if pid:
+        return pid
+    set_process_control(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(NOT_STARTED)
+    os.setsid()
+    offer_to_memory_killer()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    become(command, niceness)
+    return 0
+
+
+def become(command: list[str], niceness: int) -> None:
+    """Replace this process by the trainer."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if niceness:
         with contextlib.suppress(OSError):
@@ -39,7 +96,8 @@ def main() -> None:
         os.execvp(command[0], command)
     except OSError as error:
         print(f"raft-agent: cannot start {command[0]}: {error.strerror}", file=sys.stderr)
-        sys.exit(NOT_STARTED)
+        sys.stderr.flush()
+        os._exit(NOT_STARTED)
 
 
 def offer_to_memory_killer() -> None:
@@ -52,6 +110,158 @@ def offer_to_memory_killer() -> None:
         if int(os.read(file, 16)) < OOM_SCORE:
             os.pwrite(file, str(OOM_SCORE).encode(), 0)
     os.close(file)
+
+
+# --- watching ----------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Waits for everything below, and ends it once nobody waits for it any more."""
+
+    def __init__(self, agent: int, trainer: int, grace_s: float, channel: int) -> None:
+        self.agent, self.trainer, self.grace_s, self.channel = agent, trainer, grace_s, channel
+        self.code: int | None = None
+        """Of the trainer; None while it runs."""
+        self.kill_at = self.give_up_at = float("inf")
+
+    def until_all_have_gone(self) -> int:
+        """How the trainer ended."""
+        while self.reap():
+            if os.getppid() != self.agent:
+                self.alone()
+            pause = min(LOOK_EVERY_S, max(0.01, self.kill_at - time.monotonic()))
+            heard = signal.sigtimedwait(HEARD, pause)
+            if heard is not None and heard.si_signo == signal.SIGTERM and os.getppid() == self.agent:
+                self.ask_to_leave()  # the thread that started us has ended, or somebody means the trainer
+        return self.code if self.code is not None else NOT_STARTED
+
+    def reap(self) -> bool:
+        """Collect whatever has ended; False once nothing is left below."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if ended is None:
+                return True
+            if ended.si_pid == self.trainer and self.code is None:
+                self.code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+                with contextlib.suppress(OSError):
+                    os.write(self.channel, f"{self.code}\n".encode())
+
+    def alone(self) -> None:
+        """The agent has gone: nobody would end what runs on."""
+        now = time.monotonic()
+        if self.kill_at == float("inf"):
+            self.kill_at = now + self.grace_s
+            self.ask_to_leave()
+        if self.code is not None:
+            self.kill_at = min(self.kill_at, now + STRAYS_S)
+        if now >= self.kill_at:
+            for pid in descendant_pids(os.getpid()):
+                send(pid, signal.SIGKILL)
+            self.kill_at = now + 0.01
+            self.give_up_at = min(self.give_up_at, now + KILLING_S)
+            if now >= self.give_up_at:
+                os._exit(NOT_STARTED)  # the kernel holds them in a call
+
+    def ask_to_leave(self) -> None:
+        """The trainer alone: it may need what it started to finish its step."""
+        if self.code is None:
+            send(self.trainer, signal.SIGTERM)
+            send(self.trainer, signal.SIGCONT)  # one that was stopped hears nothing
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
+
+
+def let_go_of_streams() -> None:
+    """The trainer's input and log are its own: whoever waits for its end by them must not wait for ours."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    os.close(nothing)
+
+
+def end_like(code: int) -> None:
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else NOT_STARTED)
+
+
+# --- the process table, for others too ---------------------------------------------------------------------
+
+
+def stat_of(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets. Empty where there is
+    no such process."""
+    try:
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        text = os.read(file, 4096).decode(errors="replace")
+    except OSError:  # it has gone between the two
+        return []
+    finally:
+        os.close(file)
+    return text.rpartition(")")[2].split()
+
+
+def descendant_pids(pid: int) -> list[int]:
+    """Children, their children and so on, parents first.
+
+    By the kernel's own list of each thread's children where it keeps one (proc(5), /proc/PID/task/TID/children): a
+    walk through the whole process table takes some 10 ms on a desktop, and this is asked every second.
+    """
+    if not os.access(f"/proc/{os.getpid()}/task/{os.getpid()}/children", os.R_OK):
+        return _descendants_by_table(pid)
+    found: dict[int, None] = {}
+    waiting = [pid]
+    while waiting:
+        children = [child for child in _children(waiting.pop()) if child not in found and child != pid]
+        found.update(dict.fromkeys(children))
+        waiting += children
+    return list(found)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        threads = [entry.name for entry in os.scandir(f"/proc/{pid}/task")]
+    except OSError:
+        return found
+    for thread in threads:
+        with contextlib.suppress(OSError, ValueError):
+            file = os.open(f"/proc/{pid}/task/{thread}/children", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                text = b""
+                while piece := os.read(file, 65536):
+                    text += piece
+            finally:
+                os.close(file)
+            found += [int(word) for word in text.split()]
+    return found
+
+
+def _descendants_by_table(pid: int) -> list[int]:
+    below: dict[int, list[int]] = {}
+    for name in [entry.name for entry in os.scandir("/proc")]:
+        if name.isdigit() and (fields := stat_of(int(name))):
+            below.setdefault(int(fields[1]), []).append(int(name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        children = [child for child in below.get(waiting.pop(), []) if child not in found]
+        found += children
+        waiting += children
+    return found
 
 
 if __name__ == "__main__":

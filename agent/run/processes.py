@@ -1,10 +1,11 @@
 """Which process is which, and how to end one together with everything that it started.
 
 A process id alone proves nothing: ids are used again. A process is named here by id, start time and boot, and
-one whose three do not match is never signalled. What a training started is found in four ways, because each
-misses something: the process group, the session, the descendants seen while it ran, and a mark in the
-environment that children inherit (it also finds a child that made a session of its own and lost its parent).
-A child that leaves all four on purpose, by clearing its environment as well, is not found.
+one whose three do not match is never signalled. On Linux everything that a training starts stays below its leash
+(`leash.py`), whatever it does to its environment, group, session and parent, and is found there. Where there is no
+leash, or somebody killed it, it is found in what ways are left, because each misses something: the process group, the
+session, the descendants seen while it ran, a mark in the environment that children inherit, and, among the orphans that
+came to this process, the memory killer's score that the leash gave and that none but a privileged one can take back.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from agent.proc import kernel_boot_id
+from agent.run.leash import OOM_SCORE, descendant_pids, stat_of
 
 MARK = "RAFT_AGENT_RUN"
 """Environment variable that every process of a run carries; its value is unique to one start of a trainer."""
@@ -30,6 +35,8 @@ STRAY_GRACE_S = 2.0
 """What is still there after the trainer itself has gone gets this long after SIGTERM."""
 KILL_PATIENCE_S = 10.0
 """A killed process that the kernel holds in a driver call is waited for this long, then named in the report."""
+BURST_S = 0.5
+"""Killing goes on without a pause for this long where new processes keep coming up."""
 _STEP_S = 0.02
 
 
@@ -41,6 +48,22 @@ class ProcessIdentity:
     boot_id: str
     mark: str = ""
     """Value of the variable MARK in its environment and in that of everything it starts."""
+    leash: tuple[int, float] | None = None
+    """Id and start time of the process below which everything that it starts stays; None where there is none."""
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ProcessIdentity:
+        """As `json.loads` gives what `json.dumps(identity.__dict__)` wrote. Raises TypeError, ValueError."""
+        leash = fields.get("leash")
+        return cls(**{**fields, "leash": (int(leash[0]), float(leash[1])) if leash else None})
+
+    @property
+    def root(self) -> ProcessIdentity | None:
+        """The leash, where there is one and it lives."""
+        if self.leash is None:
+            return None
+        leash = ProcessIdentity(*self.leash, self.boot_id)
+        return leash if is_alive(leash) else None
 
 
 def new_mark() -> str:
@@ -50,10 +73,7 @@ def new_mark() -> str:
 @functools.cache
 def boot_id() -> str:
     """Differs after every boot of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"boot-{psutil.boot_time():.0f}"
+    return kernel_boot_id() or f"boot-{psutil.boot_time():.0f}"
 
 
 def start_time(pid: int) -> float | None:
@@ -63,7 +83,7 @@ def start_time(pid: int) -> float | None:
             return psutil.Process(pid).create_time()
         except psutil.Error:
             return None
-    fields = _stat(pid)
+    fields = stat_of(pid)
     return int(fields[19]) / _TICKS if fields else None
 
 
@@ -75,25 +95,34 @@ def identify(pid: int, *, mark: str = "") -> ProcessIdentity:
     return ProcessIdentity(pid=pid, started=started, boot_id=boot_id(), mark=mark)
 
 
+def trainer_identity(pid: int, ticks: int, *, leash: ProcessIdentity, mark: str) -> ProcessIdentity:
+    """A trainer by what its leash has told: id and start time in the kernel's ticks since boot."""
+    return ProcessIdentity(pid, ticks / _TICKS, boot_id(), mark, (leash.pid, leash.started))
+
+
 def is_alive(identity: ProcessIdentity) -> bool:
     """The very process runs; a zombie does not, nor does another process that has its number now."""
     if identity.boot_id != boot_id():
         return False
     if sys.platform.startswith("linux"):  # one look, and not two: this is asked twenty times a second
-        fields = _stat(identity.pid)
-        return bool(fields) and fields[0] not in ("Z", "X") and int(fields[19]) / _TICKS == identity.started
+        fields = stat_of(identity.pid)
+        return bool(fields) and not _has_ended(fields) and int(fields[19]) / _TICKS == identity.started
     return start_time(identity.pid) == identity.started and not _is_zombie(identity.pid)
 
 
 def family(leader: ProcessIdentity, *, known: Iterable[ProcessIdentity] = ()) -> list[ProcessIdentity]:
-    """Every living process of the run: its group, its session, those `known` from before, those that carry its mark.
+    """Every living process of the run: what is below its leash, its group, its session, those `known` from before,
+    those that carry its mark, and orphans of a leash that was killed.
 
-    Never this process or one it descends from. Group and session count only while the leader's number still is
-    the leader's, or a member carries the mark: an empty group's number is free for others.
+    Never this process or one it descends from, nor the leash. Group and session count only while the leader's number
+    still is the leader's, or a member carries the mark: an empty group's number is free for others.
     """
     ours = _self_and_ancestors()
+    if leader.leash is not None:
+        ours.add(leader.leash[0])
     same_leader = _number_is_still(leader)
     remembered = {(one.pid, one.started) for one in known}
+    below = {(one.pid, one.started) for one in [*descendants(leader), *orphans_of(leader)]}
     found = []
     for pid in psutil.pids():
         started = start_time(pid)
@@ -101,6 +130,7 @@ def family(leader: ProcessIdentity, *, known: Iterable[ProcessIdentity] = ()) ->
             continue
         belongs = (
             (pid == leader.pid and started == leader.started)
+            or (pid, started) in below
             or (pid, started) in remembered
             or (same_leader and leader.pid in _group_and_session(pid))
             or (leader.mark != "" and _has_mark(pid, leader.mark))
@@ -111,43 +141,46 @@ def family(leader: ProcessIdentity, *, known: Iterable[ProcessIdentity] = ()) ->
 
 
 def descendants(leader: ProcessIdentity) -> list[ProcessIdentity]:
-    """Children, children's children and so on that are alive now."""
+    """Children, children's children and so on that are alive now, and on a leash all that ever were and still live."""
+    root = leader.root or leader
+    return [one for one in _identities(descendant_pids(root.pid), leader) if one.pid != leader.pid]
+
+
+def orphans_of(leader: ProcessIdentity) -> list[ProcessIdentity]:
+    """What came to this process when the leash was killed (`agent.run.start.adopting_orphans`), and what is below it.
+
+    Told from children of our own by the memory killer's score: theirs is ours, and the leash raised the run's.
+    """
+    own = _oom_score(os.getpid())
+    if leader.leash is None or leader.root is not None or own is None or own >= OOM_SCORE:
+        return []
+    adopted = [
+        one
+        for one in _identities(_children_of_ours(), leader)
+        if one.started >= leader.leash[1] and (_oom_score(one.pid) or 0) >= OOM_SCORE
+    ]
+    below = [pid for one in adopted for pid in descendant_pids(one.pid)]
+    return [*adopted, *_identities(below, leader)]
+
+
+def _children_of_ours() -> list[int]:
+    return [pid for pid in descendant_pids(os.getpid()) if (fields := stat_of(pid)) and int(fields[1]) == os.getpid()]
+
+
+def _identities(pids: Iterable[int], leader: ProcessIdentity) -> list[ProcessIdentity]:
     found = []
-    for pid in _descendant_pids(leader.pid):
+    for pid in pids:
         started = start_time(pid)
         if started is not None:
             found.append(ProcessIdentity(pid, started, leader.boot_id, leader.mark))
     return found
 
 
-def _descendant_pids(pid: int) -> list[int]:
-    """By the kernel's own list of each thread's children where it keeps one (proc(5), /proc/PID/task/TID/children):
-    a walk through the whole process table takes some 10 ms on a desktop, and this is asked every second."""
-    if not Path(f"/proc/{pid}/task/{pid}/children").exists():
-        try:
-            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            return []
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = [child for child in _children(waiting.pop()) if child not in found]
-        found += children
-        waiting += children
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
+def _oom_score(pid: int) -> int | None:
     try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return found
-    for thread in threads:
-        with contextlib.suppress(OSError, ValueError):
-            text = (thread / "children").read_text()
-            found += [int(word) for word in text.split()]
-    return found
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -202,7 +235,7 @@ def _usage(process: ProcessIdentity) -> tuple[int, float, int | None, int | None
             return known.memory_info().rss, times.user + times.system, None, None
         except psutil.Error:
             return None
-    fields = _stat(process.pid)
+    fields = stat_of(process.pid)
     if len(fields) < 22 or int(fields[19]) / _TICKS != process.started:
         return None
     read, written = _disk_bytes(process.pid)
@@ -247,7 +280,7 @@ def end_family(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Ending:
-    """SIGTERM to the group, SIGKILL to whatever is left after `grace_s`, until nothing is left.
+    """SIGTERM to the group, SIGKILL to whatever is left after `grace_s`, until nothing is left; the leash last.
 
     `dump_stack` sends SIGABRT before SIGKILL to a leader that did not leave: Python's fault handler then writes
     where it hung into the log. The caller that started the leader must reap it.
@@ -257,6 +290,7 @@ def end_family(
     was_alive = is_alive(leader)
     if was_alive:
         _signal_group(leader, signal.SIGTERM)
+        _signal_group(leader, signal.SIGCONT)  # one that was stopped hears nothing else
     while is_alive(leader) and clock() - began < grace_s:
         sleep(_STEP_S)
     forced = is_alive(leader)
@@ -267,6 +301,7 @@ def end_family(
         while is_alive(leader) and clock() < deadline:
             sleep(_STEP_S)
     strays, left = _sweep(leader, known, polite=grace_s > 0 and not forced, clock=clock, sleep=sleep)
+    _take_off_leash(leader, clock=clock, sleep=sleep)
     return Ending(_words(was_alive, forced=forced, took=took, strays=strays, left=left), forced, left)
 
 
@@ -288,13 +323,83 @@ def _sweep(
             sleep(_STEP_S)
         members = family(leader, known=known)
     deadline = clock() + KILL_PATIENCE_S
+    remembered = {(one.pid, one.started): one for one in known}
     while members and clock() < deadline:  # a member may fork while we look, hence until none is found
+        fresh = [one for one in members if (one.pid, one.started) not in remembered]
         seen |= {(one.pid, one.started) for one in members if one.pid != leader.pid}
-        known.extend(members)
-        _signal_all(members, signal.SIGKILL)
-        sleep(_STEP_S)
-        members = family(leader, known=known)
-    return len(seen), tuple(sorted(one.pid for one in members))
+        remembered.update({(one.pid, one.started): one for one in members})
+        for member in members:
+            _kill_with_group(leader, member)
+        seen |= _burst(leader, clock=clock, sleep=sleep)
+        if not fresh:
+            sleep(_STEP_S)
+        members = family(leader, known=remembered.values())
+    return len(seen - {(leader.pid, leader.started)}), tuple(sorted(one.pid for one in members))
+
+
+def _kill_with_group(leader: ProcessIdentity, member: ProcessIdentity) -> None:
+    """The whole group in one step where it is the run's own: between two steps a member could fork.
+
+    What is on a leash has a session that the run made, as nobody can join another (setsid(2), setpgid(2)).
+    """
+    group, session = _group_and_session(member.pid)
+    if leader.leash is not None and group > 1 and session != os.getsid(0) and is_alive(member):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    _signal(member, signal.SIGKILL)
+
+
+def _burst(
+    leader: ProcessIdentity, *, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> set[tuple[int, float]]:
+    """Kill what is below the leash as fast as it can be listed: one that forks and leaves, again and again, has a new
+    number each time, and no slow look would ever meet it."""
+    root = leader.root
+    killed: set[tuple[int, float]] = set()
+    until = clock() + BURST_S
+    while root is not None and clock() < until:
+        pids = descendant_pids(root.pid)
+        fresh = False
+        for pid in pids:
+            with _handle(pid) as handle:
+                fields = stat_of(pid)
+                if not fields or _has_ended(fields) or int(fields[1]) not in (root.pid, *pids):
+                    continue
+                one = (pid, int(fields[19]) / _TICKS)
+                fresh = fresh or one not in killed
+                killed.add(one)
+                _send(pid, handle, signal.SIGKILL)
+        if not fresh:
+            if not any(_runs(pid) for pid in pids):
+                break
+            sleep(0.001)
+    return killed
+
+
+def _take_off_leash(
+    leader: ProcessIdentity, *, clock: Callable[[], float], sleep: Callable[[float], None], patience_s: float = 1.0
+) -> None:
+    """It ends by itself once nothing is left below it, unless somebody has stopped it."""
+    root = leader.root
+    if root is None:
+        _collect_orphans(leader)
+        return
+    _signal(root, signal.SIGCONT)
+    deadline = clock() + patience_s
+    while is_alive(root) and clock() < deadline:
+        sleep(0.002)
+    _signal(root, signal.SIGKILL)
+
+
+def _collect_orphans(leader: ProcessIdentity) -> None:
+    """What came to us when the leash was killed, and has ended since, is ours to wait for."""
+    own = _oom_score(os.getpid())
+    if leader.leash is None or own is None or own >= OOM_SCORE:
+        return
+    for pid in _children_of_ours():
+        if (_oom_score(pid) or 0) >= OOM_SCORE and _is_zombie(pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _words(was_alive: bool, *, forced: bool, took: float, strays: int, left: tuple[int, ...]) -> str:
@@ -356,36 +461,53 @@ def _signal_all(members: Iterable[ProcessIdentity], number: signal.Signals) -> N
 
 def _signal(process: ProcessIdentity, number: signal.Signals) -> None:
     """Only if it still is that very process."""
-    if is_alive(process):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process.pid, number)
+    with _handle(process.pid) as handle:
+        if is_alive(process):
+            _send(process.pid, handle, number)
+
+
+@contextlib.contextmanager
+def _handle(pid: int) -> Iterator[int | None]:
+    """Means this process whoever gets its number later (pidfd_open(2), Linux 5.3); None where there is none."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _send(pid: int, handle: int | None, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if handle is not None:
+            signal.pidfd_send_signal(handle, number)
+        else:
+            os.kill(pid, number)
+
+
+def _runs(pid: int) -> bool:
+    return not _is_zombie(pid)
 
 
 # --- reading the process table -----------------------------------------------------------------------------
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets."""
-    try:
-        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        text = os.read(file, 4096).decode(errors="replace")
-    except OSError:  # it has gone between the two
-        return []
-    finally:
-        os.close(file)
-    return text.rpartition(")")[2].split()
-
-
 def _is_zombie(pid: int) -> bool:
     if sys.platform.startswith("linux"):
-        return _stat(pid)[:1] in ([], ["Z"], ["X"])
+        fields = stat_of(pid)
+        return not fields or _has_ended(fields)
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return True
+
+
+def _has_ended(fields: list[str]) -> bool:
+    """By the fields of /proc/PID/stat. One whose first thread has left while others run on is shown as a zombie too."""
+    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
 
 
 def _group_and_session(pid: int) -> tuple[int, int]:

@@ -30,8 +30,8 @@ import psutil
 
 from agent.contract import Phase
 from agent.hardware.sensors import GIB
-from agent.run.processes import ProcessIdentity, end_family, identify, new_mark
-from agent.run.start import TRAINER, Start
+from agent.run.processes import ProcessIdentity, end_family, new_mark
+from agent.run.start import TRAINER, Start, TrainerProcess
 from agent.run.watchdog import STEPPING
 
 AHEAD: tuple[str, ...] = (sys.executable, "-m", "agent.raft.standby")
@@ -52,7 +52,7 @@ MOST_IN_VAIN = 3
 class Ahead:
     """A process that waits for its run. It belongs to the `Standby` until it is handed one."""
 
-    process: subprocess.Popen[bytes]
+    process: TrainerProcess
     identity: ProcessIdentity
     start: Start
     channel: socket.socket
@@ -94,7 +94,7 @@ class Ahead:
         try:
             self.process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            pass  # held by the kernel; it has been sent SIGKILL and will find its channel closed
+            self.process.close()  # held by the kernel; it has been sent SIGKILL and will find its channel closed
         self._let_go()
 
     def _let_go(self) -> None:
@@ -197,7 +197,7 @@ class Standby:
                 output = ours.enter_context(tempfile.TemporaryFile())
                 with its:
                     process = start.process([*self._command, str(recipe)], mark=mark, stdin=its.fileno(), output=output)
-                self._ahead = Ahead(process, identify(process.pid, mark=mark), start, mine, output)
+                self._ahead = Ahead(process, process.identity, start, mine, output)
             except OSError:  # no files, no processes, no memory: the next run starts its own, and says so if it cannot
                 self._in_vain += 1
                 return

@@ -6,22 +6,63 @@ same environment, same folder, same priority.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import psutil
 
+from agent.contract import STOP_GRACE_SECONDS
 from agent.hardware.probe import package_path
-from agent.run.processes import MARK
+from agent.run.leash import PR_SET_CHILD_SUBREAPER, set_process_control
+from agent.run.processes import MARK, ProcessIdentity, identify, trainer_identity
 from agent.text import passed_on
 
 TRAINER: tuple[str, ...] = (sys.executable, "-m", "agent.raft.worker")
 LOW_NICENESS = 10
+LEASH_GRACE_S = STOP_GRACE_SECONDS
+"""What a trainer gets to finish its step once its agent has died."""
+PATIENCE_S = 30.0
+"""For the interpreter of the leash to start on a machine that has no time for it."""
+
+
+class TrainerProcess:
+    """A trainer on its leash. It is waited for like a `subprocess.Popen`, whose return codes it gives."""
+
+    def __init__(self, leash: subprocess.Popen[bytes], identity: ProcessIdentity, channel: int) -> None:
+        self.leash = leash
+        self.identity = identity
+        self._channel = channel
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """How the trainer ended, whatever it has left behind; None while it runs."""
+        if self._code is None and self._channel >= 0 and _can_be_read(self._channel, 0.0):
+            told = os.read(self._channel, 64)
+            self.close()
+            self._code = int(told) if told.strip() else self.leash.wait()  # the leash itself was killed
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until the leash has gone, and with it everything below. Raises subprocess.TimeoutExpired."""
+        code = self.leash.wait(timeout)
+        known = self.poll()
+        return code if known is None else known
+
+    def close(self) -> None:
+        """Nobody will ask any more."""
+        if self._channel >= 0:
+            os.close(self._channel)
+            self._channel = -1
 
 
 @dataclass(frozen=True)
@@ -54,22 +95,82 @@ class Start:
 
     def process(
         self, command: Sequence[str], *, mark: str, stdin: IO[bytes] | int, output: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        """Start `command`, tied to this process by the leash, in a session of its own. Raises OSError."""
+    ) -> TrainerProcess:
+        """Start `command` on a leash that is tied to this process, in a session of its own. Raises OSError."""
+        hears, tells = os.pipe()
         leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
-        leash.append(str(LOW_NICENESS if self.low_priority else 0))
-        process = subprocess.Popen(
-            [*leash, *command],
-            stdin=stdin,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=self.workspace,
-            env={**self.environment, MARK: mark},
-            start_new_session=True,
-        )
+        leash += [str(LOW_NICENESS if self.low_priority else 0), f"{LEASH_GRACE_S:g}", str(tells)]
+        with contextlib.ExitStack() as ours:
+            ours.callback(os.close, hears)
+            try:
+                process = subprocess.Popen(
+                    [*leash, *command],
+                    stdin=stdin,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.workspace,
+                    env={**self.environment, MARK: mark},
+                    start_new_session=True,
+                    pass_fds=(tells,),
+                )
+            finally:
+                os.close(tells)
+            ours.callback(_end_at_once, process)
+            trainer = TrainerProcess(process, _told_identity(process, hears, mark), hears)
+            ours.pop_all()
         if self.low_priority:
-            _lower_io_priority(process.pid)
-        return process
+            _lower_io_priority(trainer.identity.pid)
+        return trainer
+
+
+def _told_identity(leash: subprocess.Popen[bytes], channel: int, mark: str) -> ProcessIdentity:
+    """By the first line of the leash. Raises OSError where it could not start anything."""
+    told, until = b"", time.monotonic() + PATIENCE_S
+    while not told.endswith(b"\n"):
+        if not _can_be_read(channel, max(0.0, until - time.monotonic())):
+            raise OSError(errno.ETIMEDOUT, "no process could be started in time")
+        piece = os.read(channel, 1)
+        if not piece:
+            raise OSError(errno.EAGAIN, "no process could be started")
+        told += piece
+    pid, ticks = map(int, told.split())
+    if pid == leash.pid:  # no such parents on this system
+        return identify(pid, mark=mark)
+    return trainer_identity(pid, ticks, leash=identify(leash.pid), mark=mark)
+
+
+def _can_be_read(descriptor: int, within_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * within_s))
+
+
+def _end_at_once(leash: subprocess.Popen[bytes]) -> None:
+    leash.kill()
+    leash.wait()
+
+
+_adopting = threading.Lock()
+_runs = 0
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Within the block, what runs below a leash that is killed becomes a child of this process, and so is found."""
+    global _runs
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    with _adopting:
+        _runs += 1
+        set_process_control(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        with _adopting:
+            _runs -= 1
+            if _runs == 0:
+                set_process_control(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def _own_variables(command: Sequence[str]) -> dict[str, str]:

@@ -39,10 +39,16 @@ from agent.contract import (
     Summary,
 )
 from agent.run.load import summarize
+from agent.run.plain import NotPlain, open_plain, read_plain
 
 TAIL_BYTES = 128 * 1024
 """Of the log; a traceback through a compiler runs to some 30 KiB."""
 LONGEST_ROW = 1024 * 1024
+MOST_HEARTBEAT = 64 * 1024
+MOST_OBJECT = 16 * 1024 * 1024
+"""Of a file that holds one object."""
+MOST_ROWS = 512 * 1024 * 1024
+"""Of a file of rows; those of a week of training are some ten megabytes."""
 CHECKED_BYTES = 4096
 """Before the place where a `Tail` goes on: the file is the one that was read before if they are still the same."""
 ATTEMPT = "=== raft-agent:"
@@ -113,7 +119,7 @@ def read_samples(out: Path) -> list[Sample]:
 
 def read_heartbeat(out: Path) -> Heartbeat | None:
     """The heartbeat, or None while there is none that can be read."""
-    return _object(out / HEARTBEAT, Heartbeat, [])
+    return _object(out / HEARTBEAT, Heartbeat, [], most=MOST_HEARTBEAT)
 
 
 def read_summary(out: Path) -> Summary | None:
@@ -131,7 +137,7 @@ def read_failure(out: Path) -> Failure | None:
 def log_tail(out: Path, *, most: int = TAIL_BYTES) -> str:
     """End of what the latest start of the trainer wrote, colours taken out; at most `most` bytes."""
     try:
-        with (out / LOG).open("rb") as file:
+        with open_plain(out / LOG) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - most))
             text = file.read(most).decode(errors="replace")
@@ -173,7 +179,7 @@ class Tail(Generic[R]):
         """The rows that have come since the last call, all of them where the file is another one. Never raises for what
         a trainer wrote."""
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path) as file:
                 data = self._new_bytes(file)
         except FileNotFoundError:
             self._begin_anew()
@@ -198,7 +204,7 @@ class Tail(Generic[R]):
             self._begin_anew()
         self._seen = seen
         file.seek(self._offset)
-        return file.read()
+        return file.read(MOST_ROWS)
 
     def _is_the_same(self, file: IO[bytes], status: os.stat_result) -> bool:
         """A file's number is given to another one as soon as it is gone, so what was read last is compared too."""
@@ -249,9 +255,12 @@ def _samples(out: Path, problems: list[str]) -> list[Sample]:
     return sorted(_rows(out / TELEMETRY, Sample, lambda sample: sample.n, problems), key=lambda sample: sample.n)
 
 
-def _object(path: Path, model: type[R], problems: list[str]) -> R | None:
+def _object(path: Path, model: type[R], problems: list[str], *, most: int = MOST_OBJECT) -> R | None:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_plain(path, most=most).decode("utf-8", errors="replace")
+    except NotPlain as error:
+        problems.append(str(error))
+        return None
     except OSError:
         return None
     try:
@@ -265,7 +274,10 @@ def _rows(path: Path, model: type[R], key: Callable[[R], Hashable], problems: li
     """Rows by key, the later one counting. The last line may be torn: a trainer can die while it writes."""
     found: dict[Hashable, R] = {}
     try:
-        data = path.read_bytes()
+        data = read_plain(path, most=MOST_ROWS)
+    except NotPlain as error:
+        problems.append(str(error))
+        return []
     except OSError:
         return []
     lines = data.split(b"\n")

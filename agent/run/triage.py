@@ -299,6 +299,10 @@ def _agents_word(reading: _Reading) -> Diagnosis | None:
             return reading.diagnosis("time_limit", reason, "the agent", reason=f"it ran out of time: {reason}")
         case "memory":
             return reading.diagnosis("memory", reason, "the agent", reason=f"it took too much memory: {reason}")
+        case "disk":
+            return reading.diagnosis("disk", reason, "the agent", reason=f"it filled the disk: {reason}")
+        case "flood":
+            return reading.diagnosis("flood", reason, "the agent", reason=f"it flooded its log: {reason}")
         case "stop":
             return reading.diagnosis("stop", reason, "the agent", reason=f"no crash, it was stopped: {reason}")
         case "itself":

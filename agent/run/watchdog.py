@@ -4,8 +4,9 @@ One whose heartbeat is silent while it works (memory moves, cores compute, a dis
 bounded multiple, and then ends as such.
 
 Time is the agent's own clock at the moment a changed heartbeat was seen, never the time written in the file, so
-that a clock that is set, or a trainer that writes nonsense, cannot fool it. A GPU at 100% proves nothing: on
-gfx1151 a hang keeps it there, with nothing in the kernel log (ROCm legacy-rocm-build#6530).
+that a clock that is set, or a trainer that writes nonsense, cannot fool it. In a phase that makes steps, a heartbeat
+that is renewed and tells of no step is no sign of work: a thread may renew it while nothing happens. A GPU at 100%
+proves nothing either: on gfx1151 a hang keeps it there, with nothing in the kernel log (ROCm legacy-rocm-build#6530).
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from agent.run.stall import Activity
 
 STEPPING: frozenset[Phase] = frozenset({"generate", "verify", "train", "evaluate"})
 """Phases that beat at every step, whose limit follows the step time."""
+TELLING = ("step", "cycle", "note")
+"""Fields of a heartbeat of which one changes where work is done. The share of the budget that is spent may be that of a
+clock, as the time is."""
+SEEN_LATE_S = 1.0
+"""A heartbeat is seen at the next look, not when it is written."""
 
 
 def _fixed() -> dict[Phase, float]:
@@ -48,7 +54,7 @@ class Limits:
     """Until a phase has made `settled` steps: kernels are built and tuned on first use."""
     settled: int = 5
     slow_factor: float = 3.0
-    """One that is silent and works gets this many times its limit."""
+    """One that is silent and works gets this many times its limit, and so does one that only renews its heartbeat."""
     own_stall: float = 15.0
     """If the agent itself was not looking for this long (stopped, suspended), that time is not held against the run."""
 
@@ -73,6 +79,8 @@ class Watchdog:
         self._last: Heartbeat | None = None
         self._text = ""  # compared instead of the values: NaN is not equal to itself
         self._moved: float | None = None
+        self._renewed: float | None = None
+        """When it only told that it is there."""
         self._looked: float | None = None
         self._step_times: dict[Phase, deque[float]] = {}
         self._made: Counter[Phase] = Counter()
@@ -90,13 +98,22 @@ class Watchdog:
             self._moved = now
         text = heartbeat.model_dump_json() if heartbeat is not None else self._text
         if heartbeat is not None and text != self._text:
-            self._learn(heartbeat)
-            self._last, self._text, self._moved = heartbeat, text, now
-            return None
+            steps = self._tells_of_work(heartbeat)
+            if steps:
+                self._learn(heartbeat, now)
+                self._last, self._moved = heartbeat, now
+            self._text, self._renewed = text, None if steps else now
+            if steps:
+                return None
         limit, why = self.limit()
         silent = now - self._moved
         if silent <= limit:
             return None
+        if self._renewed is not None and now - self._renewed <= limit:
+            if silent <= self.limits.slow_factor * limit:
+                return None
+            where = self._reason(silent, limit, why, what="no step")
+            return Stalled("hang", f"{where}; it renews its heartbeat and makes no step")
         doing = activity(silent)
         if doing.kind != "slow":
             return Stalled("hang", f"{self._reason(silent, limit, why)}; {doing.words}")
@@ -129,22 +146,30 @@ class Watchdog:
                 self._moved += gap
         self._looked = now
 
-    def _learn(self, heartbeat: Heartbeat) -> None:
-        """Step time from the trainer's own stamps: several steps may lie between two readings."""
+    def _tells_of_work(self, heartbeat: Heartbeat) -> bool:
+        """Anything but the time has changed, or the phase makes no steps."""
+        if self._last is None or heartbeat.phase not in STEPPING or heartbeat.phase != self._last.phase:
+            return True
+        return any(getattr(heartbeat, name) != getattr(self._last, name) for name in TELLING)
+
+    def _learn(self, heartbeat: Heartbeat, now: float) -> None:
+        """Step time from the trainer's own stamps: several steps may lie between two readings. No longer than we saw
+        it take: the stamps may be of a clock that was set, or made up."""
         last = self._last
-        if last is None or heartbeat.phase not in STEPPING:
+        if last is None or self._moved is None or heartbeat.phase not in STEPPING:
             return
         if heartbeat.phase != last.phase or heartbeat.cycle != last.cycle:
             return
         steps, seconds = heartbeat.step - last.step, heartbeat.time - last.time
         if steps > 0 and 0 < seconds < math.inf:
+            seconds = min(seconds, now - self._moved + SEEN_LATE_S)
             self._step_times.setdefault(heartbeat.phase, deque(maxlen=200)).append(seconds / steps)
             self._made[heartbeat.phase] += steps
 
-    def _reason(self, silent: float, limit: float, why: str) -> str:
+    def _reason(self, silent: float, limit: float, why: str, *, what: str = "no heartbeat") -> str:
         if self._last is None:
-            return f"no heartbeat in {silent:.3g} s after the start (limit {limit:.3g} s)"
+            return f"{what} in {silent:.3g} s after the start (limit {limit:.3g} s)"
         place = f"{self._last.phase}, step {self._last.step}"
         if self._last.cycle is not None:
             place += f" of cycle {self._last.cycle}"
-        return f"no heartbeat for {silent:.3g} s in {place} (limit {limit:.3g} s: {why})"
+        return f"{what} for {silent:.3g} s in {place} (limit {limit:.3g} s: {why})"

@@ -43,7 +43,7 @@ from agent.ledger.disk import disk_errors
 from agent.ledger.journal import Journal
 from agent.ledger.workspace import Workspace
 from agent.run.launcher import launch
-from agent.run.processes import MARK, ProcessIdentity, is_alive
+from agent.run.processes import MARK, ProcessIdentity, identify, is_alive
 from agent.run.start import TRAINER
 
 SPEED = 20.0
@@ -124,7 +124,7 @@ class Campaign:
         """SIGKILL for the training that runs now; each run once."""
         for path in self.root.glob(".raft/runs/night/*/process.json"):
             with contextlib.suppress(OSError, ValueError):
-                identity = ProcessIdentity(**json.loads(path.read_text()))
+                identity = ProcessIdentity.from_json(json.loads(path.read_text()))
                 if path.parent.name not in self.killed_trainers and is_alive(identity):
                     self.killed_trainers.add(path.parent.name)
                     os.kill(identity.pid, signal.SIGKILL)
@@ -241,11 +241,15 @@ def _session(campaign: Campaign, settings: Mapping[str, Any]) -> int:
 
 
 class _Forked:
-    """As much of a `Popen` as the launcher uses."""
+    """As much of a `TrainerProcess` as the launcher uses; without a leash."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, identity: ProcessIdentity) -> None:
+        self.identity = identity
+        self.pid = identity.pid
         self.returncode: int | None = None
+
+    def close(self) -> None:
+        pass
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -282,11 +286,9 @@ def _forked_trainer(self: Any, command: Sequence[str], *, mark: str, stdin: Any,
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    from agent.run.processes import identify
-
-    with contextlib.suppress(ProcessLookupError):
-        fake_raft.note(told, json.dumps(identify(pid).__dict__) + "\n")
-    return _Forked(pid)
+    identity = identify(pid, mark=mark)
+    fake_raft.note(told, json.dumps(identity.__dict__) + "\n")
+    return _Forked(identity)
 
 
 def _print_to(descriptor: int) -> None:

@@ -76,7 +76,8 @@ def test_downtime_is_not_charged_and_the_nearer_limit_counts() -> None:
     assert clock.left_s == 650
     assert clock.affords(600, reserve_s=50)
     assert not clock.affords(601, reserve_s=50)
-    nearer = BudgetClock(1000, deadline=NOW + datetime.timedelta(seconds=170), monotonic=time.monotonic, wall=time.wall)
+    deadline = NOW + datetime.timedelta(seconds=170)
+    nearer = BudgetClock(1000, deadline=deadline, monotonic=time.monotonic, wall=time.wall, boottime=time.monotonic)
     assert nearer.left_s == 120
 
 

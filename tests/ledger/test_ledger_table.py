@@ -79,7 +79,7 @@ def test_what_the_user_did_to_the_file_stays(table: Path) -> None:
         b"9\tno newline"
     )
     table.write_bytes(mine)
-    assert [r["index"] for r in read_rows(table)] == ["# looked at these over breakfast", "1", "7", "9"]
+    assert [r["index"] for r in read_rows(table)] == ["1", "7", "9"]
     append_row(table, row(2, reason="new"))
     assert table.read_bytes().startswith(mine + b"\r\n2\t")
     assert table.read_bytes().endswith(b"\r\n")
@@ -87,6 +87,41 @@ def test_what_the_user_did_to_the_file_stays(table: Path) -> None:
     line = table.read_bytes().split(b"\r\n")[4]
     assert line.split(b"\t")[COLUMNS.index("reason")] == b"mine too"
     assert line.endswith(b"\tgr\xfc\xdfe")
+
+
+def test_comments_may_stand_before_the_header(table: Path) -> None:
+    append_row(table, row(1))
+    table.write_bytes(b"# mine\n\n" + table.read_bytes())
+    append_row(table, row(2))
+    append_row(table, row(1, reason="b"))
+    assert [(r["index"], r["reason"]) for r in read_rows(table)] == [("1", "b"), ("2", "")]
+    assert table.read_text().startswith(f"# mine\n\n{HEADER}\n1\t")
+
+
+@pytest.mark.parametrize("made", ["folder", "pipe", "device", "circle"])
+def test_what_is_no_file_is_refused_at_once_and_left_alone(tmp_path: Path, made: str) -> None:
+    path = tmp_path / "results.tsv"
+    if made == "folder":
+        path.mkdir()
+    elif made == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null" if made == "device" else path)
+    before = path.lstat()
+    for attempt in (lambda: append_row(path, row(1)), lambda: read_rows(path), lambda: create_table(path)):
+        with pytest.raises(InvalidFile, match=made) as caught:
+            attempt()
+        assert "mv results.tsv results-old.tsv" in str(caught.value)
+    assert path.lstat() == before
+
+
+def test_a_link_to_nowhere_gets_its_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "results.tsv"
+    path.symlink_to("elsewhere/table.tsv")
+    append_row(path, row(1))
+    assert path.is_symlink()
+    assert len(read_rows(tmp_path / "elsewhere" / "table.tsv")) == 1
 
 
 def test_a_link_stays_a_link_and_a_mode_a_mode(tmp_path: Path, table: Path) -> None:

@@ -98,7 +98,26 @@ def test_nonsense_in_the_heartbeat_is_no_sign_of_life_and_raises_no_limit() -> N
     wild = Watchdog(LIMITS)
     for step in range(10):
         wild.observe(beat("generate", step, time=step * 1e9), now=float(step))
-    assert wild.limit()[0] == LIMITS.most
+    assert wild.limit()[0] == pytest.approx(60.0)  # 2 s a step are the most that can have passed, and not 30 years
+
+
+def test_a_heartbeat_that_is_only_renewed_gets_three_times_the_limit() -> None:
+    """As a thread writes it that knows nothing of the training; the share of the budget is a clock's too."""
+    watchdog = Watchdog(LIMITS)
+    at = stepped(watchdog, "train", steps=6, seconds=0.1)
+    ended = None
+    while ended is None:
+        at += 1.0
+        assert at < 100
+        told = beat("train", 6, time=at).model_copy(update={"budget_spent": at / 100})
+        ended = watchdog.observe(told, now=at)
+    assert ended.kind == "hang"
+    assert at == pytest.approx(0.6 + 3 * 10.0, abs=1.1)
+    assert "no heartbeat for" not in ended.reason
+    assert ended.reason.endswith("it renews its heartbeat and makes no step")
+    loads = Watchdog(LIMITS)
+    for second in range(0, 1000, 100):  # a phase without steps can tell of nothing else
+        assert loads.observe(beat("load", 0, time=float(second)), now=float(second)) is None
 
 
 def test_time_in_which_the_agent_itself_was_stopped_is_not_held_against_the_run() -> None:
