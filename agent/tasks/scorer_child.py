@@ -185,7 +185,7 @@ def _watch(folder: str) -> None:
 
 def _files_used() -> dict[str, str]:
     """By path: modules as they were compiled, data files as they are now, and modules of the import path that are
-    neither Python's own nor an installed package's."""
+    neither Python's own, nor ours, nor an installed package's."""
     found = dict(_loaded)
     for path in sorted(_read - _written - found.keys()):
         if Path(path).is_file():
@@ -203,6 +203,7 @@ def _installed(path: str) -> bool:
     import sysconfig
 
     known = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    known.add(str(Path(__file__).parents[1]))  # behind walls they are loaded and cannot be read again
     return any(path.startswith(folder + os.sep) for folder in known if folder)
 
 
