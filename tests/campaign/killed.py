@@ -453,7 +453,7 @@ def met(campaign: Campaign) -> list[str]:
 
 # --- what two campaigns have in common ---------------------------------------------------------------------
 
-VOLATILE = {"elapsed_min", "started_at", "commit", "parent_commit"}
+VOLATILE = {"elapsed_min", "started_at", "commit", "parent_commit", "tokens_per_s", "memory_gb"}
 SESSION = ("campaign_resumed", "campaign_paused", "budget_tick")
 
 
@@ -481,7 +481,7 @@ def branches(night: Night) -> dict[str, list[tuple[str, str, str]]]:
 
 
 def _timeless(text: str) -> str:
-    text = re.sub(r"(?m)^(elapsed_min|tokens_per_s): .*\n?", "", text)
+    text = re.sub(r"(?m)^(elapsed_min|tokens_per_s|memory_gb): .*\n?", "", text)
     text = re.sub(r"\b\d+h \d\dm\b|\b\d+m \d\ds\b|\b\d+s\b", "TIME", text)
     text = re.sub(r"\d+% of it in training", "SHARE of it in training", text)
     return re.sub(r"\b[0-9a-f]{12,40}\b", "HASH", text).strip()

@@ -24,14 +24,14 @@ RECIPE = """\
 model: {source: builtin:tiny}
 task: {dataset: "builtin:addition"}
 rollout: {prompts_per_cycle: 48, samples_per_prompt: 8, max_new_tokens: 5, max_total_sequence_length: 32, slots: 64}
-learner: {learning_rate: 2.0e-4, microbatch_tokens: 1024}
+learner: {learning_rate: 3.0e-5, microbatch_tokens: 1024}
 evaluation:
   {select_prompts: 64, search_prompts: 256, confirm_prompts: 256, holdout_prompts: 256, samples_per_prompt: 1,
    temperature: 0, max_new_tokens: 5}
 budget: {cycles: 6}
 """
 IDEAS = (
-    hypothesis("faster", 0.9, set={"learner.learning_rate": 1.0e-3}),
+    hypothesis("faster", 0.9, set={"learner.learning_rate": 2.0e-4}),
     hypothesis("no-dedup", 0.85, set={"selection.dedup": False}),
     hypothesis("placebo", 0.8, set={"execution.placebo": 1}),
 )
@@ -87,7 +87,7 @@ def test_twenty_kills_of_real_trainings_change_no_number(
     while code != FINISHED:
         agent = campaign.begin()
         if campaign.kills < KILLS:
-            time.sleep(rng.uniform(1.0, 5.0))
+            time.sleep(rng.uniform(1.0, 3.2))
             kind, before, phase = rng.choice(["agent", "trainer", "both"]), campaign.kills, phase_of(campaign)
             if kind in ("trainer", "both"):
                 campaign.kill_trainer()
@@ -95,7 +95,7 @@ def test_twenty_kills_of_real_trainings_change_no_number(
                 campaign.kill(agent)
             phases[phase] += campaign.kills - before
             if kind == "trainer":
-                time.sleep(rng.uniform(0.5, 2.0))
+                time.sleep(rng.uniform(0.3, 1.5))
                 campaign.kill(agent)
         code = campaign.end(agent)
     assert campaign.kills >= KILLS
