@@ -204,8 +204,9 @@ def compiled(text: str, *, trim: bool) -> types.CodeType:
     lines = text.splitlines()
     for count in range(len(lines), 0, -1) if trim else ():
         with contextlib.suppress(SyntaxError):
-            return compile("\n".join(lines[:count]), "<solution>", "exec")
-    return compile(text, "<solution>", "exec")
+            return compile("\n".join(lines[:count]), "<solution>", "exec", dont_inherit=True)
+    # Without this file's own `from __future__`: annotations of names that are nowhere are an error.
+    return compile(text, "<solution>", "exec", dont_inherit=True)
 
 
 def exception_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ its in-place functions may do too: change the arguments that it was given.
 - An object of the candidate's own class stays there; here is a `Remote`, of which attributes, items, methods, length,
   truth and iteration are asked for. It is equal to itself and to nothing else, has no order and no arithmetic: else the
   candidate would decide its own comparison.
-- A built-in name means the built-in (`len`, `set`, `abs`), whatever the code defines, unless it is what is tested.
+- A built-in name means the built-in (`len`, `set`, `abs`), whatever the code defines, unless it is what is tested; a
+  library's name that is used as such means the library (`math.isclose`, `np.allclose`).
 - A function of the tests' that is passed to the candidate is called back here.
 
 A pass is said once, after the last test, by this process alone.
@@ -21,6 +22,7 @@ import builtins
 import contextlib
 import importlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,6 +31,8 @@ from agent.tasks.box.wire import SAFE_TYPES, Broken, CannotCross, Decoder, Encod
 
 MOST_ITEMS = 100_000
 """Of an iterator that the tests pass to the candidate."""
+LIBRARIES = {"np": "numpy"}
+"""What everybody calls otherwise."""
 MOST_OBJECTS = 100_000
 """Stand-ins for the candidate's objects, and functions that were passed to it."""
 
@@ -51,7 +55,7 @@ def _outcome(job: dict[str, Any], session: Session) -> tuple[str, str]:
             return step, detail
         namespace = session.namespace(job)
         for text in (job["tests"], *job["calls"]):
-            exec(compile(text, "<tests>", "exec"), namespace)
+            exec(_compiled(text), namespace)
     except Lost:
         pass
     except BaseException as error:
@@ -60,6 +64,11 @@ def _outcome(job: dict[str, Any], session: Session) -> tuple[str, str]:
     if session.lost is None:
         return "passed", ""
     return "ended", "" if isinstance(session.lost, Gone) else "it answered the tests with something that is no value"
+
+
+def _compiled(tests: str | ast.Module) -> types.CodeType:
+    """Without this file's own `from __future__`."""
+    return compile(tests, "<tests>", "exec", dont_inherit=True)
 
 
 def _line(error: BaseException, step: str) -> str:
@@ -88,9 +97,9 @@ def _share_of_assertions(job: dict[str, Any], session: Session) -> float:
         if step == "ran":
             namespace = session.namespace(job)
             namespace |= {_Counting.HELD: held.add, _Counting.MISSED: missed.add}
-            for code in (compile(tests, "<tests>", "exec"), *(compile(text, "<t>", "exec") for text in job["calls"])):
+            for text in (tests, *job["calls"]):
                 with contextlib.suppress(BaseException):
-                    exec(code, namespace)
+                    exec(_compiled(text), namespace)
     return len(held - missed) / counting.count
 
 
@@ -135,6 +144,22 @@ def names_of_candidate(tests: str, calls: Iterable[str], *, entry_point: str | N
         tested = {name for node in nodes if isinstance(node, ast.Assert) for name in _called_first(node.test)}
     # What the tests bind somewhere, they may read somewhere else before: then it is the code's.
     return sorted(name for name in read if name not in known or name in tested)
+
+
+def names_of_libraries(tests: str, calls: Iterable[str]) -> dict[str, types.ModuleType]:
+    """Names that the tests use as a library is used, `name.attribute` and nothing else, and the libraries they mean."""
+    nodes = [node for text in (tests, *calls) for node in ast.walk(ast.parse(text))]
+    parts = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    bare = {id(node) for node in nodes if isinstance(node, ast.Name)} - {id(part.value) for part in parts}
+    otherwise = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) in bare}
+    found: dict[str, types.ModuleType] = {}
+    for name in {part.value.id for part in parts if isinstance(part.value, ast.Name)} - otherwise:
+        module = _own_module(LIBRARIES.get(name, name))
+        used = {part.attr for part in parts if isinstance(part.value, ast.Name) and part.value.id == name}
+        # A queue of the code's, `queue.put(1)`, is not the library of that name.
+        if module is not None and all(hasattr(module, attribute) for attribute in used):
+            found[name] = module
+    return found
 
 
 def _called_first(test: ast.expr) -> Iterator[str]:
@@ -182,12 +207,18 @@ class Session:
         """What the tests are executed in: the code's own names, where they use them, as stand-ins or data."""
         names = names_of_candidate(job["tests"], job["calls"], entry_point=job["entry_point"])
         answer, _ = self._ask("names", names)
-        namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+        # As in a script that has the tests at its end.
+        namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+        libraries: dict[str, types.ModuleType] = {}
         with self._reading():
+            if any(name in LIBRARIES or name in sys.stdlib_module_names for name, _, _ in answer):
+                libraries = names_of_libraries(job["tests"], job["calls"])
             for name, kind, value in answer:
                 if name not in names:
                     raise Broken("a name that was not asked for")
-                if kind == "value":
+                if name in libraries and name != job["entry_point"]:
+                    namespace[name] = libraries[name]
+                elif kind == "value":
                     namespace[name] = self._decoder().decode(value)
                 # A name of the library's means that module, whatever the code calls so.
                 elif (module := _own_module(name if name in sys.stdlib_module_names else value)) is not None:
@@ -195,23 +226,25 @@ class Session:
         return namespace
 
     def operate(self, operation: str, number: int, *operands: Any) -> Any:
-        answer, _ = self._ask(operation, number, *Encoder(self._written).items(operands, 0))
+        with _no_end(expected=operation == "next"):
+            answer, _ = self._ask(operation, number, *Encoder(self._written).items(operands, 0))
         with self._reading():
             return self._decoder().decode(answer)
 
-    def call(self, number: int, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def call(self, number: int, positional: tuple[Any, ...], named: dict[str, Any], *, may_end: bool = False) -> Any:
+        """`may_end`: it may raise StopIteration."""
         encoder = Encoder(self._written, numbered=True)
         arguments = encoder.items(positional, 0)
         keywords = [[name, encoder.encode(value)] for name, value in named.items()]
-        answer, changes = self._ask("call", number, arguments, keywords)
-        with self._reading():
-            for place, content in changes:
-                _apply(encoder.containers, place, self._decoder(encoder.containers).decode(content))
-            if isinstance(answer, list) and answer and answer[0] == "!":
+        with _no_end(expected=may_end):
+            answer, changes = self._ask("call", number, arguments, keywords)
+            with self._reading():
+                for place, content in changes:
+                    _apply(encoder.containers, place, self._decoder(encoder.containers).decode(content))
+                if not (isinstance(answer, list) and answer and answer[0] == "!"):
+                    return self._decoder(encoder.containers).decode(answer)
                 error = self._error(answer[1])
-            else:
-                return self._decoder(encoder.containers).decode(answer)
-        raise error
+            raise error
 
     def _ask(self, operation: str, *parts: Any) -> tuple[Any, Any]:
         """Value and changes of the answer; raises what the candidate has raised, and Lost for good after nonsense."""
@@ -326,6 +359,17 @@ class Session:
         return RuntimeError(str(text))
 
 
+@contextlib.contextmanager
+def _no_end(*, expected: bool) -> Iterator[None]:
+    """Has StopIteration end nothing of the tests' that iterates: `all(map(f, cases))` would be true by it (PEP 479)."""
+    try:
+        yield
+    except StopIteration as error:
+        if expected:
+            raise
+        raise RuntimeError(f"the code raised {exception_line(error)}") from None
+
+
 def _apply(containers: list[Any], number: Any, value: Any) -> None:
     if type(number) is not int or not 1 <= number <= len(containers):
         raise Broken("a change of nothing")
@@ -369,7 +413,13 @@ class Remote:
         return self._raft_session.operate(operation, self._raft_number, *operands)
 
     def __getattr__(self, name: str) -> Any:
-        return self._raft("get", name)
+        # What numpy would take for a place in this process's memory, or for numbers that compare as they like.
+        if name.startswith("__array"):
+            raise AttributeError(name)
+        found = self._raft("get", name)
+        if name in ("send", "throw") and isinstance(found, RemoteFunction):
+            return lambda *values: self._raft_session.call(found._raft_number, values, {}, may_end=True)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._raft("set", name, value)
