@@ -27,6 +27,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from agent.errors import ResourceError, VerifierError
@@ -35,6 +36,18 @@ from agent.tasks.verdicts import Closed, spread
 
 START_SECONDS = 120.0
 """A user's file may import something large."""
+
+MOST_REPLY_BYTES = 16 << 20
+"""An answer is a number, an exception's line, or a part of the response."""
+_KINDS: dict[str, type | UnionType] = {
+    "value": int | float | None,
+    "answer": str | None,
+    "understood": bool,
+    "returned": str,
+    "ready": bool,
+    "error": str,
+    "at": str | None,
+}
 
 _CHILD = Path(__file__).with_name("scorer_child.py")
 
@@ -86,6 +99,9 @@ class Scorer:
         return reply
 
     def score(self, request: Mapping[str, Any]) -> Reply:
+        if self._process is not None and self._has_more():
+            # Not said by our own child, which waits for a question; it would be taken for the answer to this one.
+            self.close()
         started = self.start()
         if started.values is None:
             return started
@@ -132,8 +148,18 @@ class Scorer:
             return Reply(ended=f"time limit of {timeout:g} s", timed_out=True)
         if not line:
             return self._ended()
-        values = json.loads(line)
+        values = _said(line)
+        if values is None or self._pending:
+            self.close()
+            return Reply(ended="writing something that is no answer")
         return Reply(error=values["error"], at=values["at"]) if "error" in values else Reply(values=values)
+
+    def _has_more(self) -> bool:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        readable = select.poll()
+        readable.register(self._process.stdout, select.POLLIN)
+        return bool(self._pending) or any(event & select.POLLIN for _, event in readable.poll(0))
 
     def _ask(self, message: bytes, *, deadline: float) -> bytes | None:
         assert self._process is not None
@@ -146,7 +172,7 @@ class Scorer:
         return self._read_line(deadline=deadline)
 
     def _read_line(self, *, deadline: float) -> bytes | None:
-        """One line; b"" where the child closed its end, None at the deadline."""
+        """One line with its end; b"" where the child closed its own, None at the deadline."""
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -160,8 +186,10 @@ class Scorer:
             if not received:
                 return b""
             self._pending += received
-        line, _, self._pending = self._pending.partition(b"\n")
-        return line
+            if len(self._pending) > MOST_REPLY_BYTES:
+                break
+        line, end, self._pending = self._pending.partition(b"\n")
+        return line + end
 
     def _ended(self) -> Reply:
         """How a child that closed its output ended; it is given a moment to do so."""
@@ -176,6 +204,18 @@ class Scorer:
             return Reply(ended="closing its output")
         what = "exit code" if state.si_code == os.CLD_EXITED else "signal"
         return Reply(ended=f"{what} {state.si_status}")
+
+
+def _said(line: bytes) -> dict[str, Any] | None:
+    """What our own child says; None for anything else, which code that it runs may have written to its pipe."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or ("error" in values) != ("at" in values):
+        return None
+    known = all(isinstance(value, _KINDS.get(name, ())) for name, value in values.items())
+    return values if known else None
 
 
 def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from agent.errors import ResourceError
 from agent.tasks.sandbox import Limits, Outcome, Sandbox
 from agent.tasks.verdicts import Closed
 
@@ -116,6 +118,40 @@ def test_a_closed_sandbox_runs_nothing() -> None:
     started.close()
     with pytest.raises(Closed):
         started.run(RIGHT, TESTS)
+
+
+def test_a_host_that_was_killed_costs_no_program_its_verdict() -> None:
+    with Sandbox(slots=1) as started:
+        assert started.run(RIGHT, TESTS).status == "passed"
+        for host in psutil.Process().children():
+            if any("start.py" in word for word in host.cmdline()):
+                host.kill()
+                psutil.wait_procs([host], timeout=5.0)
+        assert started.run(RIGHT, TESTS).status == "passed"
+
+
+def test_too_few_descriptors_are_said_to_be_too_few(sandbox: Sandbox) -> None:
+    assert sandbox.run(RIGHT, TESTS).status == "passed"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    held = [os.dup(0) for _ in range(highest)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 3, limits[1]))
+        with pytest.raises(ResourceError, match="ulimit -n"):
+            sandbox.run(RIGHT, TESTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in held:
+            os.close(number)
+    assert sandbox.run(RIGHT, TESTS).status == "passed"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_too_large_to_be_sent_is_wrong(sandbox: Sandbox, place: int) -> None:
+    texts = [RIGHT, TESTS]
+    texts[place] += "\n#" + "x" * (9 << 20)
+    assert sandbox.run(*texts).status == "ended"
+    assert sandbox.run(RIGHT, TESTS).status == "passed"
 
 
 WORKER = """

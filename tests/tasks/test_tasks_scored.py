@@ -489,6 +489,36 @@ def test_an_untrusted_function_scores_and_gets_nothing_else(
         listener.accept()
 
 
+MEDDLES = """
+import os
+
+def score(response, row):
+    if response != "56":
+        for number in range(3, 10):
+            try:
+                while os.write(number, SAID) and b"FLOOD" in SAID: pass
+            except OSError: pass
+    return response == "56"
+"""
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"value": 1.0}\n', b'{"value": "x"}\n', b'{"error": 1}\n', b"[]\n", b"\xff\n", b"\n", b"FLOOD" * 10_000]
+)
+def test_an_untrusted_function_that_writes_to_the_pipe_itself_is_taken_for_dead(
+    tmp_path: Path, walls: Layers, said: bytes
+) -> None:
+    (tmp_path / "scores.py").write_text(f"SAID = {said!r}\n{MEDDLES}")
+    config = Verifier(kind="python:scores.py:score", timeout_seconds=20.0, untrusted=True)
+    with build_verifier(config, base=tmp_path) as verifier:
+        # What is said too much is never the answer to the next one.
+        for _ in range(2):
+            assert verifier.verify("57", ROW).score in (0.0, 1.0)
+            assert verifier.verify("56", ROW) == Verdict(1.0, True, True, False, None)
+        if said[:1] != b"{":
+            assert verifier.verify("57", ROW).note == "its process ended by writing something that is no answer"
+
+
 def test_an_untrusted_function_needs_the_flag_where_there_are_no_walls(
     stranger: tuple[Path, socket.socket], bare: Layers
 ) -> None:

@@ -141,11 +141,7 @@ class Host:
         return {"code": code, "seconds": seconds}
 
     def _state_of_temporary(self) -> Any:
-        """Changes with whatever a program does to its folder."""
-        if self._temporary is None:
-            return None
-        found = os.stat(self._temporary)
-        return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(self._temporary))
+        return None if self._temporary is None else walls.state_of_temporary(self._temporary)
 
 
 def _test() -> None:

@@ -65,7 +65,7 @@ def main() -> None:
             confined()
             scorer_child.main()
         else:
-            scorer_child.main(functools.partial(_in_a_fork, confined))
+            scorer_child.main(functools.partial(_in_a_fork, confined, temporary))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
     serving = host.Host(readable=readable, walls_by=how, temporary=temporary)
@@ -119,8 +119,11 @@ def _below(path: str, folders: list[str]) -> bool:
     return any(path.startswith(folder.rstrip("/") + "/") and not os.path.islink(folder) for folder in folders)
 
 
-def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _in_a_fork(
+    confined: Callable[[], None], temporary: str | None, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """What `work` returns in a child behind all layers, which leaves nothing behind for the next."""
+    before = None if temporary is None else walls.state_of_temporary(temporary)
     answers, answer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,6 +141,8 @@ def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]])
     # Its number is still its own; it may have closed the pipe and gone on.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    if temporary is not None and walls.state_of_temporary(temporary) != before:
+        walls.mount_temporary(temporary, again=True)
     try:
         return dict(json.loads(said))
     except (ValueError, TypeError):

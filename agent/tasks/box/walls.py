@@ -14,6 +14,7 @@ import os
 import signal
 import sysconfig
 from collections.abc import Iterable
+from typing import Any
 
 from agent.tasks.box import kernel
 
@@ -113,6 +114,12 @@ def mount_temporary(folder: str, *, again: bool = False) -> None:
     # Its mode is for the user that a program of root's becomes.
     options = f"mode=1777,size={TEMPORARY_BYTES},nr_inodes={TEMPORARY_FILES}"
     kernel.mount("tmpfs", folder, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+
+
+def state_of_temporary(folder: str) -> Any:
+    """Changes with whatever a program does to it."""
+    found = os.stat(folder)
+    return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(folder))
 
 
 def become_first_process() -> None:
