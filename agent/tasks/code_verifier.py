@@ -117,7 +117,7 @@ class BegunFunction:
     def given_to(self, tests: str) -> str:
         """What stands before the signature, where the tests use it: the row's, whatever a response makes of its names.
 
-        HumanEval/32 tests a root by the question's own `poly`, and 38 and 50 decode what the question's function encodes.
+        HumanEval/32 tests a root by the question's own `poly`; 38 and 50 decode what the question's function encodes.
         """
         if not names_used(tests) & _defined(self.before):
             return ""

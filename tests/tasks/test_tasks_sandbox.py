@@ -133,7 +133,7 @@ def test_a_host_that_was_killed_costs_no_program_its_verdict() -> None:
 def test_too_few_descriptors_are_said_to_be_too_few(sandbox: Sandbox) -> None:
     assert sandbox.run(RIGHT, TESTS).status == "passed"
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     held = [os.dup(0) for _ in range(highest)]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 3, limits[1]))

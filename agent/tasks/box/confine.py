@@ -318,8 +318,8 @@ def seccomp_program(*, own_pid: int, read_only_root: bool) -> bytes | None:
     for opening, argument in ((_OPEN[column], 1), (_OPENAT[column], 2)):
         if opening is not None:
             flags = step(_LOAD, _ARGUMENTS_AT + 8 * argument) + step(_AND, _ACCESS_MODE | _O_TRUNC)
-            for refusal in (_O_TRUNC, _ACCESS_MODE, _ACCESS_MODE | _O_TRUNC):
-                flags += step(_EQUAL, refusal, 0, 1) + answer(no)
+            for bits in (_O_TRUNC, _ACCESS_MODE, _ACCESS_MODE | _O_TRUNC):
+                flags += step(_EQUAL, bits, 0, 1) + answer(no)
             flags += answer(_ALLOW)
             program += step(_EQUAL, opening, 0, len(flags) // 8) + flags
     for refusal in refused:

@@ -102,7 +102,8 @@ def _enter_bubblewrap(spec: dict[str, Any], readable: list[str]) -> None:
         raise OSError("bwrap is not installed")
     binary = os.path.realpath(sys.executable)
     own = [os.path.join(ROOT, name) for name in _OWN_FILES]
-    arguments = [program, "--unshare-all", "--chdir", "/", "--proc", "/proc"]
+    # As the first process, because bubblewrap's own would be one that a program of the same user may reach into.
+    arguments = [program, "--unshare-all", "--as-pid-1", "--chdir", "/", "--proc", "/proc"]
     for path in [*readable, *(path for path in (binary, *own) if not _below(path, readable))]:
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
