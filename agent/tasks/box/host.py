@@ -20,7 +20,8 @@ from typing import Any
 
 from agent.tasks.box import confine, kernel, walls
 from agent.tasks.box.candidate import serve
-from agent.tasks.box.tester import names_of_candidate, run_job
+from agent.tasks.box.names import names_of_candidate
+from agent.tasks.box.tester import run_job
 from agent.tasks.box.wire import Broken, Decoder, Encoder, Wire
 
 DESCRIPTORS = 64

@@ -5,9 +5,8 @@ plain data, comes back as plain data, and is compared here, where nothing is the
 the candidate prints, patches, closes, or writes where; all it can do to the tests is give other values back, and what
 its in-place functions may do too: change the arguments that it was given.
 
-- An object of the candidate's own class stays there; here is a `Remote`, of which attributes, items, methods, length,
-  truth and iteration are asked for. It is equal to itself and to nothing else, has no order and no arithmetic: else the
-  candidate would decide its own comparison.
+- An object of the candidate's own class stays there; here is a stand-in (`stand_ins.py`), which is equal to itself and
+  to nothing else.
 - A built-in name means the built-in (`len`, `set`, `abs`), whatever the code defines, unless it is what is tested; a
   library's name that is used as such means the library (`math.isclose`, `np.allclose`).
 - A function of the tests' that is passed to the candidate is called back here.
@@ -20,19 +19,25 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import importlib
 import sys
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
 from typing import Any
 
-from agent.tasks.box.candidate import CLASS, ERROR_CLASS, FUNCTION, OBJECT, exception_line
+from agent.tasks.box.candidate import CLASS, COROUTINE, ERROR_CLASS, FUNCTION, OBJECT, exception_line
+from agent.tasks.box.names import (
+    CANDIDATE,
+    LIBRARIES,
+    names_imported,
+    names_of_candidate,
+    names_of_libraries,
+    own_module,
+)
+from agent.tasks.box.stand_ins import Remote, RemoteClass, RemoteFunction, coroutine
 from agent.tasks.box.wire import SAFE_TYPES, Broken, CannotCross, Decoder, Encoder, Gone, Wire, replace_content
 
 MOST_ITEMS = 100_000
 """Of an iterator that the tests pass to the candidate."""
-LIBRARIES = {"np": "numpy"}
-"""What everybody calls otherwise."""
 MOST_OBJECTS = 100_000
 """Stand-ins for the candidate's objects, and functions that were passed to it."""
 
@@ -66,7 +71,7 @@ def _outcome(job: dict[str, Any], session: Session) -> tuple[str, str]:
     return "ended", "" if isinstance(session.lost, Gone) else "it answered the tests with something that is no value"
 
 
-def _compiled(tests: str | ast.Module) -> types.CodeType:
+def _compiled(tests: str | ast.Module) -> CodeType:
     """Without this file's own `from __future__`."""
     return compile(tests, "<tests>", "exec", dont_inherit=True)
 
@@ -121,55 +126,6 @@ class _Counting(ast.NodeTransformer):
         return ast.Expr(ast.Call(ast.Name(name, ast.Load()), [ast.Constant(number)], []))
 
 
-# Which names are the candidate's --------------------------------------------------------------------------------
-
-
-def names_of_candidate(tests: str, calls: Iterable[str], *, entry_point: str | None) -> list[str]:
-    """Names that the tests read and that the code may define.
-
-    A built-in is one of them only where it must be what is tested: it is the `entry_point`, or the tests read nothing
-    but built-ins, and it is what an assertion calls first (`assert sum(10, 15) == 6` in MBPP).
-    """
-    trees = [ast.parse(text) for text in (tests, *calls)]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    read -= {"__builtins__", "__name__"}
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    bound |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
-    known = set(dir(builtins))
-    tested = {entry_point} if entry_point else set()
-    if not tested and not read - bound - known:
-        tested = {name for node in nodes if isinstance(node, ast.Assert) for name in _called_first(node.test)}
-    # What the tests bind somewhere, they may read somewhere else before: then it is the code's.
-    return sorted(name for name in read if name not in known or name in tested)
-
-
-def names_of_libraries(tests: str, calls: Iterable[str]) -> dict[str, types.ModuleType]:
-    """Names that the tests use as a library is used, `name.attribute` and nothing else, and the libraries they mean."""
-    nodes = [node for text in (tests, *calls) for node in ast.walk(ast.parse(text))]
-    parts = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-    bare = {id(node) for node in nodes if isinstance(node, ast.Name)} - {id(part.value) for part in parts}
-    otherwise = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) in bare}
-    found: dict[str, types.ModuleType] = {}
-    for name in {part.value.id for part in parts if isinstance(part.value, ast.Name)} - otherwise:
-        module = _own_module(LIBRARIES.get(name, name))
-        used = {part.attr for part in parts if isinstance(part.value, ast.Name) and part.value.id == name}
-        # A queue of the code's, `queue.put(1)`, is not the library of that name.
-        if module is not None and all(hasattr(module, attribute) for attribute in used):
-            found[name] = module
-    return found
-
-
-def _called_first(test: ast.expr) -> Iterator[str]:
-    first = test.left if isinstance(test, ast.Compare) else test
-    if isinstance(first, ast.UnaryOp):
-        first = first.operand
-    if isinstance(first, ast.Call) and isinstance(first.func, ast.Name):
-        yield first.func.id
-
-
 # The candidate, seen from here ----------------------------------------------------------------------------------
 
 
@@ -206,23 +162,28 @@ class Session:
     def namespace(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the tests are executed in: the code's own names, where they use them, as stand-ins or data."""
         names = names_of_candidate(job["tests"], job["calls"], entry_point=job["entry_point"])
-        answer, _ = self._ask("names", names)
-        # As in a script that has the tests at its end.
-        namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
-        libraries: dict[str, types.ModuleType] = {}
+        imported = names_imported(job["tests"]) if CANDIDATE in job["tests"] else []
+        answer, _ = self._ask("names", sorted({*names, *imported}))
+        libraries: dict[str, ModuleType] = {}
+        found: dict[str, Any] = {}
         with self._reading():
             if any(name in LIBRARIES or name in sys.stdlib_module_names for name, _, _ in answer):
                 libraries = names_of_libraries(job["tests"], job["calls"])
             for name, kind, value in answer:
-                if name not in names:
+                if name not in names and name not in imported:
                     raise Broken("a name that was not asked for")
                 if name in libraries and name != job["entry_point"]:
-                    namespace[name] = libraries[name]
+                    found[name] = libraries[name]
                 elif kind == "value":
-                    namespace[name] = self._decoder().decode(value)
+                    found[name] = self._decoder().decode(value)
                 # A name of the library's means that module, whatever the code calls so.
-                elif (module := _own_module(name if name in sys.stdlib_module_names else value)) is not None:
-                    namespace[name] = module
+                elif (module := own_module(name if name in sys.stdlib_module_names else value)) is not None:
+                    found[name] = module
+        sys.modules[CANDIDATE] = ModuleType(CANDIDATE)
+        sys.modules[CANDIDATE].__dict__.update(found)
+        # As in a script that has the tests at its end.
+        namespace = {name: value for name, value in found.items() if name in names}
+        namespace |= {"__name__": "__main__", "__builtins__": builtins}
         return namespace
 
     def operate(self, operation: str, number: int, *operands: Any) -> Any:
@@ -245,6 +206,9 @@ class Session:
                     return self._decoder(encoder.containers).decode(answer)
                 error = self._error(answer[1])
             raise error
+
+    def nearest_built_in(self, kind: type | None) -> type | None:
+        return next((one for one in kind.__mro__ if SAFE_TYPES.get(one.__name__) is one), None) if kind else None
 
     def _ask(self, operation: str, *parts: Any) -> tuple[Any, Any]:
         """Value and changes of the answer; raises what the candidate has raised, and Lost for good after nonsense."""
@@ -302,7 +266,8 @@ class Session:
             made = type(name if name.isidentifier() else "Error", (_nearest_error(line),), {})
             self._numbers[id(made)] = number
             return made
-        return {FUNCTION: RemoteFunction, CLASS: RemoteClass, OBJECT: Remote}[kind](self, number)
+        makers = {FUNCTION: RemoteFunction, CLASS: RemoteClass, OBJECT: Remote, COROUTINE: coroutine}
+        return makers[kind](self, number)
 
     def _written(self, value: Any) -> Any:
         if isinstance(value, Remote):
@@ -313,7 +278,7 @@ class Session:
             if SAFE_TYPES.get(value.__name__) is value:
                 return ["n", value.__name__]
         module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-        if isinstance(module, str) and isinstance(name, str) and _own_module(module) is not None:
+        if isinstance(module, str) and isinstance(name, str) and own_module(module) is not None:
             found: Any = sys.modules.get(module)
             for part in name.split("."):
                 found = getattr(found, part, None)
@@ -342,8 +307,8 @@ class Session:
             result = self._functions[number](*arguments, **keywords)
             answer = ["k=", Encoder(self._written).encode(result)]
         except Exception as error:
-            line = [kind.__name__ for kind in type(error).__mro__ if SAFE_TYPES.get(kind.__name__) is kind]
-            answer = ["k!", line[0], [str(error)]]
+            kind = self.nearest_built_in(type(error)) or Exception
+            answer = ["k!", kind.__name__, [str(error)]]
         self._wire.send(answer)
 
     def _error(self, raised: Any) -> BaseException:
@@ -379,16 +344,6 @@ def _apply(containers: list[Any], number: Any, value: Any) -> None:
     replace_content(container, value)
 
 
-def _own_module(name: Any) -> Any:
-    """A module of the standard library, or one installed beside it, imported here; None for anything else."""
-    if type(name) is not str or name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}:
-        return None
-    try:
-        return importlib.import_module(name)
-    except Exception:
-        return None
-
-
 def _nearest_error(line: list[Any]) -> type[BaseException]:
     """The first class of the line that is known here, of the built-in ones or of a module that is loaded."""
     for entry in line:
@@ -398,73 +353,3 @@ def _nearest_error(line: list[Any]) -> type[BaseException]:
             if isinstance(found, type) and issubclass(found, BaseException):
                 return found
     return RuntimeError
-
-
-class Remote:
-    """Stands for an object of the candidate's. See the top of this file for what it can do."""
-
-    __slots__ = ("_raft_number", "_raft_session")
-
-    def __init__(self, session: Session, number: int):
-        object.__setattr__(self, "_raft_session", session)
-        object.__setattr__(self, "_raft_number", number)
-
-    def _raft(self, operation: str, *operands: Any) -> Any:
-        return self._raft_session.operate(operation, self._raft_number, *operands)
-
-    def __getattr__(self, name: str) -> Any:
-        # What numpy would take for a place in this process's memory, or for numbers that compare as they like.
-        if name.startswith("__array"):
-            raise AttributeError(name)
-        found = self._raft("get", name)
-        if name in ("send", "throw") and isinstance(found, RemoteFunction):
-            return lambda *values: self._raft_session.call(found._raft_number, values, {}, may_end=True)
-        return found
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._raft("set", name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._raft("item", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._raft("put", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._raft("delete", key)
-
-    def __len__(self) -> int:
-        return int(self._raft("length"))
-
-    def __bool__(self) -> bool:
-        return self._raft("truth") is True
-
-    def __iter__(self) -> Iterator[Any]:
-        found = self._raft("iterate")
-        return found if isinstance(found, Remote) else iter(found)
-
-    def __next__(self) -> Any:
-        return self._raft("next")
-
-    def __str__(self) -> str:
-        return str(self._raft("text"))
-
-    def __repr__(self) -> str:
-        return str(self._raft("shown"))
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an object of the code under test cannot be copied")
-
-
-class RemoteFunction(Remote):
-    __slots__ = ()
-
-    def __call__(self, *positional: Any, **named: Any) -> Any:
-        return self._raft_session.call(self._raft_number, positional, named)
-
-
-class RemoteClass(RemoteFunction):
-    __slots__ = ()
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self._raft("instance", value) is True
