@@ -38,7 +38,7 @@ START_SECONDS = 120.0
 """A user's file may import something large."""
 
 MOST_REPLY_BYTES = 16 << 20
-"""An answer is a number, an exception's line, or a part of the response."""
+"""Of one line. An answer is a number, an exception's line, or a part of the response."""
 _KINDS: dict[str, type | UnionType] = {
     "value": int | float | None,
     "answer": str | None,
@@ -76,6 +76,7 @@ class Scorer:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
+        self._asked = 0
         self._over = False
         self._life = threading.Lock()
         """Held while the child is started, killed and collected: a child that is just being started must not escape
@@ -99,9 +100,6 @@ class Scorer:
         return reply
 
     def score(self, request: Mapping[str, Any]) -> Reply:
-        if self._process is not None and self._has_more():
-            # Not said by our own child, which waits for a question; it would be taken for the answer to this one.
-            self.close()
         started = self.start()
         if started.values is None:
             return started
@@ -138,38 +136,33 @@ class Scorer:
     def _exchange(self, message: Mapping[str, Any], *, timeout: float) -> Reply:
         """Send one message and read its reply; the child is gone unless the reply has `values` or `error`."""
         try:
-            line = self._ask(json.dumps(message, default=str).encode(), deadline=time.monotonic() + timeout)
+            values = self._ask(message, deadline=time.monotonic() + timeout)
         except BaseException:
             # Interrupted between question and answer: the next question must not get this one's answer.
             self.close()
             raise
-        if line is None:
+        if values is None:
             self.close()
             return Reply(ended=f"time limit of {timeout:g} s", timed_out=True)
-        if not line:
+        if not values:
             return self._ended()
-        values = _said(line)
-        if values is None or self._pending:
-            self.close()
-            return Reply(ended="writing something that is no answer")
         return Reply(error=values["error"], at=values["at"]) if "error" in values else Reply(values=values)
 
-    def _has_more(self) -> bool:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        readable = select.poll()
-        readable.register(self._process.stdout, select.POLLIN)
-        return bool(self._pending) or any(event & select.POLLIN for _, event in readable.poll(0))
-
-    def _ask(self, message: bytes, *, deadline: float) -> bytes | None:
+    def _ask(self, message: Mapping[str, Any], *, deadline: float) -> dict[str, Any] | None:
+        """Nothing where the child closed its end, None at the deadline."""
         assert self._process is not None
         assert self._process.stdin is not None
+        self._asked += 1
         try:
-            self._process.stdin.write(message + b"\n")
+            self._process.stdin.write(json.dumps({**message, "number": self._asked}, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return b""
-        return self._read_line(deadline=deadline)
+            return {}
+        while line := self._read_line(deadline=deadline):
+            # Code that the child runs may have written to its pipe, before this question or after it.
+            if (values := _said(line, number=self._asked)) is not None:
+                return values
+        return None if line is None else {}
 
     def _read_line(self, *, deadline: float) -> bytes | None:
         """One line with its end; b"" where the child closed its own, None at the deadline."""
@@ -206,16 +199,19 @@ class Scorer:
         return Reply(ended=f"{what} {state.si_status}")
 
 
-def _said(line: bytes) -> dict[str, Any] | None:
-    """What our own child says; None for anything else, which code that it runs may have written to its pipe."""
+def _said(line: bytes, *, number: int) -> dict[str, Any] | None:
+    """The answer to the question of that number, an error where it is none; None for what our own child has not said."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or ("error" in values) != ("at" in values):
+    if not isinstance(values, dict) or values.pop("number", None) != number:
         return None
     known = all(isinstance(value, _KINDS.get(name, ())) for name, value in values.items())
-    return values if known else None
+    whole = ("error" in values) == ("at" in values)
+    return (
+        values if values and known and whole else {"error": "it answered with something that is no score", "at": None}
+    )
 
 
 def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subprocess.Popen[bytes]:
