@@ -200,7 +200,7 @@ class Scorer:
 
 
 def _said(line: bytes, *, number: int) -> dict[str, Any] | None:
-    """The answer to the question of that number, an error where it is none; None for what our own child has not said."""
+    """The answer to the question of that number, an error where it is none; None for what answers no such question."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

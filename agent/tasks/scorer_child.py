@@ -2,8 +2,8 @@
 
 Started by path, so that it needs nothing of this package. The first line says what to score with: a function in a
 user's file, `math-verify`, a regular expression, or the rule of a reasoning_gym data set. Every request carries a
-number, which its answer repeats, and its own time limit, after which the alarm ends this process even where the parent is gone and where the code is deaf to
-signals' handlers.
+number, which its answer repeats, and its own time limit, after which the alarm ends this process even where the parent
+is gone and where the code is deaf to signals' handlers.
 """
 
 from __future__ import annotations
