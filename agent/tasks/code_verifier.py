@@ -4,7 +4,7 @@ Two forms of rows. Where the question describes a function in words (MBPP), the 
 that defines what is tested, else the last block, else the whole response. Where the question, or the row's `prompt`,
 is itself the beginning of the function `entry_point` (HumanEval: signature and docstring), a response may also be the
 body that continues it, bare up to the first line at the left margin, or in a block; and a whole function finds the
-imports and functions before its beginning.
+imports and functions before its beginning, and so do the tests, as the row has them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class CodeVerifier(Closing):
         begun = begun_function(example)
         used = names_used(tests) | ({begun.name} if begun else set())
         code = begun.completed(response) if begun else extract_code(response, used)
-        tested = _Tests(tests, calls, entry_point if isinstance(entry_point, str) else None)
+        given = begun.given_to(tests) if begun else ""
+        tested = _Tests(given + tests, calls, entry_point if isinstance(entry_point, str) else None)
         outcome = self._run(code, tested, count=self._count)
         passed = outcome.status == "passed"
         others = [(begun.before if begun else "") + text for text in code_elsewhere(response, used)]
@@ -112,6 +113,19 @@ class BegunFunction:
     text: str
     before: str
     """Imports and other functions before the signature."""
+
+    def given_to(self, tests: str) -> str:
+        """What stands before the signature, where the tests use it: the row's, whatever a response makes of its names.
+
+        HumanEval/32 tests a root by the question's own `poly`; 38 and 50 decode what the question's function encodes.
+        """
+        if not names_used(tests) & _defined(self.before):
+            return ""
+        try:
+            ast.parse(self.before + tests)
+        except (SyntaxError, ValueError):
+            return ""
+        return self.before
 
     def completed(self, response: str) -> str:
         """The whole code that the response makes of it; empty where it adds nothing."""

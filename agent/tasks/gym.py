@@ -73,7 +73,7 @@ class RuleOfDataSet:
         if "reasoning_gym" not in example.row:
             return False
         reply = self.reply(answer, example)
-        return reply is not None and reply.values is not None and bool(reply.values["value"] >= PASS_MARK)
+        return reply is not None and reply.values is not None and (reply.values.get("value") or 0.0) >= PASS_MARK
 
     def reply(self, answer: str, example: Example) -> scorer.Reply | None:
         """What the rule says: `value` in [0, 1]. None for a row that names no data set.

@@ -40,6 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agent.errors import ResourceError
 from agent.tasks.layers import WAYS, Host, Layers, start_host
 from agent.tasks.verdicts import Closed
 
@@ -165,6 +166,15 @@ class _Slot:
                 self._host.kill()
 
     def run(self, job: dict[str, Any], limits: Limits) -> Outcome:
+        # A host that has ended, for want of memory or between two programs, says nothing about this one. Twice does.
+        for _ in range(2):
+            outcome = self._run_once(job, limits)
+            if outcome is not None:
+                return outcome
+        return Outcome("ended", "the sandbox's own process has ended")
+
+    def _run_once(self, job: dict[str, Any], limits: Limits) -> Outcome | None:
+        """None where the host has ended or does not answer."""
         host = self.start()
         try:
             outcome = _run_in(host, job, limits)
@@ -178,7 +188,6 @@ class _Slot:
             self._replace(host)
             if self._closed:
                 raise Closed
-            return Outcome("ended", "the sandbox's own process has ended")
         return outcome
 
     def start(self) -> Host:
@@ -208,12 +217,8 @@ def _run_in(host: Host, job: dict[str, Any], limits: Limits) -> Outcome | None:
     """One program. None where the host has ended or does not answer."""
     started = time.monotonic()
     deadline = started + limits.wall_seconds
-    report, report_end = socket.socketpair()
-    testers_end, candidates_end = socket.socketpair()
-    output, output_end = os.pipe()
     with contextlib.ExitStack() as later:
-        later.callback(os.close, output)
-        later.enter_context(report)
+        report, report_end, testers_end, candidates_end, output, output_end = _connections(later)
         try:
             ends = [report_end.fileno(), testers_end.fileno(), candidates_end.fileno(), output_end]
             order = json.dumps({"do": "run", "limits": limits.rlimits()}).encode()
@@ -232,6 +237,24 @@ def _run_in(host: Host, job: dict[str, Any], limits: Limits) -> Outcome | None:
         ended = _stop(host, patient=not watched.timed_out and watched.status in ("", "ended"))
         watched.drain()
     return None if ended is None else _outcome(watched, ended, limits)
+
+
+def _connections(
+    later: contextlib.ExitStack,
+) -> tuple[socket.socket, socket.socket, socket.socket, socket.socket, int, int]:
+    """Both ends for the report, between tester and candidate, and for the output; ours are closed `later`."""
+    try:
+        report, report_end = socket.socketpair()
+        later.enter_context(report)
+        testers_end, candidates_end = socket.socketpair()
+        output, output_end = os.pipe()
+    except OSError as error:
+        raise ResourceError(
+            f"model-written code could not be run: {error.strerror}",
+            hint="Close other programs, or raise the limit on open files (ulimit -n).",
+        ) from None
+    later.callback(os.close, output)
+    return report, report_end, testers_end, candidates_end, output, output_end
 
 
 def _stop(host: Host, *, patient: bool) -> dict[str, Any] | None:
@@ -322,7 +345,11 @@ class _Watched:
 
     def _read_report(self) -> bool:
         """False at its end."""
-        received = self._report.recv(1 << 16)
+        try:
+            received = self._report.recv(1 << 16)
+        except OSError:
+            # It has ended before it had read its job.
+            return False
         self._pending += received
         while len(self._pending) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._pending)

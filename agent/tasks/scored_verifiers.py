@@ -213,8 +213,8 @@ class GymVerifier(Closing):
             return _fault("the row names no data set of reasoning_gym in metadata.source_dataset", near=near)
         if reply.values is None:
             return Verdict(0.0, False, True, near, answer, note=_why(reply))
-        score = reply.values["value"]
-        if not 0.0 <= score <= 1.0:
+        score = reply.values.get("value")
+        if score is None or not 0.0 <= score <= 1.0:
             return _fault(f"the rule says {score!r}", near=near)
         passed = score >= PASS_MARK
         return Verdict(1.0 if passed else score, passed, True, near and not passed, answer)

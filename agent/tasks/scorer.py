@@ -27,6 +27,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from agent.errors import ResourceError, VerifierError
@@ -36,6 +37,19 @@ from agent.text import passed_on
 
 START_SECONDS = 120.0
 """A user's file may import something large."""
+
+MOST_REPLY_BYTES = 16 << 20
+"""Of one line. An answer is a number, an exception's line, or a part of the response."""
+_KINDS: dict[str, type | UnionType] = {
+    "value": int | float | None,
+    "answer": str | None,
+    "understood": bool,
+    "returned": str,
+    "ready": bool,
+    "files": dict,
+    "error": str,
+    "at": str | None,
+}
 
 _CHILD = Path(__file__).with_name("scorer_child.py")
 
@@ -64,6 +78,7 @@ class Scorer:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
+        self._asked = 0
         self._over = False
         self.files: dict[str, str] = {}
         """Digest by path of what the scoring function is made of, as far as the children have told."""
@@ -139,31 +154,36 @@ class Scorer:
     def _exchange(self, message: Mapping[str, Any], *, timeout: float) -> Reply:
         """Send one message and read its reply; the child is gone unless the reply has `values` or `error`."""
         try:
-            line = self._ask(json.dumps(message, default=str).encode(), deadline=time.monotonic() + timeout)
+            values = self._ask(message, deadline=time.monotonic() + timeout)
         except BaseException:
             # Interrupted between question and answer: the next question must not get this one's answer.
             self.close()
             raise
-        if line is None:
+        if values is None:
             self.close()
             return Reply(ended=f"time limit of {timeout:g} s", timed_out=True)
-        if not line:
+        if not values:
             return self._ended()
-        values = json.loads(line)
         return Reply(error=values["error"], at=values["at"]) if "error" in values else Reply(values=values)
 
-    def _ask(self, message: bytes, *, deadline: float) -> bytes | None:
+    def _ask(self, message: Mapping[str, Any], *, deadline: float) -> dict[str, Any] | None:
+        """Nothing where the child closed its end, None at the deadline."""
         assert self._process is not None
         assert self._process.stdin is not None
+        self._asked += 1
         try:
-            self._process.stdin.write(message + b"\n")
+            self._process.stdin.write(json.dumps({**message, "number": self._asked}, default=str).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return b""
-        return self._read_line(deadline=deadline)
+            return {}
+        while line := self._read_line(deadline=deadline):
+            # Code that the child runs may have written to its pipe, before this question or after it.
+            if (values := _said(line, number=self._asked)) is not None:
+                return values
+        return None if line is None else {}
 
     def _read_line(self, *, deadline: float) -> bytes | None:
-        """One line; b"" where the child closed its end, None at the deadline."""
+        """One line with its end; b"" where the child closed its own, None at the deadline."""
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -177,8 +197,10 @@ class Scorer:
             if not received:
                 return b""
             self._pending += received
-        line, _, self._pending = self._pending.partition(b"\n")
-        return line
+            if len(self._pending) > MOST_REPLY_BYTES:
+                break
+        line, end, self._pending = self._pending.partition(b"\n")
+        return line + end
 
     def _ended(self) -> Reply:
         """How a child that closed its output ended; it is given a moment to do so."""
@@ -193,6 +215,21 @@ class Scorer:
             return Reply(ended="closing its output")
         what = "exit code" if state.si_code == os.CLD_EXITED else "signal"
         return Reply(ended=f"{what} {state.si_status}")
+
+
+def _said(line: bytes, *, number: int) -> dict[str, Any] | None:
+    """The answer to the question of that number, an error where it is none; None for what answers no such question."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.pop("number", None) != number:
+        return None
+    known = all(isinstance(value, _KINDS.get(name, ())) for name, value in values.items())
+    whole = ("error" in values) == ("at" in values)
+    return (
+        values if values and known and whole else {"error": "it answered with something that is no score", "at": None}
+    )
 
 
 def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subprocess.Popen[bytes]:

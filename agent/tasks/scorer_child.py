@@ -1,9 +1,9 @@
 """The child side of `agent.tasks.scorer`: answers one JSON line with one JSON line, until its input ends.
 
 Started by path, so that it needs nothing of this package. The first line says what to score with: a function in a
-user's file, `math-verify`, a regular expression, or the rule of a reasoning_gym data set. Every request carries its
-own time limit, after which the alarm ends this process even where the parent is gone and where the code is deaf to
-signals' handlers.
+user's file, `math-verify`, a regular expression, or the rule of a reasoning_gym data set. Every request carries a
+number, which its answer repeats, and its own time limit, after which the alarm ends this process even where the parent
+is gone and where the code is deaf to signals' handlers.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def main(isolated: Isolated | None = None) -> None:
     try:
         score = _scorer_of(setup)
     except BaseException as error:
-        _reply(replies, _failure(error))
+        _reply(replies, setup, _failure(error))
         return
-    _reply(replies, {"ready": True, "files": _files_used()})
+    _reply(replies, setup, {"ready": True, "files": _files_used()})
     signal.setitimer(signal.ITIMER_REAL, 0)
     for line in requests:
         request = json.loads(line)
         if "files" in request:
-            _reply(replies, {"files": _files_used()})
+            _reply(replies, request, {"files": _files_used()})
             continue
         _alarm_after(request["timeout"])
         reply = isolated(lambda: _answered(score, request)) if isolated else _answered(score, request)  # noqa: B023
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(replies, reply)
+        _reply(replies, request, reply)
 
 
 def _answered(score: Score, request: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def _alarm_after(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + ALARM_GRACE_SECONDS)
 
 
-def _reply(replies: TextIO, reply: dict[str, Any]) -> None:
-    replies.write(json.dumps(reply) + "\n")
+def _reply(replies: TextIO, request: dict[str, Any], reply: dict[str, Any]) -> None:
+    replies.write(json.dumps({**reply, "number": request["number"]}) + "\n")
     replies.flush()
 
 

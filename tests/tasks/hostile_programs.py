@@ -2,8 +2,8 @@
 
 In the files, `status` is what the verdict must be where all layers are in force (one of several where the system
 decides), `before` what stands before the code, `tests` other tests than the usual. In the code, HOME, TCP, UDP, UNIX,
-ABSTRACT, VICTIM and SUITE stand for what the test has set up: a folder, two ports, two names of sockets, a process, the
-process of the test suite.
+DATAGRAM, ABSTRACT, VICTIM and SUITE stand for what the test has set up: a folder, two ports, three names of sockets, a
+process, the process of the test suite.
 
 What must not happen is the same for all and is looked at by `test_tasks_hostile.py`: nothing written outside, nothing
 read from the canaries (a file in a home, a variable, the tests' expected values), no connection to a listener, no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,21 @@ def test_the_beginning_may_stand_in_the_rows_prompt_and_may_end_without_a_new_li
     assert check(BODY, row_of_an_instruction).passed
     assert check(BODY, human_eval(BEGUN.rstrip())).passed
     assert check(" return sum(double(n) for n in numbers)", human_eval(BEGUN[: BEGUN.index('    """')].rstrip())).passed
+
+
+def test_what_stands_before_the_signature_is_the_rows_own_in_the_tests() -> None:
+    """HumanEval/32 in small: what is found is put into the question's own function."""
+    question = BEGUN.replace("Twice the sum", "What double() makes the sum of").replace("6", "1.5")
+    tests = "def check(candidate):\n    assert double(candidate([1, 2])) == 3\n"
+    halves = replace(human_eval(question), tests=tests)
+    assert check("    return sum(numbers) / 2\n", halves).passed
+    assert not check("    return 7\n", halves).passed
+    forged = "```python\ndef double(x): return 3\ndef total(numbers): return 0\n```"
+    assert not check(forged, halves).passed
+    assert not check("    return 0\n\n\ndef double(x): return 3\n", halves).passed
+    # Words before the signature are nothing to run, whatever they seem to define.
+    words = replace(human_eval("double = twice. Write:\n" + BEGUN), tests=CHECK + "    assert double\n")
+    assert (check(BODY, words).note or "").startswith("syntax")
 
 
 def test_a_row_that_only_speaks_of_the_function_is_as_before() -> None:

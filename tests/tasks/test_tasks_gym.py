@@ -88,6 +88,31 @@ def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew(w
 
 
 @needs_gym
+@pytest.mark.parametrize(
+    "said", ['{"value": "x"}', '{"value": [1]}', '{"error": 1}', '{"error": "x"}', "{}", "[", "[1]"]
+)
+def test_an_answer_that_answers_for_its_rule_ends_nothing(walls: Layers, said: str) -> None:
+    row = gym_rows("countdown", {"size": 1})[0]
+    with build_verifier(Verifier(kind="reasoning_gym"), base=Path()) as verifier:
+        text = f"__import__('os').write(3, {said.encode()!r}) and __import__('os')._exit(0)"
+        assert verifier.verify(f"<answer>{text}</answer>", row).score == 0.0
+        assert verifier.verify(f"<answer>{row.answer}</answer>", row).passed
+
+
+@needs_gym
+def test_a_rule_finds_an_empty_folder_each_time(walls: Layers) -> None:
+    if not walls.temporary:
+        pytest.skip("no file can be written here")
+    row = gym_rows("countdown", {"size": 1})[0]
+    # Waits for ever where it finds what another one has left.
+    text = "__import__('os').path.exists('left') and __import__('time').sleep(99) or open('left', 'w')"
+    config = Verifier(kind="reasoning_gym", timeout_seconds=3.0)
+    with build_verifier(config, base=Path()) as verifier:
+        notes = [verifier.verify(f"<answer>{text}</answer>", row).note for _ in range(3)]
+    assert not [note for note in notes if "time limit" in (note or "")]
+
+
+@needs_gym
 def test_a_rule_that_evaluates_answers_needs_the_flag_where_there_are_no_walls(bare: Layers) -> None:
     row = gym_rows("countdown", {"size": 1})[0]
     with (

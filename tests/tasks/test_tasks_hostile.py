@@ -63,12 +63,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))
     unix, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     # A path of a socket may have 107 bytes.
     short = f"/tmp/raft-{os.getpid()}"
     unix.bind(short)
+    datagrams.bind(f"{short}-datagrams")
     abstract.bind(f"\0raft-{os.getpid()}")
     (home / "socket").symlink_to(short)
-    listeners = [tcp, udp, unix, abstract]
+    listeners = [tcp, udp, unix, abstract, datagrams]
     for listener in listeners:
         listener.setblocking(False)
         if listener.type == socket.SOCK_STREAM:
@@ -78,6 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "HOME": str(home),
         "ABSTRACT": f"raft-{os.getpid()}",
         "UNIX": short,
+        "DATAGRAM": f"{short}-datagrams",
         "TCP": str(tcp.getsockname()[1]),
         "UDP": str(udp.getsockname()[1]),
         "VICTIM": str(victim.pid),
@@ -95,7 +98,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     victim.wait()
     for listener in listeners:
         listener.close()
-    Path(short).unlink()
+    for path in (short, f"{short}-datagrams"):
+        Path(path).unlink()
 
 
 class Pool:

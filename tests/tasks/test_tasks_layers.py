@@ -146,25 +146,26 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-@pytest.mark.skipif(
+needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can become another user; as a user every other test is this one"
 )
-def test_a_user_without_rights_has_namespaces_of_their_own(walls: Layers) -> None:
-    """With the system's Python, where there is one, because the environment of these tests may lie in a root's home."""
+
+
+def told_as_user(script: str) -> list[str]:
+    """Lines that a script prints when a user without rights runs it.
+
+    With the system's Python, where there is one, because the environment of these tests may lie in a root's home.
+    """
     python = shutil.which("python3", path="/usr/bin")
     if python is None or sys.version_info[:2] > _version(python):
         pytest.skip("there is no other Python that a user could run")
     folder = Path("/tmp") / f"raft-user-{os.getpid()}"
     try:
         shutil.copytree(REPOSITORY / "agent", folder / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).with_name("refusing.py"), folder)
         script = (
             "import os, sys\nos.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-            f"sys.path.insert(0, {str(folder)!r})\n"
-            "from agent.tasks.sandbox import Sandbox\n"
-            "with Sandbox(slots=1) as sandbox:\n"
-            "    print(sandbox.layers(), '|', sandbox.layers().enough)\n"
-            '    code = \'import os; open("a", "w"); print(os.getuid(), os.getpid())\\ndef f(x): return x + 1\'\n'
-            "    print(sandbox.run(code, 'assert f(1) == 2'))\n"
+            f"sys.path.insert(0, {str(folder)!r})\nfrom agent.tasks.sandbox import Sandbox\n{script}"
         )
         done = subprocess.run([python, "-B", "-c", script], capture_output=True, text=True, timeout=60, cwd="/")
     finally:
@@ -172,11 +173,51 @@ def test_a_user_without_rights_has_namespaces_of_their_own(walls: Layers) -> Non
     if "line 2, in <module>\nPermissionError" in done.stderr:
         pytest.skip("this root may not become another user")
     assert done.returncode == 0, done.stderr
-    layers, outcome = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+@needs_root
+def test_a_user_without_rights_has_namespaces_of_their_own(walls: Layers) -> None:
+    layers, outcome = told_as_user(
+        "with Sandbox(slots=1) as sandbox:\n"
+        "    print(sandbox.layers(), '|', sandbox.layers().enough)\n"
+        '    code = \'import os; open("a", "w"); print(os.getuid(), os.getpid())\\ndef f(x): return x + 1\'\n'
+        "    print(sandbox.run(code, 'assert f(1) == 2'))\n"
+    )
     assert layers.endswith("| True")
     if "user namespace" in layers:
         assert "status='passed'" in outcome
         assert "output='65534 1\\n'" in outcome
+
+
+REACHING = """
+import ctypes, glob
+
+# What it is called by, because it may know itself by another number.
+ctypes.CDLL(None).prctl(15, b"myself")
+def f(x):
+    for path in glob.glob("/proc/[0-9]*"):
+        if open(path + "/comm").read() == "myself\\n": continue
+        for name in ("environ", "maps", "mem"):
+            try: print(open(f"{path}/{name}", "rb"))
+            except OSError: pass
+    return len(glob.glob("/proc/[0-9]*/stat")) > 1
+"""
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("refused", [["landlock_create_ruleset"], ["landlock_create_ruleset", "unshare"]])
+def test_a_program_of_the_same_user_reaches_no_host_by_proc(home: Path, refused: list[str]) -> None:
+    layers, outcome = told_as_user(
+        f"import refusing\nrefusing.refuse({refused})\n"
+        "with Sandbox(slots=1, ways=['bwrap']) as sandbox:\n"
+        "    print(sandbox.layers())\n"
+        f"    print(sandbox.run({REACHING!r}, 'assert f(1)'))\n"
+    )
+    assert "no Landlock" in layers
+    assert "status='passed'" in outcome
+    assert "output=''" in outcome
 
 
 def _version(python: str) -> tuple[int, int]:

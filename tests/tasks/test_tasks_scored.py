@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -487,6 +488,44 @@ def test_an_untrusted_function_scores_and_gets_nothing_else(
     assert (base / "secret").read_text() == "canary"
     with pytest.raises(BlockingIOError):
         listener.accept()
+
+
+MEDDLES = """
+import os
+
+def score(response, row):
+    if response != "56":
+        for number in range(3, 10):
+            try:
+                while os.write(number, SAID) and b"FLOOD" in SAID: pass
+            except OSError: pass
+    return response == "56"
+"""
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"value": 1.0}\n', b'{"value": 1.0, "number": 2}\n', b'{"error": 1}\n', b"[]\n\xff\n\n"]
+)
+def test_what_an_untrusted_function_writes_to_the_pipe_is_no_answer(tmp_path: Path, walls: Layers, said: bytes) -> None:
+    (tmp_path / "scores.py").write_text(f"SAID = {said!r}\n{MEDDLES}")
+    config = Verifier(kind="python:scores.py:score", timeout_seconds=20.0, untrusted=True)
+    with build_verifier(config, base=tmp_path) as verifier:
+        assert verifier.verify("56", ROW).score == 1.0
+        # It may forge what it says of this one, which is its own to say, and never what it says of the next.
+        verifier.verify("57", ROW)
+        for _ in range(3):
+            assert verifier.verify("56", ROW) == Verdict(1.0, True, True, False, None)
+            assert verifier.verify("57", ROW).score == 0.0
+
+
+def test_an_untrusted_function_that_writes_without_end_meets_its_limit(tmp_path: Path, walls: Layers) -> None:
+    (tmp_path / "scores.py").write_text(f"SAID = {b'FLOOD' * 10_000!r}\n{MEDDLES}")
+    config = Verifier(kind="python:scores.py:score", timeout_seconds=1.0, untrusted=True)
+    with build_verifier(config, base=tmp_path) as verifier:
+        before = psutil.Process().memory_info().rss
+        assert verifier.verify("57", ROW).note == "time limit of 1 s"
+        assert psutil.Process().memory_info().rss - before < 200 << 20
+        assert verifier.verify("56", ROW).score == 1.0
 
 
 def test_an_untrusted_function_needs_the_flag_where_there_are_no_walls(

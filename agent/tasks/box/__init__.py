@@ -6,6 +6,8 @@
     confine.py    what every program gets on top: rlimits, no capabilities, Landlock, seccomp
     host.py       the warm process: forks a tester and a candidate for each program, and ends them
     tester.py     runs the tests; what the candidate defines is a stand-in whose calls go to the candidate
+    names.py      which names in the tests are the candidate's
+    stand_ins.py  those stand-ins
     candidate.py  runs the code, and answers calls
     wire.py       values as plain data, and the frames they travel in
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from agent.tasks.box.wire import SAFE_TYPES, CannotCross, Decoder, Encoder, Gone, Wire
 
-FUNCTION, CLASS, ERROR_CLASS, OBJECT = "function", "class", "error", "object"
+FUNCTION, CLASS, ERROR_CLASS, OBJECT, COROUTINE = "function", "class", "error", "object", "coroutine"
 
 
 def serve(wire: Wire) -> None:
@@ -125,7 +125,15 @@ class Candidate:
             "text": str,
             "shown": repr,
             "instance": lambda kind, value: isinstance(value, kind),
-        }[operation]
+            "remove": delattr,
+            "whole": int,
+            "real": float,
+            "reversed": reversed,
+            "format": format,
+            "enter": lambda manager: type(manager).__enter__(manager),
+            "exit": lambda manager, kind: type(manager).__exit__(manager, kind, kind and kind(), None),
+            "await": _awaited,
+        }.get(operation) or getattr(operator, f"__{operation}__")
         return Encoder(self._written_object).encode(act(target, *operands))
 
     # What has no form as plain data --------------------------------------------------------------------------
@@ -136,7 +144,8 @@ class Candidate:
         if isinstance(value, type):
             kind = ERROR_CLASS if issubclass(value, BaseException) else CLASS
             return ["h", self._number(value), kind, value.__name__, _line_of_errors(value)]
-        return ["h", self._number(value), FUNCTION if callable(value) else OBJECT, type(value).__name__, []]
+        kind = FUNCTION if callable(value) else COROUTINE if type(value) is types.CoroutineType else OBJECT
+        return ["h", self._number(value), kind, type(value).__name__, []]
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._number_of:
@@ -193,6 +202,13 @@ class Candidate:
         return [_line_of_errors(type(error)), arguments, text, own]
 
 
+def _awaited(coroutine: types.CoroutineType[Any, Any, Any]) -> Any:
+    # Only here, because most code does without.
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
 def _line_of_errors(kind: type) -> list[str]:
     """The exception classes that it derives from and that others know: `builtins:ValueError`."""
     known = [base for base in type.mro(kind) if issubclass(base, BaseException) and base.__module__ != "solution"]
@@ -204,8 +220,9 @@ def compiled(text: str, *, trim: bool) -> types.CodeType:
     lines = text.splitlines()
     for count in range(len(lines), 0, -1) if trim else ():
         with contextlib.suppress(SyntaxError):
-            return compile("\n".join(lines[:count]), "<solution>", "exec")
-    return compile(text, "<solution>", "exec")
+            return compile("\n".join(lines[:count]), "<solution>", "exec", dont_inherit=True)
+    # Without this file's own `from __future__`: annotations of names that are nowhere are an error.
+    return compile(text, "<solution>", "exec", dont_inherit=True)
 
 
 def exception_line(error: BaseException) -> str:

@@ -187,6 +187,15 @@ _SYSTEM: _Table = {
     "fanotify_init": (300, 262),
     "mknod": (133, None),
     "mknodat": (259, 33),
+    # Which mounts there are, and what happens in a folder: Landlock watches neither.
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    # Has everybody's writes wait for the disk.
+    "sync": (162, 81),
+    "syncfs": (306, 267),
 }
 # Memory that no rlimit counts, and objects that outlive a process.
 _MEMORY: _Table = {
@@ -205,6 +214,11 @@ _MEMORY: _Table = {
     "semtimedop": (220, 192),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
+    "io_setup": (206, 0),
+    "io_submit": (209, 2),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
 }
 # Landlock does not watch what a path or a descriptor is *said to be*: owner, mode, times, attributes. Without a
 # read-only root these would reach the user's files.
@@ -235,21 +249,32 @@ _ATTRIBUTES: _Table = {
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _KILL, _TGKILL = (62, 129), (234, 131)
 _PRLIMIT64, _SOCKETPAIR = (302, 261), (53, 199)
-_FCNTL, _IOCTL = (72, 25), (16, 29)
+_FCNTL, _IOCTL, _PRCTL = (72, 25), (16, 29), (157, 167)
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
+_FEW = 3
 _NEWER = 470
 """Calls from here on are newer than this table, and are refused as if the kernel did not have them."""
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the tables, and AUDIT_ARCH from linux/audit.h."""
 # linux/filter.h, linux/seccomp.h
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _ALLOW, _KILL_PROCESS, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOTTY, _ENOSYS = 1, 25, 38
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
-# fcntl and ioctl that have a signal sent to another process, or type into a terminal.
-_OWNING = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
-_TERMINAL = (0x8901, 0x8902, 0x5412, 0x541C)  # FIOSETOWN, SIOCSPGRP, TIOCSTI, TIOCLINUX
-_AF_UNIX = 1
+# fcntl that has a signal sent to another process, or has others wait for this one: F_SETOWN, F_SETSIG, F_SETOWN_EX,
+# F_SETLEASE, F_NOTIFY.
+_FCNTL_REFUSED = (8, 10, 15, 1024, 1026)
+# The only ioctl that Python itself uses: TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Others type
+# into a terminal, or change a file's flags for good by a descriptor that may neither read nor write (ioctl_iflags(2)).
+_IOCTL_ALLOWED = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# prctl that takes off what `confine` has put on, or lets another process in: PR_SET_PDEATHSIG, PR_SET_DUMPABLE,
+# PR_SET_SECCOMP, PR_SET_PTRACER.
+_PRCTL_REFUSED = (1, 4, 22, 0x59616D61)
+_AF_UNIX, _SOCK_STREAM, _KIND_OF_SOCKET = 1, 1, 0xF
+# Access mode 3 opens a file for neither reading nor writing (open(2)), so that Landlock has nothing to refuse; and
+# O_TRUNC without O_WRONLY or O_RDWR empties what it lets be read, before its ABI 3.
+_ACCESS_MODE, _O_TRUNC = 3, 0x200
 
 
 def seccomp_program(*, own_pid: int, read_only_root: bool) -> bytes | None:
@@ -258,7 +283,9 @@ def seccomp_program(*, own_pid: int, read_only_root: bool) -> bytes | None:
         return None
     column, architecture = _ARCHITECTURES[platform.machine()]
     tables = [_SOCKETS, _PROCESSES, _SYSTEM, _MEMORY, *([] if read_only_root else [_ATTRIBUTES])]
-    refused = [numbers[column] for table in tables for numbers in table.values()]
+    refused = sorted(
+        {number for table in tables for numbers in table.values() if (number := numbers[column]) is not None}
+    )
 
     def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("=HBBI", code, yes, no, value)
@@ -273,22 +300,41 @@ def seccomp_program(*, own_pid: int, read_only_root: bool) -> bytes | None:
         return step(_EQUAL, number, 0, len(body) // 8) + body
 
     no = _REFUSE | _EPERM
+
+    def none_of(numbers: list[int]) -> bytes:
+        """A search by halves: where a filter is put on, the kernel goes through it once for every call there is."""
+        if len(numbers) <= _FEW:
+            return b"".join(step(_EQUAL, number, 0, 1) + answer(no) for number in numbers) + answer(_ALLOW)
+        half = len(numbers) // 2
+        lower, upper = none_of(numbers[:half]), none_of(numbers[half:])
+        return step(_AT_LEAST, numbers[half], len(lower) // 8, 0) + lower + upper
+
     program = step(_LOAD, _ARCH_AT) + step(_EQUAL, architecture, 1, 0) + answer(_KILL_PROCESS)
     program += step(_LOAD, _NUMBER_AT) + step(_AT_LEAST, _NEWER, 0, 1) + answer(_REFUSE | _ENOSYS)
-    # glibc falls back to clone, whose flags a filter can read.
-    program += step(_EQUAL, _CLONE3[column], 0, 1) + answer(_REFUSE | _ENOSYS)
+    # glibc falls back to clone and openat, whose flags a filter can read.
+    for number in (_CLONE3[column], _OPENAT2[column]):
+        program += step(_EQUAL, number, 0, 1) + answer(_REFUSE | _ENOSYS)
     threads = step(_LOAD, _ARGUMENTS_AT) + step(_ANY_BIT, kernel.CLONE_THREAD, 0, 1) + answer(_ALLOW) + answer(no)
     program += step(_EQUAL, _CLONE[column], 0, len(threads) // 8) + threads
     for number in (_KILL[column], _TGKILL[column]):
         program += one_of(number, 0, [own_pid], then=_ALLOW, otherwise=no)
     program += one_of(_PRLIMIT64[column], 0, [0, own_pid], then=_ALLOW, otherwise=no)
-    program += one_of(_SOCKETPAIR[column], 0, [_AF_UNIX], then=_ALLOW, otherwise=no)
-    program += one_of(_FCNTL[column], 1, _OWNING, then=no, otherwise=_ALLOW)
-    program += one_of(_IOCTL[column], 1, _TERMINAL, then=no, otherwise=_ALLOW)
-    for refusal in refused:
-        if refusal is not None:
-            program += step(_EQUAL, refusal, 0, 1) + answer(no)
-    return program + answer(_ALLOW)
+    program += one_of(_FCNTL[column], 1, _FCNTL_REFUSED, then=no, otherwise=_ALLOW)
+    program += one_of(_IOCTL[column], 1, _IOCTL_ALLOWED, then=_ALLOW, otherwise=_REFUSE | _ENOTTY)
+    program += one_of(_PRCTL[column], 0, _PRCTL_REFUSED, then=no, otherwise=_ALLOW)
+    # Of the other kinds, one that is connected still sends to any socket by its name (unix(7)).
+    pair = step(_LOAD, _ARGUMENTS_AT) + step(_EQUAL, _AF_UNIX, 1, 0) + answer(no)
+    pair += step(_LOAD, _ARGUMENTS_AT + 8) + step(_AND, _KIND_OF_SOCKET)
+    pair += step(_EQUAL, _SOCK_STREAM, 1, 0) + answer(no) + answer(_ALLOW)
+    program += step(_EQUAL, _SOCKETPAIR[column], 0, len(pair) // 8) + pair
+    for opening, argument in ((_OPEN[column], 1), (_OPENAT[column], 2)):
+        if opening is not None:
+            flags = step(_LOAD, _ARGUMENTS_AT + 8 * argument) + step(_AND, _ACCESS_MODE | _O_TRUNC)
+            for bits in (_O_TRUNC, _ACCESS_MODE, _ACCESS_MODE | _O_TRUNC):
+                flags += step(_EQUAL, bits, 0, 1) + answer(no)
+            flags += answer(_ALLOW)
+            program += step(_EQUAL, opening, 0, len(flags) // 8) + flags
+    return program + none_of(refused)
 
 
 # All of it ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from typing import Any
 
 from agent.tasks.box import confine, kernel, walls
 from agent.tasks.box.candidate import serve
-from agent.tasks.box.tester import names_of_candidate, run_job
+from agent.tasks.box.names import names_of_candidate
+from agent.tasks.box.tester import run_job
 from agent.tasks.box.wire import Broken, Decoder, Encoder, Wire
 
 DESCRIPTORS = 64
@@ -141,11 +142,7 @@ class Host:
         return {"code": code, "seconds": seconds}
 
     def _state_of_temporary(self) -> Any:
-        """Changes with whatever a program does to its folder."""
-        if self._temporary is None:
-            return None
-        found = os.stat(self._temporary)
-        return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(self._temporary))
+        return None if self._temporary is None else walls.state_of_temporary(self._temporary)
 
 
 def _test() -> None:

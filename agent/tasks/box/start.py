@@ -65,7 +65,7 @@ def main() -> None:
             confined()
             scorer_child.main()
         else:
-            scorer_child.main(functools.partial(_in_a_fork, confined))
+            scorer_child.main(functools.partial(_in_a_fork, confined, temporary))
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (host.DESCRIPTORS, host.DESCRIPTORS))
     serving = host.Host(readable=readable, walls_by=how, temporary=temporary)
@@ -102,7 +102,8 @@ def _enter_bubblewrap(spec: dict[str, Any], readable: list[str]) -> None:
         raise OSError("bwrap is not installed")
     binary = os.path.realpath(sys.executable)
     own = [os.path.join(ROOT, name) for name in _OWN_FILES]
-    arguments = [program, "--unshare-all", "--chdir", "/", "--proc", "/proc"]
+    # As the first process, because bubblewrap's own would be one that a program of the same user may reach into.
+    arguments = [program, "--unshare-all", "--as-pid-1", "--chdir", "/", "--proc", "/proc"]
     for path in [*readable, *(path for path in (binary, *own) if not _below(path, readable))]:
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
@@ -119,8 +120,11 @@ def _below(path: str, folders: list[str]) -> bool:
     return any(path.startswith(folder.rstrip("/") + "/") and not os.path.islink(folder) for folder in folders)
 
 
-def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _in_a_fork(
+    confined: Callable[[], None], temporary: str | None, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """What `work` returns in a child behind all layers, which leaves nothing behind for the next."""
+    before = None if temporary is None else walls.state_of_temporary(temporary)
     answers, answer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,6 +142,8 @@ def _in_a_fork(confined: Callable[[], None], work: Callable[[], dict[str, Any]])
     # Its number is still its own; it may have closed the pipe and gone on.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    if temporary is not None and walls.state_of_temporary(temporary) != before:
+        walls.mount_temporary(temporary, again=True)
     try:
         return dict(json.loads(said))
     except (ValueError, TypeError):

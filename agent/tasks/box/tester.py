@@ -5,10 +5,10 @@ plain data, comes back as plain data, and is compared here, where nothing is the
 the candidate prints, patches, closes, or writes where; all it can do to the tests is give other values back, and what
 its in-place functions may do too: change the arguments that it was given.
 
-- An object of the candidate's own class stays there; here is a `Remote`, of which attributes, items, methods, length,
-  truth and iteration are asked for. It is equal to itself and to nothing else, has no order and no arithmetic: else the
-  candidate would decide its own comparison.
-- A built-in name means the built-in (`len`, `set`, `abs`), whatever the code defines, unless it is what is tested.
+- An object of the candidate's own class stays there; here is a stand-in (`stand_ins.py`), which is equal to itself and
+  to nothing else.
+- A built-in name means the built-in (`len`, `set`, `abs`), whatever the code defines, unless it is what is tested; a
+  library's name that is used as such means the library (`math.isclose`, `np.allclose`).
 - A function of the tests' that is passed to the candidate is called back here.
 
 A pass is said once, after the last test, by this process alone.
@@ -19,12 +19,21 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
 from typing import Any
 
-from agent.tasks.box.candidate import CLASS, ERROR_CLASS, FUNCTION, OBJECT, exception_line
+from agent.tasks.box.candidate import CLASS, COROUTINE, ERROR_CLASS, FUNCTION, OBJECT, exception_line
+from agent.tasks.box.names import (
+    CANDIDATE,
+    LIBRARIES,
+    names_imported,
+    names_of_candidate,
+    names_of_libraries,
+    own_module,
+)
+from agent.tasks.box.stand_ins import Remote, RemoteClass, RemoteFunction, coroutine
 from agent.tasks.box.wire import SAFE_TYPES, Broken, CannotCross, Decoder, Encoder, Gone, Wire, replace_content
 
 MOST_ITEMS = 100_000
@@ -51,7 +60,7 @@ def _outcome(job: dict[str, Any], session: Session) -> tuple[str, str]:
             return step, detail
         namespace = session.namespace(job)
         for text in (job["tests"], *job["calls"]):
-            exec(compile(text, "<tests>", "exec"), namespace)
+            exec(_compiled(text), namespace)
     except Lost:
         pass
     except BaseException as error:
@@ -60,6 +69,11 @@ def _outcome(job: dict[str, Any], session: Session) -> tuple[str, str]:
     if session.lost is None:
         return "passed", ""
     return "ended", "" if isinstance(session.lost, Gone) else "it answered the tests with something that is no value"
+
+
+def _compiled(tests: str | ast.Module) -> CodeType:
+    """Without this file's own `from __future__`."""
+    return compile(tests, "<tests>", "exec", dont_inherit=True)
 
 
 def _line(error: BaseException, step: str) -> str:
@@ -88,9 +102,9 @@ def _share_of_assertions(job: dict[str, Any], session: Session) -> float:
         if step == "ran":
             namespace = session.namespace(job)
             namespace |= {_Counting.HELD: held.add, _Counting.MISSED: missed.add}
-            for code in (compile(tests, "<tests>", "exec"), *(compile(text, "<t>", "exec") for text in job["calls"])):
+            for text in (tests, *job["calls"]):
                 with contextlib.suppress(BaseException):
-                    exec(code, namespace)
+                    exec(_compiled(text), namespace)
     return len(held - missed) / counting.count
 
 
@@ -110,39 +124,6 @@ class _Counting(ast.NodeTransformer):
 
     def _note(self, name: str, number: int) -> ast.Expr:
         return ast.Expr(ast.Call(ast.Name(name, ast.Load()), [ast.Constant(number)], []))
-
-
-# Which names are the candidate's --------------------------------------------------------------------------------
-
-
-def names_of_candidate(tests: str, calls: Iterable[str], *, entry_point: str | None) -> list[str]:
-    """Names that the tests read and that the code may define.
-
-    A built-in is one of them only where it must be what is tested: it is the `entry_point`, or the tests read nothing
-    but built-ins, and it is what an assertion calls first (`assert sum(10, 15) == 6` in MBPP).
-    """
-    trees = [ast.parse(text) for text in (tests, *calls)]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    read -= {"__builtins__", "__name__"}
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    bound |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
-    known = set(dir(builtins))
-    tested = {entry_point} if entry_point else set()
-    if not tested and not read - bound - known:
-        tested = {name for node in nodes if isinstance(node, ast.Assert) for name in _called_first(node.test)}
-    # What the tests bind somewhere, they may read somewhere else before: then it is the code's.
-    return sorted(name for name in read if name not in known or name in tested)
-
-
-def _called_first(test: ast.expr) -> Iterator[str]:
-    first = test.left if isinstance(test, ast.Compare) else test
-    if isinstance(first, ast.UnaryOp):
-        first = first.operand
-    if isinstance(first, ast.Call) and isinstance(first.func, ast.Name):
-        yield first.func.id
 
 
 # The candidate, seen from here ----------------------------------------------------------------------------------
@@ -181,37 +162,53 @@ class Session:
     def namespace(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the tests are executed in: the code's own names, where they use them, as stand-ins or data."""
         names = names_of_candidate(job["tests"], job["calls"], entry_point=job["entry_point"])
-        answer, _ = self._ask("names", names)
-        namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+        imported = names_imported(job["tests"]) if CANDIDATE in job["tests"] else []
+        answer, _ = self._ask("names", sorted({*names, *imported}))
+        libraries: dict[str, ModuleType] = {}
+        found: dict[str, Any] = {}
         with self._reading():
+            if any(name in LIBRARIES or name in sys.stdlib_module_names for name, _, _ in answer):
+                libraries = names_of_libraries(job["tests"], job["calls"])
             for name, kind, value in answer:
-                if name not in names:
+                if name not in names and name not in imported:
                     raise Broken("a name that was not asked for")
-                if kind == "value":
-                    namespace[name] = self._decoder().decode(value)
+                if name in libraries and name != job["entry_point"]:
+                    found[name] = libraries[name]
+                elif kind == "value":
+                    found[name] = self._decoder().decode(value)
                 # A name of the library's means that module, whatever the code calls so.
-                elif (module := _own_module(name if name in sys.stdlib_module_names else value)) is not None:
-                    namespace[name] = module
+                elif (module := own_module(name if name in sys.stdlib_module_names else value)) is not None:
+                    found[name] = module
+        sys.modules[CANDIDATE] = ModuleType(CANDIDATE)
+        sys.modules[CANDIDATE].__dict__.update(found)
+        # As in a script that has the tests at its end.
+        namespace = {name: value for name, value in found.items() if name in names}
+        namespace |= {"__name__": "__main__", "__builtins__": builtins}
         return namespace
 
     def operate(self, operation: str, number: int, *operands: Any) -> Any:
-        answer, _ = self._ask(operation, number, *Encoder(self._written).items(operands, 0))
+        with _no_end(expected=operation == "next"):
+            answer, _ = self._ask(operation, number, *Encoder(self._written).items(operands, 0))
         with self._reading():
             return self._decoder().decode(answer)
 
-    def call(self, number: int, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def call(self, number: int, positional: tuple[Any, ...], named: dict[str, Any], *, may_end: bool = False) -> Any:
+        """`may_end`: it may raise StopIteration."""
         encoder = Encoder(self._written, numbered=True)
         arguments = encoder.items(positional, 0)
         keywords = [[name, encoder.encode(value)] for name, value in named.items()]
-        answer, changes = self._ask("call", number, arguments, keywords)
-        with self._reading():
-            for place, content in changes:
-                _apply(encoder.containers, place, self._decoder(encoder.containers).decode(content))
-            if isinstance(answer, list) and answer and answer[0] == "!":
+        with _no_end(expected=may_end):
+            answer, changes = self._ask("call", number, arguments, keywords)
+            with self._reading():
+                for place, content in changes:
+                    _apply(encoder.containers, place, self._decoder(encoder.containers).decode(content))
+                if not (isinstance(answer, list) and answer and answer[0] == "!"):
+                    return self._decoder(encoder.containers).decode(answer)
                 error = self._error(answer[1])
-            else:
-                return self._decoder(encoder.containers).decode(answer)
-        raise error
+            raise error
+
+    def nearest_built_in(self, kind: type | None) -> type | None:
+        return next((one for one in kind.__mro__ if SAFE_TYPES.get(one.__name__) is one), None) if kind else None
 
     def _ask(self, operation: str, *parts: Any) -> tuple[Any, Any]:
         """Value and changes of the answer; raises what the candidate has raised, and Lost for good after nonsense."""
@@ -269,7 +266,8 @@ class Session:
             made = type(name if name.isidentifier() else "Error", (_nearest_error(line),), {})
             self._numbers[id(made)] = number
             return made
-        return {FUNCTION: RemoteFunction, CLASS: RemoteClass, OBJECT: Remote}[kind](self, number)
+        makers = {FUNCTION: RemoteFunction, CLASS: RemoteClass, OBJECT: Remote, COROUTINE: coroutine}
+        return makers[kind](self, number)
 
     def _written(self, value: Any) -> Any:
         if isinstance(value, Remote):
@@ -280,7 +278,7 @@ class Session:
             if SAFE_TYPES.get(value.__name__) is value:
                 return ["n", value.__name__]
         module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-        if isinstance(module, str) and isinstance(name, str) and _own_module(module) is not None:
+        if isinstance(module, str) and isinstance(name, str) and own_module(module) is not None:
             found: Any = sys.modules.get(module)
             for part in name.split("."):
                 found = getattr(found, part, None)
@@ -309,8 +307,8 @@ class Session:
             result = self._functions[number](*arguments, **keywords)
             answer = ["k=", Encoder(self._written).encode(result)]
         except Exception as error:
-            line = [kind.__name__ for kind in type(error).__mro__ if SAFE_TYPES.get(kind.__name__) is kind]
-            answer = ["k!", line[0], [str(error)]]
+            kind = self.nearest_built_in(type(error)) or Exception
+            answer = ["k!", kind.__name__, [str(error)]]
         self._wire.send(answer)
 
     def _error(self, raised: Any) -> BaseException:
@@ -326,6 +324,17 @@ class Session:
         return RuntimeError(str(text))
 
 
+@contextlib.contextmanager
+def _no_end(*, expected: bool) -> Iterator[None]:
+    """Has StopIteration end nothing of the tests' that iterates: `all(map(f, cases))` would be true by it (PEP 479)."""
+    try:
+        yield
+    except StopIteration as error:
+        if expected:
+            raise
+        raise RuntimeError(f"the code raised {exception_line(error)}") from None
+
+
 def _apply(containers: list[Any], number: Any, value: Any) -> None:
     if type(number) is not int or not 1 <= number <= len(containers):
         raise Broken("a change of nothing")
@@ -333,16 +342,6 @@ def _apply(containers: list[Any], number: Any, value: Any) -> None:
     if type(value) not in type(container).__mro__ or type(value) is object:
         raise Broken("a change to another type")
     replace_content(container, value)
-
-
-def _own_module(name: Any) -> Any:
-    """A module of the standard library, or one installed beside it, imported here; None for anything else."""
-    if type(name) is not str or name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}:
-        return None
-    try:
-        return importlib.import_module(name)
-    except Exception:
-        return None
 
 
 def _nearest_error(line: list[Any]) -> type[BaseException]:
@@ -354,67 +353,3 @@ def _nearest_error(line: list[Any]) -> type[BaseException]:
             if isinstance(found, type) and issubclass(found, BaseException):
                 return found
     return RuntimeError
-
-
-class Remote:
-    """Stands for an object of the candidate's. See the top of this file for what it can do."""
-
-    __slots__ = ("_raft_number", "_raft_session")
-
-    def __init__(self, session: Session, number: int):
-        object.__setattr__(self, "_raft_session", session)
-        object.__setattr__(self, "_raft_number", number)
-
-    def _raft(self, operation: str, *operands: Any) -> Any:
-        return self._raft_session.operate(operation, self._raft_number, *operands)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._raft("get", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._raft("set", name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._raft("item", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._raft("put", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._raft("delete", key)
-
-    def __len__(self) -> int:
-        return int(self._raft("length"))
-
-    def __bool__(self) -> bool:
-        return self._raft("truth") is True
-
-    def __iter__(self) -> Iterator[Any]:
-        found = self._raft("iterate")
-        return found if isinstance(found, Remote) else iter(found)
-
-    def __next__(self) -> Any:
-        return self._raft("next")
-
-    def __str__(self) -> str:
-        return str(self._raft("text"))
-
-    def __repr__(self) -> str:
-        return str(self._raft("shown"))
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an object of the code under test cannot be copied")
-
-
-class RemoteFunction(Remote):
-    __slots__ = ()
-
-    def __call__(self, *positional: Any, **named: Any) -> Any:
-        return self._raft_session.call(self._raft_number, positional, named)
-
-
-class RemoteClass(RemoteFunction):
-    __slots__ = ()
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self._raft("instance", value) is True

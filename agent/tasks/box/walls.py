@@ -14,6 +14,7 @@ import os
 import signal
 import sysconfig
 from collections.abc import Iterable
+from typing import Any
 
 from agent.tasks.box import kernel
 
@@ -115,9 +116,17 @@ def mount_temporary(folder: str, *, again: bool = False) -> None:
     kernel.mount("tmpfs", folder, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
 
 
+def state_of_temporary(folder: str) -> Any:
+    """Changes with whatever a program does to it."""
+    found = os.stat(folder)
+    return found.st_ctime_ns, found.st_mode, found.st_uid, found.st_dev, bool(os.listdir(folder))
+
+
 def become_first_process() -> None:
     """Go on in a child. This process waits for it, and ends it where the one that started this one is gone."""
     parent = os.getppid()
+    # Keeps a program of the same user out of our memory, where there is a /proc and no Landlock.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     child = os.fork()
     if child == 0:

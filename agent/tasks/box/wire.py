@@ -5,6 +5,7 @@ float, str), else a list that begins with a tag:
 
     ["l", n, items]      list; n numbers the list, dict, set, bytearray and deque of a call's arguments, 0 otherwise
     ["t", items]         tuple                      ["d", n, pairs]      dict
+    ["N", name, fields, items]   tuple with names
     ["s", n, items]      set                        ["f", items]         frozenset
     ["b", text]          bytes, as latin-1          ["B", n, text]       bytearray
     ["q", n, items, m]   deque with maxlen m        ["D", n, pairs, t]   defaultdict of a built-in type
@@ -28,12 +29,13 @@ from __future__ import annotations
 
 import builtins
 import datetime
+import functools
 import json
 import re
 import socket
 import struct
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
@@ -42,6 +44,7 @@ from typing import Any
 MOST_BYTES = 8 << 20
 """Of one frame."""
 MOST_DEPTH = 100
+_MOST_FIELDS = 100
 _PLAIN_BITS = 10_000
 """Larger integers than this are written as hexadecimal, which takes linear time."""
 _HEADER = struct.Struct("!I")
@@ -183,6 +186,15 @@ def _factory(value: defaultdict[Any, Any]) -> str | None:
     return name if name in SAFE_TYPES and SAFE_TYPES[name] is factory else None
 
 
+def _tag_of_tuple(value: tuple[Any, ...]) -> list[Any]:
+    fields = getattr(type(value), "_fields", None)
+    names = [type(value).__name__, *fields] if type(fields) is tuple and len(fields) == tuple.__len__(value) else []
+    # What `namedtuple` would not take.
+    if len(names) < 2 or not all(type(name) is str and name.isidentifier() and name[0] != "_" for name in names[1:]):
+        return ["t"]
+    return ["N", names[0] if names[0].isidentifier() else "T", names[1:]]
+
+
 # The unbound methods, because a subclass may lie about what it holds.
 _WRITERS: dict[type, Writer] = {
     bool: lambda _, v, depth: bool(v),
@@ -190,7 +202,7 @@ _WRITERS: dict[type, Writer] = {
     float: lambda _, v, depth: float.__float__(v),
     str: lambda _, v, depth: str.__str__(v),
     list: lambda e, v, depth: ["l", e.number(v), e.items(list.__iter__(v), depth)],
-    tuple: lambda e, v, depth: ["t", e.items(tuple.__iter__(v), depth)],
+    tuple: lambda e, v, depth: [*_tag_of_tuple(v), e.items(tuple.__iter__(v), depth)],
     dict: lambda e, v, depth: ["d", e.number(v), e.pairs(dict.items(v), depth)],
     set: lambda e, v, depth: ["s", e.number(v), e.items(set.__iter__(v), depth)],
     frozenset: lambda e, v, depth: ["f", e.items(frozenset.__iter__(v), depth)],
@@ -303,6 +315,18 @@ def _view_of(decoder: Decoder, depth: int, which: str, pairs: Any) -> Any:
     return {"keys": whole.keys, "values": whole.values, "items": whole.items}[which]()
 
 
+def _named_of(decoder: Decoder, depth: int, name: str, fields: list[str], items: Any) -> Any:
+    if len(fields) > _MOST_FIELDS:
+        raise ValueError(len(fields))
+    return _named(_text(name), tuple(map(_text, fields)))._make(decoder.items(items, depth))
+
+
+@functools.lru_cache(256)
+def _named(name: str, fields: tuple[str, ...]) -> Any:
+    """Its fields are checked to be names that do not begin with an underscore, so that they hide nothing."""
+    return namedtuple(name, fields)
+
+
 def _time_of(which: str, text: str) -> Any:
     kind: Any = {name: kind for kind, name in _TIMES.items()}[which]
     return kind.fromisoformat(_text(text))
@@ -329,6 +353,7 @@ _EMPTY: dict[str, Callable[..., Any]] = {
 }
 _READERS: dict[str, Callable[..., Any]] = {
     "t": lambda d, depth, items: tuple(d.items(items, depth)),
+    "N": _named_of,
     "f": lambda d, depth, items: frozenset(d.items(items, depth)),
     "b": lambda d, depth, text: _text(text).encode("latin-1"),
     "i": lambda d, depth, text: int(_text(text), 16),
