@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -137,15 +138,29 @@ def present_code_digest() -> str:
     return digest_of_value({name: digest_of_file(path) for name, path in code_files().items()})
 
 
+@functools.lru_cache(maxsize=64)
+def _version(name: str, installed: tuple[int, ...]) -> str | None:
+    """Of the package as it is installed; asked again where `installed` says that something was installed since."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _installed() -> tuple[int, ...]:
+    """Changes with every package that comes or goes: its folder is then written to."""
+    return tuple(Path(path).stat().st_mtime_ns for path in sys.path if Path(path).is_dir())
+
+
 def libraries(recipe: Recipe) -> dict[str, str]:
     """`library NAME` -> its version; of those that score answers, their code too."""
+    installed = _installed()
     scoring = [name for prefix, name in OF_DATASET.items() if recipe.task.dataset.startswith(prefix)]
     scoring += OF_VERIFIER.get(recipe.task.verifier.kind, ())
     found = {}
     for name in dict.fromkeys([*LIBRARIES, *scoring]):
-        try:
-            told = version(name)
-        except PackageNotFoundError:
+        told = _version(name, installed)
+        if told is None:
             continue
         if name in PACKAGES_HASHED and (code := _package_digest(PACKAGES_HASHED[name])) is not None:
             told += f" {code}"

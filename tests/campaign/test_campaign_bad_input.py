@@ -90,7 +90,9 @@ def passing(everything: bool) -> Callable[[Rows], Rows]:
 # --- a metric that tells nothing ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["all fail", "all pass"])
+@pytest.mark.parametrize(
+    "everything", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["all fail", "all pass"]
+)
 def test_a_constant_metric_is_warned_of_and_keeps_nothing(night: Night, everything: bool) -> None:
     night.playbook(SIMPLER, RATE_UP)
     ending = night.start(launcher=rewriting(passing(everything)), max_experiments=2)
@@ -104,6 +106,7 @@ def test_a_constant_metric_is_warned_of_and_keeps_nothing(night: Night, everythi
         )
 
 
+@pytest.mark.slow
 def test_two_prompts_on_which_nothing_differs_prove_no_equality(night: Night) -> None:
     night.playbook(SIMPLER)
     measure(night, confirm_prompts=2)
@@ -218,6 +221,7 @@ def test_a_metric_that_is_to_fall(night: Night) -> None:
     assert ending.holdout["winner"] < ending.holdout["baseline"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guard", "kept"),
     [
@@ -242,6 +246,7 @@ def test_a_second_metric_that_is_to_fall_while_the_first_rises(night: Night, gua
 # --- checkpoints that are gone -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_run_stands_in_for_a_checkpoint_that_was_deleted(night: Night) -> None:
     night.playbook(RATE_UP)
     ending = night.start(launcher=deleting("baseline-s1", before="holdout-untrained"), max_experiments=1)
@@ -268,6 +273,7 @@ def test_an_evaluation_of_the_holdout_that_crashes_is_said(night: Night) -> None
     assert "nan" not in " ".join(ending.lines)
 
 
+@pytest.mark.slow
 def test_a_probe_of_a_checkpoint_that_is_gone_is_said(night: Night) -> None:
     night.playbook({**RATE_UP, "watch": ["wordings"]})
     probe = {"name": "polite", "set": {"prompt.system": "Please."}}
@@ -278,6 +284,7 @@ def test_a_probe_of_a_checkpoint_that_is_gone_is_said(night: Night) -> None:
     assert "watch wordings: not probed: unknown: " in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gone", "kept"), [("001-confirm-s1100", True), ("001-confirm-*", False)])
 def test_what_is_too_good_and_cannot_be_evaluated_again_is_not_kept(
     night: Night, monkeypatch: pytest.MonkeyPatch, gone: str, kept: bool

@@ -314,6 +314,7 @@ class Dies(BaseException):
     """kill -9, as far as a test can tell."""
 
 
+@pytest.mark.slow
 def test_a_campaign_killed_in_a_confirmation_goes_on_with_it(night: Night) -> None:
     """In a real lab: at the start of the fourth seed of a gain that only the last look can show."""
     night.playbook(hypothesis("a-little", 0.9, set={"learner.learning_rate": 5.5e-4}))

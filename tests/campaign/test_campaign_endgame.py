@@ -246,6 +246,7 @@ def test_where_nothing_goes_nothing_is_planned(session: Session) -> None:
 # --- in a campaign -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_near_misses_are_kept_together_where_none_was_kept_alone(night: Night) -> None:
     """A first session in which nothing is worth a confirmation, and a second one that knows the end of a night."""
     night.playbook(BETTER_RATE, NO_DEDUP)
@@ -269,6 +270,7 @@ def test_near_misses_are_kept_together_where_none_was_kept_alone(night: Night) -
     assert 0 < levels[2] < Rules().alpha
 
 
+@pytest.mark.slow
 def test_a_passenger_of_what_was_kept_together_is_left_out(night: Night) -> None:
     """Placebo and better rate are confirmed as one lead; without the placebo nothing is lost."""
     rates = {"slow": 1e-4, "slower": 3e-5}
@@ -288,6 +290,7 @@ def test_a_passenger_of_what_was_kept_together_is_left_out(night: Night) -> None
     assert "dedup: false" in text
 
 
+@pytest.mark.slow
 def test_a_passenger_is_left_out_and_what_carries_the_gain_is_not(night: Night) -> None:
     """Without packing gains 20 points, and nothing any more once the rate is higher."""
     night.playbook(NO_PACKING, BETTER_RATE)

@@ -160,7 +160,9 @@ def template(tmp_path: Path) -> Path:
     return night.root
 
 
-@pytest.mark.parametrize("campaigns", [4, pytest.param(CAMPAIGNS, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("campaigns", [CAMPAIGNS])
 def test_campaigns_under_fire_end_in_time_and_leave_nothing(
     tmp_path: Path, template: Path, campaigns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

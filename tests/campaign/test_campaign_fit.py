@@ -13,6 +13,7 @@ from agent.simulate.fit import fit
 from agent.simulate.nights import Plan, simulate, sum_up
 
 
+@pytest.mark.slow
 def test_a_world_is_fitted_to_a_campaign_and_can_be_simulated(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     night.start(max_experiments=2, baseline_seeds=3)

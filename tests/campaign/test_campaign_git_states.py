@@ -76,16 +76,10 @@ QUICK = {
     "no commit yet",
     "in an interactive rebase whose command has failed",
     "workspace in a sub-folder",
-    "workspace is a submodule",
     "linked worktree, and the main one in a merge",
     "bare",
-    "separate git folder",
-    "variables of a hook and of a push that is being received",
-    "a configuration in variables that signs, hooks and edits",
     "every hook fails",
     "belongs to somebody else",
-    "odd names of folders",
-    "notes of the user's, and their rewriting",
 }
 """All states take 15 s on a quiet machine; these are in the default suite."""
 
@@ -166,6 +160,7 @@ def test_what_a_partial_clone_lacks_is_not_fetched(tmp_path: Path) -> None:
     assert (world.folder / "upload-ran").exists()
 
 
+@pytest.mark.slow
 def test_a_lock_of_the_agents_own_that_stands_still_is_taken_away_and_one_that_changes_is_not(tmp_path: Path) -> None:
     world = new_world(tmp_path)
     campaign = campaign_in_git(world.top)

@@ -327,6 +327,7 @@ def test_guards_suspicions_and_faults_decide_in_a_campaign(night: Night) -> None
     assert shown.rule == "a guard on the search split: unique; not confirmed, not built on"
 
 
+@pytest.mark.slow
 def test_what_breaks_a_guard_is_not_built_on(night: Night) -> None:
     night.playbook(trick("long", 1.0, learner__learning_rate=0.002), NO_DEDUP, NO_PACKING, NOTHING)
     night.start(rules=Rules(alone_runs=1e9, round=1, lead_left=0.0, batch=0), baseline_seeds=3)

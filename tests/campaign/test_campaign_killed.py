@@ -88,6 +88,7 @@ def check(campaign: Campaign, whole: dict[str, Any]) -> None:
     assert -1.0 <= campaign.uncounted_s <= MOST_UNCOUNTED_S * campaign.sessions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [13, 15])
 def test_a_campaign_that_is_killed_again_and_again_leaves_what_it_would_have_left(
     tmp_path: Path, in_one_go: Callable[..., dict[str, Any]], seed: int
@@ -191,6 +192,7 @@ def test_every_write_fails_once_of_a_full_and_of_a_broken_disk(
     print(f"\n{len(met(campaign))} failed writes, of which {codes[PAUSED]} stopped the campaign in good order")
 
 
+@pytest.mark.slow
 def test_every_kind_of_write_of_a_short_campaign_fails_once(
     tmp_path: Path, in_one_go: Callable[..., dict[str, Any]]
 ) -> None:

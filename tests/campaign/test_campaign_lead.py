@@ -280,6 +280,7 @@ def test_a_search_climbs_without_a_verdict_and_is_confirmed_as_a_whole(climbed: 
     assert night.session.state.incumbent.experiment == 7
 
 
+@pytest.mark.slow
 def test_what_is_clear_leads_alone_and_what_waits_joins_it_before_the_end(night: Night) -> None:
     no_dedup = hypothesis("no-dedup", 0.95, set={"selection.dedup": False})  # gains less, and comes first
     night.playbook(no_dedup, BETTER_RATE, SLOW, SLOWER, HALF_RATE)
@@ -417,6 +418,7 @@ def judged_as(bench: Workbench, number: int, kind: str, outcome: str = "discard"
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at", [7, 8, 9, 12], ids=["before the lead", "as it runs", "on top of it", "as it is confirmed"]
 )
@@ -457,6 +459,7 @@ def test_a_lead_that_is_not_confirmed_is_given_up(night: Night) -> None:
     assert [attempt.outcome for attempt in attempts(session)] == ["discard"] * 7
 
 
+@pytest.mark.slow
 def test_nothing_leads_where_ideas_are_confirmed_one_by_one(night: Night) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, SLOW)
     night.start(baseline_seeds=3, max_experiments=3)

@@ -164,6 +164,7 @@ def test_a_file_that_changes_between_runs_stops_the_campaign(locked: Night, word
     nothing_kept(locked)
 
 
+@pytest.mark.slow
 def test_it_stays_stopped_until_the_file_is_back_and_then_goes_on(locked: Night) -> None:
     name, tamper = FILES["the answer of a row is another one"]
     locked.observer = Between(locked, SEARCH, tamper)
@@ -198,6 +199,7 @@ def another_code(monkeypatch: pytest.MonkeyPatch) -> None:
 def another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     real = yardstick.version
     monkeypatch.setattr(yardstick, "version", lambda name: "0.1" if name == "torch" else real(name))
+    monkeypatch.setattr(yardstick, "_installed", lambda: (1,))  # as a package that comes changes its folder
 
 
 @pytest.mark.parametrize(
@@ -492,6 +494,7 @@ def rename_a_digest(fields: dict[str, Any]) -> None:
         fields["lockbox"]["file never.py"] = "0" * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [make_it_a_keep, raise_its_metric, raise_the_baseline, rename_a_digest])
 def test_a_journal_that_was_edited_is_not_gone_on_with(locked: Night, change: Any) -> None:
     finished_by(locked)
@@ -500,6 +503,7 @@ def test_a_journal_that_was_edited_is_not_gone_on_with(locked: Night, change: An
         locked.resume()
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table_that_was_edited_is_named_and_decides_nothing(locked: Night) -> None:
     finished_by(locked)
     table = locked.workspace.results
@@ -508,6 +512,7 @@ def test_a_row_of_the_table_that_was_edited_is_named_and_decides_nothing(locked:
     assert "results.tsv says keep of #1, the journal says discard, which holds" in " ".join(locked.observer.warnings)
 
 
+@pytest.mark.slow
 def test_a_branch_that_somebody_moved_is_not_kept_until_it_is_back(locked: Night) -> None:
     def move(night: Night) -> None:
         (branch,) = night.git("branch", "--list", "raft/night/exp/001*", "--format=%(refname:short)").split()
@@ -612,6 +617,7 @@ def test_what_a_run_left_and_somebody_edited_is_not_kept_for(locked: Night, name
     assert locked.starts()["001-confirm-s1100"] == "x", "it was run again, in a folder of its own"
 
 
+@pytest.mark.slow
 def test_rows_that_are_edited_while_a_confirmation_goes_on_are_measured_again(locked: Night) -> None:
     locked.observer = Between(locked, CONFIRM, edited("eval.jsonl"))
     locked.start(max_experiments=1)
@@ -640,6 +646,7 @@ def test_a_checkpoint_that_was_swapped_before_the_holdout_is_named(locked: Night
         locked.start(max_experiments=1)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_swapped_before_its_second_look_is_not_kept(locked: Night) -> None:
     """A result that is too good is evaluated again; somebody makes the weights as good as the result was."""
 
@@ -722,6 +729,7 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", some(TOLD, "other held-out rows", "another recipe in the evaluation", "a model that is there no more")
 )
@@ -761,6 +769,7 @@ def test_a_file_that_only_the_verifier_knows_of_is_locked_once_it_was_read(locke
 # --- a mended verifier -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_text_of_a_mended_verifier_is_the_one_that_counts(locked: Night) -> None:
     """The campaign may mend a slip before anything was measured; then the user's own file does not run any more."""
     with pytest.raises(Dies):

@@ -129,6 +129,7 @@ def test_a_recipe_costs_what_its_own_runs_did_or_those_of_what_it_changes(
     assert session.cost(unknown, else_of=[other]).total_s == pytest.approx(13.5), "one that ended early does not tell"
 
 
+@pytest.mark.slow
 def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:
     night.playbook(NOTHING, RATE_UP)
     night.start(max_experiments=2)
@@ -164,6 +165,7 @@ def test_git_tells_the_story(night: Night) -> None:
     assert best.startswith("# a recipe for tests, comments stay\n")
 
 
+@pytest.mark.slow
 def test_nothing_of_the_users_is_touched(night: Night) -> None:
     night.playbook(NOTHING)
     readme = night.root / "notes.txt"
@@ -256,6 +258,7 @@ def test_a_fault_that_a_small_training_does_not_have_is_repeated_and_changes_not
     assert [row["fixes"] for row in rows(night)] == ["", ""]
 
 
+@pytest.mark.slow
 def test_a_campaign_that_was_killed_between_fixes_goes_on_with_the_next_step(tmp_path: Path) -> None:
     large = hypothesis("pack", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 32768})
     fixes = []
@@ -296,6 +299,7 @@ def test_a_run_that_kills_itself_is_a_crash_with_its_class(night: Night) -> None
     assert crash["crash_class"] in ("oom", "unknown")
 
 
+@pytest.mark.slow
 def test_a_killed_campaign_goes_on_and_loses_and_doubles_nothing(night: Night) -> None:
     """The agent dies at the start of its sixth run; what was measured before is not measured again."""
     night.playbook(RATE_UP, NOTHING)
@@ -387,6 +391,7 @@ def test_only_names_the_nearest(night: Night) -> None:
         night.start(only="placbo")
 
 
+@pytest.mark.slow
 def test_a_target_stops_the_search(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     ending = night.start(target="pass_rate>=0.6")
@@ -394,6 +399,7 @@ def test_a_target_stops_the_search(night: Night) -> None:
     assert ending.ideas == 1
 
 
+@pytest.mark.slow
 def test_results_of_earlier_campaigns_are_known_to_the_next(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     night.start(max_experiments=2)
@@ -416,6 +422,7 @@ def test_the_incumbent_is_what_best_holds(night: Night) -> None:
     assert load_recipe(path) == night.session.recipe_of(night.session.incumbent)
 
 
+@pytest.mark.slow
 def test_the_journal_alone_rebuilds_the_table(night: Night) -> None:
     from agent.ledger.table import rebuild
 
@@ -531,6 +538,7 @@ def test_a_full_disk_pauses_the_campaign_and_it_goes_on_once_there_is_room(night
     assert night.resume().ideas == 1
 
 
+@pytest.mark.slow
 def test_a_second_look_at_the_holdout_is_said(night: Night) -> None:
     night.playbook(RATE_UP)
     night.start(max_experiments=1)
@@ -546,6 +554,7 @@ def test_a_second_look_at_the_holdout_is_said(night: Night) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_as_old_as_the_wall_clock_says_where_the_campaign_has_rested(night: Night) -> None:
     night.playbook(RATE_UP)
     night.start(max_experiments=1)
@@ -558,6 +567,7 @@ def test_a_run_is_as_old_as_the_wall_clock_says_where_the_campaign_has_rested(ni
     assert bench.age_s(fresh) == pytest.approx(5 * 3600, abs=60)
 
 
+@pytest.mark.slow
 def test_the_incumbent_is_told_by_the_runs_that_it_was_not_kept_for(
     night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,9 +50,13 @@ def without_line(number: int) -> Callable[[list[str]], list[str]]:
 
 TORN = [
     pytest.param(lambda known: [*known[:-1], known[-1][:40]], id="its last line is torn"),
-    pytest.param(lambda known: [*known, "\0" * 4096], id="a block of NUL at its end, after a power cut"),
-    pytest.param(lambda known: [*known, "\n", "  \n"], id="blank lines at its end"),
-    pytest.param(lambda known: [line.replace("\n", "\r\n") for line in known], id="Windows line ends"),
+    pytest.param(
+        lambda known: [*known, "\0" * 4096], id="a block of NUL at its end, after a power cut", marks=pytest.mark.slow
+    ),
+    pytest.param(lambda known: [*known, "\n", "  \n"], id="blank lines at its end", marks=pytest.mark.slow),
+    pytest.param(
+        lambda known: [line.replace("\n", "\r\n") for line in known], id="Windows line ends", marks=pytest.mark.slow
+    ),
     pytest.param(with_line(4, '{"kind": "run_star\n'), id="a line that was torn and gone on after"),
 ]
 
@@ -76,11 +80,17 @@ def another_type(known: list[str]) -> list[str]:
 DAMAGED = [
     pytest.param(lambda known: [*known[:-4], *known[-3:]], "is number 21, expected 20", id="a line is missing"),
     pytest.param(in_place_of(-3, "\x01 no JSON \udcff\n"), "line 21 is no event", id="rubbish"),
-    pytest.param(in_place_of(-3, '{"kind": "run_fin\n'), "line 21 is no event", id="cut in two"),
-    pytest.param(in_place_of(-3, "[" * 100_000 + "\n"), "line 21 is no event", id="deep nesting"),
+    pytest.param(
+        in_place_of(-3, '{"kind": "run_fin\n'), "line 21 is no event", id="cut in two", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        in_place_of(-3, "[" * 100_000 + "\n"), "line 21 is no event", id="deep nesting", marks=pytest.mark.slow
+    ),
     pytest.param(another_type, "line 21: this is no run_finished that can be understood", id="another type"),
-    pytest.param(lambda known: [*known, *known[-4:]], "is number 20, expected 24", id="lines twice"),
-    pytest.param(with_line(18, "[1, 2]\n"), None, id="a foreign line between two"),
+    pytest.param(
+        lambda known: [*known, *known[-4:]], "is number 20, expected 24", id="lines twice", marks=pytest.mark.slow
+    ),
+    pytest.param(with_line(18, "[1, 2]\n"), None, id="a foreign line between two", marks=pytest.mark.slow),
 ]
 
 

@@ -161,6 +161,7 @@ def test_an_idea_of_which_nothing_can_be_told_yet_goes_on_beside_the_others() ->
 # --- in a campaign -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_a_batch_is_screened_the_winner_kept_and_the_next_one_open_again(night: Night) -> None:
     night.playbook(BETTER_RATE, NO_DEDUP, NOTHING, WORSE_RATE)
@@ -241,6 +242,7 @@ def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothi
     assert ending.training_share == pytest.approx((4 * 0.2 + 0.12) / night.session.clock.consumed_s, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_real_process_is_paused_and_goes_on_where_it_stopped(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first start is lost with the agent."""
     monkeypatch.setenv("FAKE_PACE", "0.25")
@@ -280,6 +282,7 @@ def test_a_real_process_is_paused_and_goes_on_where_it_stopped(night: Night, mon
     bench.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_what_was_screened_out_has_a_second_chance_where_nothing_else_is_left_to_try(night: Night) -> None:
     """The placebo is trained whole on what leads by then. The lower rate is another change by now, which the planner

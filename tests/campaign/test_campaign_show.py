@@ -200,6 +200,7 @@ def text_of(state: Any, number: int) -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_screened_and_a_superseded_idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PACE", "0.06")
     night = night_of(tmp_path)

@@ -106,6 +106,7 @@ def test_what_a_person_does_to_it_stays_and_all_rows_are_there(night: Night, how
     assert len(lacked) == (how in ("emptied", "rows deleted"))
 
 
+@pytest.mark.slow
 def test_deleted_in_mid_run_it_is_made_again_with_all_rows(night: Night) -> None:
     rows = spend(night, night.workspace.results.unlink)
     assert in_file(night.workspace.results) == rows
@@ -189,6 +190,7 @@ def state_of(path: Path) -> tuple[int, bytes | None]:
     return path.lstat().st_mode, path.read_bytes() if path.is_file() else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", some([errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO, errno.EDQUOT], [errno.EROFS])
 )

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from agent.cli.main import register, run
-from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.workspace import Workspace
 
 register()
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    created = create_workspace(tmp_path / "ws", shipped=shipped_folder())
-    monkeypatch.chdir(created.workspace.root)
-    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "cache"))
-    return created.workspace
 
 
 @pytest.mark.parametrize(

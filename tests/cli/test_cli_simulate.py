@@ -24,6 +24,7 @@ def test_null_nights_count_false_keeps_by_policy(tmp_path: Path) -> None:
     assert cell["nights_with_false_keep"] == round(cell["false_share"] * 3)
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_after_what_is_in_the_file(tmp_path: Path) -> None:
     out = tmp_path / "cells.jsonl"
     first = agent(tmp_path, *FEW, "--null", "--policy", "greedy", "--out", str(out))

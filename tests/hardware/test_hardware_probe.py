@@ -161,6 +161,7 @@ def test_the_answer_is_cached_until_something_changes(tmp_path: Path, monkeypatc
     assert count.read_text() == "xxx"
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_ends_with_its_children(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time\n"

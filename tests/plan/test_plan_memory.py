@@ -346,7 +346,7 @@ def moved_premise(history: list[Attempt], position: int, recipe: Recipe) -> bool
     )
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_no_dead_end_is_tried_again_before_a_keep_has_moved_its_premise(seed: int) -> None:
     lot = random.Random(seed)
     recipe, history = tiny(), list[Attempt]()

@@ -331,6 +331,7 @@ def test_a_sampler_that_fails_costs_its_own_idea_only(monkeypatch: pytest.Monkey
         assert toy(FOUR).skipped == ranking.skipped, "it is not started again"
 
 
+@pytest.mark.slow
 def test_the_process_that_draws_answers_whatever_else_prints_and_ends_with_its_input() -> None:
     noisy = "import os; from agent.plan.sampler_child import main; main(); os.write(1, b'end')"
     asked = {"knobs": {"a": [1.0, 4.0]}, "trials": [[{"a": 2.0}, 0.0]], "worst": 0.0, "seed": 3}

@@ -147,6 +147,7 @@ def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None
     assert json.loads((finished_run / "heartbeat").read_text())["phase"] in ("evaluate", "save")
 
 
+@pytest.mark.slow
 def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
     finished_run: Path, model_cache: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def _is_in(out: Path, phase: str, cycle: int) -> bool:
     return bool((beat["cycle"] or 0) >= cycle and beat["phase"] == phase)
 
 
+@pytest.mark.slow
 def test_a_killed_generation_keeps_its_finished_waves(model_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     write_recipe(out, SLOW)
@@ -269,6 +271,7 @@ def test_a_time_limit_leaves_room_for_the_evaluation(model_cache: Path, tmp_path
     assert told.ended_by == "time_limit"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
     finished_run: Path, model_cache: Path, tmp_path: Path
 ) -> None:

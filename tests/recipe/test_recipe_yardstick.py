@@ -57,7 +57,7 @@ MOVES = st.one_of(
     st.dictionaries(st.sampled_from(VALID), st.integers(1, 4), min_size=1, max_size=3),
     st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
 )
-QUICK = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
 def yardstick(recipe: Recipe) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_no_text_gets_another_yardstick_past_the_comparison() -> None:
                 refuse_moved_yardstick(BASE, recipe)
 
     holds()
-    assert min(counts.values()) >= 20, "most texts were no valid recipes"
+    assert min(counts.values()) >= 10, "most texts were no valid recipes"
 
 
 def test_where_the_reward_is_measured_its_shaping_is_locked() -> None:

@@ -224,6 +224,7 @@ def test_a_run_is_sampled_and_its_use_of_the_machine_told(tmp_path: Path) -> Non
     assert result.memory_events in ("still", "unreadable")
 
 
+@pytest.mark.slow
 def test_sensors_that_block_do_not_hold_up_the_watching(tmp_path: Path) -> None:
     release = threading.Event()
 
@@ -314,6 +315,7 @@ def test_a_training_that_takes_memory_without_end_is_ended_at_the_floor(tmp_path
     assert triage(evidence_of(result)).crash_class == "oom"
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_trainer(tmp_path: Path) -> None:
     result = run(tmp_path, "hungry", time_limit_s=1.6)
     assert result.peak_rss_gb is not None

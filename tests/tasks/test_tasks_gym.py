@@ -87,6 +87,7 @@ def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew(w
     assert not out.exists()
 
 
+@pytest.mark.slow
 @needs_gym
 @pytest.mark.parametrize(
     "said", ['{"value": "x"}', '{"value": [1]}', '{"error": 1}', '{"error": "x"}', "{}", "[", "[1]"]

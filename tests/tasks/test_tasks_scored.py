@@ -274,6 +274,7 @@ def test_functions_that_are_named_wrongly(kind: str) -> None:
         Verifier(kind=kind)
 
 
+@pytest.mark.slow
 def test_a_child_whose_parent_is_gone_ends_by_itself(folder: Path) -> None:
     (folder / "sleepy.py").write_text(
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n\ndef score(response, row):\n    time.sleep(60)\n"
@@ -329,6 +330,7 @@ def test_math(
     assert (verdict.passed, verdict.formatted, verdict.near) == (passed, formatted, near)
 
 
+@pytest.mark.slow
 @needs_math_verify
 def test_math_that_takes_for_ever_is_wrong_and_the_next_is_checked(
     in_thread: Callable[[Callable[[], Any]], Any],
