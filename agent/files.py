@@ -10,7 +10,7 @@ import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,20 @@ def put_in_place(temporary: str | Path, path: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Make a rename or a new name in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_files([folder])
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Make files and folders durable that were written without; one that is not there is passed over."""
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def append_line(path: Path, text: str, *, durable: bool = True) -> None:

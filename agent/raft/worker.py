@@ -30,15 +30,18 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract import (
     CHECKPOINT,
+    CYCLES,
     EVAL,
     FAILURE,
+    RUNG,
+    SELECT,
     STOP_GRACE_SECONDS,
     SUMMARY,
     EvalRow,
     Summary,
 )
 from agent.errors import AgentError
-from agent.files import write_atomic
+from agent.files import sync_files, write_atomic
 from agent.raft.apart import Apart, Failed, Stopped
 from agent.raft.failure import failure_of, report
 from agent.raft.prepare import SPLITS, Preparation
@@ -211,6 +214,7 @@ class Worker(Preparation):
                 if training is not None and to_save and not training.released and training.saves_quickly():
                     training.save()
         with self.finishing:
+            self._sync()
             self._write_summary(
                 metrics,
                 stopped=stopped,
@@ -331,6 +335,13 @@ class Worker(Preparation):
             shutil.rmtree(target, ignore_errors=True)
             scratch.replace(target)
             self.delivered = True
+
+    def _sync(self) -> None:
+        """A summary says that all else is whole, also after a power cut. By now most of it has reached the disk."""
+        out = self.options.out
+        checkpoint = out / CHECKPOINT
+        rows = [out / name for name in (CYCLES, SELECT, RUNG)]
+        sync_files([*rows, *(path for path in checkpoint.glob("*") if path.is_file()), checkpoint, out])
 
     def _evaluate(self, examiner: Examiner) -> dict[str, float]:
         """Metric by split; the rows go to `eval.jsonl`."""

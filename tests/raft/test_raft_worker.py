@@ -329,3 +329,39 @@ def test_a_recipe_that_does_not_validate_names_the_key(model_cache: Path, tmp_pa
     failure = json.loads((out / "failure.json").read_text())
     assert failure["crash_class"] == "typo"
     assert failure["key"] == "rollout.temprature"
+
+
+def test_all_that_a_summary_vouches_for_is_on_the_disk_before_it(tmp_path: Path, model_cache: Path) -> None:
+    """By the calls of the process itself: a power cut after them finds all of it."""
+    out = tmp_path / "run"
+    write_recipe(out, {"budget": {"cycles": 1}})
+    log = tmp_path / "calls"
+    script = (
+        "import os, sys\n"
+        "import agent.files as files\n"
+        "sync, place, log = files.sync, files.put_in_place, open(sys.argv.pop(1), 'a', buffering=1)\n"
+        "def synced(descriptor):\n"
+        "    sync(descriptor)\n"
+        "    log.write('sync ' + os.readlink(f'/proc/self/fd/{descriptor}') + '\\n')\n"
+        "def placed(temporary, path):\n"
+        "    place(temporary, path)\n"
+        "    log.write(f'place {path}\\n')\n"
+        "files.sync, files.put_in_place = synced, placed\n"
+        "from agent.raft.worker import main\n"
+        "sys.exit(main())\n"
+    )
+    arguments = command(out, model_cache)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(log), *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text().splitlines()
+    before = calls[: calls.index(f"place {out / 'summary.json'}")]
+    weights = sorted(path for path in (out / "checkpoint").iterdir() if path.is_file())
+    assert weights
+    for path in (out / "cycles.jsonl", out / "select.jsonl", *weights, out / "checkpoint", out):
+        assert f"sync {path}" in before, path
