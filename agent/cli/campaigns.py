@@ -66,11 +66,11 @@ def run(
     path = recipe_path(workspace, recipe)
     if budget is None and deadline is None:
         raise UsageError("how long may it take?", hint="raft-agent run --budget 8h, or --deadline 07:30")
-    if name is not None:
+    interrupted = None if new else unfinished(workspace, path, name=name)
+    if name is not None and interrupted is None:
         check_campaign_name(name, _taken(workspace))
     now = datetime.datetime.now().astimezone()
     end = parse_deadline(deadline, now) if deadline else None
-    interrupted = None if new else unfinished(workspace, path, name=name)
     called = interrupted or name
     settings = Settings(
         recipe_path=path,

@@ -74,7 +74,7 @@ def test_ctrl_c_pauses_and_leaves_no_process(workspace: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_same_command_after_a_kill_goes_on_with_the_campaign(workspace: Path) -> None:
     """As a service does that is started again, or a person who presses the arrow key."""
-    words = ("run", "short", "--budget", "15m", "--max-experiments", "1", "--seeds", "2")
+    words = ("run", "short", "--budget", "15m", "--max-experiments", "1", "--seeds", "2", "--name", "night")
     process = started(workspace, *words)
     trainer = trainer_of(workspace, "baseline-s1", process)
     process.kill()
