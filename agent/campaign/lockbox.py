@@ -63,7 +63,7 @@ VERDICT = "Verdict"
 """Trailer of a record."""
 CUSTOMIZED = ("sitecustomize.py", "usercustomize.py")
 """Modules that Python imports by itself where they are on its path (docs.python.org, library/site)."""
-NEW_CAMPAIGN = "or start a new campaign with raft-agent run, which measures a baseline of its own"
+NEW_CAMPAIGN = "or start a new campaign with raft-agent run --new, which measures a baseline of its own"
 
 
 class YardstickChanged(InvalidFile):
@@ -297,9 +297,8 @@ class Lockbox:
         if broken is None and session.branches is not None:
             told = {entry.experiment: entry.trailers.get(VERDICT) for entry in session.branches.log()}
             recorded = sorted(number for number, one in session.state.experiments.items() if one.recorded)
-            broken = next(
-                (number for number in recorded if told.get(number) != verdict_digest(session.journal, number)), None
-            )
+            judged = verdict_digests(session.journal)
+            broken = next((number for number in recorded if told.get(number) != judged.get(number)), None)
         if broken is not None:
             raise YardstickChanged(
                 f"the journal was edited: it is not what it was when #{broken} was judged",
@@ -354,14 +353,13 @@ def journal_digest(journal: Journal) -> str:
     return digest.hexdigest()[:32]
 
 
-def verdict_digest(journal: Journal, number: int) -> str | None:
-    """Of the last verdict on an experiment; None where there is none. Its record on `best` has it as a trailer."""
-    told = [
-        fields
-        for fields in read_jsonl(journal.path)
-        if fields.get("kind") == "experiment_judged" and fields.get("experiment", 0) == number
-    ]
-    return digest_of(_line(told[-1])) if told else None
+def verdict_digests(journal: Journal) -> dict[int, str]:
+    """Of the last verdict on each experiment. Its record on `best` has it as a trailer."""
+    found = {}
+    for fields in read_jsonl(journal.path):
+        if fields.get("kind") == "experiment_judged":
+            found[int(fields.get("experiment") or 0)] = digest_of(_line(fields))
+    return found
 
 
 def _first_edited(path: Path) -> int | None:

@@ -34,7 +34,7 @@ def run_campaign(bench: Workbench) -> Ending:
         except Paused:
             raise
         except AgentError as broken:
-            bench.session.tell_if_possible("campaign_paused", reason=broken.message)
+            bench.session.tell_if_possible("campaign_paused", reason=broken.message, error=type(broken).__name__)
             raise
 
 

@@ -19,7 +19,7 @@ from agent.errors import RecipeError, UsageError, WorkspaceError
 from agent.hardware.isolation import isolation
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.disk import disk_errors
-from agent.ledger.events import CampaignResumed, CampaignStarted
+from agent.ledger.events import CampaignPaused, CampaignResumed, CampaignStarted
 from agent.ledger.git import Repository
 from agent.ledger.journal import Journal
 from agent.ledger.table import create_table
@@ -178,18 +178,59 @@ def branch(session: Session) -> None:
         session.tell("campaign_branched", commit=session.branches.start.commit)
 
 
-def unfinished(workspace: Workspace, recipe_path: str, *, name: str | None = None) -> str | None:
+def unfinished(workspace: Workspace, settings: Settings, *, name: str | None = None) -> str | None:
     """A campaign that `run` should go on with rather than start another: the named one, unless it is finished; without
-    a name the last one, where it was cut short (a kill, a power cut) while it ran this recipe. None where none is.
+    a name the last one, where something else than a person cut it short while it ran this recipe. None where none is.
+
+    Raises UsageError where it was started from another text of the recipe, or with other options: then it is for a
+    person to say what is meant.
     """
     names = workspace.campaign_names()
     chosen = name or (names[-1] if names else None)
     if chosen not in names:
         return None
-    state = Journal(workspace.journal_path(chosen)).state()
-    if state.started is None or state.started.recipe_path != recipe_path:
+    journal = Journal(workspace.journal_path(chosen))
+    state = journal.state()
+    if state.started is None or state.started.recipe_path != settings.recipe_path or state.status == "finished":
         return None
-    return chosen if state.status == "running" or (name and state.status == "paused") else None
+    if name is None and state.status == "paused" and not _cut_short(journal):
+        return None
+    differs = _what_differs(workspace, state.started, settings)
+    if differs:
+        raise UsageError(
+            f"campaign {chosen} is not finished, and was started with {differs}",
+            hint=f"raft-agent resume {chosen} goes on with it as it was; --new starts another one",
+        )
+    return chosen
+
+
+CUT_SHORT = ("ResourceError",)
+"""Errors after which a campaign goes on by itself once there is room again."""
+
+
+def _cut_short(journal: Journal) -> bool:
+    """Whether the machine made the last pause and not a person: a shutdown, or a disk that took nothing."""
+    pauses = [event for event in journal.events() if isinstance(event, CampaignPaused)]
+    told = pauses[-1].model_extra or {}
+    return pauses[-1].reason == "stopped by SIGTERM" or told.get("error") in CUT_SHORT
+
+
+def _what_differs(workspace: Workspace, started: CampaignStarted, settings: Settings) -> str:
+    """Between how a campaign was started and how it would be now; empty where it is the same."""
+    before = started.files or {started.recipe_path: started.recipe}
+    changed = [
+        path for path, text in collect_files(workspace.root, settings.recipe_path).items() if before.get(path) != text
+    ]
+    if changed:
+        return f"another text of {', '.join(changed)}"
+    now = settings.plain()
+    # a name says which campaign is meant, and 07:30 is another moment each day
+    names = [
+        name
+        for name, value in now.items()
+        if name not in ("campaign", "deadline") and name in started.options and started.options[name] != value
+    ]
+    return ", ".join(f"{name} {started.options[name]} instead of {now[name]}" for name in names)
 
 
 def _refuse_another_repository(session: Session, started: CampaignStarted) -> None:
@@ -198,7 +239,7 @@ def _refuse_another_repository(session: Session, started: CampaignStarted) -> No
         raise WorkspaceError(
             f"the campaign started from commit {started.base_commit[:12]}, which this repository does not have",
             where=str(session.journal.path),
-            hint="the journal belongs to another repository: resume there, or start a new campaign with raft-agent run",
+            hint="its journal is of another repository: resume there; raft-agent run --new starts a new campaign here",
         )
 
 

@@ -6,7 +6,7 @@ import datetime
 import statistics
 from typing import Any
 
-from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digest
+from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digests
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Done
 from agent.campaign.session import Session
@@ -75,7 +75,7 @@ def record(session: Session, number: int) -> None:
         subject=f"{judged.outcome} #{number}: {planned.subject if planned else 'baseline'}",
         files={session.recipe_path: text} if text is not None else None,
         body=judged.reason,
-        trailers={**(planned.trailers if planned else {}), VERDICT: verdict_digest(session.journal, number)},
+        trailers={**(planned.trailers if planned else {}), VERDICT: verdict_digests(session.journal).get(number)},
     )
     bring_rows_in(session, number)
     session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import signal
 import sys
@@ -53,8 +54,8 @@ def run(
     The baseline with several seeds, then ideas from the playbook one by one, each committed, trained, judged and
     recorded; what holds is confirmed with fresh seeds on fresh prompts; the holdout once, at the end.
 
-    Where the last campaign of this recipe was cut short by a kill, a reboot or a power cut, or the named one is not
-    finished, that one is gone on with, as `resume` does; so a service may simply run this again.
+    Where the last campaign of this recipe was cut short by a kill, a shutdown, a power cut or a full disk, or the named
+    one is not finished, that one is gone on with, as `resume` does; so a service may simply run this again.
     """
     from agent.campaign.budget import parse_deadline, parse_duration
     from agent.campaign.open import machine_of, start, unfinished
@@ -66,17 +67,11 @@ def run(
     path = recipe_path(workspace, recipe)
     if budget is None and deadline is None:
         raise UsageError("how long may it take?", hint="raft-agent run --budget 8h, or --deadline 07:30")
-    interrupted = None if new else unfinished(workspace, path, name=name)
-    if name is not None and interrupted is None:
-        check_campaign_name(name, _taken(workspace))
     now = datetime.datetime.now().astimezone()
-    end = parse_deadline(deadline, now) if deadline else None
-    called = interrupted or name
     settings = Settings(
         recipe_path=path,
-        campaign=called or default_campaign_name(Path(path).stem, today=now.date(), taken=_taken(workspace)),
+        campaign=name or default_campaign_name(Path(path).stem, today=now.date(), taken=_taken(workspace)),
         budget_s=parse_duration(budget) if budget else None,
-        deadline=end.isoformat() if end else None,
         baseline_seeds=seeds,
         max_experiments=max_experiments,
         per_experiment_s=parse_duration(per_experiment, option="--per-experiment") if per_experiment else None,
@@ -85,6 +80,14 @@ def run(
         low_priority=low_priority,
         allow_untrusted_code=allow_untrusted_code,
     )
+    interrupted = None if new else unfinished(workspace, settings, name=name)
+    if interrupted:
+        settings = dataclasses.replace(settings, campaign=interrupted)
+    else:
+        if name is not None:
+            check_campaign_name(name, _taken(workspace))
+        end = parse_deadline(deadline, now) if deadline else None  # one that has passed may still be gone on with
+        settings = dataclasses.replace(settings, deadline=end.isoformat() if end else None)
     if dry_run:
         if interrupted:
             print(f"campaign {interrupted} is not finished: without --dry-run this would go on with it (or --new)")

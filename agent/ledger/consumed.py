@@ -20,6 +20,8 @@ from agent.files import sync
 NAME = "consumed"
 EVERY_S = 0.5
 SYNC_EVERY_S = 10.0
+PATIENCE_S = 2.0
+"""A disk that does not answer must not hold up the agent's end."""
 _FORM = "{:018.3f}\n"
 
 
@@ -57,7 +59,7 @@ class Timekeeper:
     def close(self) -> None:
         if not self._done.is_set():
             self._done.set()
-            self._thread.join()
+            self._thread.join(timeout=PATIENCE_S)
 
     def __enter__(self) -> Timekeeper:
         return self.start()

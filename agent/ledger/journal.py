@@ -122,7 +122,7 @@ class Journal:
             raise WorkspaceError(
                 f"the journal of {campaign} does not say how it was started",
                 where=str(self.path),
-                hint="raft-agent run starts a new campaign",
+                hint="raft-agent run --new starts a new campaign",
             )
         if started.format > FORMAT:
             raise self._newer(1, f"format {started.format}, and this version reads {FORMAT}")
@@ -137,7 +137,7 @@ class Journal:
         return WorkspaceError(
             f"the journal was written by a newer raft-agent ({what}); going on with it could do things twice",
             where=f"{self.path}:{line}",
-            hint="use that version, or start a new campaign with raft-agent run",
+            hint="use that version, or start a new campaign with raft-agent run --new",
         )
 
     def damages(self) -> list[str]:

@@ -68,8 +68,16 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, handled: int) -> None:
         os.close(opened)
 
 
+CACHE_VARIABLES = (
+    *("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR"),
+    *("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR"),
+    *("MPLCONFIGDIR", "NUMBA_CACHE_DIR"),
+)
+
+
 def caches_of_libraries() -> list[Path]:
     """Folders that torch, the hub's client and the drivers of accelerators write to, and the devices themselves."""
     home = Path.home()
-    named = [os.environ[name] for name in ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR") if os.environ.get(name)]
-    return [home / ".cache", home / ".triton", home / ".nv", *map(Path, named), Path("/dev"), Path("/proc")]
+    named = [os.environ[name] for name in CACHE_VARIABLES if os.environ.get(name)]
+    usual = [home / name for name in (".cache", ".triton", ".nv", ".config/miopen", ".miopen")]
+    return [*usual, *map(Path, named), Path("/dev"), Path("/proc")]

@@ -82,9 +82,10 @@ def stamps_of(folder: Path) -> dict[str, Stamp]:
 
 
 def refuse_changed(before: Mapping[str, Any], folder: Path, *, what: str) -> None:
-    """DataError where a file of the folder has been written, replaced, added or removed since."""
+    """DataError where a file of the folder has been written, replaced or removed since. One that has come since was not
+    there to be read, or is what loading itself has fetched from the hub."""
     now = stamps_of(folder)
-    for name in sorted({*before, *now}):
+    for name in sorted(before):
         if tuple(before.get(name) or ()) != tuple(now.get(name) or ()):
             raise DataError(
                 f"{name} of {what} was changed while it was in use",

@@ -294,7 +294,8 @@ class Worker(Preparation):
         """Take away the right to write anywhere but in the run's folder and in caches."""
         from agent.raft.confine import caches_of_libraries, confine_writes
 
-        if self.options.allow_untrusted_code:
+        if self.options.allow_untrusted_code or self.recipe.task.verifier.runs_untrusted_code:
+            # Landlock forbids mounts: training and evaluation would be judged behind different walls.
             return "not confined: programs that the model writes run in sandboxes, which could not be set up then"
         scratch = self.options.out / SCRATCH
         scratch.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,12 @@ def _at(content: Any, key: str) -> Any:
 
 def code_files(folder: Path = FOLDER) -> dict[str, Path]:
     """By name from the package's folder on: what measures and what judges."""
-    rooms = [path for room in MEASURING for path in sorted((folder / room).rglob("*.py"))]
+    rooms = [
+        path
+        for room in MEASURING
+        for path in sorted((folder / room).rglob("*.py"))
+        if not path.name.startswith("bench")  # benchmarks are no part of a run
+    ]
     files = [*rooms, folder / "contract.py", *(folder / name for name in JUDGING)]
     return {path.relative_to(folder).as_posix(): path for path in files if path.exists()}
 

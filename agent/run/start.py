@@ -49,7 +49,10 @@ class TrainerProcess:
         if self._code is None and self._channel >= 0 and _can_be_read(self._channel, 0.0):
             told = os.read(self._channel, 64)
             self.close()
-            self._code = int(told) if told.strip() else self.leash.wait()  # the leash itself was killed
+            self._code = int(told) if told.strip() else None
+        if self._code is None and self._channel < 0:
+            # The leash was killed, or has become the trainer, as it does outside Linux.
+            self._code = self.leash.poll()
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:

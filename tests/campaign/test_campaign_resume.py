@@ -15,6 +15,7 @@ import pytest
 from nights import NOTHING, RATE_UP, Dies, Night, dying_at, new_night
 
 from agent.campaign.open import unfinished
+from agent.campaign.settings import Settings
 from agent.errors import AgentError, ResourceError, UsageError, WorkspaceError
 from agent.ledger.consumed import Timekeeper, read_consumed
 from agent.ledger.journal import Journal
@@ -166,28 +167,65 @@ def test_a_journal_of_another_repository_is_refused(cut_short: Night, tmp_path: 
 # --- what to go on with ------------------------------------------------------------------------------------
 
 
+def asked_for(night: Night, **options: Any) -> Settings:
+    """The options of the campaign that was cut short, or others."""
+    told = {"recipe_path": "recipes/test.yaml", "budget_s": 600.0, "baseline_seeds": 2, "max_experiments": 2, **options}
+    return Settings(campaign="any", **told)
+
+
 def test_run_goes_on_with_what_was_cut_short_and_with_a_named_one_that_was_paused(cut_short: Night) -> None:
-    workspace, recipe = cut_short.workspace, "recipes/test.yaml"
-    assert unfinished(workspace, recipe) == "night"
-    assert unfinished(workspace, "recipes/tiny-addition.yaml") is None
-    assert unfinished(workspace, recipe, name="another") is None
-    cut_short.stop_request = lambda: "stopped by a person"
+    workspace, same = cut_short.workspace, asked_for(cut_short)
+    assert unfinished(workspace, same) == "night"
+    assert unfinished(workspace, asked_for(cut_short, recipe_path="recipes/tiny-addition.yaml")) is None
+    assert unfinished(workspace, same, name="another") is None
+    cut_short.stop_request = lambda: "stopped by Ctrl-C"
     with pytest.raises(AgentError, match="paused"):
         cut_short.resume()
-    assert unfinished(workspace, recipe) is None
-    assert unfinished(workspace, recipe, name="night") == "night"
+    assert unfinished(workspace, same) is None, "a person may have other plans"
+    assert unfinished(workspace, same, name="night") == "night"
     cut_short.stop_request = lambda: None
     cut_short.resume()
-    assert unfinished(workspace, recipe, name="night") is None
+    assert unfinished(workspace, same, name="night") is None
     with pytest.raises(UsageError, match="is finished"):
         cut_short.resume()
+
+
+def test_run_goes_on_after_a_shutdown_and_after_a_full_disk(cut_short: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_short.stop_request = lambda: "stopped by SIGTERM"
+    with pytest.raises(AgentError, match="paused"):
+        cut_short.resume()
+    assert unfinished(cut_short.workspace, asked_for(cut_short)) == "night"
+    cut_short.stop_request = lambda: None
+    with monkeypatch.context() as full:
+        full.setattr("agent.campaign.workbench.Workbench.settle", _no_space)
+        with pytest.raises(ResourceError):
+            cut_short.resume()
+    assert cut_short.session is not None
+    assert cut_short.session.journal.state().status == "paused"
+    assert unfinished(cut_short.workspace, asked_for(cut_short)) == "night"
+
+
+def _no_space(bench: Any) -> None:
+    raise ResourceError("no space left", where=str(bench.session.folder), hint="make room")
+
+
+@pytest.mark.parametrize("name", [None, "night"])
+def test_what_was_started_otherwise_is_for_a_person_to_decide(cut_short: Night, name: str | None) -> None:
+    workspace = cut_short.workspace
+    with pytest.raises(UsageError, match=r"was started with max_experiments 2 instead of 5") as refused:
+        unfinished(workspace, asked_for(cut_short, max_experiments=5), name=name)
+    assert refused.value.hint == "raft-agent resume night goes on with it as it was; --new starts another one"
+    recipe = cut_short.root / "recipes" / "test.yaml"
+    recipe.write_text(recipe.read_text().replace("5.0e-4", "6.0e-4"))
+    with pytest.raises(UsageError, match=r"another text of recipes/test.yaml"):
+        unfinished(workspace, asked_for(cut_short), name=name)
 
 
 def test_a_campaign_whose_first_line_was_torn_was_never_started(cut_short: Night) -> None:
     path = journal_of(cut_short)
     path.write_text(lines(cut_short)[0][:50])
     assert cut_short.workspace.campaign_names() == []
-    assert unfinished(cut_short.workspace, "recipes/test.yaml", name="night") is None
+    assert unfinished(cut_short.workspace, asked_for(cut_short), name="night") is None
     with pytest.raises(WorkspaceError, match="no campaign to resume"):
         cut_short.resume()
 
