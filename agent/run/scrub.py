@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from agent.contract import CYCLES, FAILURE, HEARTBEAT, LOG, PLAN, SUMMARY, TELEMETRY
+from agent.contract import CYCLES, EVAL, FAILURE, HEARTBEAT, LOG, PLAN, RUNG, SELECT, SUMMARY, TELEMETRY
 from agent.files import fsync_folder, write_atomic
 from agent.text import redact, redacted
 
 DOCUMENTS = (FAILURE, PLAN, SUMMARY, HEARTBEAT)
 ROWS = (CYCLES, TELEMETRY)
-"""Rows of measurements have no words but the rows' own ids, and are hashed as the trainer wrote them."""
+MEASUREMENTS = (SELECT, RUNG, EVAL)
+"""They have no words but the rows' own ids, and are hashed as the trainer wrote them."""
+LARGEST = 64 * 1024 * 1024
+"""Of a file but the log: what is larger is a flood, and would fill the memory of whoever reads it."""
 CHUNK = 4 * 1024 * 1024
 OVERLAP = 64 * 1024
 """Of a chunk without a line's end that is looked at again with the next one."""
@@ -32,14 +35,18 @@ def scrub(out: Path, variables: Mapping[str, str] | None = None) -> tuple[str, .
     `variables` are those that the trainer was given on top of this process's.
     """
     problems, environment = [], {**os.environ, **(variables or {})}
-    for name in (LOG, *DOCUMENTS, *ROWS):
+    for name in (LOG, *DOCUMENTS, *ROWS, *MEASUREMENTS):
         path = out / name
         if path.is_symlink() or not path.is_file():
             continue
         try:
             if name == LOG:
                 scrub_log(path, environment)
-            else:
+                continue
+            if path.stat().st_size > LARGEST:
+                os.truncate(path, LARGEST)
+                problems.append(f"{name} was larger than {LARGEST >> 20} MiB, and has been cut")
+            if name not in MEASUREMENTS:
                 _scrub_json(path, environment, rows=name in ROWS)
         except OSError as error:
             problems.append(f"{name} could not be searched for secrets: {error.strerror or error}")
