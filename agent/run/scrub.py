@@ -22,7 +22,8 @@ DOCUMENTS = (FAILURE, PLAN, SUMMARY, HEARTBEAT)
 ROWS = (CYCLES, TELEMETRY)
 MEASUREMENTS = (SELECT, RUNG, EVAL)
 """They have no words but the rows' own ids, and are hashed as the trainer wrote them."""
-LARGEST = 64 * 1024 * 1024
+LARGEST = 16 * 1024 * 1024
+LARGEST_MEASUREMENT = 128 * 1024 * 1024
 """Of a file but the log: what is larger is a flood, and would fill the memory of whoever reads it."""
 CHUNK = 4 * 1024 * 1024
 OVERLAP = 64 * 1024
@@ -43,9 +44,10 @@ def scrub(out: Path, variables: Mapping[str, str] | None = None) -> tuple[str, .
             if name == LOG:
                 scrub_log(path, environment)
                 continue
-            if path.stat().st_size > LARGEST:
-                os.truncate(path, LARGEST)
-                problems.append(f"{name} was larger than {LARGEST >> 20} MiB, and has been cut")
+            most = LARGEST_MEASUREMENT if name in MEASUREMENTS else LARGEST
+            if path.stat().st_size > most:
+                os.truncate(path, most)
+                problems.append(f"{name} was larger than {most >> 20} MiB, and has been cut")
             if name not in MEASUREMENTS:
                 _scrub_json(path, environment, rows=name in ROWS)
         except OSError as error:

@@ -168,10 +168,9 @@ def test_its_folder_can_be_started_in_again(tmp_path: Path, behaviour: str) -> N
 
 @pytest.mark.slow
 def test_files_that_are_too_large_or_no_files_are_named(tmp_path: Path) -> None:
-    run(tmp_path, "floods_its_rows")
-    problems = "\n".join(read_run(tmp_path / "run").problems)
-    assert "eval.jsonl has 10737418240 bytes, and 536870912 are the most that is read" in problems
-    assert "plan.json has 10737418240 bytes" in problems
+    notes = run(tmp_path, "floods_its_rows").notes
+    assert "eval.jsonl was larger than 128 MiB, and has been cut" in notes
+    assert "plan.json was larger than 16 MiB, and has been cut" in notes
     (tmp_path / "other").mkdir()
     run(tmp_path / "other", "puts_pipes_in_the_way")
     problems = "\n".join(read_run(tmp_path / "other" / "run").problems)
