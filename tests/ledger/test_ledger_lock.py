@@ -13,11 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Git
 
 from agent.errors import Busy
 from agent.ledger import lock as lock_module
@@ -34,6 +33,8 @@ with hold(Workspace(Path(sys.argv[1])), what="campaign night"):
     print("held", flush=True)
     time.sleep(60)
 """
+
+Git = Callable[..., str]
 
 
 @contextlib.contextmanager
