@@ -199,6 +199,8 @@ class Summary(Row):
     seed: int
     recipe_signature: str
     cycles: int = 0
+    starts: int = 1
+    """Of the trainer that trained in it: one that was killed or paused goes on in another, which warms up anew."""
     optimizer_steps: int = 0
     kept: int = 0
     generated_tokens: int = 0
@@ -220,6 +222,7 @@ class Summary(Row):
     tokens_per_s: float | None = None
     """(generated + trained tokens) / train_s."""
     peak_memory_gb: float | None = None
+    """The most that any of its starts took."""
     device: str | None = None
     checkpoint: str | None = CHECKPOINT
     provenance: dict[str, Any] = {}

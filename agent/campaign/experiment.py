@@ -119,8 +119,9 @@ def _cheaper(search: Measured, incumbent_runs: list[Measured]) -> str | None:
     """Less memory, or (where the budget does not fix it) less time, beyond 10% and the spread of the runs."""
     for name, unit in (("peak_memory_gb", "GB peak memory"), ("train_s", "s of training")):
         ours = getattr(search.summary, name, None)
-        theirs = [getattr(run.summary, name, None) for run in incumbent_runs]
-        known = [value for value in theirs if value is not None]
+        # One that was killed and went on has warmed up twice: it took longer than its recipe takes.
+        whole = [run for run in incumbent_runs if name != "train_s" or getattr(run.summary, "starts", 1) == 1]
+        known = [value for run in whole if (value := getattr(run.summary, name, None)) is not None]
         if ours is None or not known:
             continue
         low, mean = min(known), sum(known) / len(known)

@@ -134,6 +134,10 @@ class Training:
         self.rung_seconds: float | None = None
         self.seconds_per_sample = 0.0
         self.last_cycle_seconds = 0.0
+        self.starts = 1
+        """Of the trainer, that this training was made in."""
+        self.earlier_memory_gb = 0.0
+        """The most that an earlier start of it took."""
         self.finished = False
         self.settled: dict[str, Any] | None = None
         """Where the training stood at the end of the last cycle; None while the weights are no longer those."""
@@ -410,7 +414,7 @@ class Training:
             generated_tokens=batch.generated_tokens if fresh else 0,
             train_tokens_per_s=report.tokens / report.seconds if report.tokens and report.seconds else None,
             seconds=seconds,
-            peak_memory_gb=peak_memory_gb(),
+            peak_memory_gb=self.peak_memory_gb(),
             elapsed_s=self.clock() - self.started,
             budget_spent=self.spending.share(),
         )
@@ -488,8 +492,14 @@ class Training:
             "decline": {**self.decline.state(), "declined": self.declined},
             "seconds_per_sample": self.seconds_per_sample,
             "last_cycle_seconds": self.last_cycle_seconds,
+            "starts": self.starts,
+            "peak_memory_gb": self.peak_memory_gb(),
             "finished": self.finished,
         }
+
+    def peak_memory_gb(self) -> float:
+        """The most that any start of this training took, GB. The last one alone may have had little left to do."""
+        return max(peak_memory_gb(), self.earlier_memory_gb)
 
     def _identity(self) -> str:
         return f"{self.recipe.signature()}/{self.seed}"
@@ -512,7 +522,9 @@ class Training:
             self.best.weights = self.policy.snapshot()
         self.seconds_per_sample = saved["seconds_per_sample"]
         self.last_cycle_seconds = saved["last_cycle_seconds"]
+        self.earlier_memory_gb = saved.get("peak_memory_gb", 0.0)
         self.finished = saved["finished"]
+        self.starts = saved.get("starts", 1) + (not self.finished)
         self._set_deadline()
         files.keep_cycles(self.out, self.spending.cycles)
         self.pulse.cycle, self.pulse.select_metric = self.spending.cycles + 1, self.best.metric

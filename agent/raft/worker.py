@@ -384,11 +384,13 @@ class Worker(Preparation):
         totals = vars(training.totals) if training else {}
         train_seconds = training.spending.seconds if training else 0.0
         tokens = sum(totals.get(name, 0) for name in ("generated_tokens", "trained_tokens"))
+        peak = training.peak_memory_gb() if training else peak_memory_gb()
         summary = Summary(
             stopped=stopped,
             seed=self.options.seed,
             recipe_signature=self.recipe.signature(),
             cycles=training.spending.cycles if training else 0,
+            starts=training.starts if training else 1,
             **totals,
             delivered_cycle=training.best.cycle if training else 0,
             metric=self.recipe.evaluation.metric,
@@ -400,7 +402,7 @@ class Worker(Preparation):
             rung_s=training.rung_seconds if training else None,
             elapsed_s=time.monotonic() - self.started,
             tokens_per_s=tokens / train_seconds if train_seconds > 0 and tokens else None,
-            peak_memory_gb=max(peak_memory_gb(), self.examined.pop("peak_memory_gb", 0.0)),
+            peak_memory_gb=max(peak, self.examined.pop("peak_memory_gb", 0.0)),
             device=str(self.policy.device) if self.policy else None,
             checkpoint=CHECKPOINT if checkpoint else None,
             provenance=self._provenance(),

@@ -64,6 +64,15 @@ def test_cheaper_is_what_costs_less_than_the_incumbents_runs_ever_did() -> None:
     assert found(6.0) is None
 
 
+def test_a_training_that_was_killed_and_went_on_does_not_make_another_look_cheaper() -> None:
+    def of(seconds: float, starts: int) -> MadeRun:
+        return run(f"{seconds}", 0.5, summary=SUMMARY.model_copy(update={"train_s": seconds, "starts": starts}))
+
+    assert _cheaper(of(50.0, 1), [of(80.0, 2), of(52.0, 1)]) is None
+    assert _cheaper(of(50.0, 1), [of(80.0, 2)]) is None
+    assert _cheaper(of(50.0, 2), [of(80.0, 1)]) is not None, "one that was killed and is faster still"
+
+
 def test_a_cheaper_recipe_is_kept_where_it_is_shown_to_be_no_worse() -> None:
     """As good on every prompt with three quarters of the memory; 2 points worse it is not kept."""
     for mean, kind in ((0.50, "cheaper"), (0.48, "regressed")):

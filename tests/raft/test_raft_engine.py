@@ -18,6 +18,7 @@ from raft_recipes import no_beat, small_recipe
 from agent.contract import RUNG, TIMING_FIELDS, SelectRow, Summary
 from agent.errors import DataError, NumericError, Unsupported
 from agent.files import read_jsonl
+from agent.raft import engine
 from agent.raft import model as model_module
 from agent.raft import state as files
 from agent.raft import worker as worker_module
@@ -228,8 +229,26 @@ def test_a_training_that_is_stopped_while_it_samples_repeats_nothing(make: Any) 
     assert len(before) == 2 * 3
     again = make({"budget": {"cycles": 5}})
     assert again.run() == "budget"
+    assert (first.starts, again.starts) == (1, 2)
     assert [row["cycle"] for row in read_jsonl(again.out / "select.jsonl")] == list(range(6))
     assert set(before) < set(lines(again)), "the times of the first start are still in its rows"
+
+
+def test_the_memory_of_a_training_is_the_most_that_any_start_of_it_took(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that only finds all cycles done takes little, and would make its recipe look cheaper."""
+    monkeypatch.setattr(engine, "peak_memory_gb", lambda: 7.0)
+    first = make({"budget": {"cycles": 3}})
+    first.run()
+    first.save()
+    monkeypatch.setattr(engine, "peak_memory_gb", lambda: 2.0)
+    again = make({"budget": {"cycles": 3}})
+    again._resume()
+    assert again.peak_memory_gb() == 7.0
+    assert again.starts == 1, "nothing was trained in the second one"
+    monkeypatch.setattr(engine, "peak_memory_gb", lambda: 9.0)
+    assert again.peak_memory_gb() == 9.0
 
 
 @pytest.mark.parametrize("phase", ["train", "evaluate"])
