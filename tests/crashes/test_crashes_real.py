@@ -423,11 +423,12 @@ def test_a_corrupt_safetensors_file(night: RealNight) -> None:
     (night.root / "broken").mkdir()
     (night.root / "broken" / "model.safetensors").write_bytes(b"\xff" * 500)
     (night.root / "broken" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    night.playbook(idea("breaks", model__source="./broken"), WORKS)
-    night.start()
-    row = crashed(night)
-    assert row["crash_class"] == "data"
-    went_on(night)
+    recipe(night, model={"source": "./broken"})
+    night.playbook(WORKS)
+    with pytest.raises(AgentError) as caught:
+        night.start()
+    assert type(caught.value).__name__ == "DataError"
+    assert "safetensors" in str(caught.value)
 
 
 def test_a_data_set_that_is_gone_pauses_and_goes_on_when_it_is_back(night: RealNight) -> None:
