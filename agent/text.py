@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 ANSI = re.compile(
@@ -88,6 +88,12 @@ TELLING = re.compile(
 """In a variable's name. Not GIT_AUTHOR_NAME, XAUTHORITY, PWD or TOKENIZERS_PARALLELISM."""
 PLACE = re.compile(r"(?:_SOCK|_PATH|_FILE|_DIR|_HOME|_CREDENTIALS|_CONTROL)$", re.IGNORECASE)
 """A name that ends so and has a path for a value says where a secret is."""
+SETTING = re.compile(
+    r"_(?:MODE|TYPE|METHOD|BACKEND|ENABLED|TIMEOUT|LIMIT|TTL|SIZE|LENGTH|COUNT|ALGORITHM|VERSION)$"
+    r"|(?:^|_)(?:MAX|MIN|NUM)_(?:\w+_)?TOKENS$",
+    re.IGNORECASE,
+)
+"""A name that ends so says how something is done (AUTH_MODE, MAX_TOKENS), and its value is a word of any text."""
 HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 """What huggingface_hub reads (its documentation, "Environment variables")."""
 PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "ftp_proxy"})
@@ -187,21 +193,27 @@ def redacted_values(variables: Mapping[str, str]) -> dict[str, str]:
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable's value is a secret, as far as name and length tell."""
     is_place = PLACE.search(name) is not None and value.startswith(("/", "~", "."))
-    return len(value) >= SHORTEST and TELLING.search(name) is not None and not is_place
+    return len(value) >= SHORTEST and _is_telling(name) and not is_place
 
 
-def passed_on(environment: Mapping[str, str], *, hub: bool = False, packages: bool = False) -> dict[str, str]:
+def _is_telling(name: str) -> bool:
+    return TELLING.search(name) is not None and SETTING.search(name) is None
+
+
+def passed_on(
+    environment: Mapping[str, str], *, hub: bool = False, packages: bool = False, named: Collection[str] = ()
+) -> dict[str, str]:
     """The variables that a process gets which has no business with the user's secrets.
 
     Left out are those with a telling name, agents' sockets among them, and those whose value has the shape of a
     secret. `hub`: it has to reach the hub, so it keeps the hub's token and the proxies; `packages`: it has to reach
-    the package index, so it keeps pip's settings and the proxies.
+    the package index, so it keeps pip's settings and the proxies; `named`: what the user lets it have.
     """
     kept = {}
     for name, value in environment.items():
         wanted = (hub and name in HUB_TOKENS) or (packages and name.startswith(("PIP_", "UV_")))
-        wanted |= (hub or packages) and name.lower() in PROXIES
-        if wanted or (TELLING.search(name) is None and redact(value, {}) == value):
+        wanted |= name in named or ((hub or packages) and name.lower() in PROXIES)
+        if wanted or (not _is_telling(name) and redact(value, {}) == value):
             kept[name] = value
     return kept
 

@@ -145,6 +145,10 @@ def test_what_a_name_tells() -> None:
         assert not is_secret(name, "12345678"), name
     assert not is_secret("SSH_AUTH_SOCK", "/tmp/agent.sock")
     assert not is_secret("API_KEY", "short")
+    for name in ("AUTH_MODE", "MAX_TOKENS", "MAX_NEW_TOKENS", "SECRET_BACKEND", "TOKEN_LIMIT"):
+        assert not is_secret(name, "kerberos"), name
+    for name in ("ACCESS_TOKENS", "AUTH_VERSION_KEY", "TOKEN_TYPE_SECRET"):
+        assert is_secret(name, "kerberos"), name
 
 
 def test_a_short_value_is_replaced_only_where_it_stands_alone() -> None:

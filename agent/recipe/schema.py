@@ -35,6 +35,7 @@ def _number_not_text(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number_not_text)]
 Whole = Annotated[int, BeforeValidator(_number_not_text)]
 Flag = Annotated[bool, Field(strict=True)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Lora(Section):
@@ -148,6 +149,9 @@ class Verifier(Section):
     """For `python:FILE.py:FUNCTION`: the function is not yours, or runs what the model wrote. It then runs in the
     sandbox: it reads its own folder and Python's library and nothing else, writes no file but temporary ones, and has
     no network, no environment and no other process."""
+    environment: list[VariableName] = []
+    """For `python:FILE.py:FUNCTION`: variables of yours that the function needs (an API key), by name. Training and
+    evaluation get their values from the shell that the campaign runs in; what else looks like a secret they do not."""
 
     @model_validator(mode="before")
     @classmethod
@@ -163,10 +167,16 @@ class Verifier(Section):
         for name, field in type(self).model_fields.items():
             if name in ("kind", "timeout_seconds", *reads) or getattr(self, name) == field.default:
                 continue
-            if name == "untrusted" and self.own_function() is not None:
+            if name in ("untrusted", "environment") and self.own_function() is not None:
                 continue
             readers = ", ".join(kind for kind, keys in VERIFIER_KINDS.items() if name in keys) or OWN_KIND
             raise ValueError(f"verifier.{name} is needed for kind: {readers}, and not read by {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _untrusted_gets_nothing(self) -> Verifier:
+        if self.untrusted and self.environment:
+            raise ValueError("verifier.environment does not go with verifier.untrusted: it gets no variables")
         return self
 
     @model_validator(mode="after")

@@ -304,9 +304,11 @@ def _variables(request: RunRequest, machine: Machine | None) -> tuple[dict[str, 
 
 
 def _inherited(request: RunRequest) -> dict[str, str]:
-    """Of this process's variables, what a trainer of this recipe needs: secrets only to fetch its model."""
+    """Of this process's variables, what a trainer of this recipe needs: secrets only to fetch its model, and those
+    that the recipe names for its verifier."""
     kind = kind_of(request.recipe.model.source, base=request.workspace)
-    return passed_on(os.environ, hub=kind == "hub", packages=kind == "pypi")
+    named = request.recipe.task.verifier.environment
+    return passed_on(os.environ, hub=kind == "hub", packages=kind == "pypi", named=named)
 
 
 def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:

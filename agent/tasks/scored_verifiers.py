@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract import FILES_VARIABLE
-from agent.errors import DataError, Unavailable
+from agent.errors import DataError, Unavailable, UsageError
 from agent.recipe import schema
 from agent.recipe.places import inside
 from agent.tasks import scorer
@@ -70,12 +70,22 @@ class FunctionVerifier(ScoredVerifier):
     """
 
     def __init__(
-        self, path: Path, function: str, *, timeout: float, beside: Path | None = None, kept_in: Layers | None = None
+        self,
+        path: Path,
+        function: str,
+        *,
+        timeout: float,
+        beside: Path | None = None,
+        kept_in: Layers | None = None,
+        environment: Sequence[str] = (),
     ):
-        """`kept_in`: the layers that the function runs behind, where it is not trusted."""
+        """`kept_in`: the layers that the function runs behind, where it is not trusted; `environment`: variables that
+        it gets although they look like secrets."""
         self._source = f"{path.name}:{function}"
         self._kept_in = kept_in
-        self._scorers = scorer.function_scorers(path, function, timeout=timeout, beside=beside, kept_in=kept_in)
+        self._scorers = scorer.function_scorers(
+            path, function, timeout=timeout, beside=beside, kept_in=kept_in, environment=environment
+        )
         self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
 
     def kept_in_by(self) -> str | None:
@@ -224,7 +234,7 @@ def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_co
     """The verifier `python:FILE.py:FUNCTION`, its file relative to `base`.
 
     Raises DataError where the file is missing or does not import, UsageError where it is untrusted and too little would
-    keep it in.
+    keep it in, and where a variable that it is to get is not set.
     """
     named = config.own_function()
     assert named is not None
@@ -239,8 +249,21 @@ def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_co
         kept_in = layers_here()
         what = "the verifier's file is marked task.verifier.untrusted"
         refuse_without_walls(kept_in, what=what, allowed=allow_untrusted_code)
-    beside = (base / named[0]).parent
-    return FunctionVerifier(path, named[1], timeout=config.timeout_seconds, beside=beside, kept_in=kept_in)
+    unset = [name for name in config.environment if not os.environ.get(name)]
+    if unset:
+        raise UsageError(
+            f"{', '.join(unset)} is not set, and the verifier {named[0]} is to get it",
+            where="task.verifier.environment",
+            hint="export it in the shell that raft-agent is started from, or take it out of the list",
+        )
+    return FunctionVerifier(
+        path,
+        named[1],
+        timeout=config.timeout_seconds,
+        beside=(base / named[0]).parent,
+        kept_in=kept_in,
+        environment=config.environment,
+    )
 
 
 def _in_effect(name: str, *, base: Path) -> Path:

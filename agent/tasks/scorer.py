@@ -242,7 +242,7 @@ def _started_child(setup: Mapping[str, Any], kept_in: Layers | None) -> subproce
             [sys.executable, "-P", str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=passed_on(os.environ),
+            env=passed_on(os.environ, named=setup.get("environment", ())),
             start_new_session=True,
         )
     except OSError as error:
@@ -322,16 +322,23 @@ class Scorers:
 
 
 def function_scorers(
-    path: Path, function: str, *, timeout: float, beside: Path | None = None, kept_in: Layers | None = None
+    path: Path,
+    function: str,
+    *,
+    timeout: float,
+    beside: Path | None = None,
+    kept_in: Layers | None = None,
+    environment: Sequence[str] = (),
 ) -> Scorers:
-    """Children that call `function(response, row)` of the user's file, which may import what lies `beside` it.
+    """Children that call `function(response, row)` of the user's file, which may import what lies `beside` it, with
+    these variables of ours that they would else not get.
 
     With `kept_in` they run behind these layers, and read that folder and the file and nothing else of the user's.
     Raises VerifierError where the file fails to import, with the user's exception line.
     """
     folder = (beside or path.parent).resolve()
     setup: dict[str, Any] = {"kind": "python", "path": str(path.resolve()), "function": function, "beside": str(folder)}
-    setup |= {"readable": [str(folder), str(path.resolve())]}
+    setup |= {"readable": [str(folder), str(path.resolve())], "environment": list(environment)}
     scorers = Scorers(setup, timeout=timeout, kept_in=kept_in)
     reply = scorers.start()
     if reply.values is None:

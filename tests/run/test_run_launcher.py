@@ -522,6 +522,9 @@ def test_a_trainer_gets_the_secrets_that_fetch_its_model_and_no_other(
     inherited = launcher._inherited(request)
     assert {name for name in secrets if name in inherited} == kept
     assert "PATH" in inherited
+    judged = {"task.verifier.kind": "python:judge.py:score", "task.verifier.environment": ["AWS_SECRET_KEY"]}
+    inherited = launcher._inherited(replace(request, recipe=with_keys(chosen, judged)))
+    assert {name for name in secrets if name in inherited} == kept | {"AWS_SECRET_KEY"}
 
 
 def test_the_variables_of_a_recipe_are_recorded_without_their_secrets(tmp_path: Path) -> None:

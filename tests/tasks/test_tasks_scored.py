@@ -413,11 +413,43 @@ def test_a_pattern_that_backtracks_for_ever_meets_the_limit_and_the_next_respons
         ({"kind": "exact", "pattern": "(a)"}, "not read by exact"),
         ({"kind": "math", "tolerance": 0.1}, "not read by math"),
         ({"kind": "python:a.py:f", "open": "["}, "not read by python:a.py:f"),
+        ({"kind": "exact", "environment": ["A_KEY"]}, "verifier.environment is needed for kind: python:FILE.py:"),
+        ({"kind": "python:a.py:f", "environment": ["A_KEY"], "untrusted": True}, "does not go with verifier.untrusted"),
+        ({"kind": "python:a.py:f", "environment": ["A KEY=1"]}, "environment"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Verifier.model_validate(settings)
+
+
+# Keys of the user's ------------------------------------------------------------------------------------------
+
+HAS_KEYS = """
+import os
+def score(response, row):
+    return sorted(name for name in os.environ if name.endswith("_KEY")) == row["keys"]
+"""
+
+
+def test_a_function_gets_the_keys_that_the_recipe_names_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JUDGE_KEY", "OTHER_KEY"):
+        monkeypatch.setenv(name, "0123456789")
+    (tmp_path / "judge.py").write_text(HAS_KEYS)
+    for named in ([], ["JUDGE_KEY"]):
+        example = Example("1", "", "", row={"keys": named})
+        with build_verifier(Verifier(kind="python:judge.py:score", environment=named), base=tmp_path) as verifier:
+            assert verifier.verify("", example).passed, named
+
+
+def test_a_key_that_is_not_set_is_missed_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    (tmp_path / "judge.py").write_text(HAS_KEYS)
+    with pytest.raises(UsageError, match="JUDGE_KEY is not set") as caught:
+        build_verifier(Verifier(kind="python:judge.py:score", environment=["JUDGE_KEY"]), base=tmp_path)
+    assert "task.verifier.environment" in str(caught.value)
 
 
 # A function that is not trusted -----------------------------------------------------------------------------
