@@ -29,12 +29,14 @@ from agent.recipe.files import with_keys
 from agent.recipe.places import refuse_outside
 from agent.recipe.schema import Recipe
 from agent.recipe.trust import refuse_unconfirmed
+from agent.recipe.variables import refuse_unset
 
 
 def refuse_closed_doors(recipe: Recipe, *, base: Path, name: str) -> None:
     """RecipeError where the recipe names what lies outside the workspace, UsageError where it asks for code of a model
-    that the user has not confirmed. `name` is the recipe's."""
+    that the user has not confirmed, or for a variable that is not set. `name` is the recipe's."""
     refuse_outside(recipe, base=base)
+    refuse_unset(recipe.task.verifier)
     refuse_unconfirmed(recipe.model, base=base, recipe=name)
 
 

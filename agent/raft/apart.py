@@ -8,6 +8,10 @@ The copy is made by fork(2) once everything is imported and before anything is c
 (libgomp's does not survive a fork) and no accelerator touched (CUDA's context neither), OpenBLAS stops its threads
 around a fork itself, and pages are shared until one side writes. So it costs milliseconds where another start of Python
 costs the imports once more, 3 s and more. It ends with its parent (PR_SET_PDEATHSIG, prctl(2)).
+
+Where a library has opened the accelerator while it was imported, or the system has no such fork, another start of
+Python it is: a driver's context does not survive a fork (CUDA C++ Programming Guide, "Interprocess Communication"; for
+ROCm a device file that is open, /dev/kfd, is bound to the process that opened it).
 """
 
 from __future__ import annotations
@@ -16,15 +20,21 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.contract import Failure
 
 PR_SET_PDEATHSIG = 1
+ACCELERATOR = re.compile(r"/dev/(?:kfd|nvidia(?:\d+|ctl|-uvm|-modeset)|dri/render\w*|dxg|accel/\w+)")
+"""Device files of accelerators: AMD, NVIDIA, any one by the kernel's graphics drivers, WSL, the kernel's `accel`."""
+OWN_DESCRIPTORS = Path("/proc/self/fd")
 Serve = Callable[[dict[str, Any]], dict[str, Any]]
 Explain = Callable[[Exception], Failure]
 
@@ -40,6 +50,21 @@ class Failed(Exception):
 
 class Stopped(Exception):
     """It was asked to end."""
+
+
+def opened_accelerators(descriptors: Path = OWN_DESCRIPTORS) -> list[str]:
+    """Device files of accelerators that this process has open; empty where that cannot be told."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in descriptors.iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(link.readlink()))
+    return sorted(path for path in found if ACCELERATOR.fullmatch(path))
+
+
+def can_copy_itself() -> bool:
+    """Whether a fork of this process may compute."""
+    return sys.platform.startswith("linux") and not opened_accelerators()
 
 
 class Apart:
@@ -77,6 +102,25 @@ class Apart:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    @classmethod
+    def started(cls, command: Sequence[str]) -> Apart:
+        """Another start of Python instead: `command` with `ORDERS ANSWERS`, the descriptors that `serve_on` is given.
+
+        Raises OSError."""
+        (from_parent, orders), (answers, to_parent) = os.pipe(), os.pipe()
+        theirs = (from_parent, to_parent)
+        try:
+            process = subprocess.Popen([*command, *map(str, theirs)], pass_fds=theirs)
+        except BaseException:
+            os.close(orders)
+            os.close(answers)
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        process.returncode = 0  # collected here, by its number, as the copy is
+        return cls(process.pid, orders, answers)
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """What `serve` returns. Raises Stopped and Failed.
@@ -131,6 +175,12 @@ class Apart:
                 signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         raise Failed(Failure(crash_class="unknown", message="the evaluation's process ended", exception="Apart"), 1)
+
+
+def serve_on(orders: int, answers: int, serve: Serve, *, explain: Explain) -> None:
+    """In a process that `Apart.started` has made: answer one order, if one comes."""
+    _end_with(os.getppid())
+    _answer(orders, answers, serve, explain)
 
 
 def _end_with(parent: int) -> None:

@@ -42,7 +42,7 @@ from agent.contract import (
 )
 from agent.errors import AgentError
 from agent.files import sync_files, write_atomic
-from agent.raft.apart import Apart, Failed, Stopped
+from agent.raft.apart import Apart, Failed, Stopped, can_copy_itself, opened_accelerators, serve_on
 from agent.raft.failure import failure_of, report
 from agent.raft.prepare import SPLITS, Preparation
 from agent.raft.pulse import EndTraining, Pulse
@@ -70,6 +70,9 @@ def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
     pulse = Pulse(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        if options.serve is not None:
+            Worker(options, Pulse(None)).serve(*options.serve)  # the heartbeat is the training's
+            return 0
         (options.out / FAILURE).unlink(missing_ok=True)
         if finished(options.out):
             print("this run is finished: its summary.json is there", flush=True)
@@ -107,7 +110,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=30.0,
         help="least time between two saved states (default %(default)s)",
     )
+    parser.add_argument("--serve", nargs=2, type=int, metavar="FD", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = options.split or ["search"]
     options.splits = [] if "none" in named else list(dict.fromkeys(named))
     return options
@@ -126,7 +131,7 @@ class Worker(Preparation):
 
     def __init__(self, options: argparse.Namespace, pulse: Pulse, *, pristine: bool = False):
         super().__init__(options, pulse)
-        self.pristine = pristine and sys.platform.startswith("linux")
+        self.pristine = pristine
         self.finishing = threading.Lock()
         """Held while results are written: by the main thread, or by the timer after a SIGTERM."""
         self.apart: Apart | None = None
@@ -151,7 +156,7 @@ class Worker(Preparation):
             if self.pristine and options.evaluate is not None:
                 self.confined = self._confine()
             elif self.pristine and options.splits:
-                self.apart = Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
+                self.apart = self._set_apart()
             with self._open_task() as verifier:
                 examiner = self._prepare(verifier)
                 if options.evaluate is None:
@@ -264,6 +269,19 @@ class Worker(Preparation):
             self.policy.release()
 
     # The copy that evaluates ------------------------------------------------------------------------------------
+
+    def _set_apart(self) -> Apart:
+        if can_copy_itself():
+            return Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
+        why = ", ".join(opened_accelerators()) or sys.platform
+        print(f"the evaluation gets a process of its own, not a copy of this one: {why}", file=sys.stderr, flush=True)
+        return Apart.started([sys.executable, "-m", "agent.raft.worker", *self.options.arguments, "--serve"])
+
+    def serve(self, orders: int, answers: int) -> None:
+        """As that process: what a copy has at its beginning, then what it does."""
+        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self._settle()
+        serve_on(orders, answers, self._serve, explain=lambda error: failure_of(error, self.pulse))
 
     def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """In the copy of this process: evaluate the checkpoint that the training has delivered."""

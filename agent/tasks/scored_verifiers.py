@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract import FILES_VARIABLE
-from agent.errors import DataError, Unavailable, UsageError
+from agent.errors import DataError, Unavailable
 from agent.recipe import schema
 from agent.recipe.places import inside
+from agent.recipe.variables import refuse_unset
 from agent.tasks import scorer
 from agent.tasks.example import Example
 from agent.tasks.faults import Faults
@@ -249,13 +250,7 @@ def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_co
         kept_in = layers_here()
         what = "the verifier's file is marked task.verifier.untrusted"
         refuse_without_walls(kept_in, what=what, allowed=allow_untrusted_code)
-    unset = [name for name in config.environment if not os.environ.get(name)]
-    if unset:
-        raise UsageError(
-            f"{', '.join(unset)} is not set, and the verifier {named[0]} is to get it",
-            where="task.verifier.environment",
-            hint="export it in the shell that raft-agent is started from, or take it out of the list",
-        )
+    refuse_unset(config)
     return FunctionVerifier(
         path,
         named[1],

@@ -20,7 +20,7 @@ from raft_recipes import small_recipe
 from agent.contract import Failure, Summary
 from agent.errors import DataError, RecipeError
 from agent.files import write_atomic
-from agent.raft import evaluate
+from agent.raft import apart, evaluate
 from agent.raft.answers import AnswerCache
 from agent.raft.apart import Apart, Failed, Stopped
 from agent.raft.evaluate import Examiner
@@ -70,13 +70,24 @@ OWN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def train(workspace: Path, cache: Path, *arguments: str, out: str = "run", env: Any = None, code: int = 0) -> Path:
+WORKER = ("-m", "agent.raft.worker")
+
+
+def train(
+    workspace: Path,
+    cache: Path,
+    *arguments: str,
+    out: str = "run",
+    env: Any = None,
+    code: int = 0,
+    command: tuple[str, ...] = WORKER,
+) -> Path:
     folder = workspace / out
     recipe = folder.with_suffix(".yaml")
     recipe.write_text(resolved_text(small_recipe(OWN)))
-    command = [sys.executable, "-m", "agent.raft.worker", "--recipe", str(recipe), "--out", str(folder)]
+    options = ["--recipe", str(recipe), "--out", str(folder), "--seed", "0", "--cache", str(cache)]
     done = subprocess.run(
-        [*command, "--seed", "0", "--cache", str(cache), *arguments],
+        [sys.executable, *command, *options, *arguments],
         cwd=workspace, env={**ENVIRONMENT, **(env or {})}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
@@ -194,6 +205,71 @@ def test_what_the_copy_finds_comes_back_and_what_fails_there_fails_here() -> Non
             copy.close()
         with pytest.raises(ProcessLookupError):
             os.kill(copy.pid, 0)
+
+
+STARTED = """
+import os, sys
+from agent.contract import Failure
+from agent.errors import DataError
+from agent.raft.apart import serve_on
+
+def serve(order):
+    if order["what"] == "fails":
+        raise DataError("no such row")
+    return {"pid": os.getpid(), **order}
+
+def explain(error):
+    return Failure(crash_class="data", message=str(error), exception=type(error).__name__)
+
+serve_on(*map(int, sys.argv[1:]), serve, explain=explain)
+"""
+
+
+def test_another_start_of_python_answers_as_the_copy_does() -> None:
+    for what in ("found", "fails"):
+        other = Apart.started([sys.executable, "-c", STARTED])
+        try:
+            if what == "found":
+                assert other.ask({"what": what}) == {"pid": other.pid, "what": what}
+            else:
+                with pytest.raises(Failed) as failed:
+                    other.ask({"what": what})
+                assert (failed.value.failure.message, failed.value.exit_code) == ("no such row", 3)
+        finally:
+            other.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(other.pid, 0)
+
+
+def test_a_process_that_has_an_accelerator_open_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = {"3": "/dev/kfd", "4": "/dev/dri/renderD128", "5": "/dev/nvidiactl", "6": "/dev/nvidia0"}
+    harmless = {"0": "/dev/null", "1": "pipe:[4711]", "2": "/home/user/dev/kfd", "7": "/dev/nvidia-notes.txt"}
+    for name, target in (devices | harmless).items():
+        (tmp_path / name).symlink_to(target)
+    assert apart.opened_accelerators(tmp_path) == sorted(devices.values())
+    assert apart.opened_accelerators(tmp_path / "no such folder") == []
+    assert apart.can_copy_itself() == sys.platform.startswith("linux")
+    monkeypatch.setattr(apart, "opened_accelerators", lambda: ["/dev/kfd"])
+    assert not apart.can_copy_itself()
+
+
+TOUCHED = """
+import sys
+from agent.raft import apart, worker
+apart.opened_accelerators = worker.opened_accelerators = lambda: ["/dev/kfd"]
+sys.exit(worker.main(sys.argv[1:], pristine=True))
+"""
+
+
+@pytest.mark.slow
+def test_where_the_driver_is_open_another_start_of_python_evaluates_to_the_same_rows(
+    workspace: Path, model_cache: Path
+) -> None:
+    copied = train(workspace, model_cache)
+    folder = train(workspace, model_cache, out="started", command=("-c", TOUCHED))
+    assert (folder / "eval.jsonl").read_text() == (copied / "eval.jsonl").read_text()
+    assert told(folder)["evaluation"] == told(copied)["evaluation"]
+    assert json.loads((folder / "heartbeat").read_text())["phase"] == "evaluate"
 
 
 ORPHAN = """
