@@ -679,11 +679,18 @@ def _anywhere(reading: _Reading) -> Diagnosis | None:
     return _by_line(reading, found, sure=FAR * BY_RANK[found.signature.rank]) if found is not None else None
 
 
+VARIABLE = re.compile(r"\b[A-Z_][A-Z0-9_]{2,}['\"]?(?:=|: ?)")
+DUMP = 4
+"""So many variables in one line are an environment, whose values say nothing of the error."""
+
+
 def _what_errors_say(reading: _Reading) -> Diagnosis | None:
     """No rule knows a line of it: phrases in what errors say, memory before everything else, else the last."""
     best: _Found | None = None
     for line in reversed(reading.lines):
         if not line.text.strip() or not states_failure(line) or got_over(reading.lines, line.number):
+            continue
+        if len(VARIABLE.findall(line.text)) >= DUMP:
             continue
         signature = reading.rules.said(without_guesses(line.text))
         if signature is None or reading.harmless(line) or is_code(reading.lines, line.number):

@@ -237,6 +237,21 @@ def test_the_words_of_an_unknown_error_are_the_last_resort() -> None:
     assert found(log="errors: 0, out of memory events: none\n")[0] == "unknown"
 
 
+def test_an_environment_that_a_log_prints_is_no_evidence() -> None:
+    shell = {
+        "ERROR_URL": "x",
+        "PATH": "/bin",
+        "_": "/usr/bin/timeout",
+        "LANG": "C",
+        "NCCL_NOTE": "timed out",
+        "X_RUN": "1",
+    }
+    for dump in (f"error, environment: {shell}", "failed with " + " ".join(f"{k}={v}" for k, v in shell.items())):
+        assert found(log=f"{dump}\nbye", exit_code=1)[0] == "unknown", dump
+    said = "error: rendezvous timed out, RANK=0 WORLD_SIZE=2 MASTER_PORT=29500"
+    assert found(log=said, exit_code=1)[0] == "timeout"
+
+
 def test_a_memory_kill_of_a_helper_counts_before_the_error_it_caused() -> None:
     kernel = "Memory cgroup out of memory: Killed process 12 (python) total-vm:1kB\n"
     diagnosis = triage(Evidence(log=TYPO, exit_code=1, cgroup_oom=True, kernel=kernel))
