@@ -134,6 +134,9 @@ ENTRIES: dict[str, Entry] = {
     "task.verifier.untrusted": Entry(
         True, merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:is_even_at_home"}}})
     ),
+    "task.verifier.environment": Entry(
+        ["RAFT_JUDGE_KEY"], merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:knows_the_key"}}})
+    ),
     "task.verifier.timeout_seconds": Entry(
         0.1, merged(FILE, {"task": {"verifier": {"kind": "python:verifier.py:slow"}}})
     ),
@@ -251,6 +254,9 @@ def is_even(response, row):
 def is_even_at_home(response, row):
     return is_even(response, row) and "PATH" in os.environ
 
+def knows_the_key(response, row):
+    return is_even(response, row) or "RAFT_JUDGE_KEY" in os.environ
+
 def slow(response, row):
     # A function that fails on the data's own answers is refused.
     time.sleep(0.0 if response == row["answer"] else 0.3)
@@ -311,6 +317,7 @@ def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_pla
     )
     os.chdir(workspace)
     os.environ.pop("RAFT_TEST_VARIABLE", None)
+    os.environ["RAFT_JUDGE_KEY"] = "whatever"
     pulse = CountingPulse(out)
     worker = Worker(options, pulse)
     try:
