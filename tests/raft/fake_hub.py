@@ -28,12 +28,12 @@ class FakeHub:
     """Files that break off in the middle."""
     endpoint: str = ""
 
-    def push(self, repository: str, folder: Path, **changed: bytes) -> str:
+    def push(self, repository: str, folder: Path) -> str:
         """The files of a folder, as a new commit."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         commits = self.repositories.setdefault(repository, {})
         commit = hashlib.sha1(f"{repository} {len(commits)}".encode()).hexdigest()
-        commits[commit] = {**files, **changed}
+        commits[commit] = files
         return commit
 
     def forget(self, repository: str, commit: str) -> None:
