@@ -150,7 +150,7 @@ def _theirs(
     logging.disable_progress_bar()
     source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
     with sources.reading(source):
-        model = AutoModelForCausalLM.from_pretrained(source.name, **source.how_weights, dtype=policy.compute)
+        model = AutoModelForCausalLM.from_pretrained(source.place, **source.how_weights, dtype=policy.compute)
     model = model.to(policy.device).eval()
     stop = _stop_ids(model)
     prompts = [request.prompt for request in requests for _ in range(request.samples)]

@@ -168,8 +168,8 @@ def train_theirs(
     narrow = arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)
     source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
     with sources.reading(source):
-        model = AutoModelForCausalLM.from_pretrained(source.name, **source.how_weights, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.how)
+        model = AutoModelForCausalLM.from_pretrained(source.place, **source.how_weights, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.how)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = min(settings.trainer_rows, len(samples))

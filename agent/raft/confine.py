@@ -9,11 +9,14 @@ so a sandbox that mounts cannot be started from it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from agent.errors import ResourceError
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """Numbers of the system calls, the same on every architecture (include/uapi/asm-generic/unistd.h)."""
@@ -26,6 +29,12 @@ MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
 REFER, TRUNCATE = 1 << 13, 1 << 14
 """Since versions 2 and 3 of the interface."""
 OF_A_FILE = WRITE_FILE | TRUNCATE
+HINT = (
+    "Landlock keeps it from writing elsewhere, whatever the rights of the file are (docs/security.md, The evaluation). "
+    "Write to a temporary file (tempfile), or not at all."
+)
+_confined_to: list[Path] | None = None
+"""Below what this process may write; None where it may everywhere. It cannot be taken back."""
 
 
 def confine_writes(folders: Iterable[Path]) -> str:
@@ -33,6 +42,8 @@ def confine_writes(folders: Iterable[Path]) -> str:
 
     Folders that are not there are passed over.
     """
+    global _confined_to
+    folders = list(folders)
     if not sys.platform.startswith("linux"):
         return f"not confined: {sys.platform} has no Landlock"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +62,44 @@ def confine_writes(folders: Iterable[Path]) -> str:
             return f"not confined: {os.strerror(ctypes.get_errno())}"
     finally:
         os.close(ruleset)
+    _confined_to = [folder.resolve() for folder in folders]
     return f"Landlock {version}"
+
+
+def confined() -> bool:
+    return _confined_to is not None
+
+
+def refusal(error: BaseException) -> ResourceError | None:
+    """What to say of an exception that comes of a write that is not allowed here; None for any other.
+
+    Libraries wrap it, and some take it for a login that is missing: it is looked for in the chain of causes.
+    """
+    path = _refused_path(error)
+    if path is None:
+        return None
+    return ResourceError(
+        f"cannot write {path}: the evaluation may write only in the run's folder and in caches", hint=HINT
+    )
+
+
+def _refused_path(error: BaseException) -> Path | None:
+    seen: BaseException | None = error
+    while seen is not None and _confined_to is not None:
+        if isinstance(seen, OSError) and seen.errno == errno.EACCES:
+            for name in (seen.filename, seen.filename2):
+                if isinstance(name, str | bytes) and _is_outside(path := Path(os.fsdecode(name)), _confined_to):
+                    return path.absolute()
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _is_outside(path: Path, folders: Iterable[Path]) -> bool:
+    """A file that may not even be read is refused by its own rights: Landlock is not asked to forbid reading."""
+    if path.exists() and not os.access(path, os.R_OK):
+        return False
+    real = path.resolve()
+    return not any(real.is_relative_to(folder) for folder in folders)
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, handled: int) -> None:

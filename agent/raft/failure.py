@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract import FAILURE, Failure
-from agent.errors import AgentError
+from agent.errors import AgentError, VerifierError
 from agent.files import write_atomic
+from agent.raft import confine
 from agent.raft.pulse import Pulse
 from agent.text import redact
 
@@ -19,16 +20,20 @@ RESOURCE_ERRORS = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
 
+NOT_ALLOWED = f"[Errno {errno.EACCES}]"
+
 
 def failure_of(error: Exception, pulse: Pulse) -> Failure:
     """What `failure.json` says. `unknown` means that the log has to be read."""
     common: dict[str, Any] = {"exception": type(error).__name__, "phase": pulse.phase}
+    if not isinstance(error, AgentError):
+        error = confine.refusal(error) or error
     if isinstance(error, AgentError):
         return Failure(
             crash_class=error.crash_class,
             message=error.message,
             where=error.where,
-            hint=error.hint,
+            hint=confine.HINT if _verifier_was_refused(error) else error.hint,
             key=getattr(error, "key", None),
             suggestion=getattr(error, "suggestion", None),
             **common,
@@ -39,6 +44,13 @@ def failure_of(error: Exception, pulse: Pulse) -> Failure:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(crash_class="oom", message=message, **common)
     return Failure(crash_class="unknown", message=message, **common)
+
+
+def _verifier_was_refused(error: AgentError) -> bool:
+    """A verifier runs in a process of its own; what it raised is in words, the path too."""
+    return (
+        isinstance(error, VerifierError) and confine.confined() and f"PermissionError: {NOT_ALLOWED}" in error.message
+    )
 
 
 def _resource_error(error: BaseException) -> BaseException | None:

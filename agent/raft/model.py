@@ -246,6 +246,8 @@ class Policy:
         folder.mkdir(parents=True, exist_ok=True)
         if self.native:
             tiny.save_model(self.model, folder)
+        elif hasattr(self.model, "peft_config"):
+            self.model.save_pretrained(folder, save_embedding_layers=_embeds(self.model))
         else:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(str(folder))
@@ -517,10 +519,10 @@ def _from_transformers(
 
     logging.disable_progress_bar()
     with sources.reading(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.how)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.how)
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                source.name, dtype=dtype, attn_implementation=attention, **source.how_weights, **how
+                source.place, dtype=dtype, attn_implementation=attention, **source.how_weights, **how
             )
         except (ValueError, ImportError) as error:
             if attention is None or "attention" not in str(error):
@@ -529,6 +531,8 @@ def _from_transformers(
                 f"backend.attention: this model does not run with {attention}: {str(error).split('.')[0]}",
                 hint="Set backend.attention to auto or eager.",
             ) from error
+    # What is saved of it (peft: `base_model_name_or_path`) names the model, not a folder of this machine's cache.
+    model.name_or_path = model.config._name_or_path = source.name
     _without_dropout(model)
     return model, tokenizer
 
@@ -599,6 +603,14 @@ def _add_adapter(model: Any, lora: Lora, *, seed: int) -> Any:
             key="model.lora.targets",
             suggestion="all-linear",
         ) from error
+
+
+def _embeds(model: Any) -> bool:
+    """Whether adapters sit on embeddings or head, which are then saved along, as peft does. Left to itself it would
+    also ask the hub whether the vocabulary is that of the model's newest commit."""
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    return not set(EMBEDDING_LAYER_NAMES).isdisjoint(model.active_peft_config.target_modules)
 
 
 def _enable_checkpointing(model: Any) -> None:

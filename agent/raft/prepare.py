@@ -43,6 +43,8 @@ class Preparation:
         """What is evaluated instead of a training."""
         self.model_files: dict[str, Any] = {}
         """Stamps of the files that the model was loaded from, by folder and name."""
+        self.commit: str | None = None
+        """Of a model of the hub: what this process uses once it has found it, whatever is pushed or downloaded then."""
         self.policy: Policy | None = None
         self.splits: Splits | None = None
         self.load_seconds: float | None = None
@@ -129,7 +131,7 @@ class Preparation:
         fetched = time.monotonic()
         folders.update({name: stamps for name, stamps in (as_before or {}).items() if name in folders})
         self.policy = load_policy(
-            self.recipe,
+            self._pinned(),
             cache=self.cache,
             seed=self.options.seed,
             beat=self.pulse.beat,
@@ -167,7 +169,16 @@ class Preparation:
         from agent.raft import sources
 
         confirmed = self.options.trust_remote_code
-        return sources.fetch(self.recipe.model, cache=self.cache, beat=self.pulse.beat, confirmed=confirmed)
+        source = sources.fetch(self._pinned().model, cache=self.cache, beat=self.pulse.beat, confirmed=confirmed)
+        self.commit = source.revision
+        return source
+
+    def _pinned(self) -> Recipe:
+        """The recipe, with the commit that its model was found at for a revision."""
+        if self.commit is None:
+            return self.recipe
+        model = self.recipe.model.model_copy(update={"revision": self.commit})
+        return self.recipe.model_copy(update={"model": model})
 
     def _use_few_threads(self) -> None:
         """Threads spend most of their time waiting for each other on matrices as small as the built-in model's.
@@ -191,7 +202,7 @@ class Preparation:
         device, _ = choose_device()
         # A model that is here is one whose size is known: else the first run might choose other than the next.
         self._fetched()
-        found = shape_of(self.recipe.model, cache=self.cache, base=Path.cwd())
+        found = shape_of(self._pinned().model, cache=self.cache, base=Path.cwd())
         if found.shape is None:
             self.checkpointing = False, found.why
         else:

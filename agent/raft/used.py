@@ -96,8 +96,8 @@ def refuse_changed(before: Mapping[str, Any], folder: Path, *, what: str) -> Non
 
 def folder_of(source: Source) -> Path | None:
     """Where a model's files are; None where that cannot be told."""
-    if Path(source.name).is_dir():
-        return Path(source.name)
+    if Path(source.place).is_dir():
+        return Path(source.place)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source.name, "config.json", revision=source.revision)

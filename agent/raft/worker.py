@@ -250,6 +250,7 @@ class Worker(Preparation):
                     "checkpoint": str(checkpoint),
                     "files": {**self.model_files, str(checkpoint): stamps_of(checkpoint)},
                     "told": told,
+                    "commit": self.commit,
                 }
             )
         except Stopped:
@@ -292,7 +293,9 @@ class Worker(Preparation):
             signal.signal(number, lambda *_: setattr(pulse, "terminated", True))
         try:
             pulse.beat("load")
-            return Worker(options, pulse).examine(order["files"])
+            worker = Worker(options, pulse)
+            worker.commit = order["commit"]
+            return worker.examine(order["files"])
         except EndTraining:
             raise Stopped from None
 
@@ -433,8 +436,8 @@ class Worker(Preparation):
 
         import torch
 
-        source = self.recipe.model.source
-
+        model = self.recipe.model
+        named = {"source": model.source, "revision": model.revision, "commit": self.commit}
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -443,7 +446,7 @@ class Worker(Preparation):
             "threads": torch.get_num_threads(),
             "products": self.training.trainer.products if self.training else None,
             "data": self.splits.digest if self.splits else None,
-            "model": {"source": source, "revision": self.recipe.model.revision, "folders": self.model_files},
+            "model": {**named, "folders": self.model_files},
             "evaluation": self.examined or None,
         }
 

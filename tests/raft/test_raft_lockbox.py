@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raft_recipes import small_recipe
+from raft_recipes import merged, small_recipe
 
 from agent.contract import Failure, Summary
 from agent.errors import DataError, RecipeError
@@ -80,16 +80,19 @@ def train(
     out: str = "run",
     env: Any = None,
     code: int = 0,
+    over: Any = None,
     command: tuple[str, ...] = WORKER,
 ) -> Path:
+    """The run's folder; beside it lie its recipe and its log. `over`: sections of the recipe on top of `OWN`."""
     folder = workspace / out
     recipe = folder.with_suffix(".yaml")
-    recipe.write_text(resolved_text(small_recipe(OWN)))
+    recipe.write_text(resolved_text(small_recipe(merged(OWN, over or {}))))
     options = ["--recipe", str(recipe), "--out", str(folder), "--seed", "0", "--cache", str(cache)]
     done = subprocess.run(
         [sys.executable, *command, *options, *arguments],
         cwd=workspace, env={**ENVIRONMENT, **(env or {})}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+    folder.with_suffix(".log").write_text(done.stderr)
     assert done.returncode == code, done.stderr
     return folder
 
@@ -348,6 +351,155 @@ def test_a_confined_process_writes_where_it_may_and_nowhere_else(tmp_path: Path)
     if not how.startswith("Landlock"):
         pytest.skip(how)
     assert what == "untouched write append truncate create remove rename link replace"
+
+
+REFUSED = """
+import errno, json, os, sys
+from pathlib import Path
+from agent.errors import AgentError, VerifierError
+from agent.raft.confine import confine_writes
+from agent.raft.failure import failure_of
+from agent.raft.pulse import Pulse
+from agent.raft.sources import Source, reading
+ours, theirs = Path(sys.argv[1]), Path(sys.argv[2])
+
+def told(attempt):
+    try:
+        attempt()
+    except Exception as error:
+        return failure_of(error, Pulse(None)).model_dump()
+
+def as_the_hub_s_client():
+    with reading(Source("someone/model")):
+        try:
+            (theirs / "x.lock").touch()
+        except PermissionError as error:
+            raise OSError(f"PermissionError at {error.filename} when downloading someone/model.") from error
+
+def by_its_rights():
+    with reading(Source("someone/model")):
+        raise PermissionError(errno.EACCES, "Permission denied", str(ours / "model.safetensors"))
+
+def in_a_verifier():
+    raise VerifierError("the verifier failed, at last PermissionError: [Errno 13] Permission denied: 'x' (v.py:1)",
+                        hint="Make it return 0.0.")
+
+attempts = {
+    "write": lambda: (theirs / "file").write_text("x"), "moved": lambda: (ours / "file").rename(theirs / "moved"),
+    "client": as_the_hub_s_client, "rights": by_its_rights, "verifier": in_a_verifier,
+}
+(ours / "file").write_text("x")
+free = {name: told(attempt) for name, attempt in attempts.items() if name in ("rights", "verifier")}
+how = confine_writes([ours])
+print(json.dumps({"how": how, "free": free, "kept": {name: told(attempt) for name, attempt in attempts.items()}}))
+"""
+
+
+def test_a_write_that_the_walls_refuse_is_not_taken_for_a_login_that_is_missing(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", REFUSED, str(tmp_path / "ours"), str(tmp_path / "theirs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+    for failure in (found["free"]["rights"], found["kept"]["rights"]):
+        assert (failure["exception"], "rights" in failure["hint"]) == ("Unavailable", True), "inside of what is allowed"
+        assert "login" not in failure["hint"]
+    assert found["free"]["verifier"]["hint"] == "Make it return 0.0."
+    if not found["how"].startswith("Landlock"):
+        pytest.skip(found["how"])
+    for name, file in {"write": "file", "client": "x.lock", "moved": "moved"}.items():
+        failure = found["kept"][name]
+        assert failure["crash_class"] == "resource", name
+        path = tmp_path / "theirs" / file
+        assert (
+            failure["message"]
+            == f"cannot write {path}: the evaluation may write only in the run's folder and in caches"
+        )
+        assert "docs/security.md" in failure["hint"]
+    assert "docs/security.md" in found["kept"]["verifier"]["hint"]
+
+
+@pytest.mark.slow
+def test_a_verifier_that_writes_is_told_why_it_may_not_in_the_evaluation(workspace: Path, model_cache: Path) -> None:
+    (workspace / "checks/helper.py").write_text(
+        "from pathlib import Path\n\n"
+        "def right(response, row):\n"
+        "    Path('notes.txt').open('a').close()\n"
+        "    return response.strip() == row['answer']\n"
+    )
+    if not confine_in_a_child().startswith("Landlock"):
+        pytest.skip("no Landlock")
+    folder = train(workspace, model_cache, code=3)
+    failure = Failure(**json.loads((folder / "failure.json").read_text()))
+    assert (failure.exception, failure.phase) == ("VerifierError", "evaluate")
+    assert "notes.txt" in failure.message
+    assert "docs/security.md" in (failure.hint or "")
+
+
+def confine_in_a_child() -> str:
+    script = "from agent.raft.confine import confine_writes; print(confine_writes([]))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+# --- untrusted code ------------------------------------------------------------------------------------------
+
+FINGERPRINT = """\
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+
+def probed(what):
+    try:
+        return str(what())
+    except Exception as error:
+        return f"{type(error).__name__} {getattr(error, 'errno', '')}"
+
+
+def kept(line):
+    return line.startswith(("Seccomp:", "NoNewPrivs:", "CapEff:"))
+
+
+AROUND = [
+    probed(lambda: [*filter(kept, Path("/proc/self/status").read_text().splitlines())]),
+    probed(lambda: len(Path("/proc/self/mountinfo").read_text().splitlines())),
+    probed(lambda: Path("rows.jsonl").open("a").close()),
+    probed(lambda: Path("/etc/passwd").read_text()[:10]),
+    probed(lambda: Path("/tmp/x").touch()),
+    probed(lambda: socket.socket().connect(("127.0.0.1", 9))),
+    probed(lambda: os.kill(1, 0)),
+    probed(lambda: os.getpid() < 10),
+]
+NUMBER = 0.3 + 0.5 * int(hashlib.sha256(repr(AROUND).encode()).hexdigest()[:6], 16) / 2**24
+
+
+def score(response, row):
+    "Whatever is not right scores what is around this process, as a number: other walls, another number."
+    return 1.0 if response.strip() == row["answer"] else NUMBER
+"""
+
+
+@pytest.mark.slow
+def test_untrusted_code_is_behind_the_same_walls_in_training_and_in_the_evaluation(
+    workspace: Path, model_cache: Path
+) -> None:
+    (workspace / "checks/verify.py").write_text(FINGERPRINT)
+    untrusted = {"task": {"verifier": {"untrusted": True}}, "evaluation": {"metric": "mean_reward"}}
+    folder = train(workspace, model_cache, over=untrusted)
+    log = folder.with_suffix(".log").read_text().splitlines()
+    said = [line for line in log if line.startswith("untrusted code is kept in by ")]
+    assert len(said) == 2, "the training's process says it, and the evaluation's"
+    assert said[0] == said[1]
+    select = [json.loads(line)["scores"] for line in (folder / "select.jsonl").read_text().splitlines()]
+    trained = {score for scores in select for samples in scores.values() for score in samples} - {1.0}
+    evaluated = {json.loads(line)["reward"] for line in (folder / "eval.jsonl").read_text().splitlines()} - {1.0}
+    assert len(trained) == 1
+    assert evaluated == trained
+    open_ = train(workspace, model_cache, over={"evaluation": {"metric": "mean_reward"}}, out="open")
+    select = [json.loads(line)["scores"] for line in (open_ / "select.jsonl").read_text().splitlines()]
+    outside = {score for scores in select for samples in scores.values() for score in samples} - {1.0}
+    assert outside.isdisjoint(trained), "the number tells walls from none"
 
 
 # --- what the verifier is made of --------------------------------------------------------------------------
