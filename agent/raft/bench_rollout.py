@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from agent.raft import rollout, sources
+from agent.raft import let_in, rollout, sources
 from agent.raft.attention import PackedLayout
 from agent.raft.bench_arithmetic import spread, useful_tokens
 from agent.raft.bench_machine import Watch
@@ -149,7 +149,7 @@ def _theirs(
 
     logging.disable_progress_bar()
     source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
-    with sources.reading(source):
+    with let_in.reading(source):
         model = AutoModelForCausalLM.from_pretrained(source.place, **source.how_weights, dtype=policy.compute)
     model = model.to(policy.device).eval()
     stop = _stop_ids(model)

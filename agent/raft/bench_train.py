@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agent.raft import sources
+from agent.raft import let_in, sources
 from agent.raft.bench_arithmetic import spread
 from agent.raft.bench_machine import Watch
 from agent.raft.bench_products import (
@@ -167,7 +167,7 @@ def train_theirs(
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
     narrow = arithmetic(recipe.model.dtype, facts_of(device), parameters=shape.parameters if shape else None)
     source = sources.fetch(recipe.model, cache=cache, beat=no_beat)
-    with sources.reading(source):
+    with let_in.reading(source):
         model = AutoModelForCausalLM.from_pretrained(source.place, **source.how_weights, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.how)
     if tokenizer.pad_token_id is None:

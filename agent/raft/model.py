@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from agent.errors import RecipeError, Unavailable, Unsupported
 from agent.hardware.sensors import GIB, memory
-from agent.raft import quantized, sources, tiny
+from agent.raft import let_in, quantized, sources, tiny
 from agent.raft.attention import ARGUMENT, IMPLEMENTATION, Layout, PackedLayout, SegmentTree, register
 from agent.raft.probe import cpu_bf16
 from agent.raft.pulse import Beat
@@ -271,10 +271,10 @@ def load_policy(
     """
     device, why = choose_device()
     refuse_absent_device(recipe.backend, device)
-    adapter = checkpoint if checkpoint is not None and (checkpoint / sources.ADAPTER_CONFIG).exists() else None
+    adapter = checkpoint if checkpoint is not None and (checkpoint / let_in.ADAPTER_CONFIG).exists() else None
     weights = Path(_checkpoint_folder(checkpoint)) if checkpoint is not None and adapter is None else None
     if weights is not None and not recipe.model.trust_remote_code:
-        source, weights = sources.Source(str(weights)), None
+        source, weights = let_in.Source(str(weights)), None
     else:
         source = sources.fetch(recipe.model, cache=cache, beat=beat, confirmed=confirmed)
     shape = shape_of(recipe.model, cache=cache, base=Path.cwd()).shape
@@ -436,7 +436,7 @@ def _checkpoint_folder(checkpoint: Path) -> str:
             f"{checkpoint} is not a checkpoint: it has no config.json",
             hint="Name the `checkpoint` folder of a run, or `untrained`.",
         )
-    sources.check_folder(checkpoint, named=str(checkpoint))
+    let_in.check_folder(checkpoint, named=str(checkpoint))
     return str(checkpoint)
 
 
@@ -510,15 +510,13 @@ def resolve_attention(backend: Backend, device: torch.device) -> str | None:
             return "flex_attention"
 
 
-def _from_transformers(
-    source: sources.Source, dtype: torch.dtype, attention: str | None, **how: Any
-) -> tuple[Any, Any]:
+def _from_transformers(source: let_in.Source, dtype: torch.dtype, attention: str | None, **how: Any) -> tuple[Any, Any]:
     """Model and tokenizer; `how`: what `from_pretrained` is told besides."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with sources.reading(source):
+    with let_in.reading(source):
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.how)
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -576,8 +574,8 @@ def _without_dropout(model: nn.Module) -> None:
 def _load_adapter(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
-    sources.check_adapter(adapter)
-    with sources.no_pickles():
+    let_in.check_adapter(adapter)
+    with let_in.no_pickles():
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
 
 

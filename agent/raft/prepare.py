@@ -23,8 +23,8 @@ from agent.text import redacted_values
 
 if TYPE_CHECKING:
     from agent.raft.evaluate import Examiner
+    from agent.raft.let_in import Source
     from agent.raft.model import Policy
-    from agent.raft.sources import Source
     from agent.tasks.tasks import Splits
 
 SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
@@ -156,7 +156,7 @@ class Preparation:
 
     def _folders(self) -> list[Path]:
         """Whose files the model is loaded from: the recipe's, or a run's checkpoint, or both for adapters."""
-        from agent.raft.sources import ADAPTER_CONFIG
+        from agent.raft.let_in import ADAPTER_CONFIG
         from agent.raft.used import folder_of
 
         found: list[Path | None] = [self.checkpoint]

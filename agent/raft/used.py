@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.contract import FILES_VARIABLE
 from agent.errors import DataError
-from agent.raft.sources import Source
+from agent.raft.let_in import Source
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import (
     CODE,

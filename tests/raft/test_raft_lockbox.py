@@ -360,7 +360,7 @@ from agent.errors import AgentError, VerifierError
 from agent.raft.confine import confine_writes
 from agent.raft.failure import failure_of
 from agent.raft.pulse import Pulse
-from agent.raft.sources import Source, reading
+from agent.raft.let_in import Source, reading
 ours, theirs = Path(sys.argv[1]), Path(sys.argv[2])
 
 def told(attempt):

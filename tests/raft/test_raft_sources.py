@@ -14,7 +14,7 @@ import torch
 from raft_recipes import small_recipe
 
 from agent.errors import AgentError, Unavailable, UsageError
-from agent.raft import sources, tiny
+from agent.raft import let_in, tiny
 from agent.raft.llama import TinyLlama
 from agent.raft.model import load_policy
 from agent.raft.pulse import Pulse
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_pickles_is_refused_unread(tmp_path: Path, model: Path, 
 def test_whatever_a_library_does_no_pickle_is_read_while_a_model_loads(tmp_path: Path, marker: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(pickle.dumps(Marks(marker)))
-    with pytest.raises(AgentError, match="pickle"), sources.no_pickles():
+    with pytest.raises(AgentError, match="pickle"), let_in.no_pickles():
         torch.load(path, weights_only=False)
     assert not marker.exists()
     torch.save({"a": torch.ones(2)}, path)
