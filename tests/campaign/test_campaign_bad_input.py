@@ -172,7 +172,7 @@ def test_a_baseline_that_measures_nothing_valid_ends_the_campaign_in_words(night
         night.start(launcher=rewriting(lambda rows: [], "baseline"))
 
 
-@pytest.mark.parametrize(("prompts", "warned"), [(20, True), (200, False)])
+@pytest.mark.parametrize(("prompts", "warned"), [(20, True), pytest.param(200, False, marks=pytest.mark.slow)])
 def test_a_holdout_too_small_for_the_detectable_gain_is_said(night: Night, prompts: int, warned: bool) -> None:
     night.playbook(NOTHING)
     measure(night, holdout_prompts=prompts)

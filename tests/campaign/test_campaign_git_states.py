@@ -72,13 +72,9 @@ def campaign_in_git(folder: Path, name: str = "night") -> CampaignBranches:
 QUICK = {
     "dirty: staged, unstaged, untracked, ignored, deleted, renamed, stashed",
     "the index is locked, and so are HEAD, the packed references and the configuration",
-    "detached",
-    "no commit yet",
     "in an interactive rebase whose command has failed",
-    "workspace in a sub-folder",
     "linked worktree, and the main one in a merge",
     "bare",
-    "every hook fails",
     "belongs to somebody else",
 }
 """All states take 15 s on a quiet machine; these are in the default suite."""

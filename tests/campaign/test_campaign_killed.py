@@ -167,6 +167,7 @@ def test_killed_before_in_and_after_every_kind_of_write(
     print(f"\n{codes[KILLED]} kills, at {len({line.partition(' ')[2] for line in met(campaign)})} kinds of steps")
 
 
+@pytest.mark.slow
 def test_a_short_campaign_is_killed_before_in_and_after_every_kind_of_line_of_its_journal(
     tmp_path: Path, in_one_go: Callable[..., dict[str, Any]]
 ) -> None:

@@ -449,6 +449,7 @@ def test_an_idea_that_has_run_on_the_lead_waits_no_more_for_it(night: Night) -> 
     assert bench.promises() == []
 
 
+@pytest.mark.slow
 def test_a_lead_that_is_not_confirmed_is_given_up(night: Night) -> None:
     rules = dataclasses.replace(RULES, together_p=(), hold_p=0.0, last_share=1e-12, most_share=1e-12, least_share=1e-12)
     played(night).start(rules=rules, baseline_seeds=3)

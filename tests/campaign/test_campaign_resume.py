@@ -80,7 +80,7 @@ def another_type(known: list[str]) -> list[str]:
 
 DAMAGED = [
     pytest.param(lambda known: [*known[:-4], *known[-3:]], "is number 21, expected 20", id="a line is missing"),
-    pytest.param(in_place_of(-3, "\x01 no JSON \udcff\n"), "line 21 is no event", id="rubbish"),
+    pytest.param(in_place_of(-3, "\x01 no JSON \udcff\n"), "line 21 is no event", id="rubbish", marks=pytest.mark.slow),
     pytest.param(
         in_place_of(-3, '{"kind": "run_fin\n'), "line 21 is no event", id="cut in two", marks=pytest.mark.slow
     ),

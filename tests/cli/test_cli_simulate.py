@@ -36,6 +36,7 @@ def test_a_second_call_goes_on_after_what_is_in_the_file(tmp_path: Path) -> None
     assert first.stdout.splitlines()[2] in again.stdout
 
 
+@pytest.mark.slow
 def test_world_and_mix_can_be_set(tmp_path: Path) -> None:
     out = tmp_path / "cells.jsonl"
     few = ("simulate", "--nights", "2", "--workers", "1", "--mix", "few", "--policy", "greedy", "--out", str(out))

@@ -357,6 +357,7 @@ def test_every_key_has_an_entry() -> None:
     assert set(ENTRIES) | set(INERT) == set(leaf_keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", list(ENTRIES))
 def test_no_key_is_dead(
     key: str, model_cache: Path, workspace: Path, tmp_path: Path, bases: dict[str, Seen], undisturbed: None

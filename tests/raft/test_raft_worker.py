@@ -166,7 +166,7 @@ def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
 @pytest.mark.parametrize(
     ("name", "phase", "targets"),
     [
-        ("SIGTERM", "generate", [2]),
+        pytest.param("SIGTERM", "generate", [2], marks=pytest.mark.slow),
         ("SIGKILL", "generate", [3]),
         pytest.param("SIGTERM", "train", [2, 4], marks=pytest.mark.slow),
         pytest.param("SIGKILL", "generate", [2, 4], marks=pytest.mark.slow),
@@ -294,13 +294,16 @@ def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
     ("over", "code", "crash_class", "said"),
     [
         ({"execution": {"mode": "async"}}, 11, "backend", "execution.mode: async is not supported"),
-        ({"backend": {"attention": "flash"}}, 11, "backend", "flash cannot run here"),
-        ({"model": {"source": "./nowhere"}}, 4, "data", "no folder ./nowhere"),
-        (
+        pytest.param(
+            {"backend": {"attention": "flash"}}, 11, "backend", "flash cannot run here", marks=pytest.mark.slow
+        ),
+        pytest.param({"model": {"source": "./nowhere"}}, 4, "data", "no folder ./nowhere", marks=pytest.mark.slow),
+        pytest.param(
             {"rollout": {"max_total_sequence_length": 8, "max_new_tokens": 1}, "prompt": {"system": "Add!"}},
             3,
             "data",
             "no prompt fits",
+            marks=pytest.mark.slow,
         ),
         ({"task": {"dataset": "jsonl:missing.jsonl", "parameters": {}}}, 4, "data", "missing.jsonl"),
     ],
