@@ -25,8 +25,8 @@ from typing import Any
 
 import psutil
 
-from agent.proc import kernel_boot_id
-from agent.run.leash import OOM_SCORE, descendant_pids, stat_of
+from agent.proc import descendant_pids, has_ended, kernel_boot_id, stat_of
+from agent.run.leash import OOM_SCORE
 
 MARK = "RAFT_AGENT_RUN"
 """Environment variable that every process of a run carries; its value is unique to one start of a trainer."""
@@ -106,7 +106,7 @@ def is_alive(identity: ProcessIdentity) -> bool:
         return False
     if sys.platform.startswith("linux"):  # one look, and not two: this is asked twenty times a second
         fields = stat_of(identity.pid)
-        return bool(fields) and not _has_ended(fields) and int(fields[19]) / _TICKS == identity.started
+        return bool(fields) and not has_ended(fields) and int(fields[19]) / _TICKS == identity.started
     return start_time(identity.pid) == identity.started and not _is_zombie(identity.pid)
 
 
@@ -363,7 +363,7 @@ def _burst(
         for pid in pids:
             with _handle(pid) as handle:
                 fields = stat_of(pid)
-                if not fields or _has_ended(fields) or int(fields[1]) not in (root.pid, *pids):
+                if not fields or has_ended(fields) or int(fields[1]) not in (root.pid, *pids):
                     continue
                 one = (pid, int(fields[19]) / _TICKS)
                 fresh = fresh or one not in killed
@@ -498,16 +498,11 @@ def _runs(pid: int) -> bool:
 def _is_zombie(pid: int) -> bool:
     if sys.platform.startswith("linux"):
         fields = stat_of(pid)
-        return not fields or _has_ended(fields)
+        return not fields or has_ended(fields)
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return True
-
-
-def _has_ended(fields: list[str]) -> bool:
-    """By the fields of /proc/PID/stat. One whose first thread has left while others run on is shown as a zombie too."""
-    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
 
 
 def _group_and_session(pid: int) -> tuple[int, int]:

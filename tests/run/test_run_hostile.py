@@ -15,6 +15,7 @@ import psutil
 import pytest
 from test_run_launcher import MACHINE, make_recipe, running
 
+from agent import proc
 from agent.contract import LOG
 from agent.hardware.sensors import memory
 from agent.run import launcher, watching
@@ -308,22 +309,20 @@ def test_the_next_agent_ends_what_a_killed_one_left_within_its_grace(tmp_path: P
     assert identity.root is None  # the leash has gone too
 
 
-def test_a_leash_is_found_by_a_walk_through_the_table_where_the_kernel_keeps_no_lists(
+def test_descendants_are_found_by_a_walk_through_the_table_where_the_kernel_keeps_no_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agent.run import leash
-
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import subprocess; subprocess.run(['sleep', '60'])"])
     try:
         deadline = time.monotonic() + 10
-        while not leash.descendant_pids(child.pid) and time.monotonic() < deadline:
+        while not proc.descendant_pids(child.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
-        found = leash.descendant_pids(child.pid)
+        found = proc.descendant_pids(child.pid)
         assert len(found) == 1
-        monkeypatch.setattr(leash.os, "access", lambda path, mode: False)
-        assert leash.descendant_pids(child.pid) == found
+        monkeypatch.setattr(proc.os, "access", lambda path, mode: False)
+        assert proc.descendant_pids(child.pid) == found
         assert {one.pid for one in descendants(identify(child.pid))} == set(found)
     finally:
-        for pid in leash.descendant_pids(child.pid):
+        for pid in proc.descendant_pids(child.pid):
             os.kill(pid, signal.SIGKILL)
         child.wait()
