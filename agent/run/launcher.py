@@ -42,7 +42,7 @@ from agent.contract import (
     Summary,
 )
 from agent.errors import AgentError, Busy, ResourceError, Unavailable, WorkspaceError
-from agent.files import write_atomic
+from agent.files import stamp_or_none, write_atomic
 from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
@@ -421,7 +421,7 @@ class _Trainer:
         self._variables, self._why = dict(variables), why
         self._known: dict[tuple[int, float], ProcessIdentity] = {}
         self._sampled: float | None = None
-        self._old_summary = _stamp(request.out / SUMMARY)
+        self._old_summary = _written(request.out / SUMMARY)
         self._mark = new_mark()
         self._adopting = adopting_orphans()
         self._process: TrainerProcess | None = None
@@ -551,7 +551,7 @@ class _Trainer:
         return None
 
     def has_new_summary(self) -> bool:
-        return _stamp(self.request.out / SUMMARY) not in (None, self._old_summary)
+        return _written(self.request.out / SUMMARY) not in (None, self._old_summary)
 
     def _end_whatever_started(self) -> None:
         """The last resort, also for an interrupt between fork and bookkeeping: by the mark alone."""
@@ -577,12 +577,11 @@ def _write_identity(out: Path, identity: ProcessIdentity) -> None:
     write_atomic(out / PROCESS, json.dumps(identity.__dict__) + "\n")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+def _written(path: Path) -> tuple[int, ...] | None:
+    """Which writing of the file this is. Its status does not count: one that was given another owner or a second name
+    meanwhile is no new summary."""
+    stamp = stamp_or_none(path)
+    return stamp[:3] if stamp else None
 
 
 # --- after the end, in words ---------------------------------------------------------------------------------
