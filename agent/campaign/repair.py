@@ -19,7 +19,8 @@ from agent.campaign.verifier_fix import mended_files, verifier_fix
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed, VerifierError
 from agent.hardware.sensors import memory
-from agent.recipe.files import edit_text, get_key, with_keys
+from agent.recipe.editing import edit_text
+from agent.recipe.files import get_key, with_keys
 from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
