@@ -27,12 +27,16 @@ from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.recipe.schema import Evaluation, Recipe
-from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
-from agent.run.processes import ProcessIdentity, boot_id, end_process_group
+from agent.run.ending import end_process_group
+from agent.run.folder import running_in
+from agent.run.launcher import launch
+from agent.run.processes import ProcessIdentity, boot_id
+from agent.run.request import RunRequest, RunResult
 from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
+from agent.run.watching import Progress
 
 PAUSED = "paused for a screening"
 """Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""

@@ -18,10 +18,13 @@ from test_run_launcher import MACHINE, make_recipe, running
 from agent import proc
 from agent.contract import LOG
 from agent.hardware.sensors import memory
-from agent.run import launcher, watching
-from agent.run.launcher import RunRequest, RunResult, launch
+from agent.run import watching
+from agent.run.ending import end_process_group
+from agent.run.folder import running_in
+from agent.run.launcher import launch
 from agent.run.plain import shorten
-from agent.run.processes import ProcessIdentity, descendants, end_process_group, family, identify
+from agent.run.processes import ProcessIdentity, descendants, family, identify
+from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
@@ -300,7 +303,7 @@ def test_nothing_outlives_a_killed_agent_by_more_than_the_grace(tmp_path: Path, 
 def test_the_next_agent_ends_what_a_killed_one_left_within_its_grace(tmp_path: Path) -> None:
     before = named()
     killed_agent(tmp_path, "daemonizes", processes=3, grace_s=60.0)
-    identity = launcher.running_in(tmp_path / "run")
+    identity = running_in(tmp_path / "run")
     assert identity is not None
     assert len(survivors(tmp_path, before)) == 3
     words = end_process_group(identity, grace_s=0.2)
