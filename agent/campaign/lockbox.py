@@ -44,7 +44,7 @@ from agent.recipe.yardstick import (
 from agent.run.triage import Diagnosis
 
 if TYPE_CHECKING:
-    from agent.campaign.runs import Job
+    from agent.campaign.jobs import Job
     from agent.campaign.session import Session
     from agent.run.telemetry import RunRecord
 

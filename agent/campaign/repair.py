@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.campaign.capacity import check_memory
+from agent.campaign.done import Done
+from agent.campaign.jobs import Job
 from agent.campaign.limits import KnownLimit, contradicted
-from agent.campaign.runs import Done, Early, Job, Runner
+from agent.campaign.runs import Early, Runner
 from agent.campaign.session import Session, run_key
 from agent.campaign.verifier_fix import mended_files, verifier_fix
 from agent.contract import Failure, Split
