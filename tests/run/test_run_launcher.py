@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.contract import HEARTBEAT, LOG
+from agent.contract import HEARTBEAT, LOG, SUMMARY
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
 from agent.hardware.sensors import Graphics, memory
@@ -375,6 +375,8 @@ def test_a_second_start_goes_on_and_does_not_believe_the_first_ones_files(tmp_pa
     assert (out / LOG).read_text().count(ATTEMPT) == 3
     fourth = run(tmp_path, "killed")
     assert fourth.summary is None  # the summary that lies there is the third start's
+    fifth = run(tmp_path, "killed", on_started=lambda _: (out / SUMMARY).chmod(0o600))
+    assert fifth.summary is None  # nor has it been written by that
 
 
 def test_a_folder_of_another_recipe_or_of_a_live_training_is_refused(tmp_path: Path) -> None:
