@@ -14,6 +14,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+Stamp = tuple[int, int, int, int]
+"""Size, inode, times of the last change of content and of status (st_ctime_ns), nanoseconds. A process without special
+rights can set the former time and not the latter (inode(7)), so equal stamps mean that nobody has written."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Of the file that the name leads to. Raises OSError."""
+    status = path.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def stamp_or_none(path: Path) -> Stamp | None:
+    """None where there is no file, or none that can be looked at."""
+    try:
+        return stamp_of(path)
+    except OSError:
+        return None
+
 
 def write_atomic(path: Path, text: str | bytes) -> None:
     """Replace `path` with `text` (bytes: as they are) so that a reader sees the old file or the new one, never a part.

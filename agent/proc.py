@@ -1,25 +1,98 @@
-"""What tells one process, and one boot of a machine, from another, where the system says so (Linux)."""
+"""Which processes there are, and what tells one process, and one boot of a machine, from another, where the system says
+so (Linux). The one reader of /proc/PID/stat and of who descends from whom.
+
+Only the standard library, and of that only what starts fast: the leash (`agent/run/leash.py`) loads this beside a
+training, in a Python without anything else of ours.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from pathlib import Path
+import os
 
 
 @functools.cache
 def kernel_boot_id() -> str | None:
     """Differs after every boot of the machine (random(4)); None where the system does not tell."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return _read("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
         return None
+
+
+def stat_of(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets. Empty where there is
+    no such process."""
+    try:
+        text = _read(f"/proc/{pid}/stat").decode(errors="replace")
+    except OSError:  # also one that has gone between opening and reading
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def has_ended(fields: list[str]) -> bool:
+    """By the fields of `stat_of`. One whose first thread has left while others run on is shown as a zombie too."""
+    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
 
 
 def start_ticks(pid: int) -> int | None:
     """When the process started, in clock ticks since boot (proc(5), field 22 of stat); None where there is none, also
     where only its zombie is left, and where the system does not tell."""
+    fields = stat_of(pid)
+    return int(fields[19]) if fields and not has_ended(fields) else None
+
+
+def descendant_pids(pid: int) -> list[int]:
+    """Children, their children and so on, parents first.
+
+    By the kernel's own list of each thread's children where it keeps one (proc(5), /proc/PID/task/TID/children): a
+    walk through the whole process table takes some 10 ms on a desktop, and this is asked every second.
+    """
+    if not os.access(f"/proc/{os.getpid()}/task/{os.getpid()}/children", os.R_OK):
+        return _descendants_by_table(pid)
+    found: dict[int, None] = {}
+    waiting = [pid]
+    while waiting:
+        children = [child for child in _children(waiting.pop()) if child not in found and child != pid]
+        found.update(dict.fromkeys(children))
+        waiting += children
+    return list(found)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        threads = [entry.name for entry in os.scandir(f"/proc/{pid}/task")]
     except OSError:
-        return None
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in ("Z", "X") else None
+        return found
+    for thread in threads:
+        with contextlib.suppress(OSError, ValueError):
+            found += [int(word) for word in _read(f"/proc/{pid}/task/{thread}/children").split()]
+    return found
+
+
+def _descendants_by_table(pid: int) -> list[int]:
+    below: dict[int, list[int]] = {}
+    for name in [entry.name for entry in os.scandir("/proc")]:
+        if name.isdigit() and (fields := stat_of(int(name))):
+            below.setdefault(int(fields[1]), []).append(int(name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        children = [child for child in below.get(waiting.pop(), []) if child not in found]
+        found += children
+        waiting += children
+    return found
+
+
+def _read(path: str) -> bytes:
+    """Without Python's file objects: of the readers of the table, one asks twenty times a second. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while piece := os.read(file, 65536):
+            text += piece
+        return text
+    finally:
+        os.close(file)

@@ -13,7 +13,7 @@ from agent.recipe.change import LEARNING_RATE_KEYS, ChangeRefused, refuse_moved_
 from agent.run.remedies import moved_keys
 
 if TYPE_CHECKING:
-    from agent.campaign.runs import Job
+    from agent.campaign.jobs import Job
     from agent.campaign.session import Session
 
 SHARED = "backend"

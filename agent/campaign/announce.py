@@ -16,7 +16,8 @@ from agent.ledger.messages import change_subject, experiment_body, slug_of
 from agent.plan.memory import Moves
 from agent.plan.planner import Proposal
 from agent.recipe.change import Change
-from agent.recipe.files import edit_text, get_key, with_keys
+from agent.recipe.editing import edit_text
+from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.report.words import points
 from agent.run.remedies import moved_keys

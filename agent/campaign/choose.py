@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence
 from agent.campaign.past import past_of, standing_leads
-from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.errors import AgentError, InvalidFile, ResourceError
 from agent.ledger.events import CampaignStarted, ConstraintLearned

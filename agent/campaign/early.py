@@ -18,7 +18,7 @@ import numpy as np
 from scipy import optimize
 
 from agent.campaign.comparison import RunNoise, compare, group_noise
-from agent.campaign.runs import HOPELESS, PAUSED
+from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.scores import FEWEST_PROMPTS, Scores, scores_of, select_scores
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation

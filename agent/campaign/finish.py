@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
+from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
+from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
 from agent.campaign.record import close_table
-from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
 from agent.report.words import duration, percent, points

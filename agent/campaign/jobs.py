@@ -5,16 +5,35 @@ What is repaired while it runs (a baseline's repeat, an idea's search run) becom
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from agent.campaign.lab import MEASURED_ON, Arm, Order
-from agent.campaign.runs import Job
 from agent.campaign.session import Session, run_key, title
-from agent.contract import CHECKPOINT, UNTRAINED
+from agent.contract import CHECKPOINT, UNTRAINED, Split
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.recipe.files import recipe_from
 from agent.recipe.schema import Recipe
 
 SEED_OF: dict[Arm, int] = {"search": 0, "candidate": 100, "incumbent": 500, "comparator": 700}
 """Added to the experiment's own thousand, so that no two runs of a campaign share a seed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    key: str
+    """Names the run and its folder; unique in the campaign."""
+    what: str
+    """For people."""
+    recipe: Recipe
+    seed: int
+    role: str
+    rung: str
+    experiment: int | None = None
+    arm: str | None = None
+    splits: tuple[Split, ...] = ("search",)
+    evaluate: str | None = None
+    rung_at: float | None = None
+    """Share of the training budget after which it is measured on the way."""
 
 
 def seed_of(session: Session, order: Order) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from agent import __version__
 from agent.contract import CHECKPOINT, EVAL, RECIPE, RUNG, SELECT, SUMMARY, Summary
 from agent.errors import AgentError, InvalidFile
-from agent.files import read_jsonl
+from agent.files import Stamp, read_jsonl, stamp_or_none
 from agent.ledger.events import CampaignStarted, Note, RunFinished
 from agent.ledger.journal import Journal
 from agent.recipe.files import load_recipe
@@ -31,7 +31,6 @@ from agent.recipe.yardstick import (
     HELD_OUT_ROWS,
     LOCKED,
     Digests,
-    Stamp,
     code_files,
     data_file,
     differences,
@@ -40,13 +39,12 @@ from agent.recipe.yardstick import (
     libraries,
     locked_values,
     present_code_digest,
-    stamp_of,
     verifier_files,
 )
 from agent.run.triage import Diagnosis
 
 if TYPE_CHECKING:
-    from agent.campaign.runs import Job
+    from agent.campaign.jobs import Job
     from agent.campaign.session import Session
     from agent.run.telemetry import RunRecord
 
@@ -161,7 +159,7 @@ class Lockbox:
         }
 
     def _stamps_now(self) -> dict[str, Stamp | None]:
-        return {name: _stamp(self._path(name)) for name in self._named_files() if name not in self._mended()}
+        return {name: stamp_or_none(self._path(name)) for name in self._named_files() if name not in self._mended()}
 
     # --- a run ----------------------------------------------------------------------------------------------
 
@@ -218,7 +216,7 @@ class Lockbox:
             for name, stamp in files.items():
                 if name in NOT_OF_A_MODEL:
                     continue
-                if _stamp(place / name) != tuple(stamp):
+                if stamp_or_none(place / name) != tuple(stamp):
                     wrong.append(f"{name} of the model {source} (replaced while or since it was loaded)")
                 elif self.known.get(f"{MODEL}{source} {name}") not in (None, self._digests.of(place / name)):
                     wrong.append(f"{name} of the model {source}")
@@ -395,13 +393,6 @@ def _signature_in(out: Path) -> str | None:
     try:
         return load_recipe(out / RECIPE, edited=False).signature()
     except AgentError:
-        return None
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        return stamp_of(path)
-    except OSError:
         return None
 
 

@@ -6,9 +6,9 @@ import datetime
 import statistics
 from typing import Any
 
+from agent.campaign.done import Done
 from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digests
 from agent.campaign.rules import Rules
-from agent.campaign.runs import Done
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
 from agent.errors import InvalidFile, ResourceError

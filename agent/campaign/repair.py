@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.campaign.capacity import check_memory
+from agent.campaign.done import Done
+from agent.campaign.jobs import Job
 from agent.campaign.limits import KnownLimit, contradicted
-from agent.campaign.runs import Done, Early, Job, Runner
+from agent.campaign.runs import Early, Runner
 from agent.campaign.session import Session, run_key
 from agent.campaign.verifier_fix import mended_files, verifier_fix
 from agent.contract import Failure, Split
 from agent.errors import AgentError, RecipeError, TrainingFailed, VerifierError
 from agent.hardware.sensors import memory
-from agent.recipe.files import edit_text, get_key, with_keys
+from agent.recipe.editing import edit_text
+from agent.recipe.files import get_key, with_keys
 from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
 from agent.run.remedies import Limit, Remedy, Response, repair_values, respond

@@ -9,35 +9,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent.campaign import admission
-from agent.campaign.health import faults_of, health_of
-from agent.campaign.lab import CutShort, Health
+from agent.campaign.done import HOPELESS, PAUSED, Done
+from agent.campaign.jobs import Job
+from agent.campaign.lab import CutShort
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
 from agent.campaign.observer import Activity, Pulse
-from agent.campaign.scores import Scores, scores_of, select_scores
 from agent.campaign.session import Session
 from agent.campaign.verifier_fix import mended_files
-from agent.contract import FILES_VARIABLE, EvalRow, Failure, Split, Summary
-from agent.errors import AgentError, ResourceError, error_named
+from agent.contract import FILES_VARIABLE, Failure
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
-from agent.recipe.schema import Evaluation, Recipe
-from agent.run.launcher import Progress, RunRequest, RunResult, launch, running_in
-from agent.run.processes import ProcessIdentity, boot_id, end_process_group
+from agent.run.ending import end_process_group
+from agent.run.folder import running_in
+from agent.run.launcher import launch
+from agent.run.processes import ProcessIdentity, boot_id
+from agent.run.request import RunRequest, RunResult
 from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
+from agent.run.watching import Progress
 
-PAUSED = "paused for a screening"
-"""Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""
-HOPELESS = "hopeless"
-"""How the reason of a run begins that the campaign ended because it could not win any more; it is finished so."""
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
@@ -48,100 +46,6 @@ MOST_OF_IT = 0.5
 """Share of the free memory that a run must have held for an out-of-memory to be its own."""
 
 Launch = Callable[..., RunResult]
-
-
-@dataclass(frozen=True)
-class Job:
-    key: str
-    """Names the run and its folder; unique in the campaign."""
-    what: str
-    """For people."""
-    recipe: Recipe
-    seed: int
-    role: str
-    rung: str
-    experiment: int | None = None
-    arm: str | None = None
-    splits: tuple[Split, ...] = ("search",)
-    evaluate: str | None = None
-    rung_at: float | None = None
-    """Share of the training budget after which it is measured on the way."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A run that has come to an end of its own, with what it left on disk."""
-
-    key: str
-    record: RunRecord
-    elapsed_s: float | None
-    diagnosis: Diagnosis | None
-    """Why it failed; None for a run with a summary."""
-    evaluation: Evaluation
-    ended_s: float | None = None
-    """Consumed seconds of the campaign when it ended."""
-    ended_early: str | None = None
-    """Why the campaign ended it: it begins with PAUSED or HOPELESS. None for a run that ended by itself."""
-    rewards: tuple[float, float] = (0.0, 1.0)
-    """Between which a reward lies."""
-    free_gb: float | None = None
-    """Host memory that was free before it was started, GiB; None where it was read back."""
-    took_the_memory: bool = False
-    """It held at least half of what was free, on the host or on the card: what ran out was its own doing."""
-    prompts: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
-    """Ids of the prompts by held-out split, as the first run on it has shown."""
-    _known: dict[tuple[str, str | None], Scores | None] = field(default_factory=dict, repr=False)
-
-    @property
-    def summary(self) -> Summary | None:
-        return self.record.summary
-
-    @property
-    def ok(self) -> bool:
-        return self.diagnosis is None and self.record.summary is not None and self.ended_early is None
-
-    @property
-    def gave_up(self) -> str | None:
-        reason = self.ended_early or ""
-        return reason.removeprefix(HOPELESS).lstrip(": ") if reason.startswith(HOPELESS) else None
-
-    @property
-    def crash_words(self) -> str | None:
-        if self.ok or self.ended_early:
-            return None
-        return f"{self.diagnosis.crash_class}: {self.diagnosis.reason}" if self.diagnosis else "it left no summary"
-
-    @property
-    def named_error(self) -> AgentError | None:
-        """The trainer's own error, where it named one (no such model, a bad data row), or a resource that ran out."""
-        failure, diagnosis = self.record.failure, self.diagnosis
-        named = None
-        if failure is not None:
-            named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
-        if named is None and diagnosis is not None and diagnosis.crash_class == "resource":
-            hint = "make room (disk, shared memory, processes, open files); raft-agent resume then goes on"
-            named = ResourceError(diagnosis.reason, where=self.key, hint=hint)
-        return named
-
-    # --- what it measured -----------------------------------------------------------------------------------
-
-    def rows(self, split: str) -> list[EvalRow]:
-        return [row for row in self.record.evals if row.split == split]
-
-    def scores(self, split: str, metric: str | None = None) -> Scores | None:
-        if (split, metric) not in self._known:
-            found = scores_of(self.record.evals, split=split, evaluation=self.evaluation, metric=metric)
-            self._known[split, metric] = found
-        return self._known[split, metric]
-
-    def on_the_way(self) -> Scores | None:
-        return select_scores([self.record.rung], self.evaluation) if self.record.rung else None
-
-    def health(self, split: str) -> Health | None:
-        return health_of(self.rows(split))
-
-    def faults(self) -> list[str]:
-        return faults_of(self.record, self.evaluation, rewards=self.rewards, prompts=self.prompts) if self.ok else []
 
 
 class Early(Protocol):

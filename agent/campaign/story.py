@@ -13,9 +13,9 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.decided import comparison_from, direction_of, look_words, measured_by, metric_of, rule_that_decided
+from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.levels import Used, left
 from agent.campaign.rules import Rules
-from agent.campaign.runs import HOPELESS, PAUSED
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves
 from agent.report.evidence import GuardLine, Paired, RunLine, Story

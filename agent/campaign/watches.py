@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.choose import observe
+from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence
-from agent.campaign.runs import Done, Job, Runner
+from agent.campaign.jobs import Job
+from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
 from agent.campaign.verdict import Report
 from agent.contract import CHECKPOINT

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.campaign import announce, choose
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.done import PAUSED, Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
@@ -23,7 +24,7 @@ from agent.campaign.past import Past, past_of
 from agent.campaign.record import bring_rows_in, judge, record
 from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
-from agent.campaign.runs import PAUSED, Done, Early, Runner, key_of
+from agent.campaign.runs import Early, Runner, key_of
 from agent.campaign.session import Session, title
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch

@@ -192,7 +192,7 @@ def diagnose(
 
 def _crash(out: Path) -> Any:
     """Triage of what is left in the folder; the launcher's own observations are in the journal, not here."""
-    from agent.run.launcher import RunResult
+    from agent.run.request import RunResult
     from agent.run.triage import evidence_of, triage
 
     result = RunResult(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from agent.contract import Split
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
-    from agent.run.launcher import Progress, RunResult
+    from agent.run.request import RunResult
+    from agent.run.watching import Progress
 
 LONGEST_LABEL = 50
 """Characters of a recipe's name in that of a folder, which may have 255 bytes."""
@@ -169,7 +170,8 @@ def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> Run
     from agent.campaign.capacity import check_memory, too_large
     from agent.campaign.open import machine_of, refuse_closed_doors
     from agent.report.terminal import console_for
-    from agent.run.launcher import RunRequest, launch
+    from agent.run.launcher import launch
+    from agent.run.request import RunRequest
 
     refuse_closed_doors(recipe, base=workspace.root, name="RECIPE")
     machine = machine_of(workspace)

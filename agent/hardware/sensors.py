@@ -72,10 +72,10 @@ def swap_total_gib(*, root: Root = HOST) -> float | None:
     return None if size is None else size / GIB
 
 
-def meminfo(root: Root) -> dict[str, int]:
-    """Bytes by name, as /proc/meminfo has them."""
-    lines = re.findall(r"^(\w+(?:\(\w+\))?):\s+(\d+) kB$", root.text("/proc/meminfo") or "", re.MULTILINE)
-    return {name: int(number) * 1024 for name, number in lines}
+def meminfo(root: Root = HOST) -> dict[str, int]:
+    """Bytes by name, as /proc/meminfo has them; of huge pages the number. Empty where there is no such file."""
+    lines = re.findall(r"^(\w+(?:\(\w+\))?):\s+(\d+)( kB)?$", root.text("/proc/meminfo") or "", re.MULTILINE)
+    return {name: int(number) * (1024 if unit else 1) for name, number, unit in lines}
 
 
 def _host_memory(root: Root) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from agent.errors import UsageError, WorkspaceError
+from agent.files import Stamp, stamp_or_none
 from agent.ledger.commands import (
     GitCommands,
     failure,
@@ -265,13 +266,13 @@ class ObjectStore:
         those of the index, HEAD and the packed references are in nobody's way here.
         """
         lock = self.place.common_dir / f"{ref}.lock"
-        seen: tuple[int, int] | None = None
+        seen: Stamp | None = None
         began = since = time.monotonic()
         while True:
             status, _, errors = self.git.attempt(*arguments, stdin=stdin)
             if status == 0:
                 return status, errors
-            found = _stamp(lock)
+            found = stamp_or_none(lock)
             if found is None:
                 return status, errors
             if found != seen:
@@ -283,14 +284,6 @@ class ObjectStore:
                 status, _, errors = self.git.attempt(*arguments, stdin=stdin)
                 return status, errors
             time.sleep(0.1)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def common_folder(workspace: Path) -> Path:

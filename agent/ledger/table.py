@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import InvalidFile, ResourceError
-from agent.files import write_atomic
+from agent.files import Stamp, stamp_of, write_atomic
 from agent.ledger.disk import disk_errors
 from agent.text import one_line, visible
 
@@ -160,9 +160,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 class _Table:
     """The lines of the file as bytes, so that what is not ours to touch goes back as it came."""
 
-    def __init__(
-        self, path: Path, lines: list[bytes], *, ending: bytes, stamp: tuple[int, ...] | None, header: int = 0
-    ):
+    def __init__(self, path: Path, lines: list[bytes], *, ending: bytes, stamp: Stamp | None, header: int = 0):
         self.path = path
         self.lines = lines
         self.header = header
@@ -255,13 +253,12 @@ def _target(path: Path) -> Path:
     return target
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Tells two states of a file apart; None where there is no file."""
+def _stamp(path: Path) -> Stamp | None:
+    """None where there is no file. One that cannot be looked at is an error here, and no reason to write a new one."""
     try:
-        status = path.stat()
+        return stamp_of(path)
     except FileNotFoundError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _check_header(path: Path, line: bytes, *, number: int) -> None:

@@ -222,6 +222,30 @@ def yaml_error(error: yaml.YAMLError, *, where: str, text: str = "") -> RecipeEr
     return RecipeError(f"not valid YAML: {problem}", where=place, hint=hint, problem="syntax")
 
 
+def key_lines(text: str) -> dict[str, int]:
+    """Line number (from 1) of every dotted key that the text itself contains."""
+    lines: dict[str, int] = {}
+
+    def visit(node: yaml.Node, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                path = f"{prefix}{key_node.value}"
+                lines[path] = key_node.start_mark.line + 1
+                visit(value_node, f"{path}.")
+        elif isinstance(node, yaml.SequenceNode):
+            for position, item in enumerate(node.value):
+                lines[f"{prefix}{position}"] = item.start_mark.line + 1
+                visit(item, f"{prefix}{position}.")
+
+    try:
+        root = yaml.compose(text, Loader=Yaml12Loader)
+    except yaml.YAMLError:
+        return {}
+    if root is not None:
+        visit(root, "")
+    return lines
+
+
 # --- files -------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agent.files import Stamp, stamp_of
 from agent.recipe.schema import Recipe, Verifier, leaf_keys
 
 JSONL = "jsonl:"
@@ -26,6 +27,8 @@ LOCKED = "locked keys of the recipe"
 FOLDER = Path(__file__).parents[1]
 MEASURING = ("raft", "tasks", "recipe")
 """Rooms whose code runs in a trainer."""
+LEAVES = ("contract.py", "files.py")
+"""What a run's files are called, and what tells that one was written to."""
 JUDGING = (
     "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/evidence.py",
     "campaign/experiment.py", "campaign/guards.py", "campaign/health.py", "campaign/levels.py", "campaign/lockbox.py",
@@ -40,10 +43,6 @@ OF_VERIFIER = {"math": ("math-verify", "latex2sympy2_extended", "sympy"), "reaso
 PACKAGES_HASHED = {"math-verify": "math_verify", "reasoning-gym": "reasoning_gym"}
 """Distributions that extract or score answers, and the folder of their code: small enough to be read whole."""
 BLOCK = 1 << 20
-
-Stamp = tuple[int, int, int, int]
-"""Size, inode, times of the last change of content and of status (st_ctime_ns), nanoseconds. A process without special
-rights can set the former time and not the latter (inode(7)), so equal stamps mean that nobody has written."""
 
 
 def digest_of(data: bytes) -> str:
@@ -61,12 +60,6 @@ def digest_of_file(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()[:32]
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Of the file that the name leads to. Raises OSError."""
-    status = path.stat()
-    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Digests:
@@ -128,7 +121,7 @@ def code_files(folder: Path = FOLDER) -> dict[str, Path]:
         for path in sorted((folder / room).rglob("*.py"))
         if not path.name.startswith("bench")  # benchmarks are no part of a run
     ]
-    files = [*rooms, folder / "contract.py", *(folder / name for name in JUDGING)]
+    files = [*rooms, *(folder / name for name in (*LEAVES, *JUDGING))]
     return {path.relative_to(folder).as_posix(): path for path in files if path.exists()}
 
 

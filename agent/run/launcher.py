@@ -9,158 +9,51 @@ was started ahead (`agent.run.standby`) makes a run begin sooner, and nothing el
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal
+from typing import IO
 
-from agent.contract import (
-    CYCLES,
-    EVAL,
-    FAILURE,
-    HEARTBEAT,
-    LOG,
-    PLAN,
-    RECIPE,
-    RUNG,
-    SELECT,
-    STOP_GRACE_SECONDS,
-    SUMMARY,
-    TELEMETRY,
-    Heartbeat,
-    RunLoad,
-    Sample,
-    Split,
-    Summary,
-)
-from agent.errors import AgentError, Busy, ResourceError, Unavailable, WorkspaceError
-from agent.files import write_atomic
+from agent.contract import LOG, RECIPE, STOP_GRACE_SECONDS, SUMMARY, Heartbeat, Summary
+from agent.errors import Unavailable
+from agent.files import stamp_or_none
 from agent.hardware.cgroup import cgroup_memory
 from agent.hardware.kernel import kernel_log, oom_kills, seconds_since_boot
 from agent.hardware.presets import environment_over
 from agent.hardware.probe import MACHINE, Machine, probe_machine
-from agent.hardware.sensors import GIB, disk_free, memory
-from agent.recipe.files import load_recipe, resolved_text
+from agent.hardware.sensors import GIB, memory
 from agent.recipe.places import kind_of
-from agent.recipe.schema import Recipe
 from agent.recipe.trust import FLAG, refuse_unconfirmed
+from agent.run.ending import Ending, end_family
+from agent.run.folder import PROCESS, prepare, resource_error, write_identity
 from agent.run.load import summarize
 from agent.run.memory_guard import MemoryGuard, floor_gb
-from agent.run.plain import clear_the_way, read_plain, shorten
-from agent.run.processes import (
-    Ending,
-    Meter,
-    ProcessIdentity,
-    descendants,
-    end_family,
-    is_alive,
-    new_mark,
-)
+from agent.run.plain import shorten
+from agent.run.processes import Meter, ProcessIdentity, descendants, is_alive, new_mark
 from agent.run.recovery import FreeMemory, wait_for_idle
+from agent.run.request import MemoryEvents, RunRequest, RunResult
 from agent.run.sampler import OfRun, Sampler, Sources
 from agent.run.scrub import scrub
 from agent.run.standby import Ahead, Standby
 from agent.run.start import TRAINER, Start, TrainerProcess, adopting_orphans
-from agent.run.telemetry import ATTEMPT, MOST_OBJECT, read_plan, read_summary
+from agent.run.telemetry import ATTEMPT, read_plan, read_summary
 from agent.run.watchdog import Watchdog
 from agent.run.watching import MEMORY_EVERY_S, EndedBy, Progress, Watch
 from agent.text import passed_on, redact, redacted_values
 
-__all__ = ["EndedBy", "Progress", "RunRequest", "RunResult", "launch", "running_in"]
-
-PROCESS = "process.json"
-"""Who runs in this folder: written at the start, so that a second start can refuse."""
-
-OF_TRAINER = (PLAN, CYCLES, SELECT, RUNG, EVAL, HEARTBEAT, FAILURE, SUMMARY)
-"""What a trainer writes as plain files."""
 POLL_S = 0.2
 LAST_SAMPLES = 30
 """Of a run's end, for triage."""
 LEAST_DISK_SHARE = 0.5
 """Of the free disk without which no run is started, that much must stay free while it runs."""
 MOST_LOG_GB = 2.0
-
-FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory", "disk", "flood")
-"""However well the trainer left when it was ended for one of these, it has failed."""
-MemoryEvents = Literal["moved", "still", "unreadable"]
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    recipe: Recipe
-    out: Path
-    """Folder of the run; may hold an earlier, unfinished start of the same recipe, which is then gone on with."""
-    seed: int
-    workspace: Path
-    """Current folder of the trainer: paths in a recipe are relative to it."""
-    time_limit_s: float
-    splits: tuple[Split, ...] = ("search",)
-    """Held-out splits to evaluate at the end; empty for none."""
-    evaluate: str | None = None
-    """A checkpoint folder or `untrained`: evaluate that instead of training."""
-    rung: float | None = None
-    """Share of the training budget after which `search` is measured once on the way."""
-    cache: Path | None = None
-    allow_untrusted_code: bool = False
-    low_priority: bool = False
-    env: Mapping[str, str] = field(default_factory=dict)
-    """On top of the preset and of the recipe's own."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    out: Path
-    exit_code: int | None
-    """None where a signal ended it."""
-    signal: int | None
-    ended_by: EndedBy
-    """`itself`, or what made the launcher end it; `stop` where the caller asked for it. A training that was done by
-    then has a summary that is not `stopped`. `hang` did nothing in its silence, `slow` did something for too long."""
-    reason: str
-    """In words; begins with what `stop` said where that ended it."""
-    elapsed_s: float
-    summary: Summary | None
-    """Of this start; the summary of an earlier one in the same folder does not count."""
-    peak_rss_gb: float | None
-    """Trainer and what it started, GiB, sampled once a second."""
-    cgroup_oom_kills: int = 0
-    host_oom_kills: int = 0
-    """Processes that the kernel killed for memory meanwhile: in our control group; on the whole machine."""
-    kernel: str = ""
-    """Kernel messages about memory, graphics and disks from that time, where they may be read."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """What was set for the trainer on top of the inherited environment; values of secrets are left out."""
-    idle_wait_s: float = 0.0
-    """Seconds until memory was back after the end."""
-    memory_events: MemoryEvents = "unreadable"
-    """Whether the kernel's counters of memory kills moved meanwhile, stood still, or could not be read. A SIGKILL from
-    outside while they stood still was not the kernel's; systemd-oomd and earlyoom move none of them."""
-    memory_back: bool | None = None
-    """Host and graphics memory came back, but for what other programs took. None where it cannot be told."""
-    held_gb: float = 0.0
-    """GiB that did not come back."""
-    held_by: str = ""
-    """Who holds them, as far as the system tells."""
-    notes: tuple[str, ...] = ()
-    """What was odd on the way, in words: it crawled, a sensor did not answer."""
-    load: RunLoad | None = None
-    """How this start used the machine."""
-    last_samples: tuple[Sample, ...] = ()
-    """The last ones before its end."""
-    stayed: bool = False
-    """It had written its summary, which is the last thing a trainer does, and was ended because it did not leave."""
-
-    @property
-    def ok(self) -> bool:
-        return (self.exit_code == 0 or self.stayed) and self.summary is not None and self.ended_by not in FAILED
 
 
 def launch(
@@ -202,7 +95,7 @@ def launch(
     """
     refuse_unconfirmed(request.recipe.model, base=request.workspace)
     variables, why = _variables(request, machine)
-    _prepare(request, min_free_disk_gb=min_free_disk_gb)
+    prepare(request, min_free_disk_gb=min_free_disk_gb)
     if standby is not None and standby.trainer != tuple(command):
         standby = None
     before = _free_memory(standby)
@@ -311,78 +204,6 @@ def _inherited(request: RunRequest) -> dict[str, str]:
     return passed_on(os.environ, hub=kind == "hub", packages=kind == "pypi", named=named)
 
 
-def _prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
-    """Make the folder, see that nobody runs in it and that it is this recipe's, and put the recipe there."""
-    out = request.out
-    if not request.workspace.is_dir():
-        raise WorkspaceError("no such folder for the trainer to run in", where=str(request.workspace))
-    try:
-        free = disk_free(out)
-        if free < min_free_disk_gb:
-            raise ResourceError(
-                f"only {free:.2f} GiB free, a run needs at least {min_free_disk_gb:g}",
-                where=str(out),
-                hint="free some space; checkpoints of old campaigns under .raft/ are the largest files",
-            )
-        if out.exists() and not out.is_dir():
-            raise WorkspaceError("is a file, not a folder for a run", where=str(out))
-        out.mkdir(parents=True, exist_ok=True)
-        _refuse_if_running(out)
-        _refuse_other_recipe(request)
-        for name in (RECIPE, PROCESS, LOG, TELEMETRY, *OF_TRAINER):
-            clear_the_way(out / name)
-        write_atomic(out / RECIPE, resolved_text(request.recipe))
-        for stale in (HEARTBEAT, FAILURE):  # of an earlier start: they would be taken for this one's
-            (out / stale).unlink(missing_ok=True)
-    except OSError as error:
-        raise _resource_error(error, where=out) from error
-
-
-def _resource_error(error: OSError, *, where: Path) -> ResourceError:
-    return ResourceError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(error.filename or where),
-        hint="check free space, quota and permissions there",
-    )
-
-
-def _refuse_if_running(out: Path) -> None:
-    identity = running_in(out)
-    if identity is not None:
-        raise Busy(
-            f"a training (process {identity.pid}) is still running in this folder",
-            where=str(out),
-            hint="let it finish, or end it first (raft-agent resume does)",
-        )
-
-
-def running_in(out: Path) -> ProcessIdentity | None:
-    """The training that runs in this folder now, left by an agent that was killed; None where there is none."""
-    try:
-        identity = ProcessIdentity.from_json(json.loads(read_plain(out / PROCESS, most=MOST_OBJECT)))
-    except (OSError, ValueError, TypeError):
-        return None
-    return identity if is_alive(identity) else None
-
-
-def _refuse_other_recipe(request: RunRequest) -> None:
-    """Going on with another recipe's cycles would mix two trainings."""
-    written = request.out / RECIPE
-    begun = (request.out / CYCLES).exists() or (request.out / SUMMARY).exists()
-    if not begun or not written.exists():
-        return
-    try:
-        same = load_recipe(written, edited=False).signature() == request.recipe.signature()
-    except AgentError:
-        same = False
-    if not same:
-        raise WorkspaceError(
-            "holds the run of another recipe",
-            where=str(request.out),
-            hint="give this run a folder of its own",
-        )
-
-
 # --- the process -------------------------------------------------------------------------------------------
 
 
@@ -423,7 +244,7 @@ class _Trainer:
         self._variables, self._why = dict(variables), why
         self._known: dict[tuple[int, float], ProcessIdentity] = {}
         self._sampled: float | None = None
-        self._old_summary = _stamp(request.out / SUMMARY)
+        self._old_summary = _written(request.out / SUMMARY)
         self._mark = new_mark()
         self._adopting = adopting_orphans()
         self._process: TrainerProcess | None = None
@@ -470,7 +291,7 @@ class _Trainer:
                 if ahead is None or not self._hand_over(ahead, log):
                     self._start_afresh(log)
         except OSError as error:
-            raise _resource_error(error, where=self.request.out) from error
+            raise resource_error(error, where=self.request.out) from error
 
     def _start_afresh(self, log: IO[bytes]) -> None:
         self._mark = new_mark()
@@ -482,12 +303,12 @@ class _Trainer:
             [*self.start.command, *arguments], mark=self._mark, stdin=subprocess.DEVNULL, output=log
         )
         self._identity = self._process.identity
-        _write_identity(self.request.out, self._identity)
+        write_identity(self.request.out, self._identity)
 
     def _hand_over(self, ahead: Ahead, log: IO[bytes]) -> bool:
         """From here on the process is this run's, like one that was started for it. False where it has just died."""
         self._mark, self._process, self._identity = ahead.identity.mark, ahead.process, ahead.identity
-        _write_identity(self.request.out, ahead.identity)
+        write_identity(self.request.out, ahead.identity)
         log.write(self._heading(note=" in a process that was started ahead") + ahead.printed())
         log.flush()
         self.began = self.clock()
@@ -553,7 +374,7 @@ class _Trainer:
         return None
 
     def has_new_summary(self) -> bool:
-        return _stamp(self.request.out / SUMMARY) not in (None, self._old_summary)
+        return _written(self.request.out / SUMMARY) not in (None, self._old_summary)
 
     def _end_whatever_started(self) -> None:
         """The last resort, also for an interrupt between fork and bookkeeping: by the mark alone."""
@@ -575,16 +396,11 @@ class _Trainer:
             (self.request.out / PROCESS).unlink(missing_ok=True)
 
 
-def _write_identity(out: Path, identity: ProcessIdentity) -> None:
-    write_atomic(out / PROCESS, json.dumps(identity.__dict__) + "\n")
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+def _written(path: Path) -> tuple[int, ...] | None:
+    """Which writing of the file this is. Its status does not count: one that was given another owner or a second name
+    meanwhile is no new summary."""
+    stamp = stamp_or_none(path)
+    return stamp[:3] if stamp else None
 
 
 # --- after the end, in words ---------------------------------------------------------------------------------

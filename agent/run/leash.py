@@ -1,9 +1,9 @@
 """Stands between the agent and a trainer as long as that runs: nothing that the trainer starts can get away from it.
 
 Run as a file, `python -I -S leash.py AGENT_PID NICENESS GRACE_S CHANNEL COMMAND...`, so that it costs some 15 ms and
-7 MB, and imports nothing of ours. On Linux it is the trainer's parent and adopts every process below it that loses its
-own (prctl(2), PR_SET_CHILD_SUBREAPER): one that cleared its environment and left group, session and parent is still
-found, as a descendant of this one. When the agent dies in any way, SIGKILL included, the kernel sends SIGTERM
+7 MB; of ours it imports `agent.proc` alone. On Linux it is the trainer's parent and adopts every process below it that
+loses its own (prctl(2), PR_SET_CHILD_SUBREAPER): one that cleared its environment and left group, session and parent is
+still found, as a descendant of this one. When the agent dies in any way, SIGKILL included, the kernel sends SIGTERM
 (PR_SET_PDEATHSIG); the trainer is then asked to leave, and killed with all that it started after GRACE_S.
 
 The trainer leads a session of its own and writes no core file: a crash of a training with 60 GB of memory would fill
@@ -25,6 +25,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+
+if __name__ == "__main__":
+    # A Python in isolation looks for modules nowhere but in its standard library; ours are looked for after that.
+    sys.path.append(__file__.rsplit("/", 3)[0])
+
+from agent.proc import descendant_pids, stat_of
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -193,75 +199,6 @@ def end_like(code: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
         os.kill(os.getpid(), -code)
     os._exit(code if code >= 0 else NOT_STARTED)
-
-
-# --- the process table, for others too ---------------------------------------------------------------------
-
-
-def stat_of(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets. Empty where there is
-    no such process."""
-    try:
-        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        text = os.read(file, 4096).decode(errors="replace")
-    except OSError:  # it has gone between the two
-        return []
-    finally:
-        os.close(file)
-    return text.rpartition(")")[2].split()
-
-
-def descendant_pids(pid: int) -> list[int]:
-    """Children, their children and so on, parents first.
-
-    By the kernel's own list of each thread's children where it keeps one (proc(5), /proc/PID/task/TID/children): a
-    walk through the whole process table takes some 10 ms on a desktop, and this is asked every second.
-    """
-    if not os.access(f"/proc/{os.getpid()}/task/{os.getpid()}/children", os.R_OK):
-        return _descendants_by_table(pid)
-    found: dict[int, None] = {}
-    waiting = [pid]
-    while waiting:
-        children = [child for child in _children(waiting.pop()) if child not in found and child != pid]
-        found.update(dict.fromkeys(children))
-        waiting += children
-    return list(found)
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        threads = [entry.name for entry in os.scandir(f"/proc/{pid}/task")]
-    except OSError:
-        return found
-    for thread in threads:
-        with contextlib.suppress(OSError, ValueError):
-            file = os.open(f"/proc/{pid}/task/{thread}/children", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                text = b""
-                while piece := os.read(file, 65536):
-                    text += piece
-            finally:
-                os.close(file)
-            found += [int(word) for word in text.split()]
-    return found
-
-
-def _descendants_by_table(pid: int) -> list[int]:
-    below: dict[int, list[int]] = {}
-    for name in [entry.name for entry in os.scandir("/proc")]:
-        if name.isdigit() and (fields := stat_of(int(name))):
-            below.setdefault(int(fields[1]), []).append(int(name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = [child for child in below.get(waiting.pop(), []) if child not in found]
-        found += children
-        waiting += children
-    return found
 
 
 if __name__ == "__main__":

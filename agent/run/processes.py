@@ -1,4 +1,4 @@
-"""Which process is which, and how to end one together with everything that it started.
+"""Which process is which, what it has started, and what they use (`agent.run.ending` ends them).
 
 A process id alone proves nothing: ids are used again. A process is named here by id, start time and boot, and
 one whose three do not match is never signalled. On Linux everything that a training starts stays below its leash
@@ -15,29 +15,19 @@ import errno
 import functools
 import os
 import secrets
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from agent.proc import kernel_boot_id
-from agent.run.leash import OOM_SCORE, descendant_pids, stat_of
+from agent.proc import descendant_pids, has_ended, kernel_boot_id, stat_of
+from agent.run.leash import OOM_SCORE
 
 MARK = "RAFT_AGENT_RUN"
 """Environment variable that every process of a run carries; its value is unique to one start of a trainer."""
-
-STRAY_GRACE_S = 2.0
-"""What is still there after the trainer itself has gone gets this long after SIGTERM."""
-KILL_PATIENCE_S = 10.0
-"""A killed process that the kernel holds in a driver call is waited for this long, then named in the report."""
-BURST_S = 0.5
-"""Killing goes on without a pause for this long where new processes keep coming up."""
-_STEP_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,12 @@ def start_time(pid: int) -> float | None:
         except psutil.Error:
             return None
     fields = stat_of(pid)
-    return int(fields[19]) / _TICKS if fields else None
+    return started_of(fields) if fields else None
+
+
+def started_of(fields: list[str]) -> float:
+    """What `start_time` tells on Linux, by the fields of `stat_of`."""
+    return int(fields[19]) / _TICKS
 
 
 def identify(pid: int, *, mark: str = "") -> ProcessIdentity:
@@ -106,8 +101,8 @@ def is_alive(identity: ProcessIdentity) -> bool:
         return False
     if sys.platform.startswith("linux"):  # one look, and not two: this is asked twenty times a second
         fields = stat_of(identity.pid)
-        return bool(fields) and not _has_ended(fields) and int(fields[19]) / _TICKS == identity.started
-    return start_time(identity.pid) == identity.started and not _is_zombie(identity.pid)
+        return bool(fields) and not has_ended(fields) and started_of(fields) == identity.started
+    return start_time(identity.pid) == identity.started and not is_zombie(identity.pid)
 
 
 def family(leader: ProcessIdentity, *, known: Iterable[ProcessIdentity] = ()) -> list[ProcessIdentity]:
@@ -126,13 +121,13 @@ def family(leader: ProcessIdentity, *, known: Iterable[ProcessIdentity] = ()) ->
     found = []
     for pid in psutil.pids():
         started = start_time(pid)
-        if pid in ours or started is None or _is_zombie(pid):
+        if pid in ours or started is None or is_zombie(pid):
             continue
         belongs = (
             (pid == leader.pid and started == leader.started)
             or (pid, started) in below
             or (pid, started) in remembered
-            or (same_leader and leader.pid in _group_and_session(pid))
+            or (same_leader and leader.pid in group_and_session(pid))
             or (leader.mark != "" and _has_mark(pid, leader.mark))
         )
         if belongs:
@@ -161,6 +156,17 @@ def orphans_of(leader: ProcessIdentity) -> list[ProcessIdentity]:
     ]
     below = [pid for one in adopted for pid in descendant_pids(one.pid)]
     return [*adopted, *_identities(below, leader)]
+
+
+def collect_orphans(leader: ProcessIdentity) -> None:
+    """What came to us when the leash was killed, and has ended since, is ours to wait for."""
+    own = _oom_score(os.getpid())
+    if leader.leash is None or own is None or own >= OOM_SCORE:
+        return
+    for pid in _children_of_ours():
+        if (_oom_score(pid) or 0) >= OOM_SCORE and is_zombie(pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _children_of_ours() -> list[int]:
@@ -236,7 +242,7 @@ def _usage(process: ProcessIdentity) -> tuple[int, float, int | None, int | None
         except psutil.Error:
             return None
     fields = stat_of(process.pid)
-    if len(fields) < 22 or int(fields[19]) / _TICKS != process.started:
+    if len(fields) < 22 or started_of(fields) != process.started:
         return None
     read, written = _disk_bytes(process.pid)
     return int(fields[21]) * _PAGE, (int(fields[11]) + int(fields[12])) / _TICKS, read, written
@@ -258,259 +264,20 @@ _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
-# --- ending ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ending:
-    words: str
-    """How it ended, for people."""
-    forced: bool
-    """SIGKILL was needed for the leader."""
-    left: tuple[int, ...]
-    """Process ids that do not die: the kernel holds them in a call."""
-
-
-def end_family(
-    leader: ProcessIdentity,
-    *,
-    known: Iterable[ProcessIdentity] = (),
-    grace_s: float,
-    dump_stack: bool = False,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Ending:
-    """SIGTERM to the group, SIGKILL to whatever is left after `grace_s`, until nothing is left; the leash last.
-
-    `dump_stack` sends SIGABRT before SIGKILL to a leader that did not leave: Python's fault handler then writes
-    where it hung into the log. The caller that started the leader must reap it.
-    """
-    known = list(known)
-    began = clock()
-    was_alive = is_alive(leader)
-    if was_alive:
-        _signal_group(leader, signal.SIGTERM)
-        _signal_group(leader, signal.SIGCONT)  # one that was stopped hears nothing else
-    while is_alive(leader) and clock() - began < grace_s:
-        sleep(_STEP_S)
-    forced = is_alive(leader)
-    took = clock() - began
-    if forced and dump_stack:
-        _signal(leader, signal.SIGABRT)
-        deadline = clock() + 1.0
-        while is_alive(leader) and clock() < deadline:
-            sleep(_STEP_S)
-    strays, left = _sweep(leader, known, polite=grace_s > 0 and not forced, clock=clock, sleep=sleep)
-    _take_off_leash(leader, clock=clock, sleep=sleep)
-    return Ending(_words(was_alive, forced=forced, took=took, strays=strays, left=left), forced, left)
-
-
-def _sweep(
-    leader: ProcessIdentity,
-    known: list[ProcessIdentity],
-    *,
-    polite: bool,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> tuple[int, tuple[int, ...]]:
-    """End what is left of the run; (how many there were besides the leader, ids of those that do not die)."""
-    members = family(leader, known=known)
-    seen = {(one.pid, one.started) for one in members if one.pid != leader.pid}
-    if polite and members:
-        _signal_all(members, signal.SIGTERM)
-        deadline = clock() + STRAY_GRACE_S
-        while any(is_alive(one) for one in members) and clock() < deadline:
-            sleep(_STEP_S)
-        members = family(leader, known=known)
-    deadline = clock() + KILL_PATIENCE_S
-    remembered = {(one.pid, one.started): one for one in known}
-    while members and clock() < deadline:  # a member may fork while we look, hence until none is found
-        fresh = [one for one in members if (one.pid, one.started) not in remembered]
-        seen |= {(one.pid, one.started) for one in members if one.pid != leader.pid}
-        remembered.update({(one.pid, one.started): one for one in members})
-        for member in members:
-            _kill_with_group(leader, member)
-        seen |= _burst(leader, clock=clock, sleep=sleep)
-        if not fresh:
-            sleep(_STEP_S)
-        members = family(leader, known=remembered.values())
-    return len(seen - {(leader.pid, leader.started)}), tuple(sorted(one.pid for one in members))
-
-
-def _kill_with_group(leader: ProcessIdentity, member: ProcessIdentity) -> None:
-    """The whole group in one step where it is the run's own: between two steps a member could fork.
-
-    What is on a leash has a session that the run made, as nobody can join another (setsid(2), setpgid(2)).
-    """
-    group, session = _group_and_session(member.pid)
-    if leader.leash is not None and group > 1 and session != os.getsid(0) and is_alive(member):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-    _signal(member, signal.SIGKILL)
-
-
-def _burst(
-    leader: ProcessIdentity, *, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> set[tuple[int, float]]:
-    """Kill what is below the leash as fast as it can be listed: one that forks and leaves, again and again, has a new
-    number each time, and no slow look would ever meet it."""
-    root = leader.root
-    killed: set[tuple[int, float]] = set()
-    until = clock() + BURST_S
-    while root is not None and clock() < until:
-        pids = descendant_pids(root.pid)
-        fresh = False
-        for pid in pids:
-            with _handle(pid) as handle:
-                fields = stat_of(pid)
-                if not fields or _has_ended(fields) or int(fields[1]) not in (root.pid, *pids):
-                    continue
-                one = (pid, int(fields[19]) / _TICKS)
-                fresh = fresh or one not in killed
-                killed.add(one)
-                _send(pid, handle, signal.SIGKILL)
-        if not fresh:
-            if not any(_runs(pid) for pid in pids):
-                break
-            sleep(0.001)
-    return killed
-
-
-def _take_off_leash(
-    leader: ProcessIdentity, *, clock: Callable[[], float], sleep: Callable[[float], None], patience_s: float = 1.0
-) -> None:
-    """It ends by itself once nothing is left below it, unless somebody has stopped it."""
-    root = leader.root
-    if root is None:
-        _collect_orphans(leader)
-        return
-    _signal(root, signal.SIGCONT)
-    deadline = clock() + patience_s
-    while is_alive(root) and clock() < deadline:
-        sleep(0.002)
-    _signal(root, signal.SIGKILL)
-
-
-def _collect_orphans(leader: ProcessIdentity) -> None:
-    """What came to us when the leash was killed, and has ended since, is ours to wait for."""
-    own = _oom_score(os.getpid())
-    if leader.leash is None or own is None or own >= OOM_SCORE:
-        return
-    for pid in _children_of_ours():
-        if (_oom_score(pid) or 0) >= OOM_SCORE and _is_zombie(pid):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-
-def _words(was_alive: bool, *, forced: bool, took: float, strays: int, left: tuple[int, ...]) -> str:
-    if not was_alive:
-        words = "had already ended"
-    elif forced:
-        words = f"did not leave within {took:.1f} s of SIGTERM and was killed"
-    else:
-        words = f"left {took:.1f} s after SIGTERM"
-    if strays:
-        words += f"; {strays} more that it had started ended too"
-    if left:
-        numbers = ", ".join(map(str, left))
-        words += f"; process {numbers} does not die even of SIGKILL (held by the kernel, often by a driver)"
-    return words
-
-
-def end_process_group(
-    identity: ProcessIdentity,
-    grace_s: float = 20.0,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> str:
-    """End a training that an earlier, killed agent has left behind. What happened, or why nothing was done, in words.
-
-    Refuses unless id, start time and boot match. What that training started and left behind is ended by its mark
-    even where it has itself gone.
-    """
-    if identity.boot_id != boot_id():
-        return f"process {identity.pid}: nothing to end, the machine has been started again since"
-    if is_alive(identity):
-        ending = end_family(identity, known=descendants(identity), grace_s=grace_s, clock=clock, sleep=sleep)
-        return f"process {identity.pid} {ending.words}"
-    left = family(identity)
-    if left:
-        ending = end_family(identity, known=left, grace_s=min(grace_s, STRAY_GRACE_S), clock=clock, sleep=sleep)
-        return f"process {identity.pid} {ending.words}"
-    if start_time(identity.pid) not in (None, identity.started):
-        return f"process {identity.pid}: refused, that number belongs to another process now"
-    return f"process {identity.pid}: nothing to end, it has gone"
-
-
-def _signal_group(leader: ProcessIdentity, number: signal.Signals) -> None:
-    """To the whole group at once where the leader has its own, else to the leader alone."""
-    if not is_alive(leader):
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.getpgid(leader.pid) == leader.pid and leader.pid != os.getpgrp():
-            os.killpg(leader.pid, number)
-        else:
-            os.kill(leader.pid, number)
-
-
-def _signal_all(members: Iterable[ProcessIdentity], number: signal.Signals) -> None:
-    for member in members:
-        _signal(member, number)
-
-
-def _signal(process: ProcessIdentity, number: signal.Signals) -> None:
-    """Only if it still is that very process."""
-    with _handle(process.pid) as handle:
-        if is_alive(process):
-            _send(process.pid, handle, number)
-
-
-@contextlib.contextmanager
-def _handle(pid: int) -> Iterator[int | None]:
-    """Means this process whoever gets its number later (pidfd_open(2), Linux 5.3); None where there is none."""
-    try:
-        handle = os.pidfd_open(pid)
-    except (OSError, AttributeError):
-        yield None
-        return
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _send(pid: int, handle: int | None, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if handle is not None:
-            signal.pidfd_send_signal(handle, number)
-        else:
-            os.kill(pid, number)
-
-
-def _runs(pid: int) -> bool:
-    return not _is_zombie(pid)
-
-
 # --- reading the process table -----------------------------------------------------------------------------
 
 
-def _is_zombie(pid: int) -> bool:
+def is_zombie(pid: int) -> bool:
     if sys.platform.startswith("linux"):
         fields = stat_of(pid)
-        return not fields or _has_ended(fields)
+        return not fields or has_ended(fields)
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return True
 
 
-def _has_ended(fields: list[str]) -> bool:
-    """By the fields of /proc/PID/stat. One whose first thread has left while others run on is shown as a zombie too."""
-    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
-
-
-def _group_and_session(pid: int) -> tuple[int, int]:
+def group_and_session(pid: int) -> tuple[int, int]:
     try:
         return os.getpgid(pid), os.getsid(pid)
     except OSError:

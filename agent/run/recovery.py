@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.hardware.sensors import Graphics, graphics, memory
+from agent.hardware.sensors import GIB, Graphics, graphics, meminfo, memory
 from agent.run.patient import Patient
 
 SLACK_GB = 0.5
@@ -43,7 +43,7 @@ class FreeMemory:
             memory().available,
             graphics_used_gb(),
             unaccounted=unaccounted_gb(told),
-            shared=told["Shmem"] / _KIB if "Shmem" in told else None,
+            shared=told["Shmem"] / GIB if "Shmem" in told else None,
         )
 
 
@@ -146,16 +146,7 @@ def graphics_used_gb(read: Callable[[], list[Graphics]] = graphics, *, most_s: f
     return sum(used) if used else None
 
 
-def meminfo(path: Path = Path("/proc/meminfo")) -> dict[str, float]:
-    """Fields in KiB; empty where there is no such file."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return {}
-    return {name: float(value) for name, value in re.findall(r"^(\w+(?:\(\w+\))?):\s+(\d+)", text, re.MULTILINE)}
-
-
-def unaccounted_gb(told: dict[str, float]) -> float | None:
+def unaccounted_gb(told: Mapping[str, int]) -> float | None:
     """Memory that proc(5) explains by none of its fields, GiB. TTM's pages, where a GPU's GTT lies, are such."""
     explained = (
         "MemFree", "Buffers", "Cached", "SwapCached", "AnonPages", "Slab", "KernelStack", "PageTables", "Percpu",
@@ -163,8 +154,8 @@ def unaccounted_gb(told: dict[str, float]) -> float | None:
     )  # fmt: skip
     if any(name not in told for name in ("MemTotal", "MemFree", "Cached", "AnonPages", "Slab")):
         return None
-    huge = told.get("HugePages_Total", 0.0) * told.get("Hugepagesize", 0.0)
-    return (told["MemTotal"] - sum(told.get(name, 0.0) for name in explained) - huge) / _KIB
+    huge = told.get("HugePages_Total", 0) * told.get("Hugepagesize", 0)
+    return (told["MemTotal"] - sum(told.get(name, 0) for name in explained) - huge) / GIB
 
 
 def graphics_holders(*, proc: Path = Path("/proc"), most: int = 3) -> str:

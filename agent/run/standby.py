@@ -30,7 +30,8 @@ import psutil
 
 from agent.contract import Phase
 from agent.hardware.sensors import GIB
-from agent.run.processes import ProcessIdentity, end_family, new_mark
+from agent.run.ending import end_family
+from agent.run.processes import ProcessIdentity, new_mark
 from agent.run.start import TRAINER, Start, TrainerProcess
 from agent.run.watchdog import STEPPING
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agent.contract import CrashClass, Failure, Phase
-from agent.run.launcher import EndedBy, RunResult
 from agent.run.logtext import (
     PROGRESS,
     Line,
@@ -31,9 +30,11 @@ from agent.run.logtext import (
     states_failure,
     without_guesses,
 )
+from agent.run.request import RunResult
 from agent.run.signatures import Rank, Rules, Signature, our_rules
 from agent.run.suspects import suspects
 from agent.run.telemetry import log_tail, read_failure, read_heartbeat
+from agent.run.watching import EndedBy
 from agent.text import clean
 
 NEAR = 300

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from agent.contract import TELEMETRY
 from agent.recipe.files import recipe_from
-from agent.run.launcher import RunRequest, launch
+from agent.run.launcher import launch
+from agent.run.request import RunRequest
 from agent.run.sampler import OfRun, Sampler
 
 FAKE = Path(__file__).parents[1] / "run" / "fake_trainer.py"

@@ -37,11 +37,11 @@ from scipy import stats
 
 from agent.campaign import announce, choose
 from agent.campaign.budget import parse_duration
+from agent.campaign.done import Done
 from agent.campaign.lab import CutShort, Order
 from agent.campaign.loop import run_campaign
 from agent.campaign.observer import Silent
 from agent.campaign.open import machine_of, start
-from agent.campaign.runs import Done
 from agent.campaign.session import Session, title
 from agent.campaign.settings import Settings
 from agent.campaign.workbench import Workbench

@@ -22,9 +22,11 @@ from agent.hardware.probe import MACHINE, probe_machine
 from agent.raft.sources import default_cache
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
-from agent.run.launcher import Progress, RunRequest, launch
+from agent.run.launcher import launch
+from agent.run.request import RunRequest
 from agent.run.standby import Standby
 from agent.run.watchdog import STEPPING
+from agent.run.watching import Progress
 
 
 def main() -> None:

@@ -31,8 +31,9 @@ from agent.ledger.events import ExperimentJudged
 from agent.ledger.table import read_rows
 from agent.ledger.workspace import Workspace
 from agent.recipe.files import resolved_text
-from agent.run.launcher import RunRequest, RunResult, contract_arguments, launch
+from agent.run.launcher import contract_arguments, launch
 from agent.run.processes import identify
+from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_summary
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_raft.py")))

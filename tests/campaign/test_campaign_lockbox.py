@@ -21,6 +21,7 @@ from nights import BETTER_RATE, RECIPE, Dies, Night, Recorder, dying_at, forked_
 from agent.campaign import lockbox, repair
 from agent.campaign.lockbox import YardstickChanged
 from agent.errors import PlaybookError, RecipeError
+from agent.files import stamp_of
 from agent.recipe import yardstick
 from agent.recipe.change import Change, ChangeRefused
 from agent.recipe.files import load_recipe, resolved_text, with_keys
@@ -691,7 +692,7 @@ class Telling:
         if not (model / "config.json").exists():
             (model / "config.json").write_text("{}")
             (model / "model.safetensors").write_text("weights")
-        files = {path.name: yardstick.stamp_of(path) for path in model.iterdir()}
+        files = {path.name: stamp_of(path) for path in model.iterdir()}
         return {
             "model": {"source": "m", "revision": None, "folders": {str(model): files}},
             "evaluation": {

@@ -22,8 +22,8 @@ from agent.contract import LOG
 from agent.errors import TrainingFailed
 from agent.ledger.journal import Journal
 from agent.recipe.files import load_recipe, with_keys
-from agent.run.launcher import RunRequest, RunResult
 from agent.run.processes import boot_id, identify
+from agent.run.request import RunRequest, RunResult
 from agent.run.stall import LOST_QUEUE
 
 GPU_FAULT = {"crash_class": "backend", "reason": "the GPU faulted", "signature": "gpu-fault"}

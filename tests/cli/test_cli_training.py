@@ -8,7 +8,7 @@ import pytest
 
 from agent.cli.training import _print_result
 from agent.contract import CYCLES, DECLINE, NO_STEP, CycleRow, Seconds, Summary
-from agent.run.launcher import RunResult
+from agent.run.request import RunResult
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from agent.errors import Busy
 from agent.ledger import lock as lock_module
 from agent.ledger.lock import Holder, hold, holder_of, refuse_if_held
 from agent.ledger.workspace import Workspace
-from agent.proc import kernel_boot_id, start_ticks
+from agent.proc import kernel_boot_id, start_ticks, stat_of
 
 PROGRAM = """
 import sys, time
@@ -220,3 +222,18 @@ def test_what_tells_processes_apart() -> None:
     assert start_ticks(child.pid) is None  # its zombie
     child.wait()
     assert kernel_boot_id() == kernel_boot_id() is not None
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="60 is another call there")
+def test_a_process_whose_first_thread_has_left_has_not_ended() -> None:
+    leaves = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start()"
+    child = subprocess.Popen([sys.executable, "-c", f"{leaves}; ctypes.CDLL(None).syscall(60, 0)"])
+    try:
+        deadline = time.monotonic() + 10
+        while stat_of(child.pid)[0] != "Z" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert stat_of(child.pid)[0] == "Z"  # as the system shows it
+        assert start_ticks(child.pid) is not None
+    finally:
+        child.kill()
+        child.wait()

@@ -18,7 +18,8 @@ from agent.hardware.probe import Machine
 from agent.raft.standby import environment_is_settled
 from agent.recipe.files import resolved_text
 from agent.recipe.schema import Recipe
-from agent.run.launcher import RunRequest, RunResult, launch
+from agent.run.launcher import launch
+from agent.run.request import RunRequest, RunResult
 from agent.run.standby import Standby
 
 MACHINE = Machine("cpu", 0, None, "test", 1, 16.0, None, False, False, "2.13", frozenset())

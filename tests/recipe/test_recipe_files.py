@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import RecipeError
-from agent.recipe.files import REMOVE, edit_text, load_recipe, recipe_from, resolved_text, set_in, with_keys
+from agent.recipe.editing import REMOVE, edit_text, set_in
+from agent.recipe.files import load_recipe, recipe_from, resolved_text, with_keys
 from agent.recipe.reading import read_yaml
 from agent.recipe.schedules import lr_factor
 from agent.recipe.schema import LOCKED, SCHEDULE_READS, LrSchedule, Recipe, leaf_keys

@@ -15,12 +15,16 @@ import psutil
 import pytest
 from test_run_launcher import MACHINE, make_recipe, running
 
+from agent import proc
 from agent.contract import LOG
 from agent.hardware.sensors import memory
-from agent.run import launcher, watching
-from agent.run.launcher import RunRequest, RunResult, launch
+from agent.run import watching
+from agent.run.ending import end_process_group
+from agent.run.folder import running_in
+from agent.run.launcher import launch
 from agent.run.plain import shorten
-from agent.run.processes import ProcessIdentity, descendants, end_process_group, family, identify
+from agent.run.processes import ProcessIdentity, descendants, family, identify
+from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
@@ -299,7 +303,7 @@ def test_nothing_outlives_a_killed_agent_by_more_than_the_grace(tmp_path: Path, 
 def test_the_next_agent_ends_what_a_killed_one_left_within_its_grace(tmp_path: Path) -> None:
     before = named()
     killed_agent(tmp_path, "daemonizes", processes=3, grace_s=60.0)
-    identity = launcher.running_in(tmp_path / "run")
+    identity = running_in(tmp_path / "run")
     assert identity is not None
     assert len(survivors(tmp_path, before)) == 3
     words = end_process_group(identity, grace_s=0.2)
@@ -308,22 +312,20 @@ def test_the_next_agent_ends_what_a_killed_one_left_within_its_grace(tmp_path: P
     assert identity.root is None  # the leash has gone too
 
 
-def test_a_leash_is_found_by_a_walk_through_the_table_where_the_kernel_keeps_no_lists(
+def test_descendants_are_found_by_a_walk_through_the_table_where_the_kernel_keeps_no_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agent.run import leash
-
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import subprocess; subprocess.run(['sleep', '60'])"])
     try:
         deadline = time.monotonic() + 10
-        while not leash.descendant_pids(child.pid) and time.monotonic() < deadline:
+        while not proc.descendant_pids(child.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
-        found = leash.descendant_pids(child.pid)
+        found = proc.descendant_pids(child.pid)
         assert len(found) == 1
-        monkeypatch.setattr(leash.os, "access", lambda path, mode: False)
-        assert leash.descendant_pids(child.pid) == found
+        monkeypatch.setattr(proc.os, "access", lambda path, mode: False)
+        assert proc.descendant_pids(child.pid) == found
         assert {one.pid for one in descendants(identify(child.pid))} == set(found)
     finally:
-        for pid in leash.descendant_pids(child.pid):
+        for pid in proc.descendant_pids(child.pid):
             os.kill(pid, signal.SIGKILL)
         child.wait()

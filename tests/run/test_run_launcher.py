@@ -17,20 +17,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.contract import HEARTBEAT, LOG
+from agent.contract import HEARTBEAT, LOG, SUMMARY
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
 from agent.hardware.sensors import Graphics, memory
 from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe
 from agent.run import launcher
-from agent.run.launcher import Progress, RunRequest, RunResult, contract_arguments, launch, running_in
+from agent.run.folder import PROCESS, running_in
+from agent.run.launcher import contract_arguments, launch
 from agent.run.processes import ProcessIdentity, is_alive
 from agent.run.recovery import FreeMemory, wait_for_idle
+from agent.run.request import RunRequest, RunResult
 from agent.run.sampler import Sources
 from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
 from agent.run.triage import evidence_of, triage
 from agent.run.watchdog import Limits, Watchdog
+from agent.run.watching import Progress
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
 QUICK = Limits(floors={"generate": 0.6, "verify": 0.6, "train": 0.6, "evaluate": 0.6}, factor=3)
@@ -109,7 +112,7 @@ def test_a_good_run_gives_its_summary_and_hands_over_every_argument(tmp_path: Pa
     assert 0.001 < result.peak_rss_gb < 2
     assert len(started) == 1
     assert not is_alive(started[0])
-    assert not (tmp_path / "run" / launcher.PROCESS).exists()
+    assert not (tmp_path / "run" / PROCESS).exists()
 
 
 def test_the_preset_reaches_the_trainer_but_auto_does_not_override_the_shell(
@@ -372,6 +375,8 @@ def test_a_second_start_goes_on_and_does_not_believe_the_first_ones_files(tmp_pa
     assert (out / LOG).read_text().count(ATTEMPT) == 3
     fourth = run(tmp_path, "killed")
     assert fourth.summary is None  # the summary that lies there is the third start's
+    fifth = run(tmp_path, "killed", on_started=lambda _: (out / SUMMARY).chmod(0o600))
+    assert fifth.summary is None  # nor has it been written by that
 
 
 def test_a_folder_of_another_recipe_or_of_a_live_training_is_refused(tmp_path: Path) -> None:

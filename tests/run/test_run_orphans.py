@@ -13,7 +13,8 @@ import pytest
 from test_run_launcher import MACHINE, make_recipe
 
 from agent.hardware.probe import Machine
-from agent.run.launcher import RunRequest, RunResult, launch
+from agent.run.launcher import launch
+from agent.run.request import RunRequest, RunResult
 
 FAMILY = Path(__file__).with_name("fake_family.py")
 RUNS = 100

@@ -15,7 +15,8 @@ import pytest
 
 from agent.errors import ResourceError, TrainingFailed, Unavailable
 from agent.run.detach import detach
-from agent.run.processes import MARK, ProcessIdentity, boot_id, end_process_group, family, identify, is_alive
+from agent.run.ending import end_process_group
+from agent.run.processes import MARK, ProcessIdentity, boot_id, family, identify, is_alive
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.hardware.sensors import Graphics
+from agent.hardware.root import Root
+from agent.hardware.sensors import Graphics, meminfo
 from agent.run.recovery import (
     FreeMemory,
     Recovered,
     graphics_holders,
     graphics_used_gb,
     judge,
-    meminfo,
     unaccounted_gb,
 )
 
@@ -66,13 +66,17 @@ EMPTY = [Graphics("card1", None, None, None, None, None, None, None, None)]
 
 
 def test_memory_that_no_process_accounts_for_is_what_is_left_of_all_fields(tmp_path: Path) -> None:
-    path = tmp_path / "meminfo"
+    path = tmp_path / "proc/meminfo"
+    path.parent.mkdir()
     fields = {"MemTotal": 24, "MemFree": 4, "Buffers": 1, "Cached": 6, "AnonPages": 3, "Slab": 1, "PageTables": 1}
-    path.write_text("".join(f"{name}: {gib * 2**20} kB\n" for name, gib in fields.items()))
-    assert unaccounted_gb(meminfo(path)) == pytest.approx(8.0)
+    text = "".join(f"{name}: {gib * 2**20} kB\n" for name, gib in fields.items())
+    path.write_text(text)
+    assert unaccounted_gb(meminfo(Root(tmp_path))) == pytest.approx(8.0)
+    path.write_text(f"{text}HugePages_Total:     512\nHugepagesize:       2048 kB\n")
+    assert unaccounted_gb(meminfo(Root(tmp_path))) == pytest.approx(7.0)
     path.write_text("MemTotal: 1 kB\n")
-    assert unaccounted_gb(meminfo(path)) is None
-    assert meminfo(tmp_path / "none") == {}
+    assert unaccounted_gb(meminfo(Root(tmp_path))) is None
+    assert meminfo(Root(tmp_path / "none")) == {}
 
 
 def test_this_machine_accounts_for_nearly_all_of_its_memory() -> None:
@@ -81,7 +85,7 @@ def test_this_machine_accounts_for_nearly_all_of_its_memory() -> None:
         pytest.skip("no /proc/meminfo here")
     unaccounted = unaccounted_gb(told)
     assert unaccounted is not None
-    assert abs(unaccounted) < 0.25 * told["MemTotal"] / 2**20
+    assert abs(unaccounted) < 0.25 * told["MemTotal"] / 2**30
 
 
 def test_holders_of_graphics_memory_are_found_by_fdinfo_and_counted_once(tmp_path: Path) -> None:

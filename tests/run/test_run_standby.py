@@ -18,8 +18,10 @@ from test_run_launcher import FAKE, MACHINE, QUICK, make_recipe, running, wait_u
 
 from agent.contract import LOG
 from agent.run import standby as standby_module
-from agent.run.launcher import RunRequest, RunResult, launch, running_in
+from agent.run.folder import running_in
+from agent.run.launcher import launch
 from agent.run.processes import ProcessIdentity
+from agent.run.request import RunRequest, RunResult
 from agent.run.standby import MOST_IN_VAIN, SIZE_GB, SPARE_GB, Standby
 from agent.run.start import Start
 from agent.run.telemetry import ATTEMPT

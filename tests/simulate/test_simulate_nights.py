@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import CutShort, Lab, Measured, Order
 from agent.campaign.rules import Rules
-from agent.campaign.runs import Done
 from agent.campaign.search import search, spend_the_night
 from agent.campaign.workbench import Workbench
 from agent.simulate.lab import SimulatedLab, SimulatedRun

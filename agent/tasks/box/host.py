@@ -206,7 +206,10 @@ def _tasks_of_user() -> int:
 
 
 def _end_orphans() -> None:
-    """Without a PID namespace and a filter: kill what was left to us until there is nothing."""
+    """Without a PID namespace and a filter: kill what was left to us until there is nothing.
+
+    Not with `agent.proc`, which does not lie behind the walls (`_OWN_FILES` in start.py).
+    """
     while True:
         with contextlib.suppress(OSError), open("/proc/thread-self/children") as children:
             for pid in children.read().split():
