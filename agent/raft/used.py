@@ -11,13 +11,13 @@ from typing import Any
 
 from agent.contract import FILES_VARIABLE
 from agent.errors import DataError
+from agent.files import Stamp, stamp_of
 from agent.raft.let_in import Source
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import (
     CODE,
     HELD_OUT_ROWS,
     LOCKED,
-    Stamp,
     code_digest,
     data_file,
     digest_of_file,
@@ -25,7 +25,6 @@ from agent.recipe.yardstick import (
     libraries,
     locked_values,
     present_code_digest,
-    stamp_of,
 )
 from agent.tasks.tasks import Splits
 from agent.tasks.verifiers import AnswerVerifier

@@ -8,6 +8,7 @@ cache follows `agent.raft.sources`, which a test holds.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -312,7 +313,9 @@ def _folder(model: Model, *, cache: Path, base: Path, environment: Mapping[str, 
     except RecipeError as error:
         return None, error.message
     if source.endswith(".gguf"):
-        return _converted(path, cache), f"the size of {source} is known once it has been unpacked"
+        with contextlib.suppress(OSError):
+            return folder_of_gguf(path, cache=cache), f"the size of {source} is known once it has been unpacked"
+        return None, f"there is no file {source}"
     if path.is_dir():
         return path, f"{source} has no {CONFIG}"
     if source.startswith((".", "/", "~")):
@@ -320,12 +323,9 @@ def _folder(model: Model, *, cache: Path, base: Path, environment: Mapping[str, 
     return _hub_folder(model, environment), f"{source} is not in the table of known models and not in the hub's cache"
 
 
-def _converted(path: Path, cache: Path) -> Path | None:
-    """Where `agent.raft.sources` keeps what it made of a GGUF file: by the file's place, size and time."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
+def folder_of_gguf(path: Path, *, cache: Path) -> Path:
+    """Where `agent.raft.sources` keeps what it made of a GGUF file: by its place, size and time. Raises OSError."""
+    stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     return cache / "models" / f"gguf-{path.stem[:LONGEST_STEM]}-{key}"
 

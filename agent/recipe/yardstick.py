@@ -30,8 +30,9 @@ MEASURING = ("raft", "tasks", "recipe")
 LEAVES = ("contract.py", "files.py")
 """What a run's files are called, and what tells that one was written to."""
 JUDGING = (
-    "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/evidence.py",
-    "campaign/experiment.py", "campaign/guards.py", "campaign/health.py", "campaign/levels.py", "campaign/lockbox.py",
+    "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/done.py",
+    "campaign/evidence.py", "campaign/experiment.py", "campaign/guards.py", "campaign/health.py",
+    "campaign/levels.py", "campaign/lockbox.py",
     "campaign/record.py", "campaign/rules.py", "campaign/scores.py", "campaign/taint.py", "campaign/verdict.py",
     "run/telemetry.py",
 )  # fmt: skip

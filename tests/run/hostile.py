@@ -1,8 +1,8 @@
 """Trainers that do not want to be ended, to be seen or to be read: `hostile.py BEHAVIOUR --out DIR ...`.
 
-Each behaviour is a function below. Whatever it starts has the name MARK (prctl(2), PR_SET_NAME), which a fork inherits
-and no clearing of the environment removes, and tells its id in DIR/pids. Forks only, standard library only
-(`python -I -S`), so that fifty of them take seconds. Everything ends by itself after LIFETIME_S.
+Each behaviour is a function below. Whatever it starts has the name MARK (prctl(2), PR_SET_NAME; at most 15 letters),
+which a fork inherits and no clearing of the environment removes, and tells its id in DIR/pids. Forks only, standard
+library only (`python -I -S`), so that fifty of them take seconds. Everything ends by itself after LIFETIME_S.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 LIFETIME_S = 90.0
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER = 1, 15, 36, 0x59616D61
 PTRACE_ATTACH, SYS_EXIT = 16, 60
-MARK = "raft-hostile"
+MARK = os.environ.get("HOSTILE_NAME", "raft-hostile")
 LIBC = ctypes.CDLL(None, use_errno=True)
 GIB = 1024**3
 
