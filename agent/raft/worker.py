@@ -38,6 +38,7 @@ from agent.contract import (
     STOP_GRACE_SECONDS,
     SUMMARY,
     EvalRow,
+    Failure,
     Summary,
 )
 from agent.errors import AgentError
@@ -67,12 +68,12 @@ LONG_EVALUATION_SECONDS = 60.0
 def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
     """`pristine`: nothing has been computed in this process, so that a copy of it can be made for the evaluation."""
     options = parse(arguments)
+    if options.serve is not None:
+        Worker(options, Pulse(None)).serve(*options.serve)  # heartbeat and failure.json are the training's
+        return 0
     pulse = Pulse(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        if options.serve is not None:
-            Worker(options, Pulse(None)).serve(*options.serve)  # the heartbeat is the training's
-            return 0
         (options.out / FAILURE).unlink(missing_ok=True)
         if finished(options.out):
             print("this run is finished: its summary.json is there", flush=True)
@@ -194,6 +195,8 @@ class Worker(Preparation):
         if options.time_limit is not None:
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
+        if self.apart is not None:
+            self.apart.wait_until_ready()
         ended_by = training.run()
         self._finish(examiner, ended_by=ended_by)
 
@@ -273,16 +276,21 @@ class Worker(Preparation):
 
     def _set_apart(self) -> Apart:
         if can_copy_itself():
-            return Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
+            return Apart.forked(self._serve, explain=self._explain)
         why = ", ".join(opened_accelerators()) or sys.platform
         print(f"the evaluation gets a process of its own, not a copy of this one: {why}", file=sys.stderr, flush=True)
         return Apart.started([sys.executable, "-m", "agent.raft.worker", *self.options.arguments, "--serve"])
 
     def serve(self, orders: int, answers: int) -> None:
         """As that process: what a copy has at its beginning, then what it does."""
+        serve_on(orders, answers, self._serve, explain=self._explain, prepare=self._settle_for_serving)
+
+    def _explain(self, error: Exception) -> Failure:
+        return failure_of(error, self.pulse)
+
+    def _settle_for_serving(self) -> None:
         self.recipe = load_recipe(self.options.recipe, edited=False)
         self._settle()
-        serve_on(orders, answers, self._serve, explain=lambda error: failure_of(error, self.pulse))
 
     def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """In the copy of this process: evaluate the checkpoint that the training has delivered."""
