@@ -48,6 +48,7 @@ from agent.raft.failure import failure_of, report
 from agent.raft.prepare import SPLITS, Preparation
 from agent.raft.pulse import EndTraining, Pulse
 from agent.recipe.files import load_recipe
+from agent.text import keep_secret
 
 if TYPE_CHECKING:
     from agent.raft.engine import Training
@@ -102,6 +103,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluate", metavar="CHECKPOINT", help="do not train: a checkpoint, or `untrained`")
     parser.add_argument("--rung", type=float, metavar="SHARE", help="measure `search` once this much is spent")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for the whole process")
+    parser.add_argument("--commit", metavar="COMMIT", help="of a model of the hub, whatever its revision is now")
     parser.add_argument("--cache", type=Path, help="folder for models")
     parser.add_argument("--allow-untrusted-code", action="store_true")
     parser.add_argument("--trust-remote-code", metavar="DIGEST", help="of the model's own code, as it was confirmed")
@@ -149,7 +151,7 @@ class Worker(Preparation):
             signal.signal(number, self._terminate)
         options = self.options
         self.pulse.beat("start")
-        self.recipe = load_recipe(options.recipe, edited=False)
+        self._read_recipe()
         for name in (SUMMARY, EVAL):
             (options.out / name).unlink(missing_ok=True)
         try:
@@ -170,6 +172,10 @@ class Worker(Preparation):
         finally:
             if self.apart is not None:
                 self.apart.close()
+
+    def _read_recipe(self) -> None:
+        self.recipe = load_recipe(self.options.recipe, edited=False)
+        keep_secret(self.recipe.task.verifier.environment)
 
     # Training and measuring -----------------------------------------------------------------------------------
 
@@ -289,7 +295,7 @@ class Worker(Preparation):
         return failure_of(error, self.pulse)
 
     def _settle_for_serving(self) -> None:
-        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self._read_recipe()
         self._settle()
 
     def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -311,7 +317,7 @@ class Worker(Preparation):
         """Everything anew from the files. `files`: stamps of those that are not to have changed, by folder."""
         from agent.raft.measure import peak_memory_gb
 
-        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self._read_recipe()
         self.confined = self._confine()
         with self._open_task() as verifier:
             examiner = self._load(verifier, as_before=files)
