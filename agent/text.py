@@ -94,6 +94,7 @@ SETTING = re.compile(
     re.IGNORECASE,
 )
 """A name that ends so says how something is done (AUTH_MODE, MAX_TOKENS), and its value is a word of any text."""
+_named_secrets: set[str] = set()
 HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 """What huggingface_hub reads (its documentation, "Environment variables")."""
 PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "ftp_proxy"})
@@ -170,7 +171,8 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     Secrets are the values of the environment's variables with telling names (default: this process's), and what has
     the shape of a token, a key, or a password in an address.
     """
-    known = _values(tuple(sorted((os.environ if environment is None else environment).items())))
+    given = os.environ if environment is None else environment
+    known = _values(tuple(sorted(given.items())), frozenset(_named_secrets))
     if known is not None:
         pattern, names = known
         text = pattern.sub(lambda found: f"[redacted {names[found.group()]}]", text)
@@ -190,8 +192,16 @@ def redacted_values(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def keep_secret(names: Collection[str]) -> None:
+    """From now on the values of these variables are secrets in this process, whatever the names tell: those that a
+    recipe names for its verifier."""
+    _named_secrets.update(names)
+
+
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable's value is a secret, as far as name and length tell."""
+    if name in _named_secrets:
+        return len(value) >= SHORTEST
     is_place = PLACE.search(name) is not None and value.startswith(("/", "~", "."))
     return len(value) >= SHORTEST and _is_telling(name) and not is_place
 
@@ -219,8 +229,11 @@ def passed_on(
 
 
 @functools.lru_cache(maxsize=8)
-def _values(environment: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]] | None:
-    """(what to look for, name by spelling) of an environment's secrets."""
+def _values(
+    environment: tuple[tuple[str, str], ...], named: frozenset[str]
+) -> tuple[re.Pattern[str], dict[str, str]] | None:
+    """(what to look for, name by spelling) of an environment's secrets. `named` are those whose names do not tell, and
+    decide what is kept for the next call."""
     names: dict[str, str] = {}
     for name, value in environment:
         if is_secret(name, value):

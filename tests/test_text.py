@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.text import clean, is_secret, one_line, passed_on, redact, redacted, redacted_values, visible
+from agent import text as texts
+from agent.text import clean, is_secret, keep_secret, one_line, passed_on, redact, redacted, redacted_values, visible
 
 SECRETS = {"MY_API_KEY": "canary-0123456789", "DB_PASSWORD": 'pa"ss\\word\n2', "HF_TOKEN": "hf_abcdefghijklmnopqrst"}
 HOSTILE = st.text(st.one_of(st.characters(), st.sampled_from("\x1b[]m\x9b;\x07\x00\x7f\u202e\u2066\u200b\u2028\r=0a")))
@@ -149,6 +150,16 @@ def test_what_a_name_tells() -> None:
         assert not is_secret(name, "kerberos"), name
     for name in ("ACCESS_TOKENS", "AUTH_VERSION_KEY", "TOKEN_TYPE_SECRET"):
         assert is_secret(name, "kerberos"), name
+
+
+def test_what_a_recipe_names_is_secret_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "_named_secrets", set())
+    variables = {"JUDGE_ACCESS": "q7wnzz-83kd-22", "OTHER": "q7wnzz-83kd-23"}
+    said = "401 for user q7wnzz-83kd-22"
+    assert redact(said, variables) == said
+    keep_secret(["JUDGE_ACCESS"])
+    assert redact(said, variables) == "401 for user [redacted JUDGE_ACCESS]"
+    assert redacted_values(variables) == {"JUDGE_ACCESS": "[redacted JUDGE_ACCESS]", "OTHER": "q7wnzz-83kd-23"}
 
 
 def test_a_short_value_is_replaced_only_where_it_stands_alone() -> None:

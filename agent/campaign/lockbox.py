@@ -55,6 +55,9 @@ FILE, MODEL, SOURCE = "file ", "model ", "code "
 LEFT = (EVAL, SUMMARY, RECIPE, SELECT, RUNG)
 """Files of a run that verdicts are read from."""
 NOT_OF_A_MODEL = frozenset({"bootstrap.json", "README.md", ".gitattributes"})
+READ_OF_A_MODEL = (".json", ".jinja", ".txt", ".model", ".safetensors", ".tiktoken", ".bpe", ".vocab", ".spm")
+"""Endings of what loading a model may read."""
+COMMIT, FILES = "commit", "set of files"
 MOST_HASHED_BYTES = 2 << 30
 """Of a checkpoint of a trainer that does not tell its digests itself."""
 VERDICT = "Verdict"
@@ -207,8 +210,12 @@ class Lockbox:
     def _changed_model(self, summary: Summary) -> list[str]:
         """Of the files that the trainer has loaded, those that lie there otherwise now, or were others before."""
         model = summary.provenance.get("model") or {}
-        source = f"{model.get('source')}{'@' + model['revision'] if model.get('revision') else ''}"
-        wrong = []
+        source = _source_of(model)
+        wrong = [
+            f"{what} of the model {source}"
+            for what, digest in self._what_model_it_was(model).items()
+            if self.known.get(f"{MODEL}{source} {what}") not in (None, digest)
+        ]
         for folder, files in (model.get("folders") or {}).items():
             place = self.session.workspace / folder
             if place.is_relative_to(self.session.runs_folder):
@@ -222,6 +229,22 @@ class Lockbox:
                     wrong.append(f"{name} of the model {source}")
         return wrong
 
+    def _what_model_it_was(self, model: Mapping[str, Any]) -> dict[str, str]:
+        """Beside the digests of its files: its commit, and which files there are, because one that has come since is
+        read as well (a chat template). Where its own code is trusted, that decides what is fetched, and when."""
+        found = {COMMIT: str(model["commit"])} if model.get("commit") else {}
+        if self.session.recipe_of(0).model.trust_remote_code:
+            return found
+        places = {self.session.workspace / folder: files for folder, files in (model.get("folders") or {}).items()}
+        ours = [set(files) for place, files in places.items() if not place.is_relative_to(self.session.runs_folder)]
+        names = sorted(name for name in set().union(*ours) - set(NOT_OF_A_MODEL) if name.endswith(READ_OF_A_MODEL))
+        return found | ({FILES: digest_of_value(names)} if names else {})
+
+    def commit_of_model(self) -> str | None:
+        """Of a model of the hub, once a run has found it."""
+        model = self.session.recipe_of(0).model
+        return self.known.get(f"{MODEL}{_source_of(model.model_dump())} {COMMIT}")
+
     def take_in(self, record: RunRecord) -> dict[str, dict[str, str]]:
         """Of a run with which nothing is wrong: what it tells for the first time, and what it has left. For the
         journal."""
@@ -231,7 +254,8 @@ class Lockbox:
         told = _evaluation_of(summary)
         found = dict(told.get("used") or {})
         model = summary.provenance.get("model") or {}
-        source = f"{model.get('source')}{'@' + model['revision'] if model.get('revision') else ''}"
+        source = _source_of(model)
+        found |= {f"{MODEL}{source} {what}": digest for what, digest in self._what_model_it_was(model).items()}
         for folder, files in (model.get("folders") or {}).items():
             place = self.session.workspace / folder
             if not place.is_relative_to(self.session.runs_folder):
@@ -377,6 +401,10 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 def _words(name: str) -> str:
     return name.removeprefix(FILE)
+
+
+def _source_of(model: Mapping[str, Any]) -> str:
+    return f"{model.get('source')}{'@' + model['revision'] if model.get('revision') else ''}"
 
 
 def _evaluation_of(summary: Summary) -> dict[str, Any]:

@@ -288,6 +288,7 @@ class Runner:
             evaluate=job.evaluate,
             rung=job.rung_at,
             cache=self.session.cache,
+            commit=self.session.lockbox.commit_of_model(),
             allow_untrusted_code=self.session.settings.allow_untrusted_code,
             low_priority=self.session.settings.low_priority,
             env=env,

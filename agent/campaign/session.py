@@ -36,6 +36,7 @@ from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
+from agent.text import keep_secret
 
 FIRST_OVERHEAD_S = {"builtin:tiny": 8.0}
 """Start and load of a run before one was measured; other models take longer to load."""
@@ -146,7 +147,9 @@ class Session:
         for path, text in files.items():
             write_atomic(inside(folder, path), text)
         try:
-            return load_recipe(folder / self.recipe_path, root=folder)
+            recipe = load_recipe(folder / self.recipe_path, root=folder)
+            keep_secret(recipe.task.verifier.environment)
+            return recipe
         except RecipeError as error:
             error.where = (error.where or "").replace(f"{folder}/", "")
             raise

@@ -32,9 +32,14 @@ from typing import Any
 from agent.contract import Failure
 
 PR_SET_PDEATHSIG = 1
-ACCELERATOR = re.compile(r"/dev/(?:kfd|nvidia(?:\d+|ctl|-uvm|-modeset)|dri/render\w*|dxg|accel/\w+)")
-"""Device files of accelerators: AMD, NVIDIA, any one by the kernel's graphics drivers, WSL, the kernel's `accel`."""
+ACCELERATOR = re.compile(
+    r"/dev/(?:kfd|nvidia(?:\d+|ctl|-uvm|-modeset|-caps/\S+)|nvmap|nvhost\S*|dri/(?:render|card)\w*|dxg|accel/\w+)"
+)
+"""Device files of accelerators: AMD, NVIDIA, Jetson, any one by the kernel's graphics drivers, WSL, the kernel's
+`accel`."""
 OWN_DESCRIPTORS = Path("/proc/self/fd")
+PREPARE = {"prepare": True}
+"""The first order to a process that is no copy."""
 Serve = Callable[[dict[str, Any]], dict[str, Any]]
 Explain = Callable[[Exception], Failure]
 
@@ -74,6 +79,7 @@ class Apart:
         self.pid = pid
         self._orders, self._answers = orders, answers
         self._over = False
+        self._is_ready = True
 
     @classmethod
     def forked(cls, serve: Serve, *, explain: Explain) -> Apart:
@@ -93,8 +99,7 @@ class Apart:
             os.close(answers)
             _end_with(parent)
             # Until it has something to do, the signals that end the training end the copy too.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
+            _end_by_signals()
             _answer(from_parent, to_parent, serve, explain)
             code = 0
         finally:
@@ -106,8 +111,7 @@ class Apart:
     @classmethod
     def started(cls, command: Sequence[str]) -> Apart:
         """Another start of Python instead: `command` with `ORDERS ANSWERS`, the descriptors that `serve_on` is given.
-
-        Raises OSError."""
+        It prepares itself at once; whether it could, `wait_until_ready` knows. Raises OSError."""
         (from_parent, orders), (answers, to_parent) = os.pipe(), os.pipe()
         theirs = (from_parent, to_parent)
         try:
@@ -120,7 +124,16 @@ class Apart:
             for descriptor in theirs:
                 os.close(descriptor)
         process.returncode = 0  # collected here, by its number, as the copy is
-        return cls(process.pid, orders, answers)
+        apart = cls(process.pid, orders, answers)
+        apart._is_ready = False
+        apart._order(PREPARE)
+        return apart
+
+    def wait_until_ready(self) -> None:
+        """Before hours are spent on what it is to evaluate. Raises as `ask` does."""
+        if not self._is_ready:
+            self._answer()
+            self._is_ready = True
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """What `serve` returns. Raises Stopped and Failed.
@@ -128,11 +141,18 @@ class Apart:
         Where a signal has ended the copy, this process ends by the same one, so that who watches it sees what it was
         (the kernel's out-of-memory killer, a fault in a driver).
         """
+        self.wait_until_ready()
+        self._order(order)
+        return self._answer()
+
+    def _order(self, order: dict[str, Any]) -> None:
         try:
             with os.fdopen(os.dup(self._orders), "wb") as file:
                 file.write(json.dumps(order).encode() + b"\n")
         except BrokenPipeError:
-            pass  # it has died, and how is told below
+            pass  # it has died, and how is told where its answer is missed
+
+    def _answer(self) -> dict[str, Any]:
         with os.fdopen(os.dup(self._answers), "rb") as file:
             line = file.readline()
         if not line.endswith(b"\n"):
@@ -177,10 +197,26 @@ class Apart:
         raise Failed(Failure(crash_class="unknown", message="the evaluation's process ended", exception="Apart"), 1)
 
 
-def serve_on(orders: int, answers: int, serve: Serve, *, explain: Explain) -> None:
-    """In a process that `Apart.started` has made: answer one order, if one comes."""
+def serve_on(orders: int, answers: int, serve: Serve, *, explain: Explain, prepare: Callable[[], None]) -> None:
+    """In a process that `Apart.started` has made, as the first thing that it does: what it starts in turn must hold
+    neither descriptor."""
+    for descriptor in (orders, answers):
+        os.set_inheritable(descriptor, False)
+    _end_by_signals()
     _end_with(os.getppid())
-    _answer(orders, answers, serve, explain)
+
+    def prepared(order: dict[str, Any]) -> dict[str, Any]:
+        if order != PREPARE:
+            return serve(order)
+        prepare()
+        return {}
+
+    _answer(orders, answers, prepared, explain)
+
+
+def _end_by_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _end_with(parent: int) -> None:
@@ -191,20 +227,18 @@ def _end_with(parent: int) -> None:
 
 
 def _answer(orders: int, answers: int, serve: Serve, explain: Explain) -> None:
-    with os.fdopen(orders, "rb") as file:
-        line = file.readline()
-    if not line.endswith(b"\n"):
-        return  # nobody will ask
-    told: dict[str, Any]
+    """Order after order, until nobody will give another one."""
+    with os.fdopen(orders, "rb") as given, os.fdopen(answers, "wb") as told:
+        while (line := given.readline()).endswith(b"\n"):
+            told.write(json.dumps(_answer_to(json.loads(line), serve, explain)).encode() + b"\n")
+            told.flush()
+
+
+def _answer_to(order: dict[str, Any], serve: Serve, explain: Explain) -> dict[str, Any]:
     try:
-        told = {"result": serve(json.loads(line))}
+        return {"result": serve(order)}
     except Stopped:
-        told = {"stopped": True}
+        return {"stopped": True}
     except Exception as error:
         traceback.print_exc()
-        told = {
-            "failure": explain(error).model_dump(mode="json"),
-            "exit_code": getattr(error, "exit_code", 1),
-        }
-    with os.fdopen(answers, "wb") as file:
-        file.write(json.dumps(told).encode() + b"\n")
+        return {"failure": explain(error).model_dump(mode="json"), "exit_code": getattr(error, "exit_code", 1)}

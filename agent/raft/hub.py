@@ -1,24 +1,29 @@
 """Models of the hub. One that is on this machine is used as it is: what is measured must not change with what others
-push meanwhile. The hub is asked for what is not here whole, and from then on the model is that of one commit. Not
-seen: a small file (a chat template, say) that another program's interrupted download left out, where all weights are
-here.
+push meanwhile. The hub is asked for what is not here whole, and from then on the model is that of one commit: which
+files belong to it is written down in our cache once all are here. Where that was not done yet (another program has
+downloaded it) and the hub cannot be asked, what is here is used if it has weights, tokenizer and configuration.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from agent.errors import Unavailable
+from agent.files import write_atomic
 from agent.raft.let_in import (
+    ADAPTER_CONFIG,
     CONFIG,
     PICKLES,
     WEIGHTS,
     WEIGHTS_INDEX,
     Source,
+    adapters_instead,
     check_config,
     json_of,
     no_safetensors,
@@ -27,7 +32,9 @@ from agent.raft.let_in import (
 )
 
 BESIDE_WEIGHTS = re.compile(
-    r"[^/]+\.(json|jinja|txt|model|tiktoken|bpe|vocab|spm)|tokenizer\.model[^/]*|additional_chat_templates/[^/]+\.jinja"
+    r"[^/]*config\.json|[^/]+\.safetensors\.index\.json|special_tokens_map\.json|added_tokens\.json|tekken\.json"
+    r"|merges\.txt|tokenizer[^/]*|vocab[^/]*|[^/]+\.(?:model|tiktoken|bpe|vocab|spm)"
+    r"|chat_template[^/]*|additional_chat_templates/[^/]+\.jinja"
 )
 """Files of a repository that transformers may read besides weights: configurations, vocabularies, chat templates."""
 VOCABULARIES = re.compile(
@@ -37,15 +44,48 @@ VOCABULARIES = re.compile(
 HUB_CLIENTS = ("huggingface_hub", "httpx", "httpx2")
 
 
-def from_hub(source: Source) -> Source:
+def from_hub(source: Source, *, cache: Path) -> Source:
     """Its configuration is looked at before anything that it asks for is done."""
-    with reading(source), _hub_errors():
+    with reading(source):
         if source.trusted:
-            return _with_code(source)
-        begun = _snapshot(source)
-        folder = begun if begun is not None and _is_whole(begun) else _downloaded(source, begun)
+            with _hub_errors():
+                return _with_code(source)
+        folder = _found(source, cache)
         _refuse_config_of(folder, source)
     return replace(source, revision=folder.name, snapshot=folder)
+
+
+def _found(source: Source, cache: Path) -> Path:
+    begun = _snapshot(source)
+    if begun is not None and _is_here(source.name, begun, cache):
+        return begun
+    try:
+        with _hub_errors():
+            folder, names = _downloaded(source, begun)
+    except OSError as error:
+        if begun is None or not _is_whole(begun):
+            raise
+        why = str(error).splitlines()[0]
+        print(f"{source.name} is used as it is on this machine; the hub was not reached: {why}", file=sys.stderr)
+        return begun
+    with contextlib.suppress(OSError):  # a cache that cannot be written to costs a question at each start
+        _list_of(source.name, folder, cache).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_list_of(source.name, folder, cache), json.dumps(names) + "\n")
+    return folder
+
+
+def _list_of(name: str, folder: Path, cache: Path) -> Path:
+    """Where the names of all files of a commit are written down."""
+    return cache / "hub" / f"{name.replace('/', '--')}-{folder.name}.json"
+
+
+def _is_here(name: str, folder: Path, cache: Path) -> bool:
+    """Whether all files that belong to this commit are on this machine."""
+    try:
+        names = json.loads(_list_of(name, folder, cache).read_text())
+        return bool(names) and all((folder / one).is_file() for one in names)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _with_code(source: Source) -> Source:
@@ -64,6 +104,8 @@ def _refuse_config_of(folder: Path, source: Source) -> None:
     from transformers import AutoConfig
 
     check_config(json_of(folder / CONFIG), where=source.name)
+    if (folder / ADAPTER_CONFIG).exists():
+        raise adapters_instead(source.name)
     AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -76,8 +118,7 @@ def _snapshot(source: Source) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot has its configuration, a tokenizer and all parts of its weights. A file appears in it when it
-    has been downloaded; `_downloaded` fetches weights last, so where they are, all else is."""
+    """Whether a snapshot that another program has downloaded has its configuration, a tokenizer and all weights."""
     names = {path.name for path in folder.iterdir() if path.is_file()}
     tokenizer = any(map(VOCABULARIES.fullmatch, names)) or names >= {"vocab.json", "merges.txt"}
     weights = _weights_of(folder, names)
@@ -98,17 +139,21 @@ def _weights_of(folder: Path, names: Collection[str]) -> list[str]:
     return wanted
 
 
-def _downloaded(source: Source, begun: Path | None) -> Path:
-    """The snapshot, whole. What was begun is completed, unless the hub no longer has that commit."""
+def _downloaded(source: Source, begun: Path | None) -> tuple[Path, list[str]]:
+    """The snapshot and the files of it that belong to the model. What was begun is completed, unless the hub no longer
+    has that commit."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     if begun is not None:
-        with contextlib.suppress(RevisionNotFoundError):
+        try:
             return _completed(source.name, begun.name)
+        except RevisionNotFoundError as error:
+            if _is_whole(begun):
+                raise OSError(f"it has no commit {begun.name[:12]} any more") from error
     return _completed(source.name, source.revision)
 
 
-def _completed(name: str, revision: str | None) -> Path:
+def _completed(name: str, revision: str | None) -> tuple[Path, list[str]]:
     from huggingface_hub import HfApi
     from transformers import PretrainedConfig
     from transformers.utils import logging
@@ -124,13 +169,15 @@ def _completed(name: str, revision: str | None) -> Path:
         )
     _refuse_config_of(folder, Source(name))
     names = sorted(HfApi().list_repo_files(name, revision=folder.name))
-    if beside := [one for one in names if BESIDE_WEIGHTS.fullmatch(one)]:
-        cached_files(name, beside, revision=folder.name)
+    if ADAPTER_CONFIG in names:
+        raise adapters_instead(name)
+    beside = [one for one in names if BESIDE_WEIGHTS.fullmatch(one)]
+    cached_files(name, beside, revision=folder.name)
     weights = _weights_of(folder, names)
     if not weights:
         raise no_safetensors(name, [one for one in names if one.endswith(PICKLES)])
     cached_files(name, weights, revision=folder.name)
-    return folder
+    return folder, [*beside, *weights]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ user has confirmed them (`agent.recipe.trust`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Endings of files that are run to be read (the documentation of Python's `pickle`, its first warning)."""
 CONFIG = "config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -60,10 +62,7 @@ def check_folder(folder: Path, *, named: str) -> None:
             hint="Name the folder that save_pretrained wrote.",
         )
     if (folder / ADAPTER_CONFIG).exists():
-        raise Unavailable(
-            f"model.source: the folder {named} holds adapters, which name a model of their own",
-            hint="Name the model, or merge the adapters into it (peft: merge_and_unload, then save_pretrained).",
-        )
+        raise adapters_instead(f"the folder {named}")
     for name in ("config.json", "tokenizer_config.json"):
         check_config(json_of(folder / name), where=f"{named}/{name}")
     index = json_of(folder / WEIGHTS_INDEX).get("weight_map")
@@ -71,6 +70,13 @@ def check_folder(folder: Path, *, named: str) -> None:
         refuse_parts([str(part) for part in index.values()], where=f"{named}/{WEIGHTS_INDEX}")
     elif not (folder / WEIGHTS).exists():
         raise no_safetensors(named, [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES])
+
+
+def adapters_instead(named: str) -> Unavailable:
+    return Unavailable(
+        f"model.source: {named} holds adapters, which name a model of their own",
+        hint="Name the model, or merge the adapters into it (peft: merge_and_unload, then save_pretrained).",
+    )
 
 
 def check_adapter(folder: Path) -> None:
@@ -91,7 +97,8 @@ def no_safetensors(named: str, pickles: list[str]) -> Unavailable:
     )
     if not pickles:
         return Unavailable(
-            f"model.source: {named} has no {WEIGHTS}", hint="Name the folder that save_pretrained wrote."
+            f"model.source: {named} has neither {WEIGHTS} nor {WEIGHTS_INDEX}",
+            hint="Name what save_pretrained wrote, a folder or a model of the hub; of a GGUF name the file.",
         )
     return Unavailable(
         f"model.source: {named} has pickles for weights ({', '.join(pickles[:3])}), which run code when they are read",
@@ -194,8 +201,9 @@ def reading(source: Source) -> Iterator[None]:
                 hint="Take a model that transformers knows. Or read them, set model.trust_remote_code: true, and "
                 f"confirm them once: raft-agent check RECIPE {trust.FLAG}",
             ) from error
-        denied = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
-        if "safetensors" in lowered and not denied:
+        denied = any(getattr(one, "errno", None) in NOT_ALLOWED for one in (error, error.__cause__))
+        missing = "no file named" in lowered or "does not appear to have" in lowered
+        if missing and "safetensors" in lowered:
             raise no_safetensors(source.name, ["pytorch_model.bin"]) from error
         hint = "Check the spelling; a gated model needs a login to the hub. Built in is `builtin:tiny`."
         if denied:

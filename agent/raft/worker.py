@@ -38,6 +38,7 @@ from agent.contract import (
     STOP_GRACE_SECONDS,
     SUMMARY,
     EvalRow,
+    Failure,
     Summary,
 )
 from agent.errors import AgentError
@@ -47,6 +48,7 @@ from agent.raft.failure import failure_of, report
 from agent.raft.prepare import SPLITS, Preparation
 from agent.raft.pulse import EndTraining, Pulse
 from agent.recipe.files import load_recipe
+from agent.text import keep_secret
 
 if TYPE_CHECKING:
     from agent.raft.engine import Training
@@ -67,12 +69,12 @@ LONG_EVALUATION_SECONDS = 60.0
 def main(arguments: list[str] | None = None, *, pristine: bool = False) -> int:
     """`pristine`: nothing has been computed in this process, so that a copy of it can be made for the evaluation."""
     options = parse(arguments)
+    if options.serve is not None:
+        Worker(options, Pulse(None)).serve(*options.serve)  # heartbeat and failure.json are the training's
+        return 0
     pulse = Pulse(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        if options.serve is not None:
-            Worker(options, Pulse(None)).serve(*options.serve)  # the heartbeat is the training's
-            return 0
         (options.out / FAILURE).unlink(missing_ok=True)
         if finished(options.out):
             print("this run is finished: its summary.json is there", flush=True)
@@ -101,6 +103,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluate", metavar="CHECKPOINT", help="do not train: a checkpoint, or `untrained`")
     parser.add_argument("--rung", type=float, metavar="SHARE", help="measure `search` once this much is spent")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for the whole process")
+    parser.add_argument("--commit", metavar="COMMIT", help="of a model of the hub, whatever its revision is now")
     parser.add_argument("--cache", type=Path, help="folder for models")
     parser.add_argument("--allow-untrusted-code", action="store_true")
     parser.add_argument("--trust-remote-code", metavar="DIGEST", help="of the model's own code, as it was confirmed")
@@ -148,7 +151,7 @@ class Worker(Preparation):
             signal.signal(number, self._terminate)
         options = self.options
         self.pulse.beat("start")
-        self.recipe = load_recipe(options.recipe, edited=False)
+        self._read_recipe()
         for name in (SUMMARY, EVAL):
             (options.out / name).unlink(missing_ok=True)
         try:
@@ -169,6 +172,10 @@ class Worker(Preparation):
         finally:
             if self.apart is not None:
                 self.apart.close()
+
+    def _read_recipe(self) -> None:
+        self.recipe = load_recipe(self.options.recipe, edited=False)
+        keep_secret(self.recipe.task.verifier.environment)
 
     # Training and measuring -----------------------------------------------------------------------------------
 
@@ -194,6 +201,8 @@ class Worker(Preparation):
         if options.time_limit is not None:
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
+        if self.apart is not None:
+            self.apart.wait_until_ready()
         ended_by = training.run()
         self._finish(examiner, ended_by=ended_by)
 
@@ -273,16 +282,21 @@ class Worker(Preparation):
 
     def _set_apart(self) -> Apart:
         if can_copy_itself():
-            return Apart.forked(self._serve, explain=lambda error: failure_of(error, self.pulse))
+            return Apart.forked(self._serve, explain=self._explain)
         why = ", ".join(opened_accelerators()) or sys.platform
         print(f"the evaluation gets a process of its own, not a copy of this one: {why}", file=sys.stderr, flush=True)
         return Apart.started([sys.executable, "-m", "agent.raft.worker", *self.options.arguments, "--serve"])
 
     def serve(self, orders: int, answers: int) -> None:
         """As that process: what a copy has at its beginning, then what it does."""
-        self.recipe = load_recipe(self.options.recipe, edited=False)
+        serve_on(orders, answers, self._serve, explain=self._explain, prepare=self._settle_for_serving)
+
+    def _explain(self, error: Exception) -> Failure:
+        return failure_of(error, self.pulse)
+
+    def _settle_for_serving(self) -> None:
+        self._read_recipe()
         self._settle()
-        serve_on(orders, answers, self._serve, explain=lambda error: failure_of(error, self.pulse))
 
     def _serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """In the copy of this process: evaluate the checkpoint that the training has delivered."""
@@ -303,7 +317,7 @@ class Worker(Preparation):
         """Everything anew from the files. `files`: stamps of those that are not to have changed, by folder."""
         from agent.raft.measure import peak_memory_gb
 
-        self.recipe = load_recipe(self.options.recipe, edited=False)
+        self._read_recipe()
         self.confined = self._confine()
         with self._open_task() as verifier:
             examiner = self._load(verifier, as_before=files)

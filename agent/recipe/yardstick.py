@@ -27,8 +27,8 @@ LOCKED = "locked keys of the recipe"
 FOLDER = Path(__file__).parents[1]
 MEASURING = ("raft", "tasks", "recipe")
 """Rooms whose code runs in a trainer."""
-LEAVES = ("contract.py", "files.py")
-"""What a run's files are called, and what tells that one was written to."""
+LEAVES = ("contract.py", "files.py", "text.py")
+"""What a run's files are called, what tells that one was written to, and which variables a verifier gets."""
 JUDGING = (
     "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/done.py",
     "campaign/evidence.py", "campaign/experiment.py", "campaign/guards.py", "campaign/health.py",

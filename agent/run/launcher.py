@@ -46,7 +46,7 @@ from agent.run.start import TRAINER, Start, TrainerProcess, adopting_orphans
 from agent.run.telemetry import ATTEMPT, read_plan, read_summary
 from agent.run.watchdog import Watchdog
 from agent.run.watching import MEMORY_EVERY_S, EndedBy, Progress, Watch
-from agent.text import passed_on, redact, redacted_values
+from agent.text import keep_secret, passed_on, redact, redacted_values
 
 POLL_S = 0.2
 LAST_SAMPLES = 30
@@ -170,6 +170,8 @@ def contract_arguments(request: RunRequest) -> list[str]:
         arguments += ["--evaluate", request.evaluate]
     if request.rung is not None:
         arguments += ["--rung", f"{request.rung:g}"]
+    if request.commit is not None:
+        arguments += ["--commit", request.commit]
     arguments += ["--time-limit", f"{trainer_limit(request.time_limit_s):.3f}"]
     if request.cache is not None:
         arguments += ["--cache", str(request.cache.absolute())]
@@ -201,6 +203,7 @@ def _inherited(request: RunRequest) -> dict[str, str]:
     that the recipe names for its verifier."""
     kind = kind_of(request.recipe.model.source, base=request.workspace)
     named = request.recipe.task.verifier.environment
+    keep_secret(named)
     return passed_on(os.environ, hub=kind == "hub", packages=kind == "pypi", named=named)
 
 

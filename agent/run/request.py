@@ -32,6 +32,8 @@ class RunRequest:
     rung: float | None = None
     """Share of the training budget after which `search` is measured once on the way."""
     cache: Path | None = None
+    commit: str | None = None
+    """Of a model of the hub, where an earlier run has found it."""
     allow_untrusted_code: bool = False
     low_priority: bool = False
     env: Mapping[str, str] = field(default_factory=dict)

@@ -680,9 +680,14 @@ def _anywhere(reading: _Reading) -> Diagnosis | None:
     return _by_line(reading, found, sure=FAR * BY_RANK[found.signature.rank]) if found is not None else None
 
 
-VARIABLE = re.compile(r"\b[A-Z_][A-Z0-9_]{2,}['\"]?(?:=|: ?)")
+VARIABLE = re.compile(r"(?<![\w-])[A-Z_][A-Z0-9_]*=\S*|'\w+': (?:'[^']*'|\"[^\"]*\")")
 DUMP = 4
 """So many variables in one line are an environment, whose values say nothing of the error."""
+
+
+def _without_environment(text: str) -> str:
+    rest, count = VARIABLE.subn("", text)
+    return rest if count >= DUMP else text
 
 
 def _what_errors_say(reading: _Reading) -> Diagnosis | None:
@@ -691,9 +696,7 @@ def _what_errors_say(reading: _Reading) -> Diagnosis | None:
     for line in reversed(reading.lines):
         if not line.text.strip() or not states_failure(line) or got_over(reading.lines, line.number):
             continue
-        if len(VARIABLE.findall(line.text)) >= DUMP:
-            continue
-        signature = reading.rules.said(without_guesses(line.text))
+        signature = reading.rules.said(without_guesses(_without_environment(line.text)))
         if signature is None or reading.harmless(line) or is_code(reading.lines, line.number):
             continue
         if best is None or signature.rank < best.signature.rank:

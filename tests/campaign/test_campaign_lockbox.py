@@ -694,7 +694,7 @@ class Telling:
             (model / "model.safetensors").write_text("weights")
         files = {path.name: stamp_of(path) for path in model.iterdir()}
         return {
-            "model": {"source": "m", "revision": None, "folders": {str(model): files}},
+            "model": {"source": "m", "revision": None, "commit": "c" * 40, "folders": {str(model): files}},
             "evaluation": {
                 "used": {
                     "held-out rows": "a" * 32,
@@ -724,6 +724,7 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another recipe in the evaluation": ({"evaluation/recipe_signature": "f" * 16}, "recipe.yaml of the run"),
     "other rows than it wrote": ({"evaluation/rows": "f" * 32}, "eval.jsonl of the run"),
+    "another commit of the model": ({"model/commit": "f" * 40}, "commit of the model m"),
     "a model that is there no more": (
         {"model/folders": {"model": {"model.safetensors": [1, 2, 3, 4]}}}, "model.safetensors of the model m"
     ),
@@ -755,6 +756,20 @@ def test_a_model_whose_weights_were_swapped_between_runs_is_named(locked: Night)
     locked.observer = Between(locked, SEARCH, tamper)
     (locked.root / "checks/table.json").write_text("{}")
     with pytest.raises(YardstickChanged, match=r"model.safetensors of the model m"):
+        locked.start(launcher=Telling(locked, {}), max_experiments=1)
+    nothing_kept(locked)
+
+
+def test_a_file_that_has_come_to_a_model_is_named(locked: Night) -> None:
+    """Loading reads a chat template that was not there before; a note to oneself it does not."""
+
+    def tamper(night: Night) -> None:
+        (night.root / "model/notes.md").write_text("mine")
+        (night.root / "model/chat_template.jinja").write_text("{{ 'the answer: ' }}")
+
+    locked.observer = Between(locked, SEARCH, tamper)
+    (locked.root / "checks/table.json").write_text("{}")
+    with pytest.raises(YardstickChanged, match=r"set of files of the model m"):
         locked.start(launcher=Telling(locked, {}), max_experiments=1)
     nothing_kept(locked)
 

@@ -521,6 +521,7 @@ def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker
         "time_limit": None,
         "save_seconds": 1000.0,
         "rung": None,
+        "commit": None,
     }
     usual |= {
         "recipe": out / "recipe.yaml",
@@ -706,6 +707,7 @@ def test_a_step_that_outlasts_sigterm_is_left_to_the_timer(
         splits=["search"],
         evaluate=None,
         time_limit=None,
+        commit=None,
         cache=model_cache,
         allow_untrusted_code=False,
         trust_remote_code=None,

@@ -170,6 +170,53 @@ def test_a_commit_that_the_hub_has_no_more_is_used_where_it_is_whole_and_else_th
     assert load(hub, tmp_path)["commit"] == second
 
 
+def test_what_another_program_left_out_is_fetched_or_done_without(tmp_path: Path, model: Path, hub: FakeHub) -> None:
+    """A client that knew no chat templates of their own, say. Nobody may find out in the middle of a night."""
+    commit = hub.push(NAME, model)
+    whole = load(hub, tmp_path)
+    snapshot = next((tmp_path / "home").rglob("snapshots")) / commit
+    (tmp_path / "cache/hub").joinpath(f"someone--model-{commit}.json").unlink()
+    (snapshot / "chat_template.jinja").unlink()
+    assert load(hub, tmp_path) == whole
+    (tmp_path / "cache/hub").joinpath(f"someone--model-{commit}.json").unlink()
+    (snapshot / "generation_config.json").unlink()
+    repositories, hub.repositories = hub.repositories, {}
+    assert load(hub, tmp_path)["commit"] == commit, "the hub cannot be asked, and what is needed is here"
+    hub.repositories = repositories
+    assert load(hub, tmp_path) == whole
+
+
+def test_adapters_of_the_hub_are_refused_as_those_of_a_folder_are(tmp_path: Path, model: Path, hub: FakeHub) -> None:
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other/base"}))
+    (model / "adapter_model.safetensors").write_bytes(b"never fetched")
+    hub.push(NAME, model)
+    failure = train(hub, tmp_path, "adapters", code=4) / "failure.json"
+    assert "holds adapters" in Failure(**json.loads(failure.read_text())).message
+    assert not [one for one in hub.asked if one.endswith(".safetensors")]
+
+
+def test_a_commit_that_a_run_is_given_counts_before_what_the_branch_is_now(
+    tmp_path: Path, model: Path, hub: FakeHub
+) -> None:
+    """What a campaign's first run has found holds for the night, whoever downloads meanwhile."""
+    first = hub.push(NAME, model)
+    load(hub, tmp_path)
+    save_random_model(tmp_path / "other", kind="qwen2")
+    second = hub.push(NAME, tmp_path / "other")
+    (refs,) = (tmp_path / "home").rglob("refs/main")
+    refs.write_text(second)
+    folder = train(hub, tmp_path, "given", "--commit", first)
+    assert told(folder)["commit"] == first
+    assert all(first in name for name in told(folder)["folders"] if "snapshots" in name)
+
+
+def test_a_large_file_that_is_none_of_the_models_is_left_alone(tmp_path: Path, model: Path, hub: FakeHub) -> None:
+    for name in ("trainer_log.json", "dataset.txt", "model.onnx"):
+        (model / name).write_text("large")
+    hub.push(NAME, model)
+    assert not {"trainer_log.json", "dataset.txt", "model.onnx"} & set(load(hub, tmp_path)["files"])
+
+
 def test_a_commit_that_the_recipe_names_is_what_is_used(tmp_path: Path, model: Path, hub: FakeHub) -> None:
     first = hub.push(NAME, model)
     save_random_model(tmp_path / "other", kind="qwen2")

@@ -224,7 +224,11 @@ def serve(order):
 def explain(error):
     return Failure(crash_class="data", message=str(error), exception=type(error).__name__)
 
-serve_on(*map(int, sys.argv[1:]), serve, explain=explain)
+def prepare():
+    if os.environ.get("UNPREPARED"):
+        raise DataError("not ready")
+
+serve_on(*map(int, sys.argv[1:]), serve, explain=explain, prepare=prepare)
 """
 
 
@@ -242,6 +246,39 @@ def test_another_start_of_python_answers_as_the_copy_does() -> None:
             other.close()
         with pytest.raises(ProcessLookupError):
             os.kill(other.pid, 0)
+
+
+def test_what_another_start_cannot_prepare_is_known_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = Apart.started([sys.executable, "-c", STARTED])
+    ready.wait_until_ready()
+    ready.close()
+    monkeypatch.setenv("UNPREPARED", "1")
+    for program, message in ((STARTED, "not ready"), ("raise SystemExit(3)", "the evaluation's process ended")):
+        other = Apart.started([sys.executable, "-c", program])
+        with pytest.raises(Failed) as failed:
+            other.wait_until_ready()
+        assert failed.value.failure.message == message
+        other.close()
+
+
+LEAVES_A_DAEMON = """
+import os, signal, subprocess, sys
+from agent.raft.apart import serve_on
+
+def serve(order):
+    subprocess.Popen(["sleep", "20"], close_fds=False)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+serve_on(*map(int, sys.argv[1:]), serve, explain=None, prepare=lambda: None)
+"""
+
+
+def test_what_another_start_of_python_leaves_running_holds_nobody_up() -> None:
+    other = Apart.started([sys.executable, "-c", LEAVES_A_DAEMON])
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        other.ask({})
+    assert time.monotonic() - began < 10
 
 
 def test_a_process_that_has_an_accelerator_open_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

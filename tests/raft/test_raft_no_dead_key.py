@@ -310,6 +310,7 @@ def observe(recipe: Recipe, out: Path, *, cache: Path, workspace: Path, only_pla
         evaluate="untrained" if only_plan else None,
         time_limit=None,
         rung=None,
+        commit=None,
         cache=cache,
         allow_untrusted_code=True,
         save_seconds=1000.0,

@@ -18,6 +18,8 @@ from agent.recipe.change import Change, ChangeRefused, refuse_moved_yardstick
 from agent.recipe.files import load_recipe, recipe_from
 from agent.recipe.schema import Recipe, Verifier, leaf_keys
 from agent.recipe.yardstick import (
+    JUDGING,
+    LEAVES,
     Digests,
     code_files,
     data_file,
@@ -146,7 +148,7 @@ def test_no_text_gets_another_yardstick_past_the_comparison() -> None:
                 refuse_moved_yardstick(BASE, recipe)
 
     holds()
-    assert min(counts.values()) >= 10, "most texts were no valid recipes"
+    assert min(counts.values()) >= 5, "most texts were no valid recipes"
 
 
 def test_where_the_reward_is_measured_its_shaping_is_locked() -> None:
@@ -232,7 +234,7 @@ def test_a_digest_is_read_again_only_where_somebody_wrote(tmp_path: Path, monkey
 def test_our_own_code_and_the_libraries_are_named(tmp_path: Path) -> None:
     files = code_files()
     assert {"raft/evaluate.py", "tasks/scorer_child.py", "recipe/schema.py", "campaign/verdict.py"} <= files.keys()
-    assert {"contract.py", "files.py"} <= files.keys()
+    assert {*LEAVES, *JUDGING} <= files.keys(), "one that was renamed would be locked no more"
     assert not [name for name in files if name.startswith(("cli/", "report/"))]
     assert present_code_digest() == present_code_digest()
     assert "library torch" in libraries(BASE)

@@ -248,8 +248,11 @@ def test_an_environment_that_a_log_prints_is_no_evidence() -> None:
     }
     for dump in (f"error, environment: {shell}", "failed with " + " ".join(f"{k}={v}" for k, v in shell.items())):
         assert found(log=f"{dump}\nbye", exit_code=1)[0] == "unknown", dump
-    said = "error: rendezvous timed out, RANK=0 WORLD_SIZE=2 MASTER_PORT=29500"
-    assert found(log=said, exit_code=1)[0] == "timeout"
+    ranks = "RANK=3 LOCAL_RANK=3 WORLD_SIZE=8 NODE_RANK=0"
+    assert found(log=f"error: rendezvous timed out, {ranks}", exit_code=1)[0] == "timeout"
+    assert found(log=f"ERROR {ranks} torch.OutOfMemoryError: HIP out of memory. Tried to", exit_code=1)[0] == "oom"
+    assert found(log="ERROR: RANK: 0 GPU: 0 HOST: box PID: 9 STEP: 12 CUDA error: out of memory")[0] == "oom"
+    assert found(log=f"error: {ranks} loss is nan at step 4", exit_code=1)[0] == "numeric"
 
 
 def test_a_memory_kill_of_a_helper_counts_before_the_error_it_caused() -> None:
