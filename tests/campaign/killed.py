@@ -522,11 +522,16 @@ def runs(journal: Journal) -> list[dict[str, Any]]:
 
 TIMES = re.compile(r"(_s|_at|_min|_gb|_per_s|pid|time|elapsed|overhead|_share)$")
 HASHES = {"ideas_affordable", "commit", "parent_commit", "base_commit", "machine"}
+OF_KILLS = {"starts"}
+"""How often a training was started: what a kill changes, and all that it may."""
+LEFT_OUT = HASHES | OF_KILLS
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if key not in HASHES and not TIMES.search(str(key))}
+        return {
+            key: _plain(inner) for key, inner in value.items() if key not in LEFT_OUT and not TIMES.search(str(key))
+        }
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return _timeless(value) if isinstance(value, str) else value
