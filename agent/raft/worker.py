@@ -202,7 +202,10 @@ class Worker(Preparation):
             training.limit_at = self.started + options.time_limit
             self.pulse.deadline = training.limit_at - training.final_seconds()
         if self.apart is not None:
-            self.apart.wait_until_ready()
+            try:
+                self.apart.wait_until_ready()
+            except Stopped:
+                raise EndTraining("sigterm") from None
         ended_by = training.run()
         self._finish(examiner, ended_by=ended_by)
 

@@ -312,6 +312,28 @@ def test_where_the_driver_is_open_another_start_of_python_evaluates_to_the_same_
     assert json.loads((folder / "heartbeat").read_text())["phase"] == "evaluate"
 
 
+ENDED_EARLY = """
+import sys
+from agent.raft import apart, worker
+
+def ended(self):
+    raise apart.Stopped
+
+apart.opened_accelerators = worker.opened_accelerators = lambda: ["/dev/kfd"]
+apart.Apart.wait_until_ready = ended
+sys.exit(worker.main(sys.argv[1:], pristine=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_is_asked_to_end_while_the_other_start_prepares_itself_ends_in_good_order(
+    workspace: Path, model_cache: Path
+) -> None:
+    folder = train(workspace, model_cache, command=("-c", ENDED_EARLY))
+    found = Summary(**json.loads((folder / "summary.json").read_text()))
+    assert (found.stopped, found.ended_by, found.cycles) == (True, "sigterm", 0)
+
+
 ORPHAN = """
 import os, signal, sys, time
 from agent.raft.apart import Apart
