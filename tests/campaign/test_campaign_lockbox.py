@@ -436,9 +436,7 @@ MENDED = ("by a merge key", "as an unplanned key")
 """Refused too, as any slip of a recipe is; and what a slip is mended to is what was planned."""
 
 
-@pytest.mark.parametrize(
-    "words", some(SMUGGLED, "by an anchor", "in another file that it extends", "as an unplanned key")
-)
+@pytest.mark.parametrize("words", some(SMUGGLED, "by an anchor", "in another file that it extends"))
 def test_a_recipe_that_was_edited_between_its_plan_and_its_run_is_not_run(locked: Night, words: str) -> None:
     """In the journal, from which the texts are taken that run. The commit of its branch holds what was planned."""
     with pytest.raises(Dies):

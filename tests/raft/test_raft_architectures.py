@@ -21,6 +21,8 @@ from agent.raft.sampling import Sampling, sample_seeds, uniforms
 from agent.recipe.schema import Learner
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=12, max_total=60)
+FEW = [kind if kind in ("qwen3", "gemma2") else pytest.param(kind, marks=pytest.mark.slow) for kind in ARCHITECTURES]
+"""The others of what takes long are among the slow tests."""
 QUESTIONS = ["what is 1+1=", "what is 7?", "what is 12345+67890 and then?", "x"]
 """Three begin alike, and the window of five positions is shorter than each."""
 
@@ -133,7 +135,7 @@ def test_a_row_of_whole_samples_gives_the_loss_and_the_gradient_of_one_row_a_sam
     assert any(not torch.equal(seen[0][1][name], start[name]) for name in start)
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", FEW)
 def test_in_bfloat16_the_engine_and_the_learner_are_as_exact_as_a_plain_forward_pass(
     folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -165,7 +167,9 @@ def of(folder: Path, dtype: str, **lora: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lora", [{}, {"rank": 4, "alpha": 8.0}], ids=["all weights", "adapters"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "float16"))]
+)
 def test_an_interrupted_training_of_a_transformers_model_goes_on_as_if_nothing_had_happened(
     folders: dict[str, Path], tmp_path: Path, dtype: str, lora: dict[str, Any]
 ) -> None:

@@ -78,7 +78,10 @@ def test_a_layer_and_its_gradients_are_those_of_torch(
 
 
 @pytest.mark.parametrize("lora", [{}, {"rank": 4, "alpha": 8.0}], ids=["all weights", "adapters"])
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("qwen3", "gemma2") else pytest.param(kind, marks=pytest.mark.slow) for kind in ARCHITECTURES],
+)
 def test_a_training_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: dict[str, Any]
 ) -> None:

@@ -282,7 +282,9 @@ def test_adamw_is_torchs_adamw(fused: bool) -> None:
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adafactor"))]
+)
 def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(policy: Policy, name: str) -> None:
     samples = [sample(policy, "12+34=", "46"), sample(policy, "77+55=", "132")]
     trainer = Trainer(policy, learner(optimizer=name))

@@ -232,7 +232,7 @@ def test_a_finished_run_is_left_alone(finished_run: Path, model_cache: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("phase", ["start", "generate"])
+@pytest.mark.parametrize("phase", [pytest.param("start", marks=pytest.mark.slow), "generate"])
 def test_sigterm_ends_a_training_in_good_order(model_cache: Path, tmp_path: Path, phase: str) -> None:
     out = tmp_path / "stopped"
     write_recipe(out, {"budget": {"cycles": 100000}})

@@ -96,7 +96,7 @@ CASES = {
 }
 
 
-QUICK_ONES = {"daemonizes", "hydra", "kills_its_leash", "without_first_thread", "lies", "heartbeat_is_a_pipe"}
+QUICK_ONES = {"daemonizes", "hydra", "kills_its_leash", "heartbeat_is_a_pipe"}
 """In the default suite; the others are of the same kinds."""
 
 

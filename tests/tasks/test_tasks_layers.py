@@ -117,8 +117,16 @@ def test_without_namespaces_landlock_and_seccomp_are_enough(home: Path) -> None:
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (["unshare", "mount", "landlock_create_ruleset"], "no Landlock, files can be written"),
-        (["unshare", "mount", "seccomp"], "no seccomp, so memory is limited for each process and not in sum"),
+        pytest.param(
+            ["unshare", "mount", "landlock_create_ruleset"],
+            "no Landlock, files can be written",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["unshare", "mount", "seccomp"],
+            "no seccomp, so memory is limited for each process and not in sum",
+            marks=pytest.mark.slow,
+        ),
         (["unshare", "mount", "landlock_create_ruleset", "seccomp"], "no Landlock, no seccomp"),
     ],
 )
