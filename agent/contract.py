@@ -9,6 +9,7 @@ as a hang, and the agent must outlive both. Any program that keeps this contract
         [--rung SHARE]              measure `search` once this share of the training budget is spent, and go on
         [--time-limit SECONDS]      whole process; training stops early enough for the evaluation
         [--cache DIR] [--allow-untrusted-code]
+        [--commit COMMIT]           of a model of the hub, as an earlier run found it, whatever is newer
         [--trust-remote-code DIGEST]  where the recipe asks for the model's own code: which code the user has confirmed
 
 Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `select.jsonl`, `rung.jsonl`, `eval.jsonl`,

@@ -19,6 +19,8 @@ from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter, stopped_by
 from agent.report.words import points
 
+COSTS = {"peak_memory_gb": "GB peak memory", "train_s": "s of training"}
+"""Fields of a summary by which a recipe may be cheaper -> their unit, in words."""
 FEW_IDEAS = 3
 """With fewer waiting, a promising idea has no company to wait for."""
 
@@ -117,7 +119,7 @@ def _advantage(lab: Lab, evidence: Evidence, number: int, search: Measured) -> s
 
 def _cheaper(search: Measured, incumbent_runs: list[Measured]) -> str | None:
     """Less memory, or (where the budget does not fix it) less time, beyond 10% and the spread of the runs."""
-    for name, unit in (("peak_memory_gb", "GB peak memory"), ("train_s", "s of training")):
+    for name, unit in COSTS.items():
         ours = getattr(search.summary, name, None)
         # One that was killed and went on has warmed up twice: it took longer than its recipe takes.
         whole = [run for run in incumbent_runs if name != "train_s" or getattr(run.summary, "starts", 1) == 1]

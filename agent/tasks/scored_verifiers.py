@@ -70,23 +70,12 @@ class FunctionVerifier(ScoredVerifier):
     score, and no reading of it could be vouched for.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        function: str,
-        *,
-        timeout: float,
-        beside: Path | None = None,
-        kept_in: Layers | None = None,
-        environment: Sequence[str] = (),
-    ):
-        """`kept_in`: the layers that the function runs behind, where it is not trusted; `environment`: variables that
-        it gets although they look like secrets."""
-        self._source = f"{path.name}:{function}"
+    def __init__(self, source: str, scorers: scorer.Scorers, *, kept_in: Layers | None = None):
+        """`source`: `FILE.py:FUNCTION`, for messages; `kept_in`: the layers that it runs behind, where it is not
+        trusted."""
+        self._source = source
         self._kept_in = kept_in
-        self._scorers = scorer.function_scorers(
-            path, function, timeout=timeout, beside=beside, kept_in=kept_in, environment=environment
-        )
+        self._scorers = scorers
         self._faults = Faults(self._source, hint="Make it return 0.0 for a response that it cannot read.")
 
     def kept_in_by(self) -> str | None:
@@ -251,7 +240,7 @@ def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_co
         what = "the verifier's file is marked task.verifier.untrusted"
         refuse_without_walls(kept_in, what=what, allowed=allow_untrusted_code)
     refuse_unset(config)
-    return FunctionVerifier(
+    scorers = scorer.function_scorers(
         path,
         named[1],
         timeout=config.timeout_seconds,
@@ -259,6 +248,7 @@ def function_verifier(config: schema.Verifier, *, base: Path, allow_untrusted_co
         kept_in=kept_in,
         environment=config.environment,
     )
+    return FunctionVerifier(f"{path.name}:{named[1]}", scorers, kept_in=kept_in)
 
 
 def _in_effect(name: str, *, base: Path) -> Path:

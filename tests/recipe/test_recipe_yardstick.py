@@ -132,7 +132,7 @@ def written(moves: dict[str, Any], way: str, folder: Path) -> Path:
 def test_no_text_gets_another_yardstick_past_the_comparison() -> None:
     counts = {True: 0, False: 0}
 
-    @QUICK
+    @settings(QUICK, max_examples=400)  # most texts are no valid recipe
     @given(moves=MOVES, way=st.sampled_from(["plain", "extends", "link", "flow", "anchor"]))
     def holds(moves: dict[str, Any], way: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def test_no_text_gets_another_yardstick_past_the_comparison() -> None:
                 refuse_moved_yardstick(BASE, recipe)
 
     holds()
-    assert min(counts.values()) >= 5, "most texts were no valid recipes"
+    assert min(counts.values()) >= 10, "most texts were no valid recipes"
 
 
 def test_where_the_reward_is_measured_its_shaping_is_locked() -> None:
