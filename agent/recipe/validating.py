@@ -18,7 +18,7 @@ def validated(model: type[Model], content: Any, *, where: str, error: type[Agent
     try:
         return model.model_validate(content)
     except ValidationError as found:
-        detail = found.errors()[0]
+        detail = _most_telling(found.errors())
     path = ".".join(map(str, detail["loc"]))
     place = f"{where}: {path}" if path else where
     if detail["type"] == "extra_forbidden":
@@ -28,6 +28,17 @@ def validated(model: type[Model], content: Any, *, where: str, error: type[Agent
         raise error("is missing", where=place) from None
     message = detail["msg"].removeprefix("Value error, ")
     raise error(message[:1].lower() + message[1:], where=place) from None
+
+
+def _most_telling(details: Sequence[Any]) -> Any:
+    """The first problem; where a key is missing and another one beside it is unknown, that one: it is a misspelling."""
+    first = details[0]
+    if first["type"] != "missing":
+        return first
+    beside = (
+        other for other in details if other["type"] == "extra_forbidden" and other["loc"][:-1] == first["loc"][:-1]
+    )
+    return next(beside, first)
 
 
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

@@ -44,7 +44,7 @@ def curves_spec(measures: Sequence[Measure], *, title: str, legend: str) -> dict
     ]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": title,
+        "title": {"text": title, "offset": 12},
         "vconcat": rows,
         "resolve": {"scale": {"color": "shared"}},
     }
@@ -63,10 +63,11 @@ def _panel(measure: Measure, column: str, labels: list[str], legend: str, *, top
         "field": "curve",
         "type": "nominal",
         "scale": {"domain": labels, "range": [PALETTE[place % len(PALETTE)] for place in range(len(labels))]},
-        "legend": {"title": legend, "orient": "right"},
+        "legend": {"title": legend, "orient": "right", "symbolType": "stroke", "symbolOpacity": 1},
         "sort": labels,
     }
-    x = {"field": "cycle", "type": "quantitative", "title": "cycle", "axis": {"tickMinStep": 1, "grid": False}}
+    x: dict[str, Any] = {"field": "cycle", "type": "quantitative", "title": "cycle", "scale": {"nice": False}}
+    x["axis"] = {"tickMinStep": 1, "grid": False}
     return {
         "width": WIDTH,
         "height": HEIGHT if top else HEIGHT * 2 // 3,

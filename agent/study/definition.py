@@ -271,12 +271,20 @@ def training_digest(recipe: Recipe) -> str:
     """
     content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"description", "seed"})
     for key in recipe.unread_keys():
-        *path, last = key.split(".")
-        section: Any = content
-        for name in path:
-            section = section.get(name) or {}
-        section.pop(last, None)
+        _take_out(content, key.split("."))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _take_out(content: dict[str, Any], path: Sequence[str]) -> None:
+    """And the section that it leaves empty; one that was empty before says something (`model.lora: {}`)."""
+    name, *below = path
+    inner = content.get(name)
+    if not below:
+        content.pop(name, None)
+    elif isinstance(inner, dict) and inner:
+        _take_out(inner, below)
+        if not inner:
+            del content[name]
 
 
 def _refuse_unlike(arms: tuple[Arm, ...], path: Path) -> None:

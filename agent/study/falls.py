@@ -2,7 +2,8 @@
 
 The best of many noisy cycles is above the last ones by luck. So the `select` prompts are split in two halves, by a
 hash of their ids: the peak is picked on one, and how far the end lies below it is measured on the other; then the other
-way round, and the mean of both is taken. The end is the mean of the last `end_window` cycles. Two falls are told apart:
+way round, and the mean of both is taken. The end is the mean of the last `end_window` cycles; a peak that is one of
+them is no fall, as the mean of a course that still rises lies below its last cycle. Two falls are told apart:
 
 own fall    The peak is that of the same run: what keeping the last cycles instead of the best one loses. A policy
             that goes up and down from cycle to cycle has one, however level its course.
@@ -70,7 +71,8 @@ def delivered(courses: Courses) -> Floats:
 
 def own_falls(courses: Courses, window: int) -> Floats:
     """By seed; see above."""
-    return delivered(courses) - end_of(courses.whole, window)
+    falls = [_falls(measure, pick.argmax(axis=1), window) for pick, measure in courses.directions()]
+    return np.asarray((falls[0] + falls[1]) / 2)
 
 
 def late_falls(courses: Courses, window: int) -> Floats | None:
@@ -80,9 +82,14 @@ def late_falls(courses: Courses, window: int) -> Floats | None:
     falls = []
     for pick, measure in courses.directions():
         others = (pick.sum(axis=0) - pick) / (len(pick) - 1)
-        peak = others.argmax(axis=1)
-        falls.append(measure[np.arange(len(measure)), peak] - end_of(measure, window))
+        falls.append(_falls(measure, others.argmax(axis=1), window))
     return np.asarray((falls[0] + falls[1]) / 2)
+
+
+def _falls(measure: Floats, peaks: NDArray[np.intp], window: int) -> Floats:
+    """By seed, from its peak to the end."""
+    falls = measure[np.arange(len(measure)), peaks] - end_of(measure, window)
+    return np.where(peaks >= measure.shape[1] - window, 0.0, falls)
 
 
 def peak_cycle(courses: Courses) -> int:

@@ -34,7 +34,7 @@ SERIES = (
     "unique_share",
 )  # fmt: skip
 """Of each cycle's row, cycle 0 first."""
-FIGURES = 5
+FIGURES = 4
 """Significant digits of a number in a series."""
 
 Key = tuple[str, int]

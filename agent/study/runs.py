@@ -110,7 +110,7 @@ def run_study(
         spent = budget_s is not None and clock() - began >= budget_s
         return asked or ("the budget is spent" if spent else None)
 
-    with contextlib.closing(Standby(trainer=command)) as standby:
+    with contextlib.closing(Standby()) as standby:
         for position, one in enumerate(todo):
             ran.stopped = why_stop()
             if ran.stopped is None and max_runs is not None and position >= max_runs:
@@ -134,7 +134,7 @@ def run_study(
             )
             line, ids = _line(study, one, result, place)
             if line is None:
-                ran.stopped = result.reason or "the training was stopped"
+                ran.stopped = why_stop() or result.reason or "the training was stopped from outside"
                 return ran
             _refuse_other_rows(line, study, results)
             results.add(line, ids=ids)

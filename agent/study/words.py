@@ -56,14 +56,16 @@ def comparisons_sheet(analysis: Analysis) -> Sheet | None:
     """None where nothing is compared yet."""
     if not analysis.comparisons:
         return None
-    rows = tuple(_comparison_row(one, analysis) for one in analysis.comparisons)
-    return Sheet(("difference", "late fall [95%]", "p", "final [95%]", "p", "best [95%]", "seeds"), rows)
+    others = {_short(one, analysis) for one in analysis.comparisons}
+    rows = tuple(_comparison_row(one, analysis, one_other=len(others) == 1) for one in analysis.comparisons)
+    name = f"minus {others.pop()}" if len(others) == 1 else "difference"
+    return Sheet((name, "late fall [95%]", "p", "final [95%]", "p", "best [95%]", "seeds"), rows)
 
 
-def _comparison_row(one: Comparison, analysis: Analysis) -> tuple[str, ...]:
+def _comparison_row(one: Comparison, analysis: Analysis, *, one_other: bool) -> tuple[str, ...]:
     found = one.differences
     return (
-        f"{one.arm} - {_short(one, analysis)}",
+        one.arm if one_other else f"{one.arm} - {_short(one, analysis)}",
         _points(found.get("late_fall")),
         _p(one.corrected.get("late_fall")),
         _points(found.get("final")),
