@@ -272,6 +272,9 @@ def training_digest(recipe: Recipe) -> str:
     content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"description", "seed"})
     for key in recipe.unread_keys():
         _take_out(content, key.split("."))
+    content.setdefault("learner", {}).setdefault(
+        "lr_schedule", {}
+    )  # a constant rate is the same, however it is written
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
