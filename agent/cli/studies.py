@@ -151,6 +151,8 @@ class _Teller:
         self._spin(progress_words(progress))
 
     def finished(self, line: RunLine | FailedLine, *, left: int) -> None:
+        from rich.text import Text
+
         from agent.study.results import FailedLine
 
         self.ended += 1
@@ -161,7 +163,7 @@ class _Teller:
             last = line.series["pass_rate"][-1]
             what = f"{duration(line.elapsed_s)}, last cycle's samples passed {percent(last)}"
         more = f"; {left} left, about {duration(rest)}" if left else ""
-        print(f"{self.now}: {one_line(what)}{more}", file=sys.stderr, flush=True)
+        self.spinner.console.print(Text(f"{one_line(f'{self.now}: {what}')}{more}"))  # above the spinner
 
     def _spin(self, words: str) -> None:
         from rich.text import Text

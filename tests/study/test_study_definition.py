@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made import STUDY, small, workspace_with
+from study_made import STUDY, small, workspace_with
 
 from agent.errors import InvalidFile
 from agent.recipe.files import load_recipe, with_keys

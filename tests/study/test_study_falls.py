@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import IDS, drawn
+from study_made import IDS, drawn
 
 from agent.study.falls import Courses, delivered, end_of, first_half, late_falls, own_falls
 from agent.study.intervals import Estimate, bootstrap, estimate, holm
@@ -31,22 +31,22 @@ def late(found: Courses) -> Estimate:
 
 def test_a_level_course_has_no_fall_and_the_naive_one_does() -> None:
     rng, level = np.random.default_rng(1), np.zeros(CYCLES + 1)
-    tried = [courses(level, rng) for _ in range(80)]
+    tried = [courses(level, rng) for _ in range(50)]
     own = [estimate(own_falls(one, WINDOW)) for one in tried]
     naive = [estimate(one.whole.max(axis=1) - end_of(one.whole, WINDOW)) for one in tried]
     for found in (own, [late(one) for one in tried]):
-        assert abs(np.mean([one.mean for one in found])) < 0.004  # four of its standard errors
+        assert abs(np.mean([one.mean for one in found])) < 0.005  # four of its standard errors
         covers = [one.low <= 0 <= one.high for one in found if one.low is not None and one.high is not None]
-        assert np.mean(covers) > 0.87
+        assert np.mean(covers) > 0.85
     assert np.mean([one.mean for one in naive]) > 0.04
     assert not any(one.low is not None and one.low <= 0 for one in naive)
 
 
 def test_a_policy_that_goes_up_and_down_has_an_own_fall_and_no_late_one() -> None:
     rng, level = np.random.default_rng(2), np.zeros(CYCLES + 1)
-    tried = [courses(level, rng, wobble=0.15) for _ in range(60)]
+    tried = [courses(level, rng, wobble=0.15) for _ in range(40)]
     assert abs(np.mean([late(one).mean for one in tried])) < 0.005
-    assert np.mean([late(one).above_zero for one in tried]) < 0.08
+    assert np.mean([late(one).above_zero for one in tried]) < 0.1
     assert np.mean([own_falls(one, WINDOW).mean() for one in tried]) > 0.02
 
 

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from made import FAKE, IDS, STUDY, drawn, made_line, small, workspace_with
+from study_made import FAKE, IDS, STUDY, drawn, made_line, small, workspace_with
 
 from agent.errors import DataError, InvalidFile
 from agent.files import read_jsonl
 from agent.hardware.probe import Machine
 from agent.ledger.workspace import Workspace
+from agent.run.folder import running_in
 from agent.study.analysis import analyse
 from agent.study.definition import Arm, Study
 from agent.study.results import FailedLine, Results, RunLine
-from agent.study.runs import Place, Ran, missing, run_study
+from agent.study.runs import Place, Ran, run_study
 
 HIGH = "    - {label: high, set: {learner.learning_rate: 1.0e-3}}\n"
 TWO = STUDY.replace("seeds: 3", "seeds: 2").replace(HIGH, "")
@@ -62,6 +64,11 @@ class Bench:
     def path(self) -> Path:
         return self.workspace.studies / "results" / "small.jsonl"
 
+    def with_seeds(self, seeds: str) -> Bench:
+        path = self.workspace.studies / "small.yaml"
+        path.write_text(TWO.replace("seeds: 2", f"seeds: {seeds}"))
+        return self
+
     def run(self, **keys: Any) -> Ran:
         place = Place(
             self.workspace.root, self.workspace.study_folder("small"), self.workspace.root / "models", MACHINE
@@ -99,18 +106,17 @@ def test_runs_go_seed_by_seed_and_are_never_repeated(bench: Bench) -> None:
 
 def test_what_failed_is_written_down_and_tried_again_only_when_asked(bench: Bench) -> None:
     (bench.workspace.root / "crash-seeds").write_text("2\n")
+    bench.with_seeds("[2]")
     ran = bench.run()
-    assert (ran.finished, ran.failed) == (2, 2)
+    assert (ran.finished, ran.failed, ran.stopped) == (0, 2, None)
     failed = [line for line in bench.heard.lines if isinstance(line, FailedLine)]
-    assert {line.seed for line in failed} == {2}
+    assert [line.seed for line in failed] == [2, 2]
     assert all(line.crash_class and line.reason for line in failed)
     assert bench.run() == Ran()
-    results = Results.read(bench.path)
-    assert len(missing(bench.study, results, retry=True)) == 2
-    assert analyse(bench.study, results).failed == 2
+    assert analyse(bench.study, Results.read(bench.path)).failed == 2
     (bench.workspace.root / "crash-seeds").unlink()
-    assert bench.run(retry=True).finished == 2
-    assert analyse(bench.study, Results.read(bench.path)).failed == 0
+    assert bench.run(retry=True, max_runs=1).finished == 1
+    assert analyse(bench.study, Results.read(bench.path)).failed == 1
 
 
 def test_a_stop_keeps_the_run_under_way_and_goes_on_in_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,26 +150,32 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from agent.ledger.workspace import Workspace
+from agent.run.folder import running_in
 from test_study_runs import Bench
 Bench(Workspace(Path({root!r}))).run()
 """
 
 
 def test_a_killed_study_goes_on_and_doubles_nothing(bench: Bench) -> None:
+    bench.with_seeds("[1]")
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     code = KILLED.format(paths=paths, root=str(bench.workspace.root))
     environment = {**os.environ, "FAKE_PACE": "0.1", "FAKE_PACE_ALL": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
     folder = bench.workspace.study_folder("small")
     until = time.monotonic() + 60
-    while len(list(folder.glob("*/trained"))) < 2 and process.poll() is None and time.monotonic() < until:
+    while (
+        not any(len(trained.read_text()) > 1 for trained in folder.glob("*x0.5*/trained"))
+        and process.poll() is None
+        and time.monotonic() < until
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     with bench.path.open("a") as file:
         file.write('{"kind": "run", "study": "small", "arm": "low, con')  # as a power cut would leave it
     time.sleep(0.5)  # the leash ends its trainer
-    while any((run / "summary.json").exists() is False and _runs_in(run) for run in folder.iterdir()):
+    while any(running_in(run) is not None for run in folder.iterdir()):
         time.sleep(0.05)
     bench.run()
     order = [(arm.label, seed) for arm, seed in bench.study.order()]
@@ -171,18 +183,10 @@ def test_a_killed_study_goes_on_and_doubles_nothing(bench: Bench) -> None:
     assert all(path.read_text() == "12345" for path in folder.glob("*/trained"))
 
 
-def _runs_in(folder: Path) -> bool:
-    from agent.run.folder import running_in
-
-    return running_in(folder) is not None
-
-
 # --- the file ----------------------------------------------------------------------------------------------
 
 
 def test_the_first_line_of_a_run_counts_and_foreign_lines_are_passed_over(bench: Bench) -> None:
-    import numpy as np
-
     study, rng = bench.study, np.random.default_rng(0)
     counts = drawn(np.zeros(6), rng)
     results = Results(bench.path)
@@ -195,8 +199,6 @@ def test_the_first_line_of_a_run_counts_and_foreign_lines_are_passed_over(bench:
 
 
 def test_rows_of_two_data_sets_are_not_mixed(bench: Bench) -> None:
-    import numpy as np
-
     study, counts = bench.study, drawn(np.zeros(6), np.random.default_rng(0))
     Results(bench.path).add(made_line(study, "low, constant", 1, counts), ids=IDS)
     with pytest.raises(DataError, match="measured on other rows than low, constant, seed 1"):
@@ -208,8 +210,6 @@ def test_rows_of_two_data_sets_are_not_mixed(bench: Bench) -> None:
 
 
 def test_a_damaged_line_is_named(bench: Bench) -> None:
-    import numpy as np
-
     counts = drawn(np.zeros(6), np.random.default_rng(0))
     line = made_line(bench.study, "low, constant", 1, counts, passes="AAAA")
     Results(bench.path).add(line, ids=IDS)
