@@ -366,6 +366,8 @@ class Fact(Entry):
     source: str
     tested_by: list[str] = []
     """Hypotheses that put it to the test."""
+    advice: str = ""
+    """What follows from it for the choice of a learning rate: `raft-agent lr --recommendations` is made of these."""
 
 
 class RulesFile(Entry):

@@ -277,15 +277,6 @@ def test_init_refuses_rows_it_cannot_use(
     assert not Path("ws").exists()
 
 
-def test_the_learning_rate_calculator(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["lr", "--compare", "--visualize", "--recommendations"]) == 0
-    said = capsys.readouterr().out
-    assert "3.61e-05" in said  # 5e-5 * 0.85^2, cycle 3
-    assert "4.12e-06" in said  # 5e-5 * 0.7^7, cycle 8
-    assert max(map(len, said.splitlines())) <= 80
-    assert refused(capsys, "lr", "--rate", "0")[0] == 2
-
-
 def test_help_is_instant_and_names_the_exit_codes() -> None:
     done = subprocess.run([sys.executable, "-m", "agent.cli", "--help"], capture_output=True, text=True, check=True)
     for word in ("run", "resume", "130", "init"):
