@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -201,3 +202,9 @@ def test_a_wrong_value_gets_one_clear_message(arguments: list[str], code: int, w
     message = capsys.readouterr().err
     assert words in message
     assert len(message.splitlines()) <= 2
+
+
+def test_the_example_of_the_documentation_is_what_is_printed(capsys: Said) -> None:
+    page = (Path(__file__).parents[2] / "docs/learning-rate.md").read_text()
+    command, block = re.findall(r"^raft-agent lr ([^\n]* --yaml)\n```\n\n```yaml\n(.*?)```", page, re.M | re.S)[0]
+    assert said(capsys, *command.split()) == block
