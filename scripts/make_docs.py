@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that are read off the program: the recipe's keys, the commands, what is known of rates.
+"""Write the parts of docs/ that are read off the program: keys of a recipe, commands, fields of a hypothesis, facts.
 
 python scripts/make_docs.py            # writes them
 python scripts/make_docs.py --check    # says which are not as they should be, and exits with 1
@@ -7,6 +7,7 @@ python scripts/make_docs.py --check    # says which are not as they should be, a
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import textwrap
 import typing
@@ -19,6 +20,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from agent.cli.app import EPILOG, app
 from agent.cli.main import register
 from agent.plan.playbook import load_playbook
+from agent.plan.schema import Hypothesis, Requires, Variant
 from agent.recipe.files import recipe_from
 from agent.recipe.keys import Key, describe_keys
 from agent.recipe.reading import read_yaml
@@ -27,7 +29,6 @@ from agent.recipe.schema import Recipe, section_of
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python scripts/make_docs.py"
 WRITTEN = f"<!-- Written by `{COMMAND}`; what you change here is lost. -->"
-KNOWN_BEGIN, KNOWN_END = "<!-- known-against-testing begin -->", "<!-- known-against-testing end -->"
 
 SECTIONS = {
     "model": "Which model, in which arithmetic, and which of its weights are trained.",
@@ -76,11 +77,12 @@ budget:
 
 def pages() -> dict[Path, str]:
     """Every page that is written, whole, with the parts of others that are."""
-    rates = ROOT / "docs/learning-rate.md"
+    rates, playbook = ROOT / "docs/learning-rate.md", ROOT / "docs/playbook.md"
     return {
         ROOT / "docs/recipe.md": recipe_page(),
         ROOT / "docs/commands.md": commands_page(),
-        rates: with_block(rates.read_text(encoding="utf-8"), known_table(), where=rates),
+        rates: with_block(rates, "known-against-testing", known_table()),
+        playbook: with_block(playbook, "hypothesis-fields", hypothesis_fields()),
     }
 
 
@@ -241,12 +243,31 @@ def known_table() -> str:
     return "\n".join(["| aspect | state | source | put to the test by |", "|---|---|---|---|", *rows])
 
 
-def with_block(page: str, block: str, *, where: Path) -> str:
-    before, begin, rest = page.partition(KNOWN_BEGIN)
-    _, end, after = rest.partition(KNOWN_END)
-    if not begin or not end:
-        raise SystemExit(f"{where} lacks the lines {KNOWN_BEGIN} and {KNOWN_END}")
+def with_block(page: Path, name: str, block: str) -> str:
+    """The page with `block` between its lines `<!-- NAME begin -->` and `<!-- NAME end -->`."""
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise SystemExit(f"{page} lacks the lines {begin} and {end}")
     return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+# --- docs/playbook.md ----------------------------------------------------------------------------------------
+
+
+def hypothesis_fields() -> str:
+    """Every field of a hypothesis, of its forms and of what they require."""
+    rows = ["| field | default | means |", "|---|---|---|"]
+    for prefix, model in (("", Hypothesis), ("variants[].", Variant), ("requires.", Requires)):
+        for name, field in model.model_fields.items():
+            value = "required" if field.is_required() else f"`{shown_default(field.get_default())}`"
+            rows.append(f"| `{prefix}{name}` | {value} | {cell(' '.join((field.description or '').split()))} |")
+    return "\n".join(rows)
+
+
+def shown_default(value: Any) -> str:
+    return "{}" if isinstance(value, BaseModel) else json.dumps(value)
 
 
 def main(arguments: list[str]) -> int:

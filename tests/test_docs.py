@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.main import register
+from agent.errors import PlaybookError
 from agent.ledger.events import KINDS
 from agent.ledger.messages import TRAILERS
 from agent.ledger.table import COLUMNS
-from agent.recipe.files import field_at
+from agent.plan.planner import plan
+from agent.plan.playbook import load_playbook
+from agent.recipe.files import field_at, load_recipe
 from agent.recipe.schema import Recipe, leaf_keys, section_of
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +157,7 @@ def test_every_path_of_this_repository_exists(page: Path) -> None:
             assert made or any(ROOT.glob(name)), f"{page.name} names {name}"
 
 
-OF_A_WORKSPACE = {"recipes/main.yaml", "recipes/mine.yaml", "hypotheses/my-reward.yaml"}
+OF_A_WORKSPACE = {"recipes/main.yaml", "hypotheses/my-ideas.yaml"}
 """Files that a reader makes."""
 
 
@@ -189,3 +194,19 @@ def test_the_journal_page_describes_every_column_event_and_trailer() -> None:
     assert [row for row in rows if row in COLUMNS] == list(COLUMNS), "every column, in order"
     assert not KINDS - set(rows), "every kind of event"
     assert not set(TRAILERS) - set(rows), "every trailer"
+
+
+def test_the_example_of_the_playbook_does_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/playbook.md").read_text("utf-8")
+    example = textwrap.dedent(re.findall(r"^   ```yaml\n(.*?)^   ```", page, re.M | re.S)[0])
+    folder = shutil.copytree(ROOT / "hypotheses", tmp_path / "ws/hypotheses")
+    (folder / "my-ideas.yaml").write_text(example)
+    recipe = load_recipe(ROOT / "recipes/tiny-addition.yaml")
+    ranking = plan(load_playbook(folder), recipe=recipe, only="my-broader")
+    (proposal,) = ranking.proposals
+    assert f"1. {proposal.score:.3f}  {proposal.subject}" in page
+    assert ranking.note in page
+    (folder / "my-ideas.yaml").write_text(example.replace("entropy_collapse", "entropy_colapse"))
+    with pytest.raises(PlaybookError) as wrong:
+        load_playbook(folder)
+    assert f"hypotheses.0 (my-broader).answers: {wrong.value.message}" in page
