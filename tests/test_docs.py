@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 register()
 PROGRAM: Any = typer.main.get_command(app)
 
-FENCE = re.compile(r"^(?P<fence>```+)[^\n]*\n(?P<body>.*?)^(?P=fence)`*\s*$", re.M | re.S)
+FENCE = re.compile(r"^ *(?P<fence>```+)[^\n]*\n(?P<body>.*?)^ *(?P=fence)`*\s*$", re.M | re.S)
 INLINE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 PLACEHOLDERS = {"N": "1", "STEPS": "1", "SHARE": "0.5", "NUMBER": "1"}
 """Words that stand for a number where the program wants one."""

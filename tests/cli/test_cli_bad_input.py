@@ -256,6 +256,7 @@ def test_init_makes_a_recipe_that_fits_the_rows(
     assert {key: get_key(recipe, key) for key in expected} == expected
     assert recipe.task.dataset == "jsonl:data/my rows.jsonl"
     assert (tmp_path / "ws/data/my rows.jsonl").read_bytes() == data.read_bytes()
+    assert recipe.evaluation.search_prompts == 2, "fifty rows with one question fill no split"
 
 
 @pytest.mark.parametrize(
