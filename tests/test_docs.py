@@ -11,11 +11,12 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 
+from agent.campaign.verdict import Kind
 from agent.cli.app import app
 from agent.cli.main import register
 from agent.errors import PlaybookError
@@ -210,3 +211,22 @@ def test_the_example_of_the_playbook_does_what_the_page_says(tmp_path: Path) -> 
     with pytest.raises(PlaybookError) as wrong:
         load_playbook(folder)
     assert f"hypotheses.0 (my-broader).answers: {wrong.value.message}" in page
+
+
+def test_every_kind_of_verdict_is_explained() -> None:
+    rows = re.findall(
+        r"^\| `([a-z]+)` \| (?:keep|discard|crash) \|", (ROOT / "docs/verdicts.md").read_text("utf-8"), re.M
+    )
+    assert set(rows) == set(get_args(Kind))
+
+
+def test_every_script_is_explained_and_takes_the_options_that_are_named() -> None:
+    scripts = sorted((ROOT / "tests/benchmarks").glob("*.py"))
+    table = (ROOT / "docs/benchmarks.md").read_text("utf-8").split("## Scripts")[1].split("\n## ")[0]
+    assert [path.name for path in scripts if f"`{path.name}" not in table] == []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for line in [*fenced(text), *inline(text)]:
+            for name, rest in re.findall(r"python (tests/benchmarks/\w+\.py)([^#|]*)", line):
+                for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+                    assert f'"{option}"' in (ROOT / name).read_text("utf-8"), f"{page.name}: {name} has no {option}"
