@@ -55,8 +55,6 @@ def lr(
         "kind": schedule, "by": by, "horizon": horizon, "decay": decay, "step_every": step_every,
         "decay_share": decay_share, "floor": floor, "values": _numbers(values),
     }  # fmt: skip
-    if horizon is not None:
-        _count("--horizon", horizon)
     asked = {name: value for name, value in asked.items() if value is not None}
     note = ""
     if recipe is not None:
@@ -64,7 +62,8 @@ def lr(
         learner, count, note = _of_recipe(recipe, cycles)
         own, title = "recipe", f"{Path(recipe).stem}: "
     else:
-        count = _count("--cycles", cycles if cycles is not None else horizon or 8)
+        name = "--cycles" if cycles is not None else "--horizon without --cycles"
+        count = _count(name, cycles if cycles is not None else horizon or 8)
         learner = _learner(rate, warmup, {"by": "cycle", "horizon": count, **asked})
         own, title = ("yours" if {"kind", *PARTS} & set(asked) else ""), ""
     courses = _courses(learner, count, own=own, compare=compare)
@@ -287,17 +286,26 @@ def _advice_lines(advice: list[Recommendation], learner: Learner, *, width: int)
                 lines += _wrapped(f"when: {fits}", width, indent, indent)
         tested = "" if one.schedule is not None or not one.tested_by else f"; tested by {', '.join(one.tested_by)}"
         lines += _wrapped(f"[{one.status}; source: {one.source}{tested}]", width, indent, indent)
-    lines += ["", *_wrapped("Put one to the test: raft-agent run --only lr-exponential --budget 8h", width)]
+    forms = [one.tested_by[0] for one in advice if one.schedule is not None]
+    if forms:
+        lines += ["", *_wrapped(f"Put one to the test: raft-agent run --only {forms[0]} --budget 8h", width)]
     return lines
 
 
 def _ending(one: Recommendation, learner: Learner) -> str:
-    """`, ends at 32% of the peak`"""
+    """`, ends at 32% of the peak`; nothing for a form that leaves the shape to the recipe."""
+    from pydantic import ValidationError
+
     from agent.recipe.rates import course, with_schedule
 
     common = learner.lr_schedule.model_dump(include={"by", "horizon"})
-    found = course("", with_schedule(learner, {**common, **(one.schedule or {})}), common["horizon"])
-    return f", ends at {found.left:.0%} of the peak"
+    if "kind" not in (one.schedule or {}):
+        return ""
+    try:
+        changed = with_schedule(learner, {**common, **(one.schedule or {})})
+    except ValidationError:  # it refers to what a run has shown, or to a recipe
+        return ""
+    return f", ends at {course('', changed, min(common['horizon'], MOST_CYCLES)).left:.0%} of the peak"
 
 
 def _json(
@@ -313,7 +321,7 @@ def _json(
 ) -> dict[str, Any]:
     import dataclasses
 
-    from agent.recipe.rates import keys_read, yaml_block
+    from agent.recipe.rates import yaml_block
 
     found: dict[str, Any] = {
         "cycles": cycles,
@@ -321,7 +329,7 @@ def _json(
             one.name: {
                 "learning_rate": one.learner.learning_rate,
                 "warmup": one.learner.warmup,
-                "lr_schedule": one.schedule.model_dump(include=set(keys_read(one.schedule))),
+                "lr_schedule": one.schedule.model_dump(include=set(one.schedule.keys_read())),
                 "start": one.start,
                 "mean": one.mean,
                 "end": one.end,

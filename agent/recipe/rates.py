@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from agent.recipe.schedules import learner_rate
-from agent.recipe.schema import SCHEDULE_READS, Learner, LrSchedule
+from agent.recipe.schema import Learner, LrSchedule
 
 DECAYS = (0.95, 0.85, 0.7)
 STEPS = 64
@@ -82,19 +82,11 @@ def with_schedule(learner: Learner, keys: dict[str, Any]) -> Learner:
     return learner.model_copy(update={"lr_schedule": LrSchedule.model_validate(keys)})
 
 
-def keys_read(schedule: LrSchedule) -> list[str]:
-    """The keys that decide anything, in the order of the schema."""
-    read = {"kind"} | SCHEDULE_READS[schedule.kind]
-    if schedule.kind != "constant":
-        read |= {"by", "floor"} | ({"horizon"} if schedule.by == "budget" else set())
-    return [name for name in LrSchedule.model_fields if name in read]
-
-
 def in_words(learner: Learner) -> str:
     """`exponential, by cycle, decay 0.85, warmup 0.05`"""
     schedule = learner.lr_schedule
     parts: list[str] = [schedule.kind]
-    for name in keys_read(schedule):
+    for name in schedule.keys_read():
         value = getattr(schedule, name)
         if name == "by":
             parts.append(f"by {value}")
@@ -110,7 +102,7 @@ def yaml_block(learner: Learner) -> str:
     extends."""
     schedule = learner.lr_schedule
     lines = ["learner:", f"  learning_rate: {_scalar(learner.learning_rate)}", "  lr_schedule:"]
-    lines += [f"    {name}: {_scalar(getattr(schedule, name))}" for name in keys_read(schedule)]
+    lines += [f"    {name}: {_scalar(getattr(schedule, name))}" for name in schedule.keys_read()]
     lines.append(f"  warmup: {_scalar(learner.warmup)}")
     return "\n".join(lines) + "\n"
 
