@@ -34,6 +34,7 @@ LIBRARIES = {
     "psutil": {"run", "hardware"},
     "rich": {"cli", "report"},
     "typer": {"cli"},
+    "vl_convert": {"report"},
 }
 
 

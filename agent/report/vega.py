@@ -25,11 +25,13 @@ def to_svg(spec: dict[str, Any]) -> str:
     return str(vl_convert.vegalite_to_svg(_whole(spec), vl_version=VERSION))
 
 
-def to_png(spec: dict[str, Any], *, scale: float = 2.0) -> bytes:
+def to_png(spec: dict[str, Any], scale: float = 2.0) -> bytes:
+    """`scale` pixels for each pixel of the specification."""
     import vl_convert
 
     return bytes(vl_convert.vegalite_to_png(_whole(spec), vl_version=VERSION, scale=scale))
 
 
 def _whole(spec: dict[str, Any]) -> dict[str, Any]:
+    """One that brings no configuration of its own gets ours."""
     return {"config": CONFIG, **spec}
