@@ -52,15 +52,16 @@ def text_of(path: Path) -> str | Problem | None:
         return None
     except OSError as error:
         return Problem(0, f"cannot be read ({(error.strerror or str(error)).lower()}); nothing of it is in force")
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             what = "a folder" if stat.S_ISDIR(kind) else "no plain file"
             return Problem(0, f"is {what}; nothing of it is in force")
-        try:
-            content = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            return Problem(0, f"cannot be read ({error.strerror}); nothing of it is in force")
+        content = os.pread(descriptor, MOST_BYTES + 1, 0)
+    except OSError as error:
+        return Problem(0, f"cannot be read ({error.strerror}); nothing of it is in force")
+    finally:
+        os.close(descriptor)
     if len(content) > MOST_BYTES:
         return Problem(0, f"is larger than {MOST_BYTES >> 10} KiB; nothing of it is in force")
     try:

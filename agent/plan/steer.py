@@ -47,7 +47,7 @@ Lines like this one are prose. Each list item is an instruction; take it out to 
 - pin axis learning-rate
 - ban hypothesis lr-cosine
 - ban key rollout.temperature
-- try lr-exponential/0.85
+- try lr-exponential/standard
 - try learner.learning_rate: 2e-4, learner.warmup: 0.1
 
 <!-- kept for later:
