@@ -16,6 +16,8 @@ from typing import Any
 from agent.campaign.session import Session
 from agent.files import stamp_or_none
 from agent.ledger.events import CampaignFinished, Note
+from agent.ledger.state import CampaignState
+from agent.plan.schema import Playbook
 from agent.plan.steer import FILE, FREE, Instruction, Problem, Steering, read_steering
 
 MOST_BYTES = 64 << 10
@@ -28,20 +30,20 @@ PROBLEMS = "steer_problems"
 
 def in_force(session: Session) -> Steering:
     """What the file asks for now. Read again only where somebody has written it."""
-    path = session.workspace / FILE
-    stamp = stamp_or_none(path)
+    stamp = stamp_or_none(session.workspace / FILE)
     if session.steering is None or session.steering[0] != stamp:
-        session.steering = stamp, _read(path, session)
+        session.steering = stamp, read(session.workspace, session.playbook, only=session.settings.only)
     return session.steering[1]
 
 
-def _read(path: Path, session: Session) -> Steering:
-    text = text_of(path)
+def read(workspace: Path, playbook: Playbook, *, only: str | None) -> Steering:
+    """What the workspace's file asks for, whatever a campaign has done of it."""
+    text = text_of(workspace / FILE)
     if text is None:
         return FREE
     if isinstance(text, Problem):
         return Steering(problems=(text,))
-    return read_steering(text, session.playbook, only=session.settings.only)
+    return read_steering(text, playbook, only=only)
 
 
 def text_of(path: Path) -> str | Problem | None:
@@ -77,7 +79,7 @@ def text_of(path: Path) -> str | Problem | None:
 def tell_changes(session: Session) -> Steering:
     """What is in force, said and journaled where it is not what the journal knows; each problem is shown once."""
     steering = in_force(session)
-    done = carried_out(session)
+    done = carried_out(session.state)
     holds = [one.text for one in steering.instructions if not (one.is_once and one.text in done)]
     wrong = [problem.text for problem in steering.problems]
     before, told = _told_last(session)
@@ -100,7 +102,7 @@ def _words(steering: Steering, holds: list[str]) -> str:
 
 def _told_last(session: Session) -> tuple[list[str], list[str]]:
     """Instructions, less those that are done since, and problems, as they were told last."""
-    done = carried_out(session)
+    done = carried_out(session.state)
     for note in reversed(session.state.notes):
         told = note.model_extra or {}
         if IN_FORCE in told:
@@ -117,16 +119,16 @@ def planned_under(session: Session) -> dict[str, Any]:
 # --- done once ---------------------------------------------------------------------------------------------
 
 
-def carried_out(session: Session) -> set[str]:
+def carried_out(state: CampaignState) -> set[str]:
     """Words of the instructions that were tried, refused or obeyed in this campaign."""
-    planned = [one.planned.model_extra or {} for one in session.state.experiments.values() if one.planned]
-    notes = [note.model_extra or {} for note in session.state.notes]
+    planned = [one.planned.model_extra or {} for one in state.experiments.values() if one.planned]
+    notes = [note.model_extra or {} for note in state.notes]
     return {told[DONE] for told in (*planned, *notes) if DONE in told}
 
 
 def to_do(session: Session, kind: str) -> list[Instruction]:
     """Instructions to try, to stop or to pause that were not carried out yet, in the order of the file."""
-    done = carried_out(session)
+    done = carried_out(session.state)
     return [one for one in in_force(session).instructions if one.kind == kind and one.text not in done]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.campaign.session import Session
     from agent.ledger.journal import CampaignState
     from agent.ledger.workspace import Workspace
+    from agent.plan.steer import Instruction, Steering
     from agent.run.notify import Channels
 
 CAMPAIGN = "campaign "
@@ -137,35 +138,48 @@ def steer(
     if example:
         print(EXAMPLE, end="")
         return
-    from agent.campaign.steering import carried_out, in_force
-    from agent.cli.ideas import session_of
+    from agent.campaign.steering import carried_out, read
+    from agent.plan.playbook import load_playbook
 
-    session, _ = session_of(here(), None, None)
-    steering, done = in_force(session), carried_out(session)
+    workspace = here()
+    names = workspace.campaign_names()
+    state = _state(workspace, names[-1]) if names else None
+    only = state.started.options.get("only") if state and state.started else None
+    steering = read(workspace.root, load_playbook(workspace.hypotheses), only=only)
+    done = carried_out(state) if state else set()
     if json_output:
-        print_json(steering_json(session))
+        print_json(_json(steering, done))
         return
-    for one in steering.instructions:
-        print(f"{FILE}:{one.line}: {one.text}{'  (done)' if one.is_once and one.text in done else ''}")
-    for problem in steering.problems:
-        print(f"problem   {problem.words}")
+    for line in _lines(steering, done):
+        print(line)
     if not steering.instructions and not steering.problems:
         print(f"{FILE} asks for nothing; raft-agent steer --example shows what it could")
 
 
 def steering_lines(session: Session) -> list[str]:
-    """For `plan` and `--dry-run`: what is in force, and what is wrong."""
+    """For `plan` and `--dry-run`: what a file asks for, and what is wrong with it."""
     from agent.campaign.steering import carried_out, in_force
 
-    steering, done = in_force(session), carried_out(session)
-    holds = [one for one in steering.instructions if not (one.is_once and one.text in done)]
-    return [f"steered   {one.words}" for one in holds] + [f"problem   {one.words}" for one in steering.problems]
+    return _lines(in_force(session), carried_out(session.state))
 
 
 def steering_json(session: Session) -> dict[str, object]:
     from agent.campaign.steering import carried_out, in_force
 
-    steering, done = in_force(session), carried_out(session)
+    return _json(in_force(session), carried_out(session.state))
+
+
+def _lines(steering: Steering, done: set[str]) -> list[str]:
+    asked = [f"steered   {one.words}{_is_done(one, done)}" for one in steering.instructions]
+    return asked + [f"problem   {one.words}" for one in steering.problems]
+
+
+def _is_done(one: Instruction, done: set[str]) -> str:
+    again = ", raft-agent pause does it again" if one.kind == "pause" else ""
+    return f": done, and not done twice{again}" if one.is_once and one.text in done else ""
+
+
+def _json(steering: Steering, done: set[str]) -> dict[str, object]:
     told = [
         {"line": one.line, "instruction": one.text, "done": one.is_once and one.text in done}
         for one in steering.instructions

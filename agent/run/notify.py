@@ -131,12 +131,14 @@ class Notifier:
             return
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
-        self._thread.join(patience_s)
-        if self._thread.is_alive():
+        thread, self._thread = self._thread, None
+        try:
+            thread.join(patience_s)
+        finally:  # also where Ctrl-C ends the waiting
             self._give_up.set()
-            self._thread.join(2.0)
-            self._complain("end", f"messages were still waiting {patience_s:.0f}s after the end, and are lost")
-        self._thread = None
+            if thread.is_alive():
+                thread.join(2.0)
+                self._complain("end", f"messages were still waiting {patience_s:.0f}s after the end, and are lost")
 
     def _work(self) -> None:
         while not self._give_up.is_set():
