@@ -19,6 +19,7 @@ from agent.ledger.events import CampaignFinished, Note
 from agent.ledger.state import CampaignState
 from agent.plan.schema import Playbook
 from agent.plan.steer import FILE, FREE, Instruction, Problem, Steering, read_steering
+from agent.text import redact
 
 MOST_BYTES = 64 << 10
 STOPS = "steer_stop"
@@ -81,7 +82,7 @@ def tell_changes(session: Session) -> Steering:
     steering = in_force(session)
     done = carried_out(session.state)
     holds = [one.text for one in steering.instructions if not (one.is_once and one.text in done)]
-    wrong = [problem.text for problem in steering.problems]
+    wrong = [redact(problem.text) for problem in steering.problems]  # as the journal has it
     before, told = _told_last(session)
     if holds == before and wrong == told:
         return steering
@@ -89,7 +90,7 @@ def tell_changes(session: Session) -> Steering:
     if holds != before:
         session.observer.say(words)
     for problem in steering.problems:
-        if problem.text not in told:
+        if redact(problem.text) not in told:
             session.observer.warn(problem.words)
     session.tell("note", text=words, **{IN_FORCE: holds, PROBLEMS: wrong})
     return steering

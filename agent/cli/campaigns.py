@@ -183,6 +183,7 @@ def _campaign(
 
     console = console_for(sys.stderr if json_output else sys.stdout)
     workspace.prepare()
+    ending: Ending | None = None
     try:
         with (
             disk_errors(workspace.private),
@@ -206,7 +207,8 @@ def _campaign(
                 observer.warn(f"{words} (raft-agent doctor says what to do)")
             ending = run_campaign(bench)
     except AtOnce as asked:
-        raise Paused(f"{asked.reason}, at once", hint="raft-agent resume goes on where it stopped") from None
+        if ending is None:  # else it has ended, and only its messages were on their way
+            raise Paused(f"{asked.reason}, at once", hint="raft-agent resume goes on where it stopped") from None
     if json_output:
         print_json(_ending_json(session, ending))
     else:

@@ -1,4 +1,4 @@
-"""Ctrl-C, `raft-agent pause` and messages, with campaigns that are processes of their own on a terminal of their own."""
+"""Ctrl-C, `raft-agent pause` and messages: campaigns that are processes, on terminals of their own."""
 
 from __future__ import annotations
 

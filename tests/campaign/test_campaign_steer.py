@@ -20,7 +20,6 @@ from agent.ledger.events import ExperimentPlanned
 from agent.plan.steer import Problem
 from agent.run.request import RunRequest
 
-
 A = hypothesis("beta", 0.95, set={"learner.beta2": 0.9})
 B = hypothesis("clip", 0.9, set={"learner.max_grad_norm": 0.5})
 C = hypothesis("decay", 0.85, set={"learner.weight_decay": 0.1})
@@ -140,6 +139,15 @@ def test_a_session_that_goes_on_says_and_tries_nothing_twice(night: Night, bench
     assert len(told[1]) == 1
 
 
+def test_a_line_that_looks_like_a_secret_is_known_again_too(night: Night, bench: Workbench) -> None:
+    token = f"hf_{'a1' * 12}"
+    steer(night, f'try prompt.system: "{token}"', f"nonsense {token}")
+    assert bench.next_idea()[0] == 1
+    assert not bench.asked_for()
+    assert not bench.wish_to_pause()
+    assert len(night.observer.warnings) == 1
+
+
 def test_a_pin_outside_of_a_directed_campaign_is_shown_and_not_followed(night: Night) -> None:
     bench = night.bench(night.open(only="decay"))
     bench.session.close()
@@ -157,9 +165,13 @@ def test_what_was_screened_out_and_is_banned_gets_no_second_chance(night: Night,
 
 
 @pytest.mark.slow
-def test_what_is_asked_for_is_trained_whole_and_the_rest_is_screened_as_steered(night: Night) -> None:
+def test_what_is_asked_for_is_trained_whole_and_the_rest_is_screened_as_steered(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_PACE", "0.08")
     steer(night, "try placebo", "ban hypothesis beta")
-    night.start(rules=Rules(batch=2, least_batch=2, screen_share=0.4, scarce=1000.0), max_experiments=3)
+    rules = Rules(batch=2, least_batch=2, screen_share=0.6, most_part=9.0, scarce=1e9, alone_runs=0)
+    night.start(rules=rules, max_experiments=3)
     assert tried(night) == ["placebo", "clip", "decay"]
     assert night.session is not None
     batches = [

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def no_channels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"):
         monkeypatch.setenv(name, "")  # so that what a command sets is undone
     register()
-    yield
 
 
 Printed = pytest.CaptureFixture[str]
