@@ -199,8 +199,8 @@ def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | Non
 
 
 def _axis_of(hypothesis: str, playbook: Playbook) -> str | None:
-    """The axis of a hypothesis, of a refinement (`refine-<axis>`) or of a person's own idea; None where the playbook does
-    not have it."""
+    """The axis of a hypothesis, of a refinement (`refine-<axis>`) or of a person's own idea; None where the playbook
+    does not have it."""
     if hypothesis == OWN:
         return OWN  # a person's idea that failed is a dead end whatever a playbook calls it
     refined = hypothesis.removeprefix(REFINE)
