@@ -138,6 +138,7 @@ def until(night: Night, run: str) -> None:
         night.start(launcher=launcher, max_experiments=1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_ends_in_good_order_and_resume_goes_on(night: Night, open_terminal: Open) -> None:
     until(night, "001-search")
     terminal = open_terminal("resume", FAKE_PACE="0.3")

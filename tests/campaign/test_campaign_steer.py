@@ -236,6 +236,7 @@ def test_pauses_wait_for_the_idea_and_stop_ends_the_search(night: Night, folder:
     assert ending.holdout["baseline"]
 
 
+@pytest.mark.slow  # the default suite has it with a process of its own, in test_campaign_commanded.py
 def test_a_request_for_now_ends_the_training_which_goes_on_at_resume(
     night: Night, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
