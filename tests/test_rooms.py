@@ -33,6 +33,7 @@ LIBRARIES = {
     "psutil": {"run", "hardware"},
     "rich": {"cli", "report"},
     "typer": {"cli"},
+    "vl_convert": {"report"},
 }
 
 
