@@ -82,7 +82,8 @@ SHORT = 8
 LONG_LINE = 16
 """A line of a secret of several lines (a key) is one too from this length on."""
 TELLING = re.compile(
-    r"KEY|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(?!IZ))|(?:^|_)(?:PASS|PAT|DSN)(?:_|$)|_PWD$",
+    r"KEY|TOKEN(?!IZER)|SECRET|WEBHOOK|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(?!IZ))"
+    r"|(?:^|_)(?:PASS|PAT|DSN)(?:_|$)|_PWD$",
     re.IGNORECASE,
 )
 """In a variable's name. Not GIT_AUTHOR_NAME, XAUTHORITY, PWD or TOKENIZERS_PARALLELISM."""

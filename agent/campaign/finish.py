@@ -49,7 +49,7 @@ def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason
     try:
         holdout = _holdout(session, runner, evidence, winner)
     except CutShort as cut:
-        if session.stop_request():
+        if session.why_stop():
             raise  # a person's wish is a pause; the holdout waits for the resumption
         holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
     best = _best_run(_winner_runs(evidence, winner))

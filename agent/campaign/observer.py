@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,17 @@ class Pulse:
     memory_gb: float | None = None
 
 
+@dataclass(frozen=True)
+class Closing:
+    """The campaign runs no more, for now or for good."""
+
+    event: Literal["finished", "paused", "failed"]
+    """`paused`: by a person or a signal; `failed`: by what no idea can mend, and it can be resumed too."""
+    text: str
+    """The headline, or the reason."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
 class Observer(Protocol):
     def say(self, text: str) -> None:
         """One or more lines for people, in the order of events."""
@@ -73,6 +84,9 @@ class Observer(Protocol):
     def recorded(self, row: dict[str, Any]) -> None:
         """A row of the results table was written."""
 
+    def closing(self, closing: Closing) -> None:
+        """The last thing that is told."""
+
 
 class Silent:
     """Watches nothing."""
@@ -84,3 +98,43 @@ class Silent:
     def pulse(self, pulse: Pulse) -> None: ...
     def ended(self, text: str) -> None: ...
     def recorded(self, row: dict[str, Any]) -> None: ...
+    def closing(self, closing: Closing) -> None: ...
+
+
+class Several:
+    """Tells everybody the same, in order. Whoever may fail to listen sees to that itself."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def say(self, text: str) -> None:
+        for one in self.observers:
+            one.say(text)
+
+    def warn(self, text: str) -> None:
+        for one in self.observers:
+            one.warn(text)
+
+    def board(self, board: Board) -> None:
+        for one in self.observers:
+            one.board(board)
+
+    def started(self, activity: Activity) -> None:
+        for one in self.observers:
+            one.started(activity)
+
+    def pulse(self, pulse: Pulse) -> None:
+        for one in self.observers:
+            one.pulse(pulse)
+
+    def ended(self, text: str) -> None:
+        for one in self.observers:
+            one.ended(text)
+
+    def recorded(self, row: dict[str, Any]) -> None:
+        for one in self.observers:
+            one.recorded(row)
+
+    def closing(self, closing: Closing) -> None:
+        for one in self.observers:
+            one.closing(closing)

@@ -301,7 +301,7 @@ class Runner:
         return min(limit, per_experiment) if per_experiment else limit
 
     def _why_stop(self) -> str | None:
-        asked = self.session.stop_request()
+        asked = self.session.why_stop()
         if asked:
             return asked
         return "the budget is spent" if self.session.clock.left_s <= 0 else None

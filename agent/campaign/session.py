@@ -19,10 +19,11 @@ from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
+from agent.campaign.pausing import NOW, asked_to_pause
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
-from agent.files import write_atomic
+from agent.files import Stamp, write_atomic
 from agent.hardware.probe import Machine
 from agent.ledger.consumed import Timekeeper
 from agent.ledger.events import RunFinished
@@ -30,6 +31,7 @@ from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
 from agent.plan.memory import Moves
 from agent.plan.schema import Playbook
+from agent.plan.steer import Steering
 from agent.recipe import places
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
 from agent.recipe.reading import read_text, read_yaml
@@ -64,11 +66,13 @@ class Session:
     clock: BudgetClock
     branches: CampaignBranches | None = None
     stop_request: Callable[[], str | None] = lambda: None
-    """Why a person or a signal wants the campaign to stop now, or None."""
+    """Why a signal wants the campaign to stop now, or None; `why_stop` knows of other ways to ask."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
     """Why results.tsv could not be written last, in words."""
+    steering: tuple[Stamp | None, Steering] | None = field(default=None, repr=False)
+    """What `steer.md` said, and which writing of it that was (`steering.py`)."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _state: CampaignState | None = field(default=None, repr=False)
     _timekeeper: Timekeeper | None = field(default=None, repr=False)
@@ -89,6 +93,13 @@ class Session:
         """For words that nothing depends on, where the disk may be what is wrong."""
         with contextlib.suppress(ResourceError):
             self.tell(kind, **fields)
+
+    def why_stop(self) -> str | None:
+        """Why a person or a signal wants the campaign to stop now, or None. Asked several times a second."""
+        asked = self.stop_request()
+        if asked is None and asked_to_pause(self.folder) == NOW:
+            return NOW
+        return asked
 
     def keep_time(self) -> None:
         """From now on the seconds consumed are on the disk at any moment; `close` ends it."""

@@ -78,6 +78,7 @@ def register() -> None:
     from agent.cli import (  # noqa: F401  (imported for effect)
         bench,
         campaigns,
+        controls,
         doctor,
         ideas,
         looking,

@@ -102,6 +102,9 @@ class TerminalObserver:
     def recorded(self, row: dict[str, Any]) -> None:
         """The loop says the outcome itself."""
 
+    def closing(self, closing: Any) -> None:
+        """The command says the end itself."""
+
     # --- live lines -----------------------------------------------------------------------------------------
 
     def _stamp(self) -> str:
