@@ -78,10 +78,13 @@ def register() -> None:
     from agent.cli import (  # noqa: F401  (imported for effect)
         bench,
         campaigns,
+        differences,
         doctor,
+        export,
         ideas,
         looking,
         rates,
+        replays,
         simulate,
         training,
         triage,
