@@ -33,6 +33,7 @@ LIBRARIES = {
     "psutil": {"run", "hardware"},
     "rich": {"cli", "report"},
     "typer": {"cli"},
+    "jinja2": {"report", "tasks"},
 }
 
 
