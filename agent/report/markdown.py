@@ -30,8 +30,10 @@ def inline(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """On one line, in a fixed width; usable in a table."""
-    line = one_line(str(text)).replace("|", "\\|")
+    """On one line, in a fixed width; what has a bar in it is plain text, for a table would be cut there."""
+    line = one_line(str(text))
+    if "|" in line:
+        return inline(line)
     longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
     ticks = "`" * (longest + 1)
     pad = " " if longest or not line else ""
@@ -48,7 +50,7 @@ def fenced(text: str, language: str = "") -> str:
 
 def front_matter(values: Mapping[str, Any]) -> str:
     """YAML between its marks."""
-    text = yaml.safe_dump(_clean(dict(values)), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(_clean(dict(values)), sort_keys=False, allow_unicode=True, width=10**6)
     return f"---\n{text}---\n"
 
 

@@ -132,7 +132,7 @@ def check(text: str) -> None:
     assert len(lines) == len(expected)
     for line, one in zip(lines, expected, strict=True):
         assert cells(line) == cells(one), line
-    body = "\n".join(lines).split("\n---\n", 1)[1]
+    body = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", "\n".join(lines).split("\n---\n", 1)[1])
     assert "<script" not in body
     assert body.count("</details>") == 1
     assert [line for line in lines if re.match(r"#+\s", line)][1:] == [
