@@ -269,6 +269,38 @@ def test_a_crash_has_nothing_to_compare_with(said: Said, copy: Path) -> None:
     assert "003-search-s3000-f1 left no summary: numeric: loss is nan at step 3" in err
 
 
+# --- finalize ----------------------------------------------------------------------------------------------
+
+
+def test_finalize_says_what_is_on_the_branch_and_how_to_take_it(said: Said, copy: Path) -> None:
+    out = said("finalize", root=copy)[1].splitlines()
+    base = git(copy, "rev-parse", "HEAD").strip()
+    assert out[0] == f"branch raft/night/final: 1 commit, on {base[:12]}, recipes/test.yaml"
+    assert out[1:] == [
+        "  - learning-rate: better rate, 0.0005 -> 0.002",
+        f"  look:  git log -p {base[:12]}..raft/night/final",
+        "  take:  git merge raft/night/final",
+    ]
+    assert said("finalize", root=copy)[1].splitlines()[0].startswith("branch raft/night/final: 1 commit, as before, on")
+    git(copy, "checkout", "--quiet", "--force", "--orphan", "other")
+    git(copy, "-c", "user.name=U", "-c", "user.email=u@e.org", "commit", "--quiet", "--allow-empty", "-m", "anew")
+    told = json.loads(said("finalize", "--json", root=copy)[1])
+    assert (told["take"], told["finished"]) == (f"git cherry-pick {base[:12]}..raft/night/final", True)
+
+
+def test_finalize_of_a_campaign_that_goes_on_or_has_kept_nothing(said: Said, copy: Path) -> None:
+    path = journal_of(copy).path
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "campaign_finished" not in line))
+    assert "the campaign is not finished: what it keeps later comes on top" in said("finalize", root=copy)[1]
+    start = git(copy, "log", "--format=%H", "--reverse", "HEAD..raft/night/best").split()[0]
+    git(copy, "update-ref", "refs/heads/raft/night/best", start)
+    git(copy, "branch", "-D", "raft/night/final")
+    code, _, err = said("finalize", root=copy)
+    assert code == 5
+    assert "campaign night kept nothing, so there is nothing to take over" in err
+
+
 # --- the comparison ----------------------------------------------------------------------------------------
 
 
