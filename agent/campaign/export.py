@@ -56,7 +56,6 @@ def card_of(workspace: Path, state: CampaignState, what: Delivered, told: Mappin
         limits=tuple(_limits(state, what)),
         data=tuple(_data(what)),
         recipe=_without_places(resolved_text(_shown(recipe)), recipe, base),
-        recipe_path=state.started.recipe_path if state.started else "",
         origin=tuple(_origin(state, what)),
         versions=tuple(_versions(state, what, told)),
         machine=_machine(state, what),

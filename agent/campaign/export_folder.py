@@ -55,15 +55,21 @@ def _not_of_an_export(target: Path) -> str | None:
         names = {str(name) for name in known} | {MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
         return f"no export has made this folder (it has no {MANIFEST})"
-    for path in sorted(target.iterdir()):
-        if path.name not in names:
-            return f"{path.name} is not of an export"
+    for name, path in _files(target).items():
+        if name not in names:
+            return f"{name} is not of an export"
         if path.is_symlink() or not path.is_file():
-            return f"{path.name} is no plain file"
+            return f"{name} is no plain file"
     changed = [
         name for name in sorted(known) if (target / name).exists() and digest_of_file(target / name) != known[name]
     ]
     return f"{changed[0]} was changed since" if changed else None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Everything in it that is no folder, by its name from there on; a link is one of these, wherever it leads."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 @contextlib.contextmanager
@@ -128,10 +134,14 @@ def close(folder: Path, readme: str, told: Mapping[str, Any]) -> None:
     """The last files: the model card, and what all of them are. InvalidFile where something is among them that is run
     to be read."""
     write_atomic(folder / README, readme)
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    bad = [path.name for path in files if path.suffix in PICKLES or path.suffix == ".py" or not path.is_file()]
+    files = {name: path for name, path in _files(folder).items() if name != MANIFEST}
+    bad = [
+        name
+        for name, path in files.items()
+        if path.suffix in (*PICKLES, ".py") or path.is_symlink() or not path.is_file()
+    ]
     if bad:
         raise InvalidFile(f"{bad[0]} has no place in an exported model", where=str(folder))
-    digests = {path.name: digest_of_file(path) for path in files}
+    digests = {name: digest_of_file(path) for name, path in files.items()}
     write_atomic(folder / MANIFEST, json.dumps({"raft-agent": __version__, **told, "files": digests}, indent=1) + "\n")
-    sync_files([*files, folder])
+    sync_files([*files.values(), folder])

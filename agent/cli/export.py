@@ -61,7 +61,8 @@ def export(
         readme = _without_paths(redact(card_text(card)), workspace)
         origin = {"campaign": name, "number": what.number, "run": what.key}
         close(folder, readme, origin)
-        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     checks = dict(told["checks"])
     if json_output:
         print_json({"out": str(target), **origin, "files": files, "checks": checks, "provisional": card.provisional})

@@ -39,6 +39,7 @@ MARGIN, SPARE_BYTES = 1.02, 64 * 2**20
 """Room on the disk beside the weights: names and shapes, and tokenizer and configuration."""
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 """Keys of configurations that name a place on this machine."""
+WEIGHTS = re.compile(r"[^/]+\.safetensors")
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
 UNEXPECTED_EXIT_CODE = 1
 
@@ -164,17 +165,15 @@ def _copy(checkpoint: Path, folder: Path) -> None:
     """Weights, configuration and tokenizer, and nothing else that may lie there; no link is followed."""
     from agent.raft.hub import BESIDE_WEIGHTS
 
-    names = [
-        path
-        for path in sorted(checkpoint.iterdir())
-        if path.suffix == ".safetensors" or BESIDE_WEIGHTS.fullmatch(path.name)
-    ]
-    linked = [path.name for path in names if path.is_symlink() or not path.is_file()]
+    found = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*"))}
+    wanted = {name: path for name, path in found.items() if WEIGHTS.fullmatch(name) or BESIDE_WEIGHTS.fullmatch(name)}
+    linked = [name for name, path in wanted.items() if path.is_symlink() or not path.is_file()]
     if linked:
         raise InvalidFile(f"{linked[0]} is no plain file", where=str(checkpoint), hint="a trainer writes none such")
-    _refuse_without_room(folder, sum(path.stat().st_size for path in names))
-    for path in names:
-        shutil.copyfile(path, folder / path.name)
+    _refuse_without_room(folder, sum(path.stat().st_size for path in wanted.values()))
+    for name, path in wanted.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
 def _refuse_without_room(folder: Path, size: int) -> None:

@@ -72,7 +72,6 @@ class Card:
     limits: Sequence[str]
     data: Sequence[tuple[str, str]]
     recipe: str
-    recipe_path: str
     origin: Sequence[tuple[str, str]]
     """Campaign, experiment, commit, run, seed."""
     versions: Sequence[tuple[str, str]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from nights import BETTER_RATE, MACHINE, NOTHING, Night, new_night
+from nights import MACHINE, Night
 
 from agent.campaign.delivered import best_run, on_select
 from agent.campaign.export import lineage
@@ -20,6 +19,7 @@ from agent.campaign.export_folder import MANIFEST, building, close, refuse_targe
 from agent.campaign.story import key_of
 from agent.cli.main import register, run
 from agent.errors import Busy, InvalidFile, ResourceError, UsageError
+from agent.ledger.journal import Journal
 from agent.recipe.schema import Evaluation
 
 register()
@@ -32,18 +32,6 @@ TOLD = {
     "versions": {"python": "3.11", "torch": "2.6", "transformers": "5.8", "peft": "0.17"},
     "license": None,
 }
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """#1 is kept, #2 does nothing."""
-    night = new_night(tmp_path_factory.mktemp("judged"))
-    night.playbook(BETTER_RATE, NOTHING)
-    with pytest.MonkeyPatch.context() as patch:  # no power cut is coming
-        patch.setattr(os, "fsync", lambda _: None)
-        patch.setenv("GIT_TEST_FSYNC", "0")
-        night.start(max_experiments=2)
-    return night
 
 
 @pytest.fixture
@@ -82,8 +70,7 @@ def made(module: str, arguments: list[str], **ignored: Any) -> dict[str, Any]:
 
 
 def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: Path, judged: Night) -> None:
-    assert judged.session is not None
-    state = judged.session.state
+    state = Journal(judged.workspace.journal_path("night")).state()
     code, out, err = said("export", "--out", "model")
     assert code == 0, err
     assert "exporting the checkpoint of 001-confirm-s1100" in err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nights import BETTER_RATE, MACHINE, NOTHING, Night, forked_launch, hypothesis, new_night
+from nights import MACHINE, Night, forked_launch
 
 from agent.campaign.diffs import difference
 from agent.campaign.replay import again, changed_files
@@ -29,18 +28,6 @@ from agent.recipe.yardstick import digest_of
 from agent.run.telemetry import RunRecord, read_run
 
 register()
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """#1 is kept, #2 does nothing, #3 crashes."""
-    night = new_night(tmp_path_factory.mktemp("judged"))
-    night.playbook(BETTER_RATE, NOTHING, hypothesis("nan", 0.5, set={"learner.optimizer": "sgd"}))
-    with pytest.MonkeyPatch.context() as patch:  # no power cut is coming
-        patch.setattr(os, "fsync", lambda _: None)
-        patch.setenv("GIT_TEST_FSYNC", "0")
-        night.start(max_experiments=3)
-    return night
 
 
 @pytest.fixture

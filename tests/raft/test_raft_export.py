@@ -21,6 +21,7 @@ from random_models import save_random_model
 from agent.raft import export
 from agent.raft.model import load_policy
 from agent.recipe.files import resolved_text
+from agent.report import markdown
 from agent.report.card import Example, snippet
 
 LORA = {"rank": 4, "alpha": 8.0}
@@ -172,7 +173,7 @@ def test_a_training_is_exported_and_measures_the_same(tmp_path: Path, model_cach
     text = (root / "model/README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=root / "model", capture_output=True, text=True, check=True)
-    assert f"it prints `{done.stdout.strip()}`" in text or done.stdout.strip() in text
+    assert f"this prints {markdown.code(done.stdout)}." in text
     assert str(tmp_path) not in text
 
 

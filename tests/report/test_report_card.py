@@ -33,7 +33,6 @@ CARD = Card(
     limits=("not elsewhere",),
     data=(("data set", "builtin:addition"),),
     recipe="seed: 0\n",
-    recipe_path="recipes/test.yaml",
     origin=(("campaign", "night"),),
     versions=(("torch", "2.6.0"),),
     machine="trained on a processor",
