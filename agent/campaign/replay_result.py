@@ -71,6 +71,8 @@ def result_of(again: Again, replayed: RunRecord, state: CampaignState) -> Result
     told = dict(recorded.summary) if recorded else {}
     splits = tuple(_on_split(again, split, told, replayed, rows, noise) for split in again.splits)
     verdict, sentence = _said(again, splits, noise, whence)
+    if recorded is not None and told.get("ended_by") not in (None, replayed.summary.ended_by):
+        notes.append(f"{recorded.key} was ended by {told['ended_by']}, the replay by {replayed.summary.ended_by}")
     notes += _about_seconds(again, told, replayed.summary)
     return Result(
         splits=splits,
@@ -191,6 +193,7 @@ def _about_seconds(again: Again, told: Mapping[str, Any], now: Summary) -> list[
 
 def _numbers(told: Mapping[str, Any], now: Summary) -> list[tuple[str, Any, Any]]:
     names = {
+        "ended by": "ended_by",
         "cycles": "cycles",
         "optimizer steps": "optimizer_steps",
         "samples kept": "kept",

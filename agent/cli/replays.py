@@ -222,6 +222,6 @@ def _moved(one: OnSplit) -> str:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return clean(value or "")
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}"

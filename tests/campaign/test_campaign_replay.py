@@ -334,6 +334,9 @@ def test_a_budget_of_seconds_explains_other_steps_and_versions_are_told(
         "budget of cycles or tokens makes the same steps on any day",
     )
     assert result.versions == (("torch", "2.6", "2.7"),)
+    cut = result_of(found, changed(record, set(), ended_by="time_limit"), state)
+    assert cut.notes == ("001-search-s1000 was ended by budget, the replay by time_limit",)
+    assert cut.numbers[0] == ("ended by", "budget", "time_limit")
 
 
 @settings(max_examples=30, deadline=None)
