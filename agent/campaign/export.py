@@ -189,8 +189,15 @@ def _of_rows(folders: Sequence[Path], split: str, arm: str, recipe: Recipe, valu
     half = quantile(0.975, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     low, high = value - half, value + half
     if recipe.evaluation.metric != "mean_reward":
-        low, high = max(0.0, low), min(1.0, high)
+        low, high = (max(0.0, low), min(1.0, high)) if half else wilson(value, n)
     return Measured(arm, split, shown, f"{_value(low, recipe)} to {_value(high, recipe)}", n)
+
+
+def wilson(rate: float, n: int) -> tuple[float, float]:
+    """95% interval of a rate by its score (Wilson 1927), for prompts that all came out alike and so show no spread."""
+    z2 = quantile(0.975, math.inf) ** 2
+    middle, half = rate + z2 / (2 * n), math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))
+    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
 
 
 def _value(value: float, recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ import yaml
 from nights import MACHINE, Night
 
 from agent.campaign.delivered import best_run, on_select
-from agent.campaign.export import lineage
+from agent.campaign.export import lineage, wilson
 from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
 from agent.campaign.story import key_of
 from agent.cli.main import register, run
@@ -86,6 +86,11 @@ def test_a_metric_that_is_to_fall_has_its_best_run_at_the_other_end() -> None:
     falls = Evaluation(direction="minimize")
     assert sorted([0.3, 0.1, None], key=lambda value: -on_select(value, falls)) == [0.1, 0.3, None]
     assert sorted([0.3, None, 0.9], key=lambda value: -on_select(value, Evaluation())) == [0.9, 0.3, None]
+
+
+def test_none_of_32_is_no_proof_of_none_at_all() -> None:
+    assert wilson(0.0, 32) == (0.0, pytest.approx(0.1072, abs=1e-4))  # z^2 / (n + z^2)
+    assert wilson(1.0, 32) == (pytest.approx(0.8928, abs=1e-4), 1.0)
 
 
 def test_what_is_gone_is_said_with_what_is_left(said: Said, copy: Path) -> None:
