@@ -35,6 +35,7 @@ LIBRARIES = {
     "rich": {"cli", "report"},
     "typer": {"cli"},
     "vl_convert": {"report"},
+    "jinja2": {"report", "tasks"},
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
+from agent.campaign.delivered import on_select
 from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
@@ -18,6 +19,7 @@ from agent.campaign.record import close_table
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
+from agent.recipe.schema import Evaluation
 from agent.report.words import duration, percent, points
 
 HOLDOUT_RUNS = 2
@@ -52,7 +54,7 @@ def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason
         if session.why_stop():
             raise  # a person's wish is a pause; the holdout waits for the resumption
         holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
-    best = _best_run(_winner_runs(evidence, winner))
+    best = _best_run(_winner_runs(evidence, winner), session.evaluation)
     tidy_checkpoints(session, evidence, winner)
     close_table(session)
     ending = _tell(session, evidence, winner, best, holdout, reason)
@@ -65,10 +67,10 @@ def _winner_runs(evidence: Evidence[Done], winner: int) -> list[Done]:
     return fresh if winner else evidence.baseline() or fresh
 
 
-def _best_run(runs: Sequence[Done]) -> Done | None:
+def _best_run(runs: Sequence[Done], evaluation: Evaluation) -> Done | None:
     """By the select split, which no verdict used."""
     known = [
-        (run.summary.select_metric or 0.0, run)
+        (on_select(run.summary.select_metric, evaluation), run)
         for run in runs
         if run.summary is not None and (run.record.out / CHECKPOINT).exists()
     ]

@@ -9,7 +9,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
-from agent.errors import AgentError, UsageError
+from agent.errors import UsageError
 from agent.report.words import duration, percent
 
 if TYPE_CHECKING:
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 NAME = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last one.")
 JSON = typer.Option(False, "--json", help="Print as JSON.")
+REPLAY = "replay of "
+"""How the words begin that `replay` leaves at the workspace's lock."""
 
 
-def _state(workspace: Workspace, name: str) -> CampaignState:
+def state_of(workspace: Workspace, name: str) -> CampaignState:
+    """What the campaign's journal adds up to."""
     from agent.ledger.journal import Journal
 
     return Journal(workspace.journal_path(name)).state()
@@ -36,8 +39,10 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
 
     workspace = here()
     name = campaign_name(workspace, campaign)
-    state = _state(workspace, name)
+    state = state_of(workspace, name)
     holder = holder_of(workspace)
+    if holder is not None and holder.what.startswith(REPLAY):
+        holder = None  # it holds the machine, and is no campaign
     told = _status(workspace, name, state, running=holder is not None)
     told["process"] = holder.pid if holder else None
     if json_output:
@@ -178,7 +183,7 @@ def show(
     """
     workspace = here()
     name = campaign_name(workspace, campaign)
-    state = _state(workspace, name)
+    state = state_of(workspace, name)
     experiment = state.experiments.get(number)
     if experiment is None:
         numbers = ", ".join(str(known) for known in sorted(state.experiments)) or "none"
@@ -189,7 +194,7 @@ def show(
     _print_evidence(state, number)
     if prompts:
         _print_prompts(workspace, state, number)
-    for line in _diff(workspace, experiment, whole=diff):
+    for line in _diff(workspace, state, number, whole=diff):
         print(line)
 
 
@@ -250,18 +255,14 @@ def _print_prompts(workspace: Workspace, state: CampaignState, number: int) -> N
         print(f"no prompt of {split} differs")
 
 
-def _diff(workspace: Workspace, experiment: Experiment, *, whole: bool) -> list[str]:
-    from agent.ledger.git import Repository
+def _diff(workspace: Workspace, state: CampaignState, number: int, *, whole: bool) -> list[str]:
+    from agent.campaign.diffs import own_diff
     from agent.report.evidence import diff_lines
 
-    parent = experiment.planned.parent_commit if experiment.planned else None
-    if not experiment.commit or not parent:
+    if not number or not state.experiments[number].commit:
         return []
-    try:
-        diff = Repository(workspace.root).diff(parent, experiment.commit)
-    except AgentError as error:
-        return ["", f"the diff cannot be shown: {error.message}"]
-    return ["", *diff_lines(diff, number=experiment.number, whole=whole)]
+    text, trouble = own_diff(workspace.root, state, number)
+    return ["", *([trouble] if trouble else []), *diff_lines(text, number=number, whole=whole)]
 
 
 def closing_words(session: Session, ending: Ending) -> list[str]:

@@ -59,7 +59,7 @@ def train(
         cleared = {f"budget.{kind}": None for kind in ("cycles", "tokens")}
         chosen = with_keys(chosen, {**cleared, "budget.train_seconds": seconds})
     folder = out or _new_folder(workspace, label)
-    result = _launch(
+    result = launch_alone(
         workspace,
         chosen,
         folder,
@@ -94,7 +94,7 @@ def evaluate(
     else:
         path = recipe_path(workspace, what)
         chosen, target, label = load_recipe(workspace.root / path), UNTRAINED, f"eval-{Path(path).stem}"
-    result = _launch(
+    result = launch_alone(
         workspace,
         chosen,
         _new_folder(workspace, label),
@@ -165,7 +165,8 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
     return workspace.runs_folder("alone") / f"{label[:LONGEST_LABEL]}-{stamp}"
 
 
-def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+    """Run it without a campaign, with a spinner on standard error; `keys` are further ones of the request."""
     from rich.text import Text
 
     from agent.campaign.open import machine_of
@@ -206,25 +207,34 @@ def progress_words(progress: Progress) -> str:
     return f"{progress.phase}{cycle}{spent}{metric} {progress.note or ''}"
 
 
+def raise_if_failed(result: RunResult) -> None:
+    """Raises the trainer's own error where it named one, else what triage finds; nothing for a run with a summary."""
+    from agent.run.telemetry import read_run
+    from agent.run.triage import evidence_of, triage
+
+    if result.ok and result.summary is not None:
+        return
+    failure = read_run(result.out).failure
+    if failure is not None:
+        named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+        if named is not None:
+            raise named
+    diagnosis = triage(evidence_of(result))
+    raise TrainingFailed(
+        f"{diagnosis.crash_class}: {diagnosis.reason}",
+        where=str(result.out),
+        hint=diagnosis.evidence or result.reason,
+    )
+
+
 def _print_result(result: RunResult, *, json_output: bool) -> None:
     from agent.contract import DECLINE, NO_STEP
     from agent.report.cycles import cycles_table
     from agent.report.terminal import console_for
     from agent.run.telemetry import read_run
-    from agent.run.triage import evidence_of, triage
 
-    if not result.ok or result.summary is None:
-        failure = read_run(result.out).failure
-        if failure is not None:
-            named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
-            if named is not None:
-                raise named
-        diagnosis = triage(evidence_of(result))
-        raise TrainingFailed(
-            f"{diagnosis.crash_class}: {diagnosis.reason}",
-            where=str(result.out),
-            hint=diagnosis.evidence or result.reason,
-        )
+    raise_if_failed(result)
+    assert result.summary is not None
     summary = result.summary
     if json_output:
         print_json({"out": str(result.out), **summary.model_dump(mode="json")})
