@@ -233,9 +233,10 @@ def _progress(running: Running, view: View) -> list[Line]:
 
 def _share_of(running: Running) -> float | None:
     """Of the whole run, where its length is predicted."""
-    if running.elapsed_s is not None and running.predicted_s:
-        return running.elapsed_s / running.predicted_s
-    return running.share
+    left, elapsed = running.left_s, running.elapsed_s
+    if left is None or elapsed is None:
+        return running.share
+    return elapsed / max(elapsed + max(0.0, left), 1.0)
 
 
 def _select(running: Running, view: View) -> list[Line]:
@@ -279,7 +280,10 @@ def _machine(machine: MachineNow, view: View) -> list[Line]:
 def _counts(snapshot: Snapshot, view: View) -> list[Line]:
     """How the ideas came out, and the characters that stand for it in the staircase."""
     counts, glyphs = snapshot.counts, view.glyphs
-    parts: list[Line] = [[(f"{counts.get('ideas', 0)} ideas", "bold")]]
+    ideas = counts.get("ideas", 0)
+    parts: list[Line] = [
+        [(f"{ideas} idea{'s' if ideas != 1 else ''}" if ideas else "none yet", "bold" if ideas else "dim")]
+    ]
     for what, words in (("keep", "kept"), ("discard", "discarded"), ("crash", "crashed"), ("open", "open")):
         if counts.get(what):
             parts.append([(f"{glyphs.of(what)} ", what), (f"{counts[what]} {words}", "")])

@@ -86,7 +86,7 @@ class Screen:
     def show(self, lines: Sequence[Line]) -> None:
         width, height = self._size()
         written = [self._written(line, width) for line in lines[:height]]
-        written += [""] * (height - len(written))
+        written += ["\x1b[K"] * (height - len(written))
         out = ""
         if self._at != (width, height):
             # the terminal has moved what was there about

@@ -57,10 +57,17 @@ class Running:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that it will still take, by the prediction; negative where it is late."""
+        """Seconds that it will still take; negative where it is late.
+
+        At first as predicted; the more of its budget is spent, the more by how fast it was.
+        """
         if self.predicted_s is None or self.elapsed_s is None:
             return None
-        return self.predicted_s - self.elapsed_s
+        by_prediction = self.predicted_s - self.elapsed_s
+        if self.share is None or not 0 < self.share < 1:
+            return by_prediction
+        by_pace = self.elapsed_s * (1 - self.share) / self.share
+        return self.share * by_pace + (1 - self.share) * max(0.0, by_prediction)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ class Snapshot:
     process: int | None = None
     """Of the agent that works on it."""
     recipe: str = ""
-    metric: str = "metric"
+    metric: str = ""
+    """Its name; known once the baseline is measured."""
     minimize: bool = False
     budget_s: float | None = None
     used_s: float = 0.0
