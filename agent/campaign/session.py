@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.settings import Settings
+from agent.campaign.standing import standing
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
 from agent.files import write_atomic
@@ -34,6 +36,7 @@ from agent.recipe import places
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
 from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
+from agent.report.snapshot import Snapshot
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
 from agent.text import keep_secret
@@ -289,6 +292,19 @@ class Session:
             best_is=name,
             lead=leading.row.get("metric_value") if leading else None,
             lead_is=f"#{lead}" if leading else "",
+            snapshot=self.snapshot(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """For a live view."""
+        name, now = self.settings.campaign, self.journal.clock()
+        told = standing(self.state, name=name, at=now, process=os.getpid())
+        left = self.clock.left_s
+        return replace(
+            told,
+            used_s=self.clock.consumed_s,
+            left_s=max(0.0, left) if math.isfinite(left) else None,
+            best=self.estimate if told.best_number and self.estimate is not None else told.best,
         )
 
 

@@ -85,5 +85,6 @@ def register() -> None:
         simulate,
         training,
         triage,
+        watch,
         workspaces,
     )

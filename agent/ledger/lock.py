@@ -149,11 +149,12 @@ def _held(path: Path, holder: Holder, of: str, patience_s: float) -> Iterator[No
 
 def _holder(path: Path) -> Holder | None:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        locked = _lock(descriptor, 0.0)
+        # shared, so that two who look at the same time do not take each other for a holder
+        locked = _lock(descriptor, 0.0, fcntl.LOCK_SH)
         if locked is None:
             claimed = _read_holder(_claim_of(path))
             return None if claimed is None or claimed.has_gone() else claimed
@@ -164,12 +165,12 @@ def _holder(path: Path) -> Holder | None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, patience_s: float) -> bool | None:
+def _lock(descriptor: int, patience_s: float, how: int = fcntl.LOCK_EX) -> bool | None:
     """Whether the kernel's lock is ours now; None where this file system has none."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= deadline:

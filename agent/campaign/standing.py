@@ -1,0 +1,194 @@
+"""Where a campaign stands, from its journal alone: the part of a snapshot that changes only with a line of it."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from agent.campaign.budget import RunCost, reserve_seconds
+from agent.campaign.decided import direction_of
+from agent.campaign.past import lead_of, past_of
+from agent.ledger.journal import CampaignState, Experiment, Run
+from agent.report.night import Standing
+from agent.report.snapshot import Mark, Snapshot
+from agent.text import one_line
+
+
+def standing(state: CampaignState, *, name: str, at: float, process: int | None) -> Snapshot:
+    """`process` holds the workspace; None where nobody does, so that what looks as if it ran was killed."""
+    ideas = [one for number, one in sorted(state.experiments.items()) if number > 0]
+    numbers, started = state.calibration, state.started
+    best = (state.incumbent.experiment if state.incumbent else None) or 0
+    lead = lead_of(past_of(state), best)
+    cost = cost_so_far(state)
+    stands = _state(state, process)
+    return Snapshot(
+        at=at,
+        campaign=one_line(name),
+        state=stands,
+        process=process,
+        recipe=one_line(started.recipe_path) if started else "",
+        metric=one_line(str(numbers.get("metric") or "metric")),
+        minimize=any(one.judged and direction_of(one.judged.numbers) == "minimize" for one in ideas),
+        budget_s=state.budget_s,
+        used_s=state.consumed_s,
+        left_s=_left(state, at),
+        untrained=_number(numbers.get("untrained")),
+        baseline=_number(numbers.get("baseline")),
+        best=_best(state, best),
+        best_number=best,
+        best_title=_title(state.experiments.get(best)) if best else "",
+        best_commit=state.incumbent.commit if state.incumbent and numbers else None,
+        lead=_metric(state.experiments[lead]) if lead != best else None,
+        lead_number=lead if lead != best else None,
+        lead_title=_title(state.experiments[lead]) if lead != best else "",
+        sigma_run=_number(numbers.get("sigma_run")),
+        detectable=_number(numbers.get("smallest_detectable")),
+        counts={
+            "ideas": len(ideas),
+            **{what: sum(one.outcome == what for one in ideas) for what in ("keep", "discard", "crash")},
+            "open": sum(one.outcome is None for one in ideas),
+        },
+        marks=tuple(_marks(state, ideas)),
+        judged=tuple(number for number in state.judged_order if number > 0),
+        idea_s=cost.total_s if cost else None,
+        reserve_s=reserve_seconds(cost) if cost else None,
+        stops=tuple(_stops(started.options if started else {})),
+        stopped=one_line(state.stop_reason or ""),
+        headline=one_line(str(state.result.get("headline") or "")),
+        next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
+        trouble=f"{state.unknown} lines of the journal are of a newer version" if state.unknown else "",
+    )
+
+
+def _state(state: CampaignState, process: int | None) -> Standing:
+    if state.status == "running" and process is None:
+        return "killed"
+    return state.status
+
+
+def _after(state: CampaignState, name: str, stands: Standing) -> str:
+    kept = any(one.outcome == "keep" for number, one in state.experiments.items() if number > 0)
+    if stands != "finished":
+        return ""
+    return f"raft-agent finalize {name}" if kept else f"raft-agent log --campaign {name}"
+
+
+def _left(state: CampaignState, at: float) -> float | None:
+    budget = state.budget_s
+    left = [budget - state.consumed_s] if budget is not None else []
+    deadline = (state.started.options if state.started else {}).get("deadline")
+    if isinstance(deadline, str):
+        try:
+            left.append(datetime.datetime.fromisoformat(deadline).timestamp() - at)
+        except ValueError:
+            pass
+    return max(0.0, min(left)) if left else None
+
+
+def _best(state: CampaignState, best: int) -> float | None:
+    """By all that has been measured of it since its verdict."""
+    if not best:
+        return _number(state.calibration.get("baseline"))
+    last = next((one.recorded for one in _backwards(state) if one.recorded), None)
+    told = last.best if last is not None else None
+    return told if told is not None else _metric(state.experiments[best])
+
+
+def _backwards(state: CampaignState) -> Iterator[Experiment]:
+    return (state.experiments[number] for number in reversed(state.judged_order))
+
+
+def _marks(state: CampaignState, ideas: list[Experiment]) -> Iterator[Mark]:
+    bests: dict[int, float | None] = {}
+    best = _number(state.calibration.get("baseline"))
+    for number in state.judged_order:
+        experiment = state.experiments[number]
+        if number and experiment.outcome == "keep":
+            best = _metric(experiment)
+        bests[number] = best
+    for one in ideas:
+        judged = one.judged
+        yield Mark(
+            number=one.number,
+            title=_title(one),
+            outcome=one.outcome or "open",
+            kind=one_line(str(judged.numbers.get("kind") or "")) if judged else "",
+            reason=one_line(judged.reason) if judged else "",
+            value=_metric(one),
+            best=bests.get(one.number),
+        )
+
+
+def _title(experiment: Experiment | None) -> str:
+    return one_line(experiment.planned.subject) if experiment and experiment.planned else ""
+
+
+def _metric(experiment: Experiment) -> float | None:
+    return _number(experiment.judged.row.get("metric_value")) if experiment.judged else None
+
+
+def _number(value: Any) -> float | None:
+    """A cell, or a number of the journal; None for what is none."""
+    try:
+        return None if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _stops(options: dict[str, Any]) -> Iterator[str]:
+    """Beside the time."""
+    if options.get("max_experiments"):
+        yield f"after {options['max_experiments']} ideas"
+    if options.get("target"):
+        yield f"at {one_line(str(options['target']))}"
+    if options.get("only"):
+        yield f"when {one_line(str(options['only']))} has no further idea"
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def cost_so_far(state: CampaignState) -> RunCost | None:
+    """Of a run of any recipe, medians of the whole trainings so far; None before the first one has ended. What the
+    loop plans with is finer: it looks at each recipe."""
+    trained, alone = [], []
+    for run in state.runs.values():
+        told = _whole(run)
+        if told is None:
+            continue
+        elapsed, summary = told
+        evaluate = float(summary.get("evaluate_s") or 0.0)
+        if summary.get("train_s"):
+            rest = elapsed - float(summary["train_s"]) - float(summary.get("rung_s") or 0.0) - evaluate
+            trained.append((max(0.0, rest), float(summary["train_s"]), evaluate))
+        elif summary.get("ended_by") == "evaluated":
+            alone.append(elapsed)
+    if not trained:
+        return None
+    overhead, train, evaluate = (statistics.median(column) for column in zip(*trained, strict=True))
+    evaluation = min(statistics.median(alone), overhead + evaluate) if alone else None
+    return RunCost(overhead, train, evaluate, alone_s=evaluation)
+
+
+def _whole(run: Run) -> tuple[float, dict[str, Any]] | None:
+    """(seconds, summary) of a run that ended by itself."""
+    finished = run.finished
+    if run.words is None or run.words.arm == "probe" or finished is None or not finished.summary:
+        return None
+    if finished.summary.get("stopped") or finished.elapsed_s is None:
+        return None
+    return finished.elapsed_s, finished.summary
+
+
+def predicted_s(state: CampaignState, run: Run) -> float | None:
+    """Seconds that a run was predicted to take: as the loop wrote it down, else as long as those before it."""
+    told = _number((run.planned.model_extra or {}).get("predicted_s")) if run.planned else None
+    if told is not None:
+        return told
+    cost = cost_so_far(state)
+    if cost is None or run.words is None:
+        return None
+    return cost.evaluation_s if run.words.arm == "untrained" or run.words.role == "holdout" else cost.total_s
