@@ -27,6 +27,7 @@ from agent.campaign.near_misses import near_misses_of
 from agent.campaign.night_arms import Yardstick, arms_of, gains_of, holdout_of
 from agent.campaign.night_cards import cards_of
 from agent.campaign.night_recipe import Measuring, measuring_of
+from agent.campaign.night_runs import RunFolders, curves_of, gone, samples_of
 from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
@@ -44,16 +45,22 @@ def night_of(
     name: str,
     running: bool,
     ranking: Ranking | None = None,
+    folders: RunFolders | None = None,
+    warnings: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> Night:
-    """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next."""
+    """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next.
+    `folders`: where curves and samples are read from; they are left out without. `warnings`: of whoever read the
+    journal."""
     standing = standing_of(state, running=running)
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
     ruled_out = ruled_out_of(state)
     near = near_misses_of(state)
-    following, note = _next(ranking, standing)
+    following, note = _next(state, ranking, standing)
+    samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
+    curves, left_out = curves_of(state, folders, winner=winner, near=near) if folders else ((), 0)
     started = state.started
     return Night(
         campaign=name,
@@ -84,12 +91,12 @@ def night_of(
         ruled_out=ruled_out,
         next=following,
         next_note=note,
-        samples=(),
-        samples_of="",
-        curves=(),
-        curves_left_out=0,
+        samples=samples,
+        samples_of=samples_words,
+        curves=curves,
+        curves_left_out=left_out,
         reproduce=reproduce(state, name, winner, standing),
-        warnings=_warnings(state),
+        warnings=(*warnings, *_warnings(state, folders)),
     )
 
 
@@ -219,7 +226,7 @@ def _noise_words(sigma: float | None, df: int | None, detectable: float | None, 
 
 
 def budget_of(state: CampaignState) -> float | None:
-    return state.started.budget_s if state.started else None
+    return state.budget_s
 
 
 def _machine(told: Mapping[str, object]) -> str:
@@ -248,14 +255,16 @@ def _shared(event: SharedLayerChanged) -> str:
     return f"{', '.join(moves)} ({event.why})" if moves else event.why
 
 
-def _next(ranking: Ranking | None, standing: Standing) -> tuple[tuple[Next, ...], str]:
+def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> tuple[tuple[Next, ...], str]:
+    """Of the ranking what was not tried since it was made."""
     if ranking is None:
         return (), "raft-agent plan ranks what it would try next"
+    tried = {experiment.recipe_signature for experiment in state.experiments.values()}
+    waiting = [one for one in ranking.proposals if one.recipe.signature() not in tried]
     told = tuple(
-        Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score)
-        for one in ranking.proposals[:MOST_NEXT]
+        Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score) for one in waiting[:MOST_NEXT]
     )
-    more = "; `raft-agent resume --budget 1h` gives it more time" if standing == "finished" and told else ""
+    more = "; raft-agent resume --budget 1h gives it more time" if standing == "finished" and told else ""
     return told, f"{ranking.note}{more}"
 
 
@@ -281,8 +290,12 @@ def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) 
     return tuple(found)
 
 
-def _warnings(state: CampaignState) -> tuple[str, ...]:
+def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ...]:
     found = []
+    missing = gone(state, folders.root) if folders else 0
+    if missing:
+        what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
+        found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
     if state.unknown:
         lines = "line" if state.unknown == 1 else "lines"
         found.append(

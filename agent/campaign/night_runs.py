@@ -6,6 +6,7 @@ experiment. A folder that is gone, a line that is torn or no row of that kind, i
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,13 +54,16 @@ class RunFolders:
     _known: dict[Path, tuple[Stamp | None, Any]] = field(default_factory=dict)
 
     def cycles(self, out: Path) -> Series:
-        return self._once(out / CYCLES, _cycles)
+        found: Series = self._once(out / CYCLES, _cycles)
+        return found
 
     def seconds(self, out: Path) -> Series:
-        return self._once(out / TELEMETRY, _seconds)
+        found: Series = self._once(out / TELEMETRY, _seconds)
+        return found
 
     def samples(self, out: Path) -> list[dict[str, Any]]:
-        return self._once(out / SAMPLES, lambda rows: rows[:MOST_SHOWN])
+        found: list[dict[str, Any]] = self._once(out / SAMPLES, lambda rows: rows[:MOST_SHOWN])
+        return found
 
     def _once(self, path: Path, read: Callable[[list[dict[str, Any]]], Any]) -> Any:
         stamp = stamp_or_none(path)
@@ -223,7 +227,7 @@ def _bins(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
     if len(rows) <= most:
         return [[row] for row in rows]
     edges = [round(place * len(rows) / most) for place in range(most + 1)]
-    return [rows[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [rows[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -15,7 +15,7 @@ from agent.report.words import duration, percent, points
 from agent.text import clean, one_line
 
 SPECIAL = re.compile(r"([\\`*|~<]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|^[#>\[+=-])")
-"""What Markdown takes for markup where it stands: not an underscore within a word, nor brackets that no link follows."""
+"""What Markdown takes for markup where it stands: not an underscore within a word, nor brackets without a link."""
 LINKS = re.compile(r"@|://|www\.|mailto:|xmpp:", re.IGNORECASE)
 """GitHub makes a link of what stands around one of these, whatever is escaped."""
 SHOWN_SAMPLES = 3
@@ -162,8 +162,7 @@ def _ruled_out(night: Night) -> Iterator[str]:
         yield "## Ruled out"
         yield ""
         rows = [
-            [f"#{one.number}", cell(one.title), _bound(one.above, night.metric)]
-            for one in night.ruled_out[:MOST_STEPS]
+            [f"#{one.number}", cell(one.title), _bound(one.above, night.metric)] for one in night.ruled_out[:MOST_STEPS]
         ]
         yield from table(["", "idea", "at 95%"], rows)
 
