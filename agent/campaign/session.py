@@ -47,6 +47,8 @@ OTHER_OVERHEAD_S = 30.0
 FIRST_EVALUATION_SHARE = 0.15
 EARLY = (NO_STEP, DECLINE)
 """Ways of a training to end that leave part of its budget."""
+RENEWING = frozenset({"calibrated", "experiment_recorded", "campaign_paused", "campaign_finished"})
+"""Events after which the report is renewed."""
 GUESSED_TOKENS_PER_S = {"tiny": 10_000.0, "cpu": 200.0, "cuda": 4000.0, "rocm": 2000.0}
 
 
@@ -68,6 +70,8 @@ class Session:
     branches: CampaignBranches | None = None
     stop_request: Callable[[], str | None] = lambda: None
     """Why a person or a signal wants the campaign to stop now, or None."""
+    renew: Callable[[], None] = lambda: None
+    """Told whenever the report should be renewed; returns at once."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
@@ -87,6 +91,8 @@ class Session:
         """Append to the journal."""
         self._state = None  # a write that fails may have reached the file all the same
         self.journal.append(kind, **fields)
+        if kind in RENEWING:
+            self.renew()
 
     def tell_if_possible(self, kind: str, **fields: Any) -> None:
         """For words that nothing depends on, where the disk may be what is wrong."""

@@ -191,6 +191,11 @@ class Workbench(Lab):
             self._ranked = known, choose.rank(self.session, self.evidence)
         return self._ranked[1]
 
+    @property
+    def last_ranking(self) -> Ranking | None:
+        """The one that was made last, for the report."""
+        return self._ranked[1] if self._ranked else None
+
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""
         for run in self.evidence.search_runs(self.incumbent):

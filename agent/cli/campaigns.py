@@ -162,6 +162,7 @@ def _campaign(
     from agent.campaign.loop import run_campaign
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
+    from agent.cli.report import reporter_of
     from agent.hardware.sleep import stay_awake
     from agent.ledger.disk import disk_errors
     from agent.ledger.lock import hold
@@ -184,11 +185,18 @@ def _campaign(
             observer.warn(awake.words)
         for words in complaints():
             observer.warn(f"{words} (raft-agent doctor says what to do)")
-        ending = run_campaign(Workbench(session))
+        bench = Workbench(session)
+        reporter = reporter_of(workspace, session, bench)
+        try:
+            ending = run_campaign(bench)
+        finally:
+            reporter.close()
     if json_output:
-        print_json(_ending_json(session, ending))
+        print_json({**_ending_json(session, ending), "report": str(reporter.page) if reporter.page.exists() else None})
     else:
         _closing_words(session, ending)
+        if reporter.page.exists():
+            print(f"report: {reporter.page}")
 
 
 def _opening_words(session: Session, observer: TerminalObserver) -> None:

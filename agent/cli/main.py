@@ -82,6 +82,7 @@ def register() -> None:
         ideas,
         looking,
         rates,
+        report,
         simulate,
         training,
         triage,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from agent.report.night import Standing
+if TYPE_CHECKING:
+    from agent.report.night import Standing
 
 
 @dataclass(frozen=True)
