@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.campaign.budget import RunCost, reserve_seconds
-from agent.campaign.decided import direction_of
+from agent.campaign.night import standing_of
+from agent.campaign.night_recipe import measuring_of
+from agent.campaign.night_steps import steps_of
 from agent.campaign.past import lead_of, past_of
 from agent.ledger.journal import CampaignState, Experiment, Run
-from agent.report.night import Standing
+from agent.report.night import Standing, Step
 from agent.report.snapshot import Mark, Snapshot
 from agent.text import one_line
 
@@ -23,15 +25,17 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
     best = (state.incumbent.experiment if state.incumbent else None) or 0
     lead = lead_of(past_of(state), best)
     cost = cost_so_far(state)
-    stands = _state(state, process)
+    measuring = measuring_of(state)
+    steps = steps_of(state, minimize=measuring.minimize)
+    stands = standing_of(state, running=process is not None)
     return Snapshot(
         at=at,
         campaign=one_line(name),
         state=stands,
         process=process,
         recipe=one_line(started.recipe_path) if started else "",
-        metric=one_line(str(numbers.get("metric") or "")),
-        minimize=any(one.judged and direction_of(one.judged.numbers) == "minimize" for one in state.experiments.values()),
+        metric=one_line(measuring.metric),
+        minimize=measuring.minimize,
         budget_s=state.budget_s,
         used_s=state.consumed_s,
         left_s=_left(state, at),
@@ -51,7 +55,8 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
             **{what: sum(one.outcome == what for one in ideas) for what in ("keep", "discard", "crash")},
             "open": sum(one.outcome is None for one in ideas),
         },
-        marks=tuple(_marks(state, ideas)),
+        marks=tuple(_mark(step) for step in steps if step.number),
+        base=next((step.value for step in steps if not step.number), None),
         judged=tuple(number for number in state.judged_order if number > 0),
         idea_s=cost.total_s if cost else None,
         reserve_s=reserve_seconds(cost) if cost else None,
@@ -61,12 +66,6 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
         trouble=f"{state.unknown} lines of the journal are of a newer version" if state.unknown else "",
     )
-
-
-def _state(state: CampaignState, process: int | None) -> Standing:
-    if state.status == "running" and process is None:
-        return "killed"
-    return state.status
 
 
 def _after(state: CampaignState, name: str, stands: Standing) -> str:
@@ -101,25 +100,9 @@ def _backwards(state: CampaignState) -> Iterator[Experiment]:
     return (state.experiments[number] for number in reversed(state.judged_order))
 
 
-def _marks(state: CampaignState, ideas: list[Experiment]) -> Iterator[Mark]:
-    bests: dict[int, float | None] = {}
-    best = _number(state.calibration.get("baseline"))
-    for number in state.judged_order:
-        experiment = state.experiments[number]
-        if number and experiment.outcome == "keep":
-            best = _metric(experiment)
-        bests[number] = best
-    for one in ideas:
-        judged = one.judged
-        yield Mark(
-            number=one.number,
-            title=_title(one),
-            outcome=one.outcome or "open",
-            kind=one_line(str(judged.numbers.get("kind") or "")) if judged else "",
-            reason=one_line(judged.reason) if judged else "",
-            value=_metric(one),
-            best=bests.get(one.number),
-        )
+def _mark(step: Step) -> Mark:
+    words = {"title": one_line(step.title), "kind": one_line(step.kind), "reason": one_line(step.reason)}
+    return Mark(number=step.number, outcome=step.outcome, value=step.value, best=step.best, **words)
 
 
 def _title(experiment: Experiment | None) -> str:

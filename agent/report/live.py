@@ -105,7 +105,7 @@ def _parts(snapshot: Snapshot, view: View) -> list[Part]:
     tall = min(TALLEST_STAIRS, spare if not outcomes else max(LOWEST_STAIRS, spare // 2))
     chart = stairs(
         snapshot.marks,
-        snapshot.baseline,
+        snapshot.base if snapshot.base is not None else snapshot.baseline,
         view.room,
         tall if LOWEST_STAIRS <= tall <= spare else 1,
         view.glyphs,
@@ -298,7 +298,8 @@ def _then(snapshot: Snapshot, view: View) -> list[Line]:
     if snapshot.idea_s is not None and snapshot.reserve_s is not None:
         if snapshot.left_s is not None:
             fit = int(max(0.0, snapshot.left_s - snapshot.reserve_s) // max(snapshot.idea_s, 1.0))
-            parts.append([(f"about {fit} more ideas of {duration(snapshot.idea_s)}", "")])
+            more = f"about {fit} more idea{'s' if fit != 1 else ''}" if fit else "no time for a further idea"
+            parts.append([(f"{more} of {duration(snapshot.idea_s)}", "")])
         parts.append([(f"{duration(snapshot.reserve_s)} kept for the last confirmation and the holdout", "")])
     parts += [[(f"ends {words}", "")] for words in snapshot.stops]
     return flow(parts, view.room, view.glyphs)

@@ -26,9 +26,9 @@ class Mark:
     """Why, in a word: gain, regressed, lead, screened, ..."""
     reason: str
     value: float | None
-    """The metric in its row of the results table."""
+    """The metric of its first runs, on the search split."""
     best: float | None
-    """The incumbent's metric after it."""
+    """What the incumbent had there, after it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ class Snapshot:
     """Of the agent that works on it."""
     recipe: str = ""
     metric: str = ""
-    """Its name; known once the baseline is measured."""
     minimize: bool = False
     budget_s: float | None = None
     used_s: float = 0.0
@@ -129,6 +128,8 @@ class Snapshot:
     """ideas, keep, discard, crash, open."""
     marks: tuple[Mark, ...] = ()
     """Every idea in the order of their numbers; the baseline is not among them."""
+    base: float | None = None
+    """The baseline's metric on the split of the marks."""
     judged: tuple[int, ...] = ()
     """Numbers of the ideas with an outcome, in the order in which they were judged."""
     running: Running | None = None

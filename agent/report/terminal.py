@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TextIO
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.control import Control
 from rich.live import Live
@@ -77,9 +76,15 @@ class _Reflowing(LiveRender):
         self._widths: list[int] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from super().__rich_console__(console, options)
-        shown = self.renderable.plain if isinstance(self.renderable, Text) else ""
-        self._widths = [cell_len(line) for line in shown.split("\n")]
+        widths = [0]
+        for segment in super().__rich_console__(console, options):
+            assert isinstance(segment, Segment)
+            if segment.text == "\n":
+                widths.append(0)
+            else:
+                widths[-1] += segment.cell_length
+            yield segment
+        self._widths = widths
 
     def position_cursor(self) -> Control:
         if self._shape is not None:
