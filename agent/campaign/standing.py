@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +24,9 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
     """`process` holds the workspace; None where nobody does, so that what looks as if it ran was killed."""
     ideas = [one for number, one in sorted(state.experiments.items()) if number > 0]
     numbers, started = state.calibration, state.started
-    best = (state.incumbent.experiment if state.incumbent else None) or 0
+    incumbent = state.incumbent
+    best = (incumbent.experiment if incumbent else None) or 0
+    outcomes = Counter(one.outcome or "open" for one in ideas)
     lead = lead_of(past_of(state), best)
     cost = cost_so_far(state)
     measuring = measuring_of(state)
@@ -44,7 +48,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         best=_best(state, best),
         best_number=best,
         best_title=_title(state.experiments.get(best)) if best else "",
-        best_commit=state.incumbent.commit if state.incumbent and numbers else None,
+        best_commit=incumbent.commit if incumbent and numbers else None,
         lead=_metric(state.experiments[lead]) if lead != best else None,
         lead_number=lead if lead != best else None,
         lead_title=_title(state.experiments[lead]) if lead != best else "",
@@ -52,8 +56,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         detectable=_number(numbers.get("smallest_detectable")),
         counts={
             "ideas": len(ideas),
-            **{what: sum(one.outcome == what for one in ideas) for what in ("keep", "discard", "crash")},
-            "open": sum(one.outcome is None for one in ideas),
+            **{what: outcomes[what] for what in ("keep", "discard", "crash", "open")},
         },
         marks=tuple(_mark(step) for step in steps if step.number),
         base=next((step.value for step in steps if not step.number), None),
@@ -100,8 +103,14 @@ def _backwards(state: CampaignState) -> Iterator[Experiment]:
     return (state.experiments[number] for number in reversed(state.judged_order))
 
 
+@functools.lru_cache(maxsize=20_000)
+def _clean(text: str) -> str:
+    """Cleaning takes longer than all else here, and thousands of ideas say the same at each look."""
+    return one_line(text)
+
+
 def _mark(step: Step) -> Mark:
-    words = {"title": one_line(step.title), "kind": one_line(step.kind), "reason": one_line(step.reason)}
+    words = {"title": _clean(step.title), "kind": _clean(step.kind), "reason": _clean(step.reason)}
     return Mark(number=step.number, outcome=step.outcome, value=step.value, best=step.best, **words)
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/cost_of_looking.py [--lines 10000] [--seconds 30] [--every 1]
 
 Writes a journal of so many lines and a run that goes on, then looks and draws as `raft-agent watch` does on a terminal
-of 120x40, while another process renews heartbeat, samples and cycles as a trainer does, and appends a line to the
-journal every few seconds. The aim is less than 1% of a core. It is no test: pytest does not collect it.
+of 120x40, while another process renews heartbeat, samples and cycles as a trainer does, and appends the
+lines of another idea to the journal every ten seconds. The aim is less than 1% of a core. It is no test: pytest does not collect it.
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def trainer(root: Path, journal: Path, seq: int, number: int) -> None:
                 with (out / name).open("a") as file:
                     file.write(json.dumps(row) + "\n")
             journal.with_name("consumed").write_text(f"{beat / 10:.3f}\n")
-        if beat % 50 == 49:
-            seq += 1
-            with journal.open("a") as file:
-                file.write(json.dumps({"kind": "note", "text": "x", "seq": seq, "time": 2e9}) + "\n")
+        if beat % 100 == 50:
+            idea = 10_000 + beat
+            for event in journal_lines(idea):
+                seq += 1
+                with journal.open("a") as file:
+                    file.write(json.dumps({"seq": seq, "time": 2e9, **event}) + "\n")
         time.sleep(0.1)
 
 
