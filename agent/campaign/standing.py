@@ -94,9 +94,12 @@ def _best(state: CampaignState, best: int) -> float | None:
     """By all that has been measured of it since its verdict."""
     if not best:
         return _number(state.calibration.get("baseline"))
-    last = next((one.recorded for one in _backwards(state) if one.recorded), None)
-    told = last.best if last is not None else None
-    return told if told is not None else _metric(state.experiments[best])
+    for experiment in _backwards(state):
+        if experiment.recorded is not None and experiment.recorded.best is not None:
+            return experiment.recorded.best
+        if experiment.number == best:
+            break  # what was recorded before is another one's
+    return _metric(state.experiments[best])
 
 
 def _backwards(state: CampaignState) -> Iterator[Experiment]:
@@ -111,7 +114,8 @@ def _clean(text: str) -> str:
 
 def _mark(step: Step) -> Mark:
     words = {"title": _clean(step.title), "kind": _clean(step.kind), "reason": _clean(step.reason)}
-    return Mark(number=step.number, outcome=step.outcome, value=step.value, best=step.best, **words)
+    best = step.best if step.outcome != "open" else None  # the line goes on past what has no outcome
+    return Mark(number=step.number, outcome=step.outcome, value=step.value, best=best, **words)
 
 
 def _title(experiment: Experiment | None) -> str:

@@ -106,6 +106,8 @@ class TerminalObserver:
         self._board_at = clock()
         self._activity: Any = None
         self._pulse: Any = None
+        self._machine: MachineNow | None = None
+        """As it was seen last; a run that starts has not sampled yet."""
         self._began = clock()
 
     def __enter__(self) -> TerminalObserver:
@@ -181,10 +183,11 @@ class TerminalObserver:
     def _running(self) -> tuple[Running | None, MachineNow | None]:
         activity, pulse, elapsed = self._activity, self._pulse, self.clock() - self._began
         if activity is None:
-            return None, None
+            return None, self._machine
         if activity.look is not None:
-            seen: tuple[Running, MachineNow | None] = activity.look()
-            return seen
+            running, machine = activity.look()
+            self._machine = machine or self._machine
+            return running, self._machine
         phase, note = (pulse.phase, one_line(pulse.note or "")) if pulse else ("start", "")
         what = one_line(f"{activity.what}, {activity.run}")
         share, metric = (pulse.budget_spent, pulse.metric) if pulse else (None, None)
