@@ -80,7 +80,8 @@ def wait_for_idle(
     began = clock()
     last, still_since = read(), began
     while clock() - began < most_s:
-        if not left and judge(before, last, slack_gb=slack_gb).memory_back:
+        seen = judge(before, last, slack_gb=slack_gb)
+        if seen.memory_back and not (left and seen.words):
             break
         if clock() - still_since >= settled_s:
             break

@@ -293,6 +293,13 @@ def test_lookers_do_not_take_each_other_for_a_holder(workspace: Workspace, night
     os.close(other)
 
 
+def test_the_best_of_an_idea_that_was_just_kept_is_its_own(workspace: Workspace, night: Journal) -> None:
+    night.append("experiment_judged", experiment=2, outcome="keep", reason="gain", row={"metric_value": 0.6})
+    assert (Onlooker(workspace).look().best, Onlooker(workspace).look().best_number) == (0.6, 2)
+    night.append("experiment_recorded", experiment=2, best=0.58)
+    assert Onlooker(workspace).look().best == 0.58
+
+
 def test_more_time_on_resumption_counts(workspace: Workspace, night: Journal) -> None:
     night.append("campaign_resumed", reason="", budget_s=900.0)
     assert Onlooker(workspace).look().budget_s == 900.0
