@@ -259,7 +259,9 @@ def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> 
     """Of the ranking what was not tried since it was made."""
     if ranking is None:
         return (), "raft-agent plan ranks what it would try next"
-    tried = {experiment.recipe_signature for experiment in state.experiments.values()}
+    experiments = state.experiments.values()
+    tried = {one.planned.recipe_signature for one in experiments if one.planned}
+    tried |= {one.recipe_signature for one in experiments}
     waiting = [one for one in ranking.proposals if one.recipe.signature() not in tried]
     told = tuple(
         Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score) for one in waiting[:MOST_NEXT]
@@ -297,10 +299,8 @@ def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ..
         what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
         found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
     if state.unknown:
-        lines = "line" if state.unknown == 1 else "lines"
-        found.append(
-            f"{state.unknown} {lines} of the journal are of a newer version or no event: what they say is not in here"
-        )
+        lines = "line is" if state.unknown == 1 else "lines are"
+        found.append(f"of the journal {state.unknown} {lines} of a newer version: what it says there is not in here")
     if state.started is None and state.experiments:
         found.append("the journal does not say how the campaign was started: its first lines are missing")
     return tuple(found)

@@ -10,6 +10,7 @@ makes it wait for nothing. Requests that come while it writes are one request.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -30,6 +31,7 @@ PATIENCE_S = 20.0
 LEAST_PAUSE_S = 1.0
 """Between two renewals, and nine times what the last one took: a tenth of one core at most."""
 SHARE = 9.0
+NICE = 10
 
 
 def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> Path:
@@ -127,6 +129,8 @@ class Reporter:
         self._say_troubles()
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # trainings come first; it is for this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         with contextlib.suppress(OSError):
             for name in (PAGE, MARKDOWN, SUMMARY):
                 remove_leftovers(self.folder / name)
