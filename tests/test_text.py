@@ -182,3 +182,11 @@ def test_a_process_gets_no_more_than_it_needs() -> None:
 def test_records_of_variables_and_values_of_json_hold_no_secret() -> None:
     assert redacted_values({"A_KEY": "abcdefgh", "B": "x"}) == {"A_KEY": "[redacted A_KEY]", "B": "x"}
     assert redacted({"n": 1, "t": ["ghp_" + "a1" * 18, None]}) == {"n": 1, "t": ["[redacted token]", None]}
+
+
+def test_a_variable_that_changes_is_a_secret_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first-secret", "second-secret"):
+        monkeypatch.setenv("SOME_API_KEY", value)
+        assert redact(f"it is {value}") == "it is [redacted SOME_API_KEY]"
+    monkeypatch.delenv("SOME_API_KEY")
+    assert redact("it is second-secret") == "it is second-secret"

@@ -27,7 +27,7 @@ from agent.campaign.near_misses import near_misses_of
 from agent.campaign.night_arms import Yardstick, arms_of, gains_of, holdout_of
 from agent.campaign.night_cards import cards_of
 from agent.campaign.night_recipe import Measuring, measuring_of
-from agent.campaign.night_runs import RunFolders, curves_of, gone, samples_of
+from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, samples_of
 from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
@@ -46,12 +46,13 @@ def night_of(
     running: bool,
     ranking: Ranking | None = None,
     folders: RunFolders | None = None,
+    curve_bytes: int = MOST_BYTES,
     warnings: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> Night:
     """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next.
-    `folders`: where curves and samples are read from; they are left out without. `warnings`: of whoever read the
-    journal."""
+    `folders`: where curves and samples are read from, at most `curve_bytes` of them; they are left out without.
+    `warnings`: of whoever read the journal."""
     standing = standing_of(state, running=running)
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
@@ -60,7 +61,7 @@ def night_of(
     near = near_misses_of(state)
     following, note = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
-    curves, left_out = curves_of(state, folders, winner=winner, near=near) if folders else ((), 0)
+    curves, left_out = curves_of(state, folders, winner=winner, near=near, most=curve_bytes) if folders else ((), 0)
     started = state.started
     return Night(
         campaign=name,

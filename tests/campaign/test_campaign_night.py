@@ -209,7 +209,7 @@ def test_further_seeds_are_fewer_for_larger_effects() -> None:
 
 
 def test_further_seeds_find_the_difference_four_times_in_five() -> None:
-    """Drawn: with the number that it names, a confirmation sees the measured difference with 80% power, if it is true."""
+    """Drawn: with the number that it names, a confirmation sees the measured difference with 80% power."""
     import numpy as np
 
     from agent.campaign.near_misses import _with_seeds

@@ -1,4 +1,4 @@
-"""The report on the disk: what a campaign leaves after every idea, and what `raft-agent report` makes of any journal."""
+"""The report on the disk: what a campaign leaves after every idea, what `raft-agent report` makes of any journal."""
 
 from __future__ import annotations
 
@@ -96,7 +96,13 @@ def test_long_curves_are_thinned_and_starts_follow_each_other(tmp_path: Path) ->
     rows = [{"cycle": n, "select_metric": n / 7, "loss": None} for n in range(1000)]
     (tmp_path / "cycles.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"torn')
     samples = [
-        {"n": n, "start": 1 + n // 3000, "t": n % 3000, "resident_gb": n / 1000, "cards": [{"card": "0", "power_w": 9.0}]}
+        {
+            "n": n,
+            "start": 1 + n // 3000,
+            "t": n % 3000,
+            "resident_gb": n / 1000,
+            "cards": [{"card": "0", "power_w": 9.0}],
+        }
         for n in range(6000)
     ]
     (tmp_path / "telemetry.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in samples))
@@ -143,7 +149,10 @@ def test_samples_before_and_after_are_of_the_same_prompts(reported: Night, tmp_p
     assert night["samples"][0] == {
         "prompt": "0+1", "before": "7", "before_passed": False, "after": "8", "after_passed": True,
     }  # fmt: skip
-    assert night["samples_of"] == "before: the untrained model (untrained-search); after: the winner #1 (001-confirm-s1100)"
+    assert (
+        night["samples_of"]
+        == "before: the untrained model (untrained-search); after: the winner #1 (001-confirm-s1100)"
+    )
 
 
 # --- while it runs -----------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethroug
 PIECES = (
     "|", "||", "\\|", "`", "``", "```", "\n", "\n\n", "# ", "- ", "1. ", "> ", "---", "===", "<b>", "<script>", "<!--",
     "&lt;", "&#60;", "[a](javascript:x)", "![a](http://x)", "[a]: http://x", "[a][b]", "http://x.y", "www.x.y",
-    "a@b.cd", "<http://x>", "*", "**", "__", "_a_", "~~", "~", "\\", "\u202e", "\x1b[31m", "\t", " ", "    ", "a", "1", "é",
+    "a@b.cd", "<http://x>", "*", "**", "__", "_a_", "~~", "~", "\\", "\u202e", "\x1b[31m", "\t", " ", "    ", "a", "1",
+    "é",
 )  # fmt: skip
 HOSTILE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 ALLOWED_INLINE = {"text", "code_inline", "strong_open", "strong_close", "softbreak"}
