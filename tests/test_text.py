@@ -191,3 +191,11 @@ def test_an_encoding_that_is_not_utf_8_takes_every_text() -> None:
     CleanStream(narrow).write("caf\u00e9 \u4e16\u754c")
     narrow.flush()
     assert narrow.buffer.getvalue() == b"caf\xe9 \\u4e16\\u754c"
+
+
+def test_a_variable_that_changes_is_a_secret_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first-secret", "second-secret"):
+        monkeypatch.setenv("SOME_API_KEY", value)
+        assert redact(f"it is {value}") == "it is [redacted SOME_API_KEY]"
+    monkeypatch.delenv("SOME_API_KEY")
+    assert redact("it is second-secret") == "it is second-secret"

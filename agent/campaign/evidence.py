@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import defaultdict
@@ -155,3 +156,15 @@ class Evidence(Generic[M]):
         """An idea's confirming runs against the same recipe at a constant rate."""
         ours = arm_scores(self.candidate(number), "confirm")
         return compare(ours, arm_scores(self.runs(number, "comparator"), "confirm"), self.noise)
+
+    def over_baseline(self, number: int) -> dict[str, Comparison]:
+        """By split, a kept recipe against the baseline on the same prompts, all that was kept on the way included. For
+        people: no verdict rests on it. Left out is a split on which one of the two was not measured."""
+        ours, theirs = self.standing(number), {"search": self.baseline(), "confirm": self.fresh_incumbent(0)}
+        found = {}
+        for split, runs in theirs.items():
+            arms = arm_scores(ours, split), arm_scores(runs, split)
+            if all(arms):
+                with contextlib.suppress(ValueError):  # no prompts in common: something was repaired on the way
+                    found[split] = compare(*arms, self.noise)
+        return found

@@ -18,6 +18,7 @@ likely worse than that, so k is a least number.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import statistics
@@ -43,15 +44,24 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
     rules = rules or Rules()
     level = level_of_another(state, rules)
     inside = _in_what_was_kept(state)
-    found: list[tuple[float, NearMiss]] = []
+    found: list[tuple[float, int, Comparison]] = []
     for number, experiment in state.experiments.items():
         if number == 0 or number in inside or not _is_near(experiment):
             continue
         basis = _basis(experiment)
-        if basis is not None and basis.delta > 0:
-            found.append((basis.p_value, _near_miss(state, experiment, basis, level, rules)))
-    found.sort(key=lambda pair: (pair[0], pair[1].number))
-    return tuple(one for p_value, one in found[:MOST_SHOWN] if p_value < max(rules.together_p))
+        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < max(rules.together_p):
+            found.append((p_value, number, basis))
+    found.sort(key=lambda one: one[:2])
+    usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
+    return tuple(
+        _near_miss(state.experiments[number], basis, level, rules, usual) for _, number, basis in found[:MOST_SHOWN]
+    )
+
+
+def _p_value(experiment: Experiment, basis: Comparison) -> float:
+    """As the verdict had it; worked out again only for journals that do not tell it."""
+    told = experiment.judged.numbers.get("p_value") if experiment.judged else None
+    return float(told) if isinstance(told, int | float) else basis.p_value
 
 
 def level_of_another(state: CampaignState, rules: Rules) -> float:
@@ -75,12 +85,16 @@ def further_seeds(
     already."""
     if found.noise is None or found.delta <= 0:
         return None
-    for more in range(least, most + 1):
-        then = _with_seeds(found, standing[0] + more, standing[1] + more)
-        needed = (then.delta - then.lower(level)) + (then.upper(1 - POWER) - then.delta)
-        if needed <= found.delta:
-            return more
-    return None
+    more = bisect.bisect_left(
+        range(least, most + 1), True, key=lambda more: _is_enough(found, level, standing[0] + more, standing[1] + more)
+    )
+    return least + more if least + more <= most else None
+
+
+def _is_enough(found: Comparison, level: float, ours: int, theirs: int) -> bool:
+    """Whether a confirmation with so many seeds finds the measured difference."""
+    then = _with_seeds(found, ours, theirs)
+    return (then.delta - then.lower(level)) + (then.upper(1 - POWER) - then.delta) <= found.delta
 
 
 def _with_seeds(found: Comparison, ours: int, theirs: int) -> Comparison:
@@ -132,13 +146,16 @@ def _in_what_was_kept(state: CampaignState) -> set[int]:
     return inside
 
 
-def _near_miss(state: CampaignState, experiment: Experiment, basis: Comparison, level: float, rules: Rules) -> NearMiss:
+def _near_miss(
+    experiment: Experiment, basis: Comparison, level: float, rules: Rules, usual_s: float | None
+) -> NearMiss:
+    """`usual_s`: seconds of a run, for an idea without a whole one of its own."""
     judged, planned = experiment.judged, experiment.planned
     assert judged is not None
     confirmed = bool((judged.numbers.get("runs") or {}).get("candidate"))
     standing = (basis.seeds_candidate, basis.seeds_incumbent) if confirmed else (0, 0)
     seeds = further_seeds(basis, level=level, standing=standing, least=1 if confirmed else rules.confirm_seeds)
-    a_run = _seconds_of_a_run(state, experiment)
+    a_run = _median(_whole(experiment)) or usual_s
     seconds = 2 * seeds * a_run if seeds and a_run is not None else None
     return NearMiss(
         number=experiment.number,
@@ -162,11 +179,6 @@ def _words(basis: Comparison, seeds: int | None, seconds: float | None, *, confi
         )
     took = f", about {duration(seconds)}" if seconds is not None else ""
     return f"{span}; about {seeds} further seed{'s' if seeds > 1 else ''} of each arm would settle it{took}"
-
-
-def _seconds_of_a_run(state: CampaignState, experiment: Experiment) -> float | None:
-    """Median of its own whole runs, else of all of the campaign."""
-    return _median(_whole(experiment)) or _median([s for one in state.experiments.values() for s in _whole(one)])
 
 
 def _whole(experiment: Experiment) -> list[float]:

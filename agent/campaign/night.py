@@ -27,7 +27,7 @@ from agent.campaign.near_misses import near_misses_of
 from agent.campaign.night_arms import Yardstick, arms_of, gains_of, holdout_of
 from agent.campaign.night_cards import cards_of
 from agent.campaign.night_recipe import Measuring, measuring_of
-from agent.campaign.night_runs import RunFolders, curves_of, gone, samples_of
+from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, samples_of
 from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
@@ -46,12 +46,13 @@ def night_of(
     running: bool,
     ranking: Ranking | None = None,
     folders: RunFolders | None = None,
+    curve_bytes: int = MOST_BYTES,
     warnings: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> Night:
     """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next.
-    `folders`: where curves and samples are read from; they are left out without. `warnings`: of whoever read the
-    journal."""
+    `folders`: where curves and samples are read from, at most `curve_bytes` of them; they are left out without.
+    `warnings`: of whoever read the journal."""
     standing = standing_of(state, running=running)
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
@@ -60,7 +61,7 @@ def night_of(
     near = near_misses_of(state)
     following, note = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
-    curves, left_out = curves_of(state, folders, winner=winner, near=near) if folders else ((), 0)
+    curves, left_out = curves_of(state, folders, winner=winner, near=near, most=curve_bytes) if folders else ((), 0)
     started = state.started
     return Night(
         campaign=name,
@@ -259,7 +260,9 @@ def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> 
     """Of the ranking what was not tried since it was made."""
     if ranking is None:
         return (), "raft-agent plan ranks what it would try next"
-    tried = {experiment.recipe_signature for experiment in state.experiments.values()}
+    experiments = state.experiments.values()
+    tried = {one.planned.recipe_signature for one in experiments if one.planned}
+    tried |= {one.recipe_signature for one in experiments}
     waiting = [one for one in ranking.proposals if one.recipe.signature() not in tried]
     told = tuple(
         Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score) for one in waiting[:MOST_NEXT]
@@ -297,10 +300,8 @@ def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ..
         what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
         found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
     if state.unknown:
-        lines = "line" if state.unknown == 1 else "lines"
-        found.append(
-            f"{state.unknown} {lines} of the journal are of a newer version or no event: what they say is not in here"
-        )
+        lines = "line is" if state.unknown == 1 else "lines are"
+        found.append(f"of the journal {state.unknown} {lines} of a newer version: what it says there is not in here")
     if state.started is None and state.experiments:
         found.append("the journal does not say how the campaign was started: its first lines are missing")
     return tuple(found)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
+from agent.campaign.comparison import Comparison
 from agent.campaign.done import Done
 from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digests
 from agent.campaign.rules import Rules
@@ -20,8 +22,15 @@ from agent.plan.memory import Moves
 from agent.recipe.change import describe_moves
 
 
-def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) -> None:
-    """Journal the verdict with the row and the note that it leads to."""
+def judge(
+    session: Session,
+    number: int,
+    judgement: Judgement,
+    *,
+    rules: Rules,
+    over_baseline: Mapping[str, Comparison] | None = None,
+) -> None:
+    """Journal the verdict with the row and the note that it leads to. `over_baseline`: of what is kept, for people."""
     verdict = judgement.verdict
     experiment = session.state.experiments[number]
     session.lockbox.check(f"when #{number} was judged")
@@ -51,6 +60,7 @@ def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) 
             "metric_value": row["metric_value"],
             **evidence_of(judgement),
             "measured_by": measured_by,
+            **({"over_baseline": dict(over_baseline)} if over_baseline else {}),
         },
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),

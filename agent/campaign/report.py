@@ -10,6 +10,7 @@ makes it wait for nothing. Requests that come while it writes are one request.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.campaign.night import night_of
-from agent.campaign.night_runs import RunFolders
+from agent.campaign.night_runs import MOST_BYTES, RunFolders
 from agent.errors import AgentError, ResourceError
 from agent.files import remove_leftovers, write_atomic
 from agent.ledger.follow import JournalTail
@@ -30,6 +31,9 @@ PATIENCE_S = 20.0
 LEAST_PAUSE_S = 1.0
 """Between two renewals, and nine times what the last one took: a tenth of one core at most."""
 SHARE = 9.0
+NICE = 10
+CURVE_BYTES = 600_000
+"""Of curves in a report that is renewed while the campaign runs: some 60 runs. The last one has as many as fit."""
 
 
 def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> Path:
@@ -127,6 +131,8 @@ class Reporter:
         self._say_troubles()
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # trainings come first; it is for this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         with contextlib.suppress(OSError):
             for name in (PAGE, MARKDOWN, SUMMARY):
                 remove_leftovers(self.folder / name)
@@ -147,7 +153,14 @@ class Reporter:
             self._tail.read()
             state = self._tail.state
             state.consumed_s = self._tail.consumed_s
-            night = night_of(state, name=self.name, running=not last, ranking=self._ranking(), folders=self._folders)
+            night = night_of(
+                state,
+                name=self.name,
+                running=not last,
+                ranking=self._ranking(),
+                folders=self._folders,
+                curve_bytes=MOST_BYTES if last else CURVE_BYTES,
+            )
             charts, why = self._charts.get()
             write_report(night, self.folder, charts=charts, why_no_charts=why)
         except AgentError as error:

@@ -432,7 +432,9 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            judge(self.session, number, judgement, rules=self.rules)
+            kept = number > 0 and judgement.verdict.outcome == "keep"
+            over = self.evidence.over_baseline(number) if kept else None
+            judge(self.session, number, judgement, rules=self.rules, over_baseline=over)
         self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:

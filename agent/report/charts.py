@@ -36,7 +36,11 @@ BEHIND = {"discard": 0, "open": 1, "crash": 2, "lead": 3, "keep": 4, "baseline":
 """What is drawn over what."""
 REASON = 240
 """Characters of a reason that a tooltip shows."""
+EFFECTS = 80
+"""That one chart shows; the table of all ideas has every one."""
 HEIGHT = 340
+MANY = 120
+"""Ideas from which on marks are small."""
 
 
 def group_of(step: Step) -> str:
@@ -63,58 +67,68 @@ def drawn(spec: Spec, *, dark: bool = False) -> Spec:
 
 
 def staircase(night: Night, *, by: str = "time") -> Spec:
-    """Every idea: over the consumed hours, or with `by="idea"` over its number."""
+    """Every idea: over the consumed time, or with `by="idea"` over its number."""
     rows = _rows(night, by)
-    sigma = finite(night.noise.sigma_run)
-    line = _line(night, by, rows, sigma)
+    line = _line(night, by, rows)
     low, high = _range(rows, line)
     for row in rows:
         if row["group"] == "crash" or row["y"] is None:
             row["y"] = high if night.minimize else low
-    title = f"{one_line(night.metric)} on the search split{', smaller is better (axis turned)' if night.minimize else ''}"
-    x = {"field": "x", "type": "quantitative", "title": "consumed hours" if by == "time" else "idea", "scale": {"nice": False, "zero": True, "padding": 12}}
-    if by != "time":
-        x["axis"] = {"tickMinStep": 1, "format": "d"}
-    y: Spec = {
-        "field": "y",
-        "type": "quantitative",
-        "title": title,
-        "axis": {"format": Numbers(night.metric).axis},
-        "scale": {"domain": [low, high], "zero": False, "nice": False, "reverse": night.minimize},
-    }
+    x = _x_axis(night, by)
+    y = _y_axis(night, low, high)
     ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
     leads = _leads(night, rows)
-    layers: list[Spec] = [
-        {"data": {"name": "line"}, "mark": {"type": "area", "interpolate": "step-after", "color": "var(--band)", "clip": True}, "encoding": ends},
-        {"data": {"name": "line"}, "mark": {"type": "line", "interpolate": "step-after", "color": "var(--keep)", "strokeWidth": 2.5}, "encoding": {"x": x, "y": y}},
-        {"data": {"name": "leads"}, "mark": {"type": "line", "color": "var(--lead)", "strokeWidth": 1.5, "strokeDash": [5, 4]}, "encoding": {"x": x, "y": y}},
-        {
-            "data": {"name": "steps"},
-            "transform": [{"filter": "isValid(datum.low)"}],
-            "mark": {"type": "rule", "strokeWidth": 1, "opacity": 0.45, "clip": True},
-            "encoding": ends | {"color": _colour()},
-        },
-        _points(x, y),
-        {
-            "data": {"name": "steps"},
-            "transform": [{"filter": "datum.label != ''"}],
-            "mark": {"type": "text", "dy": -14, "fontWeight": "bold", "fontSize": 12, "color": "var(--keep)"},
-            "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-        },
+    named = [{"x": row["x"], "y": row["y"], "label": f"#{row['number']}"} for row in rows if row["group"] == "keep"]
+    whiskers = [{name: row[name] for name in ("x", "low", "high", "group")} for row in rows if row["low"] is not None and row["high"] is not None]
+    many = len(rows) > MANY
+    text = {"type": "text", "dy": -14, "fontWeight": "bold", "fontSize": 12}
+    label = {"x": x, "y": y, "text": {"field": "label"}}
+    layers = [
+        (line, _mark("line", {"type": "area", "interpolate": "step-after", "color": "var(--band)", "clip": True}, ends)),
+        (whiskers, _mark("whiskers", {"type": "rule", "strokeWidth": 1, "opacity": 0.15 if many else 0.45, "clip": True}, ends | {"color": _colour()})),
+        (line, _mark("line", {"type": "line", "interpolate": "step-after", "color": "var(--keep)", "strokeWidth": 2.5}, {"x": x, "y": y})),
+        (leads, _mark("leads", {"type": "line", "color": "var(--lead)", "strokeWidth": 1.5, "strokeDash": [5, 4]}, {"x": x, "y": y, "detail": {"field": "of"}})),
+        (rows, _points(x, y, small=many)),
+        (named, _mark("named", text | {"color": "var(--bg)", "stroke": "var(--bg)", "strokeWidth": 4}, label)),
+        (named, _mark("named", text | {"color": "var(--keep)"}, label)),
     ]  # fmt: skip
-    sets = {"steps": rows, "line": line, "leads": leads}
-    return _chart({"height": HEIGHT, "datasets": sets, "layer": layers if leads else layers[:2] + layers[3:]})
+    sets = {"steps": rows, "line": line, "leads": leads, "whiskers": whiskers, "named": named}
+    shown = [layer for data, layer in layers if data]  # an empty layer is warned of
+    return _chart({"height": HEIGHT, "datasets": {name: data for name, data in sets.items() if data}, "layer": shown})
 
 
-def _points(x: Spec, y: Spec) -> Spec:
+def _x_axis(night: Night, by: str) -> Spec:
+    title = "idea" if by != "time" else f"consumed {'minutes' if _in_minutes(night) else 'hours'}"
+    axis: Spec = {"grid": False, "tickCount": 8} | ({} if by == "time" else {"tickMinStep": 1, "format": "d"})
+    return {"field": "x", "type": "quantitative", "title": title, "axis": axis, "scale": {"nice": False, "zero": True, "padding": 12}}  # fmt: skip
+
+
+def _y_axis(night: Night, low: float, high: float) -> Spec:
+    numbers = Numbers(night.metric)
+    title = f"{one_line(night.metric)[:40]} on search{', smaller is better: axis turned' if night.minimize else ''}"
+    form = numbers.axis if high - low > 0.06 else numbers.axis.replace("0", "1").replace("2", "3")
+    scale = {"domain": [low, high], "zero": False, "nice": False, "reverse": night.minimize}
+    return {"field": "y", "type": "quantitative", "title": title, "axis": {"format": form}, "scale": scale}
+
+
+def _in_minutes(night: Night) -> bool:
+    return night.consumed_s < 2 * 3600
+
+
+def _mark(data: str, mark: Spec, encoding: Spec) -> Spec:
+    return {"data": {"name": data}, "mark": mark, "encoding": encoding}
+
+
+def _points(x: Spec, y: Spec, *, small: bool) -> Spec:
     shown = {"group": "outcome", "idea": "idea", "value": "search", "delta": "difference", "took": "took", "reason": "reason"}
     return {
         "data": {"name": "steps"},
-        "mark": {"type": "point", "size": 70, "strokeWidth": 1.6, "cursor": "pointer", "opacity": 1},
+        "mark": {"type": "point", "strokeWidth": 1.2 if small else 1.6, "cursor": "pointer", "opacity": 1},
         "encoding": {
             "x": x,
             "y": y,
             "color": _colour(),
+            "size": {"condition": {"test": "datum.filled !== 'hollow'", "value": 70}, "value": 26 if small else 70},
             "fill": {"field": "filled", "type": "nominal", "scale": {"domain": ["hollow", "baseline", "keep", "lead", "crash"], "range": ["var(--bg)", "var(--ink)", "var(--keep)", "var(--lead)", "var(--crash)"]}, "legend": None},
             "shape": {"field": "group", "type": "nominal", "scale": {"domain": list(GROUPS), "range": list(SHAPES)}, "legend": None},
             "tooltip": [{"field": field, "type": "nominal", "title": title} for field, title in shown.items()],
@@ -145,7 +159,6 @@ def _rows(night: Night, by: str) -> list[Spec]:
                 "high": finite(step.high),
                 "group": group,
                 "filled": group if group in ("baseline", "keep", "lead", "crash") else "hollow",
-                "label": f"#{step.number}" if group == "keep" else "",
                 "number": step.number,
                 "idea": one_line(f"#{step.number} {step.title}")[:REASON],
                 "value": numbers.value(step.value) or "not measured",
@@ -161,16 +174,18 @@ def _rows(night: Night, by: str) -> list[Spec]:
 def _places(night: Night, by: str) -> list[float]:
     """Where each step stands; one whose time is not known stands with the one before it."""
     places, last = [], 0.0
+    unit = 60 if _in_minutes(night) else 3600
     for step in night.steps:
         at = finite(step.at_s)
-        last = float(step.number) if by != "time" else round(at / 3600, 4) if at is not None else last
+        last = float(step.number) if by != "time" else round(at / unit, 4) if at is not None else last
         places.append(last)
     return places
 
 
-def _line(night: Night, by: str, rows: list[Spec], sigma: float | None) -> list[Spec]:
+def _line(night: Night, by: str, rows: list[Spec]) -> list[Spec]:
     """The incumbent's metric, with two sigma_run about it, to where the night stands."""
-    half = 2 * sigma if sigma is not None else 0.0
+    half = 2 * (finite(night.noise.sigma_run) or 0.0)
+    unit = 60 if _in_minutes(night) else 3600
     points = [
         (x, best)
         for step, x in zip(night.steps, _places(night, by), strict=True)
@@ -179,14 +194,21 @@ def _line(night: Night, by: str, rows: list[Spec], sigma: float | None) -> list[
     points.sort(key=lambda point: point[0])
     if points:
         last = max(row["x"] for row in rows) if rows else points[-1][0]
-        points.append((max(last, night.consumed_s / 3600 if by == "time" else last), points[-1][1]))
+        points.append((max(last, night.consumed_s / unit if by == "time" else last), points[-1][1]))
     return [{"x": x, "y": best, "low": best - half, "high": best + half} for x, best in points]
 
 
 def _leads(night: Night, rows: list[Spec]) -> list[Spec]:
-    """What was built on unconfirmed, in order, from the baseline on; nothing where nothing led."""
-    found = sorted((row for row in rows if row["group"] in ("baseline", "lead") and row["y"] is not None), key=lambda row: row["number"])  # fmt: skip
-    return [{"x": row["x"], "y": row["y"]} for row in found] if any(row["group"] == "lead" for row in found) else []
+    """From each lead, and from what was kept on top of one, a line back to what it changes."""
+    at = {row["number"]: row for row in rows if row["y"] is not None}
+    found = []
+    for step in night.steps:
+        ours, base = at.get(step.number), at.get(step.base)
+        if ours is None or base is None or ours is base:
+            continue
+        if ours["group"] == "lead" or (ours["group"] == "keep" and base["group"] == "lead"):
+            found += [{"x": one["x"], "y": one["y"], "of": step.number} for one in (base, ours)]
+    return found
 
 
 def _range(rows: list[Spec], line: list[Spec]) -> tuple[float, float]:
@@ -208,7 +230,7 @@ def _range(rows: list[Spec], line: list[Spec]) -> tuple[float, float]:
 
 
 def effects(night: Night) -> Spec | None:
-    """The difference that each verdict rests on, with its interval, the largest upper end first; None without any."""
+    """The difference that each verdict rests on, with its interval: those that reach highest, first. None without any."""
     numbers = Numbers(night.metric)
     scale = 100 if numbers.rate else 1
     rows = [
@@ -227,6 +249,7 @@ def effects(night: Night) -> Spec | None:
     if not rows:
         return None
     rows.sort(key=lambda row: -float(str(row["high"])))
+    rows = rows[:EFFECTS]
     y = {"field": "idea", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 230, "ticks": False}}
     x = {"type": "quantitative", "title": "points gained, with the 95% interval" if numbers.rate else "gained, with the 95% interval"}  # fmt: skip
     tooltip = [{"field": "idea", "type": "nominal"}, {"field": "text", "type": "nominal", "title": "difference"}]
@@ -235,7 +258,7 @@ def effects(night: Night) -> Spec | None:
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y, "color": _colour(), "tooltip": tooltip}},
         {"mark": {"type": "point", "filled": True, "size": 55, "opacity": 1, "cursor": "pointer"}, "encoding": {"x": x | {"field": "delta"}, "y": y, "color": _colour(), "tooltip": tooltip}},
     ]  # fmt: skip
-    return _chart({"height": {"step": 17}, "datasets": {"effects": rows}, "data": {"name": "effects"}, "layer": layers})
+    return _chart({"height": 17 * len(rows), "datasets": {"effects": rows}, "data": {"name": "effects"}, "layer": layers})
 
 
 def _whole(step: Step) -> bool:
@@ -248,7 +271,7 @@ def curve() -> Spec:
     series = {"field": "run", "type": "nominal", "legend": None, "sort": None, "scale": {"range": ["var(--keep)", "var(--crash)"]}}  # fmt: skip
     dash = {"field": "run", "type": "nominal", "legend": None, "sort": None, "scale": {"range": [[1, 0], [6, 3]]}}
     x = {"field": "x", "type": "quantitative", "title": "cycle", "scale": {"nice": False}, "axis": {"tickCount": 5}}
-    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 4}}
+    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 4, "format": ".4~g"}}
     tooltip = [{"field": "run", "type": "nominal"}, {"field": "x", "type": "quantitative", "title": "at"}, {"field": "y", "type": "quantitative", "title": "value", "format": ".5~g"}]  # fmt: skip
     mark = {"type": "line", "point": {"size": 18, "filled": True}, "strokeWidth": 1.8}
     encoding = {"x": x, "y": y, "color": series, "strokeDash": dash, "tooltip": tooltip}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.report.charts import group_of
-from agent.report.night import Arm, Card, Estimate, Night, Step
+from agent.report.night import Arm, Card, Crash, Estimate, Night, RuledOut, Step
 from agent.report.numbers import Numbers, finite, time_of
 from agent.report.words import percent
 from agent.text import clean
@@ -19,6 +19,8 @@ SPLITS = ("search", "confirm", "holdout")
 DISCARDED = ("inconclusive", "regressed", "underpowered", "tainted", "screened", "lead", "guard")
 """Kinds that `counts` breaks the discarded down to, the usual ones first."""
 STATES = {"running": "running", "paused": "paused", "finished": "finished", "killed": "cut short", "new": "not started"}
+COLOURS = {"train": 0, "evaluate": 1, "start-up": 2, "confirm": 3, "calibrate": 4, "holdout": 5, "crashed": 6, "idle": 7}
+"""Of what the time went to, the same on every page."""
 Tone = Literal["good", "doubt", "none", "early"]
 
 
@@ -29,6 +31,10 @@ class Headline:
     tone: Tone
     label: str
     state: str
+
+    def says(self, verdict: str) -> bool:
+        """Whether the verdict begins with the same words."""
+        return verdict.lower().startswith(self.label.lower())
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def slices(night: Night) -> list[Slice]:
     if total <= 0:
         return []
     return [
-        Slice(name, round(100 * seconds / total, 2), f"{100 * seconds / total:.0f}%", time_of(seconds), place % 8)
+        Slice(name, round(100 * seconds / total, 2), f"{100 * seconds / total:.0f}%", time_of(seconds), COLOURS.get(name, place % 8))
         for place, (name, seconds) in enumerate(known)
         if seconds > 0
     ]
@@ -120,6 +126,18 @@ def cards(night: Night) -> dict[str, list[Card]]:
     for card in night.cards:
         found[card.story.outcome if card.story.outcome in ("keep", "crash") else "near"].append(card)
     return found
+
+
+def crashes(night: Night) -> list[tuple[Crash | None, Card | None]]:
+    """What is known of each crash: its evidence, its card, or both."""
+    carded = {card.story.number: card for card in cards(night)["crash"]}
+    known = [(crash, carded.pop(crash.number, None)) for crash in night.crashes]
+    return [*known, *((None, card) for card in carded.values())]
+
+
+def ruled_out(night: Night) -> list[RuledOut]:
+    """What is ruled out most clearly comes first."""
+    return sorted((one for one in night.ruled_out if finite(one.above) is not None), key=lambda one: one.above)
 
 
 def ideas(night: Night) -> list[IdeaRow]:

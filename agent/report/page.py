@@ -12,12 +12,14 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from agent import __version__
@@ -42,10 +44,13 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
     scripts = [script, *([library] if library else [])]
     page = _environment().get_template("page.html.j2")
     return page.render(
+        variables=dict(os.environ),
         night=night,
         numbers=Numbers(night.metric),
         headline=look.headline(night),
         cards=look.cards(night),
+        crashes=look.crashes(night),
+        ruled_out=look.ruled_out(night),
         ideas=look.ideas(night),
         stairs=look.stairs(night),
         slices=look.slices(night),
@@ -130,23 +135,36 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     environment.filters.update(
-        cut=cut, line=one_line, duration=time_of, moment=moment, plain=plain, diff=look.diff_of, outcome=look.outcome_class
+        cut=_cut, line=_line, duration=time_of, moment=moment, plain=plain, diff=look.diff_of, outcome=look.outcome_class
     )
     return environment
 
 
-def _shown(value: Any) -> Any:
+@pass_context
+def _shown(context: Context, value: Any) -> Any:
     """What a template writes: markup of the page's own as it is, everything else as clean text of bounded length."""
     if value is None:
         return ""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return cut(value, LONGEST)
+        return cut(value, LONGEST, context.get("variables"))
     return value
 
 
-def cut(text: str, most: int) -> str:
-    """Clean text of at most `most` characters, and a word about the rest."""
-    shown = clean(text)
+@pass_context
+def _cut(context: Context, text: str, most: int) -> str:
+    return cut(text, most, context.get("variables"))
+
+
+@pass_context
+def _line(context: Context, text: str) -> str:
+    """As one line of prose, with an arrow that no line ends within."""
+    return one_line(text, context.get("variables")).replace(" -> ", " \u2192 ")
+
+
+def cut(text: str, most: int, variables: Mapping[str, str] | None = None) -> str:
+    """Clean text of at most `most` characters, and a word about the rest. `variables` is the environment whose secrets
+    do not get out: taken once for a page, which is much of its time else."""
+    shown = clean(text, variables)
     return shown if len(shown) <= most else f"{shown[:most]} ... ({len(shown) - most} more characters)"
 
 

@@ -18,14 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.errors import InvalidFile
 from agent.report.night import FORMAT, Night
-from agent.text import redacted
+from agent.text import redact
 
 
 def summary_of(night: Night) -> dict[str, Any]:
     """As JSON has it, without secrets."""
     told = {field.name: _plain(getattr(night, field.name)) for field in dataclasses.fields(night)}
-    plain: dict[str, Any] = redacted({"format": told.pop("format"), **told})
-    return plain
+    return {"format": told.pop("format"), **told}
 
 
 def summary_text(night: Night) -> str:
@@ -67,16 +66,16 @@ def _night() -> TypeAdapter[Night]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # a lone surrogate is no text
+        return redact(value.encode("utf-8", "replace").decode())  # a lone surrogate is no text
     if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return str(value)

@@ -68,7 +68,7 @@ def _series(columns: Mapping[str, Sequence[float | None]], over: str) -> dict[st
     """x, and (title, values) in the order of `NAMES`; what was never measured is left out."""
     order = {name: place for place, name in enumerate(NAMES)}
     names = sorted((name for name in columns if name != over), key=lambda name: order.get(name, len(order)))
-    series = [[one_line(NAMES.get(name, name))[:60], [_rounded(value) for value in columns[name]]] for name in names]
+    series = [[NAMES.get(name) or one_line(name)[:60], [_rounded(value) for value in columns[name]]] for name in names]
     known = [pair for pair in series if any(value is not None for value in pair[1])]
     return {"x": [_rounded(value) for value in columns.get(over, ())], "series": known}
 

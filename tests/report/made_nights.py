@@ -243,7 +243,7 @@ def _steps(
     best = 0.352 if sign > 0 else 0.71
     base = 0
     steps = [Step(0, "baseline", "keep", "baseline", "baseline: 3 seeds at 35.1%, 34.6%, 35.9%", "baseline", "baseline", seconds * 0.08, seconds * 0.07, best, best - 0.012, best + 0.012, 0, None, best, None, None, "5f" * 20)]
-    lead = best
+    lead, led = best, 0
     for number in range(1, ideas + 1):
         axis, hypothesis, title, _ = IDEAS[number % len(IDEAS)]
         if number % 11 == 0:
@@ -258,17 +258,20 @@ def _steps(
         elif number in keeps:
             outcome, kind, effect = "keep", "gain", max(0.03, sign * (lead - best) + 0.012)
         elif number in leads:
-            kind, effect = "lead", sign * (lead - best) + 0.021
+            kind, effect = "lead", max(0.0, sign * (lead - best)) + 0.021
             lead = best + sign * effect
         elif number in near:
             effect = 0.013
         elif number % 13 == 0:
             kind = "screened"
+        below = base if outcome == "keep" and not leads else led
+        if kind == "lead":
+            led = number
         delta = None if crash or outcome == "open" else Estimate(effect, effect - 0.017, effect + 0.017)
         value = None if delta is None else best + sign * effect
         before = best
         if outcome == "keep" and value is not None:
-            best, base = value, number
+            best, base, led, lead = value, number, number, value
         reason = f"{kind}: {100 * effect:+.1f}pp [{100 * effect - 1.7:+.1f}pp, {100 * effect + 1.7:+.1f}pp] on search, not worth a confirmation"
         if outcome == "keep":
             reason = f"gain {100 * effect:+.1f}pp, confirmed on 512 fresh prompts with 3+3 fresh seeds; level 0.004"
@@ -277,7 +280,7 @@ def _steps(
         if outcome == "open":
             reason = "its search run is under way"
         ends = (None, None) if value is None else (value - 0.017, value + 0.017)
-        steps.append(Step(number, f"{axis}: {title}", outcome, kind, reason, axis, hypothesis, None if outcome == "open" else at, took, value, *ends, base if outcome != "keep" else max(0, base - 1), before, best, delta, crash, f"{number:04x}" * 10))
+        steps.append(Step(number, f"{axis}: {title}", outcome, kind, reason, axis, hypothesis, None if outcome == "open" else at, took, value, *ends, below, before, best, delta, crash, f"{number:04x}" * 10))
     return steps  # fmt: skip
 
 

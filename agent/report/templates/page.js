@@ -94,6 +94,8 @@
         spec.datasets = { curve: values };
         spec.encoding.x.title = title;
         spec.encoding.color.scale.domain = spec.encoding.strokeDash.scale.domain = runs.map((run) => run.run);
+        const [least, most] = [Math.min(...values.map((point) => point.y)), Math.max(...values.map((point) => point.y))];
+        if (least === most) spec.encoding.y.scale.domain = least ? [least - Math.abs(least) / 4, least + Math.abs(least) / 4] : [-1, 1];
         if (over === "seconds") spec.mark.point = false;
         const figure = make("figure");
         const chart = make("div", "", { className: "chart" });
