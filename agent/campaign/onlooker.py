@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.campaign.now import machine_of, running_of, what_runs
-from agent.campaign.standing import predicted_s, standing
+from agent.campaign.standing import predicted_s, standing, time_left
 from agent.contract import Sample
 from agent.errors import AgentError
 from agent.hardware.sensors import hottest, memory
@@ -45,10 +45,10 @@ TURNS = (CampaignStarted, CampaignResumed, CampaignPaused, CampaignFinished)
 SHORT_S = 0.03
 PATIENCE = 40.0
 """Adding up that takes longer than `SHORT_S`, with thousands of ideas, is waited for so many times as long."""
-
-T = TypeVar("T")
 HEAT_EVERY_S = 15.0
 """The host's sensors are many small files."""
+
+T = TypeVar("T")
 
 
 class Onlooker:
@@ -93,14 +93,12 @@ class Onlooker:
         self.news = self._journal.read()
         holder = _quietly(lambda: holder_of(self.workspace))
         told = self._standing(holder.pid if holder else None)
-        state = self._journal.state
-        used = self._journal.consumed_s
-        left = told.left_s - (used - told.used_s) if told.left_s is not None and state.budget_s is not None else None
+        at, used = self.clock(), self._journal.consumed_s
         seen = replace(
             told,
-            at=self.clock(),
+            at=at,
             used_s=used,
-            left_s=max(0.0, left) if left is not None else told.left_s,
+            left_s=time_left(self._journal.state, used_s=used, at=at),
             trouble=self._journal.trouble or self._trouble or told.trouble,
             report=self._report(),
         )
@@ -141,10 +139,7 @@ class Onlooker:
         if self.news or self._open is None:
             self._open = next((run for run in reversed(state.open_runs) if run.words), None)
             self._predicted = predicted_s(state, self._open) if self._open else None
-        told = self._told[0]
-        if state.started and state.started.options.get("deadline") and told.left_s is not None:
-            return replace(told, left_s=max(0.0, told.left_s - (self.clock() - told.at)))
-        return told
+        return self._told[0]
 
     def _report(self) -> str | None:
         if self.name is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import statistics
@@ -42,7 +43,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         minimize=measuring.minimize,
         budget_s=state.budget_s,
         used_s=state.consumed_s,
-        left_s=_left(state, at),
+        left_s=time_left(state, used_s=state.consumed_s, at=at),
         untrained=_number(numbers.get("untrained")),
         baseline=_number(numbers.get("baseline")),
         best=_best(state, best),
@@ -78,15 +79,13 @@ def _after(state: CampaignState, name: str, stands: Standing) -> str:
     return f"raft-agent finalize {name}" if kept else f"raft-agent log --campaign {name}"
 
 
-def _left(state: CampaignState, at: float) -> float | None:
-    budget = state.budget_s
-    left = [budget - state.consumed_s] if budget is not None else []
+def time_left(state: CampaignState, *, used_s: float, at: float) -> float | None:
+    """Seconds until the budget or the deadline, whichever is nearer; None where there is neither."""
+    left = [state.budget_s - used_s] if state.budget_s is not None else []
     deadline = (state.started.options if state.started else {}).get("deadline")
     if isinstance(deadline, str):
-        try:
+        with contextlib.suppress(ValueError):
             left.append(datetime.datetime.fromisoformat(deadline).timestamp() - at)
-        except ValueError:
-            pass
     return max(0.0, min(left)) if left else None
 
 

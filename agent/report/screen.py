@@ -15,7 +15,7 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.style import Style
 from rich.text import Text
 
-from agent.report.glyphs import Line, width_of
+from agent.report.glyphs import ASCII, Line, cut, width_of
 from agent.text import visible
 
 STYLES = {
@@ -102,8 +102,9 @@ class Screen:
     def _written(self, line: Line, width: int) -> str:
         """A line and what clears the rest of its row. In a full row there is no rest, and clearing would take its last
         character."""
-        styled = "".join(self._styled(visible(text).replace("\n", " "), style) for text, style in line)
-        return styled if width_of(line) >= width else f"{styled}\x1b[K"
+        shown = cut([(visible(text).replace("\n", " "), style) for text, style in line], width, ASCII)
+        styled = "".join(self._styled(text, style) for text, style in shown)
+        return styled if width_of(shown) >= width else f"{styled}\x1b[K"
 
     def _styled(self, text: str, name: str) -> str:
         codes = self._codes.get(name)

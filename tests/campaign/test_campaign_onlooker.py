@@ -270,6 +270,20 @@ def test_a_clock_that_was_set_back_leaves_no_negative_times(workspace: Workspace
         assert seen.left_s >= 0
 
 
+def test_the_nearer_of_budget_and_deadline_counts(workspace: Workspace) -> None:
+    journal = Journal(workspace.journal_path("night"))
+    journal.append(
+        "campaign_started", campaign="night", recipe_path="r", recipe="", base_commit="b", budget_s=600.0,
+        options={"deadline": "2027-01-15T08:01:00+00:00"},
+    )  # fmt: skip
+    journal.path.with_name(NAME).write_text("590.000\n")
+    eight = 1_800_000_000.0  # 08:00:00 of that day
+    assert Onlooker(workspace, clock=lambda: eight).look().left_s == 10.0
+    assert Onlooker(workspace, clock=lambda: eight + 57).look().left_s == 3.0
+    journal.append("campaign_resumed", budget_s=None)
+    assert Onlooker(workspace, clock=lambda: eight + 99).look().left_s == 0.0
+
+
 def test_hostile_text_is_clean_in_the_snapshot(workspace: Workspace, night: Journal) -> None:
     evil = "\x1b]0;title\x07 two\nlines \x1b[2J"
     write_run(workspace.root, note=evil)
