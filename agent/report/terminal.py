@@ -29,7 +29,7 @@ from agent.report.words import percent, points
 from agent.text import clean, one_line, visible
 
 PANEL_LINES = 12
-"""Of the live view below the events, on a terminal of up to 32 lines; a taller one gives it half, less `PANEL_MARGIN`."""
+"""Of the live view below the events, on a terminal of up to 32 lines; a taller one gives it half, less some."""
 PANEL_MARGIN = 4
 
 

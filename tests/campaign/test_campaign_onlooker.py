@@ -261,6 +261,22 @@ def test_what_goes_away_while_somebody_looks(workspace: Workspace, night: Journa
         assert len(onlooker.look().marks) == 2
 
 
+def test_what_may_not_be_read_is_said(workspace: Workspace, night: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    onlooker = Onlooker(workspace)
+    before = onlooker.look()
+    assert onlooker._journal is not None
+    onlooker._journal._file._open = closed
+    after = onlooker.look()
+    assert after.trouble == "the journal cannot be read: Permission denied"
+    assert after.marks == before.marks
+    monkeypatch.setattr(Workspace, "campaign_names", lambda self: [])
+    monkeypatch.setattr("agent.campaign.onlooker.os.access", lambda *ignored: False)
+    assert "permission denied" in Onlooker(workspace).look().trouble
+
+
 def test_a_clock_that_was_set_back_leaves_no_negative_times(workspace: Workspace, night: Journal) -> None:
     with hold(workspace):
         seen = Onlooker(workspace, clock=lambda: 1000.0).look()
