@@ -79,12 +79,15 @@ class RunNow:
 
 
 def what_runs(state: CampaignState, run: Run) -> str:
-    """`#3 learning-rate: raise the rate`, `baseline`, `untrained`."""
+    """`#3 learning-rate: raise the rate`, `baseline 1 of 3`: as the loop calls it, where the journal tells."""
+    told = (run.planned.model_extra or {}).get("what") if run.planned else None
+    if told:
+        return one_line(str(told))
     words = run.words
     experiment = state.experiments.get(words.experiment) if words and words.experiment else None
     arm = words.arm or words.role if words else ""
     if experiment is None or experiment.planned is None:
-        return one_line(f"{arm} on the holdout" if words and words.role == "holdout" else arm)
+        return one_line(f"holdout, {arm}" if words and words.role == "holdout" else arm)
     role = " (confirmation)" if run.is_confirmation else ""
     return one_line(f"#{experiment.number} {experiment.planned.subject}{role}")
 

@@ -17,7 +17,17 @@ from agent.campaign.standing import predicted_s, standing
 from agent.contract import Sample
 from agent.errors import AgentError
 from agent.hardware.sensors import hottest, memory
-from agent.ledger.events import Event
+from agent.ledger.events import (
+    BudgetTick,
+    CampaignFinished,
+    CampaignPaused,
+    CampaignResumed,
+    CampaignStarted,
+    Event,
+    ExperimentCommitted,
+    Note,
+    RunStarted,
+)
 from agent.ledger.follow import JournalTail
 from agent.ledger.journal import CampaignState, Run
 from agent.ledger.lock import holder_of
@@ -28,6 +38,14 @@ from agent.text import one_line
 
 NAMES_EVERY_S = 3.0
 """A new campaign is looked for this often."""
+SAYS_NOTHING = (Note, BudgetTick, RunStarted, ExperimentCommitted)
+"""Lines that change nothing that is shown: a long journal is not added up for them."""
+TURNS = (CampaignStarted, CampaignResumed, CampaignPaused, CampaignFinished)
+"""Lines that are shown at once."""
+SHORT_S = 0.03
+PATIENCE = 40.0
+"""Adding up that takes longer than `SHORT_S`, with thousands of ideas, is waited for so many times as long."""
+
 T = TypeVar("T")
 HEAT_EVERY_S = 15.0
 """The host's sensors are many small files."""
@@ -50,8 +68,9 @@ class Onlooker:
         self.news: list[Event] = []
         """What the last look found new in the journal."""
         self._journal: JournalTail | None = None
-        self._told: tuple[int, int | None, Snapshot] | None = None
+        self._told: tuple[Snapshot, int | None] | None = None
         self._trouble = ""
+        self._changed, self._due_at = False, float("-inf")
         self._open: Run | None = None
         self._predicted: float | None = None
         self._view: RunView | None = None
@@ -104,19 +123,25 @@ class Onlooker:
         if name is None or name == self.name or (self.fixed and name not in names):
             return
         self.name, self._journal = name, JournalTail(self.workspace.journal_path(name))
-        self._told = self._view = None
+        self._told = self._view = self._open = None
 
     def _standing(self, process: int | None) -> Snapshot:
         """Made anew only where the journal has grown, or whoever works here has changed."""
         assert self._journal is not None
         assert self.name is not None
         state = self._journal.state
-        if self._told is None or self.news or self._told[:2] != (state.last_seq, process):
+        self._changed |= any(not isinstance(event, SAYS_NOTHING) for event in self.news)
+        began = self.monotonic()
+        due = self._changed and (began >= self._due_at or any(isinstance(event, TURNS) for event in self.news))
+        if self._told is None or due or self._told[1] != process:
             at = self.clock()
-            self._told = (state.last_seq, process, standing(state, name=self.name, at=at, process=process))
+            self._told, self._changed = (standing(state, name=self.name, at=at, process=process), process), False
+            took = self.monotonic() - began
+            self._due_at = began + (PATIENCE * took if took > SHORT_S else 0.0)
+        if self.news or self._open is None:
             self._open = next((run for run in reversed(state.open_runs) if run.words), None)
             self._predicted = predicted_s(state, self._open) if self._open else None
-        told = self._told[2]
+        told = self._told[0]
         if state.started and state.started.options.get("deadline") and told.left_s is not None:
             return replace(told, left_s=max(0.0, told.left_s - (self.clock() - told.at)))
         return told

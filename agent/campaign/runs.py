@@ -261,7 +261,7 @@ class Runner:
             "recipe_signature": job.recipe.signature(),
             "out": out.relative_to(session.workspace).as_posix(),
         }
-        session.tell("run_planned", **words, predicted_s=round(predicted, 3))
+        session.tell("run_planned", **words, what=job.what, predicted_s=round(predicted, 3))
         now = RunNow(out, what=job.what, seed=job.seed, number=job.experiment, predicted_s=predicted)
         session.observer.started(Activity(job.what, f"seed {job.seed}", predicted, now.look))
         free_gb = memory().available

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from agent.campaign.budget import RunCost, reserve_seconds
-from agent.campaign.decided import direction_of
+from agent.campaign.night import standing_of
+from agent.campaign.night_recipe import measuring_of
+from agent.campaign.night_steps import steps_of
 from agent.campaign.past import lead_of, past_of
 from agent.ledger.journal import CampaignState, Experiment, Run
-from agent.report.night import Standing
+from agent.report.night import Standing, Step
 from agent.report.snapshot import Mark, Snapshot
 from agent.text import one_line
 
@@ -20,18 +24,22 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
     """`process` holds the workspace; None where nobody does, so that what looks as if it ran was killed."""
     ideas = [one for number, one in sorted(state.experiments.items()) if number > 0]
     numbers, started = state.calibration, state.started
-    best = (state.incumbent.experiment if state.incumbent else None) or 0
+    incumbent = state.incumbent
+    best = (incumbent.experiment if incumbent else None) or 0
+    outcomes = Counter(one.outcome or "open" for one in ideas)
     lead = lead_of(past_of(state), best)
     cost = cost_so_far(state)
-    stands = _state(state, process)
+    measuring = measuring_of(state)
+    steps = steps_of(state, minimize=measuring.minimize)
+    stands = standing_of(state, running=process is not None)
     return Snapshot(
         at=at,
         campaign=one_line(name),
         state=stands,
         process=process,
         recipe=one_line(started.recipe_path) if started else "",
-        metric=one_line(str(numbers.get("metric") or "metric")),
-        minimize=any(one.judged and direction_of(one.judged.numbers) == "minimize" for one in ideas),
+        metric=one_line(measuring.metric),
+        minimize=measuring.minimize,
         budget_s=state.budget_s,
         used_s=state.consumed_s,
         left_s=_left(state, at),
@@ -40,7 +48,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         best=_best(state, best),
         best_number=best,
         best_title=_title(state.experiments.get(best)) if best else "",
-        best_commit=state.incumbent.commit if state.incumbent and numbers else None,
+        best_commit=incumbent.commit if incumbent and numbers else None,
         lead=_metric(state.experiments[lead]) if lead != best else None,
         lead_number=lead if lead != best else None,
         lead_title=_title(state.experiments[lead]) if lead != best else "",
@@ -48,10 +56,10 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         detectable=_number(numbers.get("smallest_detectable")),
         counts={
             "ideas": len(ideas),
-            **{what: sum(one.outcome == what for one in ideas) for what in ("keep", "discard", "crash")},
-            "open": sum(one.outcome is None for one in ideas),
+            **{what: outcomes[what] for what in ("keep", "discard", "crash", "open")},
         },
-        marks=tuple(_marks(state, ideas)),
+        marks=tuple(_mark(step) for step in steps if step.number),
+        base=next((step.value for step in steps if not step.number), None),
         judged=tuple(number for number in state.judged_order if number > 0),
         idea_s=cost.total_s if cost else None,
         reserve_s=reserve_seconds(cost) if cost else None,
@@ -61,12 +69,6 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
         trouble=f"{state.unknown} lines of the journal are of a newer version" if state.unknown else "",
     )
-
-
-def _state(state: CampaignState, process: int | None) -> Standing:
-    if state.status == "running" and process is None:
-        return "killed"
-    return state.status
 
 
 def _after(state: CampaignState, name: str, stands: Standing) -> str:
@@ -92,34 +94,28 @@ def _best(state: CampaignState, best: int) -> float | None:
     """By all that has been measured of it since its verdict."""
     if not best:
         return _number(state.calibration.get("baseline"))
-    last = next((one.recorded for one in _backwards(state) if one.recorded), None)
-    told = last.best if last is not None else None
-    return told if told is not None else _metric(state.experiments[best])
+    for experiment in _backwards(state):
+        if experiment.recorded is not None and experiment.recorded.best is not None:
+            return experiment.recorded.best
+        if experiment.number == best:
+            break  # what was recorded before is another one's
+    return _metric(state.experiments[best])
 
 
 def _backwards(state: CampaignState) -> Iterator[Experiment]:
     return (state.experiments[number] for number in reversed(state.judged_order))
 
 
-def _marks(state: CampaignState, ideas: list[Experiment]) -> Iterator[Mark]:
-    bests: dict[int, float | None] = {}
-    best = _number(state.calibration.get("baseline"))
-    for number in state.judged_order:
-        experiment = state.experiments[number]
-        if number and experiment.outcome == "keep":
-            best = _metric(experiment)
-        bests[number] = best
-    for one in ideas:
-        judged = one.judged
-        yield Mark(
-            number=one.number,
-            title=_title(one),
-            outcome=one.outcome or "open",
-            kind=one_line(str(judged.numbers.get("kind") or "")) if judged else "",
-            reason=one_line(judged.reason) if judged else "",
-            value=_metric(one),
-            best=bests.get(one.number),
-        )
+@functools.lru_cache(maxsize=20_000)
+def _clean(text: str) -> str:
+    """Cleaning takes longer than all else here, and thousands of ideas say the same at each look."""
+    return one_line(text)
+
+
+def _mark(step: Step) -> Mark:
+    words = {"title": _clean(step.title), "kind": _clean(step.kind), "reason": _clean(step.reason)}
+    best = step.best if step.outcome != "open" else None  # the line goes on past what has no outcome
+    return Mark(number=step.number, outcome=step.outcome, value=step.value, best=best, **words)
 
 
 def _title(experiment: Experiment | None) -> str:

@@ -41,7 +41,7 @@ def run(
     target: str | None = typer.Option(None, help="Stop at a confirmed metric: 'pass_rate>=0.9'."),
     seeds: int = typer.Option(3, min=2, max=20, help="Runs of the baseline before any idea."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done, run nothing."),
-    detach: bool = typer.Option(False, "--detach", help="Go on in the background; watch with raft-agent status."),
+    detach: bool = typer.Option(False, "--detach", help="Go on in the background; see raft-agent watch."),
     low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority for trainings."),
     allow_untrusted_code: bool = typer.Option(
         False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made."
@@ -279,5 +279,5 @@ def _detach(workspace: Workspace, settings: Settings) -> None:
         arguments += ["--name", settings.campaign]
     pid = detach([sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), settle_s=3.0)
     print(f"campaign {settings.campaign} runs in the background (process {pid})")
-    print(f"  raft-agent status        where it stands\n  tail -f {log.relative_to(workspace.root)}")
+    print(f"  raft-agent watch         where it stands, live\n  tail -f {log.relative_to(workspace.root)}")
     print(f"  kill {pid}               ends it in good order; raft-agent resume goes on")

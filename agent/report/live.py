@@ -105,7 +105,7 @@ def _parts(snapshot: Snapshot, view: View) -> list[Part]:
     tall = min(TALLEST_STAIRS, spare if not outcomes else max(LOWEST_STAIRS, spare // 2))
     chart = stairs(
         snapshot.marks,
-        snapshot.baseline,
+        snapshot.base if snapshot.base is not None else snapshot.baseline,
         view.room,
         tall if LOWEST_STAIRS <= tall <= spare else 1,
         view.glyphs,
@@ -233,9 +233,10 @@ def _progress(running: Running, view: View) -> list[Line]:
 
 def _share_of(running: Running) -> float | None:
     """Of the whole run, where its length is predicted."""
-    if running.elapsed_s is not None and running.predicted_s:
-        return running.elapsed_s / running.predicted_s
-    return running.share
+    left, elapsed = running.left_s, running.elapsed_s
+    if left is None or elapsed is None:
+        return running.share
+    return elapsed / max(elapsed + max(0.0, left), 1.0)
 
 
 def _select(running: Running, view: View) -> list[Line]:
@@ -279,7 +280,10 @@ def _machine(machine: MachineNow, view: View) -> list[Line]:
 def _counts(snapshot: Snapshot, view: View) -> list[Line]:
     """How the ideas came out, and the characters that stand for it in the staircase."""
     counts, glyphs = snapshot.counts, view.glyphs
-    parts: list[Line] = [[(f"{counts.get('ideas', 0)} ideas", "bold")]]
+    ideas = counts.get("ideas", 0)
+    parts: list[Line] = [
+        [(f"{ideas} idea{'s' if ideas != 1 else ''}" if ideas else "none yet", "bold" if ideas else "dim")]
+    ]
     for what, words in (("keep", "kept"), ("discard", "discarded"), ("crash", "crashed"), ("open", "open")):
         if counts.get(what):
             parts.append([(f"{glyphs.of(what)} ", what), (f"{counts[what]} {words}", "")])
@@ -294,7 +298,8 @@ def _then(snapshot: Snapshot, view: View) -> list[Line]:
     if snapshot.idea_s is not None and snapshot.reserve_s is not None:
         if snapshot.left_s is not None:
             fit = int(max(0.0, snapshot.left_s - snapshot.reserve_s) // max(snapshot.idea_s, 1.0))
-            parts.append([(f"about {fit} more ideas of {duration(snapshot.idea_s)}", "")])
+            more = f"about {fit} more idea{'s' if fit != 1 else ''}" if fit else "no time for a further idea"
+            parts.append([(f"{more} of {duration(snapshot.idea_s)}", "")])
         parts.append([(f"{duration(snapshot.reserve_s)} kept for the last confirmation and the holdout", "")])
     parts += [[(f"ends {words}", "")] for words in snapshot.stops]
     return flow(parts, view.room, view.glyphs)

@@ -37,7 +37,8 @@ ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
 
 
 def is_screen(console: Console) -> bool:
-    return console.is_terminal and not console.is_dumb_terminal
+    """Whatever FORCE_COLOR says, which rich takes for a terminal."""
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
 def text_of(line: Line) -> Text:
@@ -86,7 +87,7 @@ class Screen:
     def show(self, lines: Sequence[Line]) -> None:
         width, height = self._size()
         written = [self._written(line, width) for line in lines[:height]]
-        written += [""] * (height - len(written))
+        written += ["\x1b[K"] * (height - len(written))
         out = ""
         if self._at != (width, height):
             # the terminal has moved what was there about

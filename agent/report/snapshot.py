@@ -26,9 +26,9 @@ class Mark:
     """Why, in a word: gain, regressed, lead, screened, ..."""
     reason: str
     value: float | None
-    """The metric in its row of the results table."""
+    """The metric of its first runs, on the search split."""
     best: float | None
-    """The incumbent's metric after it."""
+    """What the incumbent had there, after it; None where it has no outcome."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,17 @@ class Running:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that it will still take, by the prediction; negative where it is late."""
+        """Seconds that it will still take; negative where it is late.
+
+        At first as predicted; the more of its budget is spent, the more by how fast it was.
+        """
         if self.predicted_s is None or self.elapsed_s is None:
             return None
-        return self.predicted_s - self.elapsed_s
+        by_prediction = self.predicted_s - self.elapsed_s
+        if self.share is None or not 0 < self.share < 1:
+            return by_prediction
+        by_pace = self.elapsed_s * (1 - self.share) / self.share
+        return self.share * by_pace + (1 - self.share) * max(0.0, by_prediction)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Snapshot:
     process: int | None = None
     """Of the agent that works on it."""
     recipe: str = ""
-    metric: str = "metric"
+    metric: str = ""
     minimize: bool = False
     budget_s: float | None = None
     used_s: float = 0.0
@@ -121,6 +128,8 @@ class Snapshot:
     """ideas, keep, discard, crash, open."""
     marks: tuple[Mark, ...] = ()
     """Every idea in the order of their numbers; the baseline is not among them."""
+    base: float | None = None
+    """The baseline's metric on the split of the marks."""
     judged: tuple[int, ...] = ()
     """Numbers of the ideas with an outcome, in the order in which they were judged."""
     running: Running | None = None

@@ -54,7 +54,7 @@ def stairs(
         row = row_of(mark.value) if mark.value is not None else rows
         chart.put(index, row, glyphs.of(mark.outcome, mark.kind), _style(mark), _rank(mark))
     labels = {row_of(value): percent(value) for value in (sign * low, sign * high, baseline)}
-    last = marks[-1].best
+    last = next((mark.best for mark in reversed(marks) if mark.best is not None), None)
     if last is not None:
         labels[row_of(last)] = percent(last)
     lines = [_labelled(labels.get(row, ""), chart.row(row), glyphs) for row in range(rows)]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TextIO
 
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.control import Control
 from rich.live import Live
@@ -77,9 +76,15 @@ class _Reflowing(LiveRender):
         self._widths: list[int] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from super().__rich_console__(console, options)
-        shown = self.renderable.plain if isinstance(self.renderable, Text) else ""
-        self._widths = [cell_len(line) for line in shown.split("\n")]
+        widths = [0]
+        for segment in super().__rich_console__(console, options):
+            assert isinstance(segment, Segment)
+            if segment.text == "\n":
+                widths.append(0)
+            else:
+                widths[-1] += segment.cell_length
+            yield segment
+        self._widths = widths
 
     def position_cursor(self) -> Control:
         if self._shape is not None:
@@ -101,6 +106,8 @@ class TerminalObserver:
         self._board_at = clock()
         self._activity: Any = None
         self._pulse: Any = None
+        self._machine: MachineNow | None = None
+        """As it was seen last; a run that starts has not sampled yet."""
         self._began = clock()
 
     def __enter__(self) -> TerminalObserver:
@@ -176,10 +183,11 @@ class TerminalObserver:
     def _running(self) -> tuple[Running | None, MachineNow | None]:
         activity, pulse, elapsed = self._activity, self._pulse, self.clock() - self._began
         if activity is None:
-            return None, None
+            return None, self._machine
         if activity.look is not None:
-            seen: tuple[Running, MachineNow | None] = activity.look()
-            return seen
+            running, machine = activity.look()
+            self._machine = machine or self._machine
+            return running, self._machine
         phase, note = (pulse.phase, one_line(pulse.note or "")) if pulse else ("start", "")
         what = one_line(f"{activity.what}, {activity.run}")
         share, metric = (pulse.budget_spent, pulse.metric) if pulse else (None, None)
