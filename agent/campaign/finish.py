@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
 from agent.campaign.done import Done
-from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.evidence import Evidence, arm_scores, estimate_of
 from agent.campaign.headline import headline, limit_words
 from agent.campaign.health import unmeasured
 from agent.campaign.jobs import Job
@@ -90,6 +90,11 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
     why = {name: _why_not(runs) for name, runs in arms.items()}
     scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items() if why[name] is None}
     told: dict[str, Any] = {name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items()}
+    minimize = session.evaluation.direction == "minimize"
+    told["arms"] = {
+        name: estimate_of(runs, None if name == UNTRAINED else evidence.noise, minimize=minimize)
+        for name, runs in scores.items()
+    }
     missing = {name: words for name, words in why.items() if words is not None}
     if missing:
         told["not evaluated"] = missing

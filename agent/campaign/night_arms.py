@@ -1,8 +1,8 @@
 """Untrained, baseline and winner on each held-out split, and what was gained between them, from the journal.
 
-The interval of an arm is that of a mean of rates over prompts and runs: p(1 - p) over the prompts (exact for one sample
-a prompt, too wide for several), and the noise between runs as the campaign pooled it last. Of another metric than a
-rate the prompts' spread is not in the journal, and only what repeated runs show is told. A difference is that of the
+The interval of an arm is what the campaign told of it, over prompts and runs, where no run has come since. Else, of a
+rate, p(1 - p) over the prompts (exact for one sample a prompt, too wide for several) and the noise between runs as it
+was pooled last; of another metric only what repeated runs show. A difference is that of the
 verdict, on the same prompts, and so much better known than two such intervals side by side look.
 """
 
@@ -42,21 +42,39 @@ def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]
     aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
     runs = [run for run in state.runs.values() if _measured(run) and key_of(run) not in aside]
     wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
-    found = [Arm(name, number, _metrics(runs, name, number, by)) for name, number in wanted]
     if winner:
-        found.append(Arm("winner", winner, _metrics(runs, "winner", winner, by)))
+        wanted.append(("winner", winner))
+    holdout = holdout_of(state, winner).get("arms") or {}
+    found = []
+    for name, number in wanted:
+        told = {**_told(state, number), **({"holdout": holdout[name]} if name in holdout else {})}
+        found.append(Arm(name, number, _metrics(runs, name, number, by, told)))
     return tuple(arm for arm in found if arm.metrics)
+
+
+def _told(state: CampaignState, number: int | None) -> dict[str, Mapping[str, float]]:
+    """By split, what was told last of a recipe's runs."""
+    for judged in reversed(state.judged_order):
+        arms = _numbers(state, judged).get("arms") or {}
+        if str(number) in arms:
+            return dict(arms[str(number)])
+    return {}
 
 
 def _measured(run: Run) -> bool:
     return run.finished is not None and run.finished.summary is not None and run.words is not None
 
 
-def _metrics(runs: Sequence[Run], name: str, number: int | None, by: Yardstick) -> dict[str, Estimate]:
+def _metrics(
+    runs: Sequence[Run], name: str, number: int | None, by: Yardstick, told: Mapping[str, Mapping[str, float]]
+) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for split in HELD_OUT:
         values = [value for run in runs if _is_of(run, name, number, split) for value in _values(run, split)]
-        if values:
+        known = told.get(split)
+        if known and known.get("runs") == len(values):
+            found[split] = Estimate(known["value"], known["low"], known["high"])
+        elif values:
             noisy = None if name == UNTRAINED else by.noise
             found[split] = _estimate(values, by.prompts.get(split), noisy, by.metric, trained=name != UNTRAINED)
     return found

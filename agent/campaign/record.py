@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from agent.campaign.comparison import Comparison
 from agent.campaign.done import Done
 from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digests
 from agent.campaign.rules import Rules
@@ -28,9 +27,9 @@ def judge(
     judgement: Judgement,
     *,
     rules: Rules,
-    over_baseline: Mapping[str, Comparison] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Journal the verdict with the row and the note that it leads to. `over_baseline`: of what is kept, for people."""
+    """Journal the verdict with the row and the note that it leads to. `told`: further numbers, for people."""
     verdict = judgement.verdict
     experiment = session.state.experiments[number]
     session.lockbox.check(f"when #{number} was judged")
@@ -60,7 +59,7 @@ def judge(
             "metric_value": row["metric_value"],
             **evidence_of(judgement),
             "measured_by": measured_by,
-            **({"over_baseline": dict(over_baseline)} if over_baseline else {}),
+            **(told or {}),
         },
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),

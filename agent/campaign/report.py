@@ -32,7 +32,7 @@ LEAST_PAUSE_S = 1.0
 """Between two renewals, and nine times what the last one took: a tenth of one core at most."""
 SHARE = 9.0
 NICE = 10
-CURVE_BYTES = 600_000
+CURVE_BYTES = 250_000
 """Of curves in a report that is renewed while the campaign runs: some 60 runs. The last one has as many as fit."""
 
 
@@ -41,7 +41,7 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
 
     The page comes last: where it is, the others are not older.
     """
-    from agent.report.markdown import markdown
+    from agent.report.night_markdown import markdown
     from agent.report.page import render_page
     from agent.report.summary import summary_text
 

@@ -432,14 +432,20 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            kept = number > 0 and judgement.verdict.outcome == "keep"
-            over = self.evidence.over_baseline(number) if kept else None
-            judge(self.session, number, judgement, rules=self.rules, over_baseline=over)
+            judge(self.session, number, judgement, rules=self.rules, told=self._of_what_is_kept(number, judgement))
         self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
         self.session.observer.board(self.session.board())
+
+    def _of_what_is_kept(self, number: int, judgement: Judgement) -> dict[str, Any]:
+        """For the report: each arm by itself, and the kept recipe against the baseline."""
+        if judgement.verdict.outcome != "keep":
+            return {}
+        minimize = self.evaluation.direction == "minimize"
+        arms = {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, number))}
+        return {"arms": arms, **({"over_baseline": self.evidence.over_baseline(number)} if number else {})}
 
 
 def _failed(run: Done) -> AgentError:
