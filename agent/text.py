@@ -172,8 +172,8 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     Secrets are the values of the environment's variables with telling names (default: this process's), and what has
     the shape of a token, a key, or a password in an address.
     """
-    given = os.environ if environment is None else environment
-    known = _values(tuple(sorted(given.items())), frozenset(_named_secrets))
+    given = _own_environment() if environment is None else tuple(sorted(environment.items()))
+    known = _values(given, frozenset(_named_secrets))
     if known is not None:
         pattern, names = known
         text = pattern.sub(lambda found: f"[redacted {names[found.group()]}]", text)
@@ -227,6 +227,21 @@ def passed_on(
         if wanted or (not _is_telling(name) and redact(value, {}) == value):
             kept[name] = value
     return kept
+
+
+_last_environment: tuple[dict[Any, Any], tuple[tuple[str, str], ...]] = ({}, ())
+
+
+def _own_environment() -> tuple[tuple[str, str], ...]:
+    """This process's variables, in order. To decode them all takes longer than to look through a text, so that is done
+    again only where one has changed."""
+    global _last_environment
+    raw = getattr(os.environ, "_data", None)
+    known, found = _last_environment
+    if raw is None or raw != known:
+        found = tuple(sorted(os.environ.items()))
+        _last_environment = dict(raw or {}), found
+    return found
 
 
 @functools.lru_cache(maxsize=8)

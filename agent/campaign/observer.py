@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from agent.report.snapshot import MachineNow, Running, Snapshot
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Board:
     """What leads unconfirmed, on the search split; None where nothing does."""
     lead_is: str = ""
     """Its number: `#12`."""
+    snapshot: Snapshot | None = None
+    """All that a live view shows of the campaign; the run that goes on is the activity's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Activity:
     run: str
     """`search, seed 3`."""
     predicted_s: float | None = None
+    look: Callable[[], tuple[Running, MachineNow | None]] | None = None
+    """How far it is at this moment, from its folder."""
 
 
 @dataclass(frozen=True)

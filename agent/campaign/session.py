@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_of, past_of
 from agent.campaign.pausing import NOW, asked_to_pause
 from agent.campaign.settings import Settings
+from agent.campaign.standing import standing
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
 from agent.files import Stamp, write_atomic
@@ -36,6 +38,7 @@ from agent.recipe import places
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
 from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
+from agent.report.snapshot import Snapshot
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
 from agent.text import keep_secret
@@ -46,6 +49,8 @@ OTHER_OVERHEAD_S = 30.0
 FIRST_EVALUATION_SHARE = 0.15
 EARLY = (NO_STEP, DECLINE)
 """Ways of a training to end that leave part of its budget."""
+RENEWING = frozenset({"calibrated", "experiment_recorded", "campaign_paused", "campaign_finished"})
+"""Events after which the report is renewed."""
 GUESSED_TOKENS_PER_S = {"tiny": 10_000.0, "cpu": 200.0, "cuda": 4000.0, "rocm": 2000.0}
 
 
@@ -67,6 +72,8 @@ class Session:
     branches: CampaignBranches | None = None
     stop_request: Callable[[], str | None] = lambda: None
     """Why a signal wants the campaign to stop now, or None; `why_stop` knows of other ways to ask."""
+    renew: Callable[[], None] = lambda: None
+    """Told whenever the report should be renewed; returns at once."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
@@ -88,6 +95,8 @@ class Session:
         """Append to the journal."""
         self._state = None  # a write that fails may have reached the file all the same
         self.journal.append(kind, **fields)
+        if kind in RENEWING:
+            self.renew()
 
     def tell_if_possible(self, kind: str, **fields: Any) -> None:
         """For words that nothing depends on, where the disk may be what is wrong."""
@@ -300,6 +309,19 @@ class Session:
             best_is=name,
             lead=leading.row.get("metric_value") if leading else None,
             lead_is=f"#{lead}" if leading else "",
+            snapshot=self.snapshot(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """For a live view."""
+        name, now = self.settings.campaign, self.journal.clock()
+        told = standing(self.state, name=name, at=now, process=os.getpid())
+        left = self.clock.left_s
+        return replace(
+            told,
+            used_s=self.clock.consumed_s,
+            left_s=max(0.0, left) if math.isfinite(left) else None,
+            best=self.estimate if told.best_number and self.estimate is not None else told.best,
         )
 
 

@@ -208,6 +208,11 @@ class Workbench(Lab):
             self._ranked = known, choose.rank(self.session, self.evidence)
         return self._ranked[1]
 
+    @property
+    def last_ranking(self) -> Ranking | None:
+        """The one that was made last, for the report."""
+        return self._ranked[1] if self._ranked else None
+
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""
         for run in self.evidence.search_runs(self.incumbent):
@@ -468,12 +473,20 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            judge(self.session, number, judgement, rules=self.rules)
+            judge(self.session, number, judgement, rules=self.rules, told=self._of_what_is_kept(number, judgement))
         self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
         self.session.observer.board(self.session.board())
+
+    def _of_what_is_kept(self, number: int, judgement: Judgement) -> dict[str, Any]:
+        """For the report: each arm by itself, and the kept recipe against the baseline."""
+        if judgement.verdict.outcome != "keep":
+            return {}
+        minimize = self.evaluation.direction == "minimize"
+        arms = {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, number))}
+        return {"arms": arms, **({"over_baseline": self.evidence.over_baseline(number)} if number else {})}
 
 
 def _failed(run: Done) -> AgentError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agent.cli.app import app
-from agent.cli.controls import CAMPAIGN, NOTIFY, WEBHOOK, channels_here, hand_on, steering_lines
+from agent.cli.controls import NOTIFY, WEBHOOK, channels_here, hand_on, steering_lines
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
@@ -41,7 +41,7 @@ def run(
     target: str | None = typer.Option(None, help="Stop at a confirmed metric: 'pass_rate>=0.9'."),
     seeds: int = typer.Option(3, min=2, max=20, help="Runs of the baseline before any idea."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done, run nothing."),
-    detach: bool = typer.Option(False, "--detach", help="Go on in the background; watch with raft-agent status."),
+    detach: bool = typer.Option(False, "--detach", help="Go on in the background; see raft-agent watch."),
     low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority for trainings."),
     allow_untrusted_code: bool = typer.Option(
         False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made."
@@ -173,9 +173,10 @@ def _campaign(
     from agent.campaign.observer import Several
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
+    from agent.cli.report import reporter_of
     from agent.hardware.sleep import stay_awake
     from agent.ledger.disk import disk_errors
-    from agent.ledger.lock import hold
+    from agent.ledger.lock import CAMPAIGN, hold
     from agent.report.terminal import TerminalObserver, console_for
     from agent.run.detach import survive_hangup
     from agent.run.ending import AtOnce
@@ -205,14 +206,20 @@ def _campaign(
                 observer.warn(awake.words)
             for words in complaints():
                 observer.warn(f"{words} (raft-agent doctor says what to do)")
-            ending = run_campaign(bench)
+            reporter = reporter_of(workspace, session, bench)
+            try:
+                ending = run_campaign(bench)
+            finally:
+                reporter.close()
     except AtOnce as asked:
         if ending is None:  # else it has ended, and only its messages were on their way
             raise Paused(f"{asked.reason}, at once", hint="raft-agent resume goes on where it stopped") from None
     if json_output:
-        print_json(_ending_json(session, ending))
+        print_json({**_ending_json(session, ending), "report": str(reporter.page) if reporter.page.exists() else None})
     else:
         _closing_words(session, ending)
+        if reporter.page.exists():
+            print(f"report: {reporter.page}")
 
 
 def _opening_words(session: Session, observer: Observer) -> None:
@@ -282,5 +289,5 @@ def _detach(workspace: Workspace, settings: Settings) -> None:
         [sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), env=environment, settle_s=3.0
     )
     print(f"campaign {settings.campaign} runs in the background (process {pid})")
-    print(f"  raft-agent status        where it stands\n  tail -f {log.relative_to(workspace.root)}")
+    print(f"  raft-agent watch         where it stands, live\n  tail -f {log.relative_to(workspace.root)}")
     print("  raft-agent pause         ends it after the present idea (--now: at once); raft-agent resume goes on")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from agent.plan.steer import Instruction, Steering
     from agent.run.notify import Channels
 
-CAMPAIGN = "campaign "
-"""How the words of a campaign's lock begin, before its name."""
 WEBHOOK_VARIABLE, NOTIFY_VARIABLE = "RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"
 WEBHOOK = typer.Option(
     None, "--webhook", envvar=WEBHOOK_VARIABLE, metavar="URL", help="Address that gets a message on a keep and the end."
@@ -61,15 +59,14 @@ def pause(
 
 def _running(workspace: Workspace, name: str | None) -> str:
     """The campaign that is meant, which runs."""
-    from agent.ledger.lock import holder_of
+    from agent.ledger.lock import running_campaign
 
     names = workspace.campaign_names()
     if not names:
         raise WorkspaceError("no campaign to pause", where=str(workspace.root), hint="raft-agent run starts one")
     if name is not None and name not in names:
         raise UsageError(f"there is no campaign {name}", hint=f"there are: {', '.join(names)}")
-    holder = holder_of(workspace)
-    running = holder.what.removeprefix(CAMPAIGN) if holder and holder.what.startswith(CAMPAIGN) else None
+    running = running_campaign(workspace)
     if running is not None and name in (None, running):
         return running
     chosen = name or names[-1]
@@ -109,9 +106,9 @@ def _what_will_happen(state: CampaignState, *, now: bool) -> str:
 
 
 def _waited_for(workspace: Workspace, name: str) -> str:
-    from agent.ledger.lock import holder_of
+    from agent.ledger.lock import campaign_holder
 
-    while (holder := holder_of(workspace)) is not None and holder.what == f"{CAMPAIGN}{name}":
+    while campaign_holder(workspace, name) is not None:
         time.sleep(LOOK_EVERY_S)
     state = _state(workspace, name)
     if state.status == "finished":

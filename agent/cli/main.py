@@ -86,9 +86,11 @@ def register() -> None:
         looking,
         rates,
         replays,
+        report,
         simulate,
         studies,
         training,
         triage,
+        watch,
         workspaces,
     )

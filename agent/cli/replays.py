@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli.app import app
-from agent.cli.looking import NAME, REPLAY
+from agent.cli.looking import NAME
 from agent.cli.shared import here, print_json
 from agent.cli.training import CODE, launch_alone, raise_if_failed
 from agent.cli.workspaces import campaign_name
@@ -155,7 +155,7 @@ def _hold(held: contextlib.ExitStack, workspace: Workspace, wanted: Again, *, an
     from agent.ledger.lock import hold
 
     try:
-        held.enter_context(hold(workspace, what=f"{REPLAY}#{wanted.of} of {wanted.campaign}"))
+        held.enter_context(hold(workspace, what=f"replay of #{wanted.of} of {wanted.campaign}"))
     except Busy as error:
         if not anyway:
             raise Busy(

@@ -106,7 +106,7 @@ class Journal:
         with disk_errors(self.path, "read"), self.path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip("\0 \t\r\n"):  # a power cut may leave a block of NUL at the end of a file
-                    yield number, _event_of(line)
+                    yield number, event_of(line)
 
     # --- before a campaign is gone on with ------------------------------------------------------------------
 
@@ -166,7 +166,8 @@ class Journal:
         return self._seq
 
 
-def _event_of(line: str) -> Event | None:
+def event_of(line: str) -> Event | None:
+    """The event of one line of a journal; None for one that is torn, empty, or none."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):

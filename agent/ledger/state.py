@@ -163,6 +163,8 @@ class CampaignState:
     """Times that the campaign was started or resumed."""
     consumed_s: float = 0.0
     """Budget used, seconds. Time between sessions is not in it."""
+    resumed_budget_s: float | None = None
+    """The budget as a resumption has raised it."""
     calibration: dict[str, Any] = field(default_factory=dict)
     experiments: dict[int, Experiment] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -181,6 +183,11 @@ class CampaignState:
     @property
     def campaign(self) -> str | None:
         return self.started.campaign if self.started else None
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that the campaign may use in all; None where only a deadline or nothing limits it."""
+        return self.resumed_budget_s or (self.started.budget_s if self.started else None)
 
     @property
     def confirmations(self) -> int:
@@ -250,15 +257,24 @@ class CampaignState:
 
 def fold(events: Iterable[Event]) -> CampaignState:
     """Add up a journal, or any part of one. Never raises on events that `read_event` gave."""
-    state = CampaignState()
-    seen: set[tuple[int, str]] = set()
+    folding = Folding()
     for event in events:
-        identity = (event.seq, repr(event))
-        if identity in seen:
-            continue
-        seen.add(identity)
-        _apply(state, event)
-    return state
+        folding.add(event)
+    return folding.state
+
+
+class Folding:
+    """`fold`, an event at a time: for whoever follows a journal that is being written."""
+
+    def __init__(self) -> None:
+        self.state = CampaignState()
+        self._seen: set[tuple[int, int]] = set()
+
+    def add(self, event: Event) -> None:
+        identity = (event.seq, hash(repr(event)))
+        if identity not in self._seen:
+            self._seen.add(identity)
+            _apply(self.state, event)
 
 
 def _apply(state: CampaignState, event: Event) -> None:
@@ -300,6 +316,7 @@ def _apply_campaign(state: CampaignState, event: Event) -> None:
         case CampaignResumed():
             state.sessions += 1
             state.status, state.stop_reason = "running", None
+            state.resumed_budget_s = (event.model_extra or {}).get("budget_s") or state.resumed_budget_s
         case CampaignPaused():
             state.status, state.stop_reason = "paused", event.reason
         case CampaignFinished():
