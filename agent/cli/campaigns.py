@@ -189,8 +189,12 @@ def _campaign(
         reporter = reporter_of(workspace, session, bench)
         try:
             ending = run_campaign(bench)
-        finally:
+        except BaseException:
             reporter.close()
+            if reporter.page.exists():
+                observer.say(f"report so far: {reporter.page}")
+            raise
+        reporter.close()
     if json_output:
         print_json({**_ending_json(session, ending), "report": str(reporter.page) if reporter.page.exists() else None})
     else:
