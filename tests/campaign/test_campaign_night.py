@@ -17,8 +17,8 @@ from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
 from agent.campaign.night_time import SLICES, time_slices
 from agent.ledger.state import CampaignState, fold
-from agent.report.night_markdown import markdown
 from agent.report.night import Night
+from agent.report.night_markdown import markdown
 from agent.report.summary import night_from, summary_text
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from agent.errors import InvalidFile
-from agent.report.night_markdown import cell, code, fence, markdown, prose, table
 from agent.report.night import FORMAT, Crash, Estimate, Gain, NearMiss, Next, Night, Shown
+from agent.report.night_markdown import cell, code, fence, markdown, prose, table
 from agent.report.summary import night_from, read_summary, summary_of, summary_text
 from agent.text import clean, one_line
 
