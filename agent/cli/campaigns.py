@@ -160,6 +160,7 @@ def _campaign(
 ) -> None:
     """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
     from agent.campaign.loop import run_campaign
+    from agent.campaign.report import IMPATIENCE_S, PATIENCE_S
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
     from agent.cli.report import reporter_of
@@ -189,8 +190,8 @@ def _campaign(
         reporter = reporter_of(workspace, session, bench)
         try:
             ending = run_campaign(bench)
-        except BaseException:
-            reporter.close()
+        except BaseException as stopped:
+            reporter.close(patience_s=IMPATIENCE_S if isinstance(stopped, KeyboardInterrupt) else PATIENCE_S)
             if reporter.page.exists():
                 observer.say(f"report so far: {reporter.page}")
             raise
