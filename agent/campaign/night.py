@@ -272,15 +272,18 @@ def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> 
 
 
 def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) -> tuple[tuple[str, str], ...]:
-    """Commands that exist, each with what it does."""
+    """Commands that go on from here, each with what it does."""
     found: list[tuple[str, str]] = []
     if standing in ("paused", "killed"):
         found.append((f"raft-agent resume {name}", "goes on where it stopped"))
     if winner:
         found += [
             (f"raft-agent show {winner} -c {name}", "all that its verdict rests on"),
+            (f"raft-agent diff {winner} 0 -c {name}", "what it has other than the baseline"),
+            (f"raft-agent replay {winner} -c {name}", "runs it again, beside what was recorded"),
             (f"raft-agent finalize {name}", "a clean branch with a commit for each kept idea"),
-            ("raft-agent train --best --budget 6h", "trains the winner for longer"),
+            (f"raft-agent export -c {name} --out winner", "its checkpoint as a folder that other programs load"),
+            ("raft-agent train --best --budget 6h", "trains the last campaign's winner for longer"),
         ]
     checkpoint = state.result.get("checkpoint")
     if checkpoint:

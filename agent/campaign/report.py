@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from agent.report.night import Night
 PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
 PATIENCE_S = 20.0
 """For the last report at the end of a session."""
+IMPATIENCE_S = 2.0
+"""The same where a person wants it to end at once."""
 LEAST_PAUSE_S = 1.0
 """Between two renewals, and nine times what the last one took: a tenth of one core at most."""
 SHARE = 9.0
@@ -115,8 +118,13 @@ class Reporter:
         self._say_troubles()
         self._asked.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads: the next request tries again
+                self._troubles.put(f"the report cannot be written now ({error})")
+                return
+            self._thread = thread
 
     def close(self, *, patience_s: float = PATIENCE_S) -> None:
         """Write what is asked for, and end. A disk that does not answer holds up the end for `patience_s` at most."""
@@ -131,8 +139,9 @@ class Reporter:
         self._say_troubles()
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # trainings come first; it is for this thread alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if sys.platform == "linux":  # where a thread has a priority of its own: trainings come first
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         with contextlib.suppress(OSError):
             for name in (PAGE, MARKDOWN, SUMMARY):
                 remove_leftovers(self.folder / name)

@@ -21,8 +21,10 @@ from agent.report.words import duration
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
     from agent.campaign.observer import Observer
+    from agent.campaign.report import Reporter
     from agent.campaign.session import Session
     from agent.campaign.settings import Settings
+    from agent.campaign.workbench import Workbench
     from agent.ledger.workspace import Workspace
     from agent.run.notify import Channels
 
@@ -168,7 +170,7 @@ def _campaign(
     json_output: bool,
 ) -> None:
     """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
-    from agent.campaign.loop import Paused, run_campaign
+    from agent.campaign.loop import Paused
     from agent.campaign.notices import Notices, crashes_in_a_row
     from agent.campaign.observer import Several
     from agent.campaign.workbench import Workbench
@@ -207,10 +209,7 @@ def _campaign(
             for words in complaints():
                 observer.warn(f"{words} (raft-agent doctor says what to do)")
             reporter = reporter_of(workspace, session, bench)
-            try:
-                ending = run_campaign(bench)
-            finally:
-                reporter.close()
+            ending = _to_the_end(bench, reporter, observer)
     except AtOnce as asked:
         if ending is None:  # else it has ended, and only its messages were on their way
             raise Paused(f"{asked.reason}, at once", hint="raft-agent resume goes on where it stopped") from None
@@ -220,6 +219,22 @@ def _campaign(
         _closing_words(session, ending)
         if reporter.page.exists():
             print(f"report: {reporter.page}")
+
+
+def _to_the_end(bench: Workbench, reporter: Reporter, observer: Observer) -> Ending:
+    """Run, with the report renewed to the last; where it is cut short, say where the report so far is."""
+    from agent.campaign.loop import run_campaign
+    from agent.campaign.report import IMPATIENCE_S, PATIENCE_S
+
+    try:
+        ending = run_campaign(bench)
+    except BaseException as stopped:
+        reporter.close(patience_s=IMPATIENCE_S if isinstance(stopped, KeyboardInterrupt) else PATIENCE_S)
+        if reporter.page.exists():
+            observer.say(f"report so far: {reporter.page}")
+        raise
+    reporter.close()
+    return ending
 
 
 def _opening_words(session: Session, observer: Observer) -> None:

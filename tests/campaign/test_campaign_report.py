@@ -335,3 +335,36 @@ def test_the_first_lines_of_a_journal(reported: Night, report: Reports, tmp_path
     assert code == 0
     begin = "the baseline is not measured yet; killed" if lines < 15 else "no confirmed improvement: no idea was judged"
     assert said.startswith(begin)
+
+
+def test_intervals_are_over_prompts_and_runs_as_the_campaign_told_them(reported: Night) -> None:
+    """They contain what a run measured, and are as wide as 200 prompts allow."""
+    night = summary(reported)
+    for arm in night.arms:
+        for split, one in arm.metrics.items():
+            assert one.low is not None, (arm.name, split)
+            assert one.high is not None
+            assert one.low < one.value < one.high
+            assert 0.05 < one.high - one.low < 0.25
+    assert reported.session is not None
+    told = reported.session.state.result["holdout"]["arms"]
+    assert set(told) == {"untrained", "baseline", "winner"}
+    assert told["winner"]["value"] == pytest.approx(reported.session.state.result["holdout"]["winner"])
+
+
+def test_a_metric_that_is_no_rate_has_intervals_too(tmp_path: Path) -> None:
+    night = new_night(tmp_path)
+    path = night.root / "recipes/test.yaml"
+    path.write_text(path.read_text().replace("temperature: 0}", "temperature: 0, metric: mean_reward}"))
+    night.playbook(BETTER_RATE)
+    bench = night.bench(night.open(max_experiments=1))
+    reporter = reporter_of(night, bench)
+    run_campaign(bench)
+    reporter.close()
+    arms = {arm.name: arm.metrics for arm in summary(night).arms}
+    assert summary(night).metric == "mean_reward"
+    for split in ("search", "confirm", "holdout"):
+        one = arms["winner"][split]
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low < one.value < one.high
