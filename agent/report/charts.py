@@ -30,12 +30,21 @@ PALETTE: dict[str, tuple[str, str]] = {
 """Light and dark, told apart by the colour-blind too (after Okabe and Ito); each group has a shape of its own besides.
 `tests/report` holds it against the style sheet and against a contrast of 4.5."""
 GROUPS = ("baseline", "keep", "lead", "discard", "open", "crash")
-SHAPES = ("diamond", "circle", "triangle-up", "circle", "square", "M-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0L-1,-.6Z")
+SHAPES = (
+    "diamond",
+    "circle",
+    "triangle-up",
+    "circle",
+    "square",
+    "M-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0L-1,-.6Z",
+)
 COLOURS = ("ink", "keep", "lead", "discard", "open", "crash")
 BEHIND = {"discard": 0, "open": 1, "crash": 2, "lead": 3, "keep": 4, "baseline": 4}
 """What is drawn over what."""
 REASON = 240
 """Characters of a reason that a tooltip shows."""
+LABEL = 280
+"""Pixels for an idea's name; the page's script makes it less on a phone."""
 EFFECTS = 80
 """That one chart shows; the table of all ideas has every one."""
 HEIGHT = 340
@@ -63,6 +72,12 @@ def drawn(spec: Spec, *, dark: bool = False) -> Spec:
     return filled
 
 
+def _said(text: str, most: int) -> str:
+    """As the page writes a line of prose."""
+    line = one_line(text).replace(" -> ", " \u2192 ")
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
 # --- the staircase -----------------------------------------------------------------------------------------
 
 
@@ -79,7 +94,11 @@ def staircase(night: Night, *, by: str = "time") -> Spec:
     ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
     leads = _leads(night, rows)
     named = [{"x": row["x"], "y": row["y"], "label": f"#{row['number']}"} for row in rows if row["group"] == "keep"]
-    whiskers = [{name: row[name] for name in ("x", "low", "high", "group")} for row in rows if row["low"] is not None and row["high"] is not None]
+    whiskers = [
+        {name: row[name] for name in ("x", "low", "high", "group")}
+        for row in rows
+        if row["low"] is not None and row["high"] is not None
+    ]
     many = len(rows) > MANY
     text = {"type": "text", "dy": -14, "fontWeight": "bold", "fontSize": 12}
     label = {"x": x, "y": y, "text": {"field": "label"}}
@@ -120,7 +139,14 @@ def _mark(data: str, mark: Spec, encoding: Spec) -> Spec:
 
 
 def _points(x: Spec, y: Spec, *, small: bool) -> Spec:
-    shown = {"group": "outcome", "idea": "idea", "value": "search", "delta": "difference", "took": "took", "reason": "reason"}
+    shown = {
+        "group": "outcome",
+        "idea": "idea",
+        "value": "search",
+        "delta": "difference",
+        "took": "took",
+        "reason": "reason",
+    }
     return {
         "data": {"name": "steps"},
         "mark": {"type": "point", "strokeWidth": 1.2 if small else 1.6, "cursor": "pointer", "opacity": 1},
@@ -160,11 +186,11 @@ def _rows(night: Night, by: str) -> list[Spec]:
                 "group": group,
                 "filled": group if group in ("baseline", "keep", "lead", "crash") else "hollow",
                 "number": step.number,
-                "idea": one_line(f"#{step.number} {step.title}")[:REASON],
+                "idea": _said(f"#{step.number} {step.title}", REASON),
                 "value": numbers.value(step.value) or "not measured",
                 "delta": f"{numbers.difference(step.delta.value)} {numbers.span(step.delta)}" if step.delta else "",
                 "took": time_of(step.took_s),
-                "reason": one_line(why + crash)[:REASON],
+                "reason": _said(why + crash, REASON),
                 "go": f"card-{step.number}" if step.number in carded else f"idea-{step.number}",
             }
         )
@@ -235,7 +261,7 @@ def effects(night: Night) -> Spec | None:
     scale = 100 if numbers.rate else 1
     rows = [
         {
-            "idea": one_line(f"#{step.number} {step.title}")[:60],
+            "idea": _said(f"#{step.number} {step.title}", 60),
             "delta": step.delta.value * scale,
             "low": step.delta.low * scale,
             "high": step.delta.high * scale,
@@ -250,15 +276,17 @@ def effects(night: Night) -> Spec | None:
         return None
     rows.sort(key=lambda row: -float(str(row["high"])))
     rows = rows[:EFFECTS]
-    y = {"field": "idea", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 230, "ticks": False}}
-    x = {"type": "quantitative", "title": "points gained, with the 95% interval" if numbers.rate else "gained, with the 95% interval"}  # fmt: skip
+    y = {"field": "idea", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": LABEL, "ticks": False}}
+    x = {"type": "quantitative", "title": "points gained, with the 95% interval" if numbers.rate else "gained, with the 95% interval", "axis": {"tickCount": 7}}  # fmt: skip
     tooltip = [{"field": "idea", "type": "nominal"}, {"field": "text", "type": "nominal", "title": "difference"}]
     layers: list[Spec] = [
         {"data": {"values": [{"zero": 0}]}, "mark": {"type": "rule", "color": "var(--ink)"}, "encoding": {"x": x | {"field": "zero"}}},
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y, "color": _colour(), "tooltip": tooltip}},
         {"mark": {"type": "point", "filled": True, "size": 55, "opacity": 1, "cursor": "pointer"}, "encoding": {"x": x | {"field": "delta"}, "y": y, "color": _colour(), "tooltip": tooltip}},
     ]  # fmt: skip
-    return _chart({"height": 17 * len(rows), "datasets": {"effects": rows}, "data": {"name": "effects"}, "layer": layers})
+    return _chart(
+        {"height": 17 * len(rows), "datasets": {"effects": rows}, "data": {"name": "effects"}, "layer": layers}
+    )
 
 
 def _whole(step: Step) -> bool:
@@ -271,7 +299,13 @@ def curve() -> Spec:
     series = {"field": "run", "type": "nominal", "legend": None, "sort": None, "scale": {"range": ["var(--keep)", "var(--crash)"]}}  # fmt: skip
     dash = {"field": "run", "type": "nominal", "legend": None, "sort": None, "scale": {"range": [[1, 0], [6, 3]]}}
     x = {"field": "x", "type": "quantitative", "title": "cycle", "scale": {"nice": False}, "axis": {"tickCount": 5}}
-    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 4, "format": ".4~g"}}
+    y = {
+        "field": "y",
+        "type": "quantitative",
+        "title": None,
+        "scale": {"zero": False},
+        "axis": {"tickCount": 4, "format": ".4~g"},
+    }
     tooltip = [{"field": "run", "type": "nominal"}, {"field": "x", "type": "quantitative", "title": "at"}, {"field": "y", "type": "quantitative", "title": "value", "format": ".5~g"}]  # fmt: skip
     mark = {"type": "line", "point": {"size": 18, "filled": True}, "strokeWidth": 1.8}
     encoding = {"x": x, "y": y, "color": series, "strokeDash": dash, "tooltip": tooltip}

@@ -19,7 +19,16 @@ SPLITS = ("search", "confirm", "holdout")
 DISCARDED = ("inconclusive", "regressed", "underpowered", "tainted", "screened", "lead", "guard")
 """Kinds that `counts` breaks the discarded down to, the usual ones first."""
 STATES = {"running": "running", "paused": "paused", "finished": "finished", "killed": "cut short", "new": "not started"}
-COLOURS = {"train": 0, "evaluate": 1, "start-up": 2, "confirm": 3, "calibrate": 4, "holdout": 5, "crashed": 6, "idle": 7}
+COLOURS = {
+    "train": 0,
+    "evaluate": 1,
+    "start-up": 2,
+    "confirm": 3,
+    "calibrate": 4,
+    "holdout": 5,
+    "crashed": 6,
+    "idle": 7,
+}
 """Of what the time went to, the same on every page."""
 Tone = Literal["good", "doubt", "none", "early"]
 
@@ -70,7 +79,9 @@ def headline(night: Night) -> Headline:
     state = STATES.get(night.state, "")
     ideas = [step for step in night.steps if step.number]
     if any(step.outcome == "keep" for step in ideas):
-        held = [gain.delta for gain in night.gains if (gain.of, gain.over, gain.split) == ("winner", "baseline", "holdout")]
+        held = [
+            gain.delta for gain in night.gains if (gain.of, gain.over, gain.split) == ("winner", "baseline", "holdout")
+        ]
         if held and held[-1].value <= 0:
             return Headline("doubt", "Kept, but the holdout does not show the gain", state)
         over = night.state == "finished"
@@ -79,7 +90,9 @@ def headline(night: Night) -> Headline:
         return Headline("early", "No baseline yet", state)
     if night.state == "finished":
         crashed = bool(ideas) and all(step.outcome == "crash" for step in ideas)
-        return Headline("none", "No confirmed improvement: every idea crashed" if crashed else "No confirmed improvement", state)
+        return Headline(
+            "none", "No confirmed improvement: every idea crashed" if crashed else "No confirmed improvement", state
+        )
     return Headline("early", "No confirmed improvement so far", state)  # fmt: skip
 
 
@@ -114,7 +127,13 @@ def slices(night: Night) -> list[Slice]:
     if total <= 0:
         return []
     return [
-        Slice(name, round(100 * seconds / total, 2), f"{100 * seconds / total:.0f}%", time_of(seconds), COLOURS.get(name, place % 8))
+        Slice(
+            name,
+            round(100 * seconds / total, 2),
+            f"{100 * seconds / total:.0f}%",
+            time_of(seconds),
+            COLOURS.get(name, place % 8),
+        )
         for place, (name, seconds) in enumerate(known)
         if seconds > 0
     ]

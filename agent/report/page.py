@@ -86,7 +86,10 @@ def _data(night: Night, curves: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_data(value: Any) -> str:
     """JSON that may stand in a `<script type="application/json">`: nothing in it ends the element or begins another."""
-    text = json.dumps(_known(value), separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_known(value), separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -135,7 +138,13 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     environment.filters.update(
-        cut=_cut, line=_line, duration=time_of, moment=moment, plain=plain, diff=look.diff_of, outcome=look.outcome_class
+        cut=_cut,
+        line=_line,
+        duration=time_of,
+        moment=moment,
+        plain=plain,
+        diff=look.diff_of,
+        outcome=look.outcome_class,
     )
     return environment
 

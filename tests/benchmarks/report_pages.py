@@ -28,7 +28,9 @@ def main() -> None:
         (out / f"{name}.html").write_text(page, encoding="utf-8")
         print(f"{name:20} {len(page.encode()) / 1e6:6.2f} MB  rendered in {took:5.2f}s")
     reason = "building the JavaScript of the charts took more than 120s"
-    (out / "good-without-charts.html").write_text(render_page(good(), charts=None, why_no_charts=reason), encoding="utf-8")
+    (out / "good-without-charts.html").write_text(
+        render_page(good(), charts=None, why_no_charts=reason), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -9,13 +9,23 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+AS_THREE_AND_FOUR = """
+import os, sys
+for old, new in ((int(sys.argv[1]), 100), (int(sys.argv[2]), 101), (100, 3), (101, 4)):
+    os.dup2(old, new)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Starts a program with the pipes where Chromium looks for them."""
 DESKTOP = (1280, 800)
 PHONE = (390, 844)
 
@@ -47,9 +57,17 @@ class Page:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def look(self, size: tuple[int, int] = DESKTOP, *, dark: bool = False, scripts: bool = True, media: str = "") -> None:
+    def look(
+        self, size: tuple[int, int] = DESKTOP, *, dark: bool = False, scripts: bool = True, media: str = ""
+    ) -> None:
         """As whom it is looked at: window, colours, with or without JavaScript, on paper."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=size[0] < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=1,
+            mobile=size[0] < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
@@ -64,7 +82,13 @@ class Page:
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.ask(
+            "Runtime.evaluate",
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -110,10 +134,23 @@ def chromium() -> Iterator[Page]:
     assert CHROMIUM is not None
     ours_in, theirs_out = os.pipe()
     theirs_in, ours_out = os.pipe()
-    flags = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--remote-debugging-pipe",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--no-first-run",
+    ]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = ["/bin/sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} 2>/dev/null', "sh", CHROMIUM, *flags, f"--user-data-dir={profile}"]
-        process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-c", AS_THREE_AND_FOUR, str(theirs_in), str(theirs_out), CHROMIUM, *flags]
+        process = subprocess.Popen(
+            [*command, f"--user-data-dir={profile}"],
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         try:

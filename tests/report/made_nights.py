@@ -39,7 +39,7 @@ IDEAS = (
 )
 HOSTILE = (
     "<script>window.pwned=1;document.title='pwned'</script></script><script>window.pwned=2</script>"
-    "<img src=x onerror=\"window.pwned=3\"> <a href=\"javascript:window.pwned=4\">x</a> \" ' onmouseover=window.pwned=5 "
+    '<img src=x onerror="window.pwned=3"> <a href="javascript:window.pwned=4">x</a> " \' onmouseover=window.pwned=5 '
     "<!--<script> ]]> &lt; &#60; {{ 7*7 }} {% raw %} ${window.pwned=6} `</style><style>body{display:none}` "
     "\x1b[31mred\x1b]0;pwned\x07 \u202edesrever\u202c \x00 \u2028 \u2029 \ud800 \U0001f600"
 )
@@ -53,13 +53,17 @@ def good() -> Night:
 
 def no_keeps() -> Night:
     night = _night("nothing", ideas=18, keeps=(), crashes=(7,), near=(5,))
-    verdict = "No confirmed improvement: of 18 ideas none could be shown to gain; 12 effects above +1.5pp are ruled out."
+    verdict = (
+        "No confirmed improvement: of 18 ideas none could be shown to gain; 12 effects above +1.5pp are ruled out."
+    )
     return dataclasses.replace(night, verdict=verdict)
 
 
 def only_crashes() -> Night:
     night = _night("broken", ideas=5, keeps=(), crashes=(1, 2, 3, 4, 5))
-    verdict = "No confirmed improvement: all 5 ideas crashed (4 oom, 1 backend), so the night proves nothing about them."
+    verdict = (
+        "No confirmed improvement: all 5 ideas crashed (4 oom, 1 backend), so the night proves nothing about them."
+    )
     reason = "stopped: the same fault met every run since #1"
     return dataclasses.replace(night, verdict=verdict, ruled_out=(), stopped=reason, samples=(), samples_of="")
 
@@ -106,9 +110,9 @@ def leading() -> Night:
     return _night("ten-minutes", ideas=30, keeps=(30,), leads=(3, 8, 12, 19), near=(25,), hours=0.17)
 
 
-def many() -> Night:
+def many(*, curves: bool = True) -> Night:
     """500 experiments, each with curves."""
-    return _night("long", ideas=500, keeps=(12, 60, 170, 333), leads=(5, 41, 90, 250), crashes=tuple(range(25, 500, 50)), near=(77, 140, 290), hours=60.0)  # fmt: skip
+    return _night("long", curves=curves, ideas=500, keeps=(12, 60, 170, 333), leads=(5, 41, 90, 250), crashes=tuple(range(25, 500, 50)), near=(77, 140, 290), hours=60.0)  # fmt: skip
 
 
 def minimised() -> Night:
@@ -130,7 +134,9 @@ def _spoiled(value: Any, kept: set[str], keys: bool) -> Any:
         return f"{value} {HOSTILE}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return type(value)(**{name: each if name in kept else _spoiled(each, kept, keys) for name, each in fields.items()})
+        return type(value)(
+            **{name: each if name in kept else _spoiled(each, kept, keys) for name, each in fields.items()}
+        )
     if isinstance(value, dict):
         return {f"{key} {HOSTILE}" if keys else key: _spoiled(each, kept, keys) for key, each in value.items()}
     return tuple(_spoiled(each, kept, keys) for each in value) if isinstance(value, tuple) else value
@@ -164,6 +170,7 @@ def _night(
     open_: tuple[int, ...] = (),
     hours: float = 8.0,
     minimize: bool = False,
+    curves: bool = True,
 ) -> Night:
     draw = random.Random(name)
     sign = -1.0 if minimize else 1.0
@@ -172,15 +179,23 @@ def _night(
     winner = by_number[keeps[-1]] if keeps else None
     base = by_number[0].value or 0.0
     discarded = [step for step in steps if step.outcome == "discard"]
-    kinds = {kind: sum(step.kind == kind for step in discarded) for kind in ("inconclusive", "regressed", "screened", "lead")}
+    kinds = {
+        kind: sum(step.kind == kind for step in discarded) for kind in ("inconclusive", "regressed", "screened", "lead")
+    }
     counts = {"ideas": ideas, "keep": len(keeps), "discard": len(discarded), "crash": len(crashes), "open": len(open_)}
     arms = [_arm("untrained", None, base - sign * 0.2), _arm("baseline", 0, base)]
-    gains = [Gain("baseline", "untrained", split, Estimate(0.2, 0.171, 0.229), 512) for split in ("search", "confirm", "holdout")]
+    gains = [
+        Gain("baseline", "untrained", split, Estimate(0.2, 0.171, 0.229), 512)
+        for split in ("search", "confirm", "holdout")
+    ]
     verdict = "No confirmed improvement."
     if winner is not None and winner.best is not None:
         gained = sign * (winner.best - base)
         arms.append(_arm("winner", winner.number, winner.best))
-        gains += [Gain("winner", "baseline", split, Estimate(g, g - 0.021, g + 0.021), 512) for split, g in (("search", gained + 0.012), ("confirm", gained), ("holdout", gained - 0.006))]
+        gains += [
+            Gain("winner", "baseline", split, Estimate(g, g - 0.021, g + 0.021), 512)
+            for split, g in (("search", gained + 0.012), ("confirm", gained), ("holdout", gained - 0.006))
+        ]
         verdict = f"#{winner.number} improves {100 * gained:+.1f}pp over the baseline on fresh prompts and seeds, and the holdout shows it again."
     shown = [*keeps, *crashes[:6], *near]
     return Night(
@@ -218,7 +233,7 @@ def _night(
         next_note="Ranked by expected gain for each hour; scores of different nights do not compare.",
         samples=tuple(_samples()),
         samples_of="holdout, baseline seed 1 against winner seed 17100",
-        curves=tuple(_curves(draw, steps)),
+        curves=tuple(_curves(draw, steps)) if curves else (),
         curves_left_out=0,
         reproduce=(
             ("raft-agent finalize", "puts the kept ideas on one clean branch, a commit for each"),
@@ -242,7 +257,28 @@ def _steps(
 ) -> list[Step]:
     best = 0.352 if sign > 0 else 0.71
     base = 0
-    steps = [Step(0, "baseline", "keep", "baseline", "baseline: 3 seeds at 35.1%, 34.6%, 35.9%", "baseline", "baseline", seconds * 0.08, seconds * 0.07, best, best - 0.012, best + 0.012, 0, None, best, None, None, "5f" * 20)]
+    steps = [
+        Step(
+            0,
+            "baseline",
+            "keep",
+            "baseline",
+            "baseline: 3 seeds at 35.1%, 34.6%, 35.9%",
+            "baseline",
+            "baseline",
+            seconds * 0.08,
+            seconds * 0.07,
+            best,
+            best - 0.012,
+            best + 0.012,
+            0,
+            None,
+            best,
+            None,
+            None,
+            "5f" * 20,
+        )
+    ]
     lead, led = best, 0
     for number in range(1, ideas + 1):
         axis, hypothesis, title, _ = IDEAS[number % len(IDEAS)]
@@ -280,7 +316,27 @@ def _steps(
         if outcome == "open":
             reason = "its search run is under way"
         ends = (None, None) if value is None else (value - 0.017, value + 0.017)
-        steps.append(Step(number, f"{axis}: {title}", outcome, kind, reason, axis, hypothesis, None if outcome == "open" else at, took, value, *ends, below, before, best, delta, crash, f"{number:04x}" * 10))
+        steps.append(
+            Step(
+                number,
+                f"{axis}: {title}",
+                outcome,
+                kind,
+                reason,
+                axis,
+                hypothesis,
+                None if outcome == "open" else at,
+                took,
+                value,
+                *ends,
+                below,
+                before,
+                best,
+                delta,
+                crash,
+                f"{number:04x}" * 10,
+            )
+        )
     return steps  # fmt: skip
 
 
@@ -291,13 +347,72 @@ def _arm(name: str, number: int | None, value: float) -> Arm:
 
 def _story(draw: random.Random, step: Step, campaign: str, sign: float) -> Story:
     crashed = step.outcome == "crash"
-    runs = [RunLine(f"{step.number:03d}-search-s{step.number}000", "search", step.number * 1000, {"search": step.value or 0.3}, 240, 3912, 1840.0, 61.2, 702.0, "done")]
+    runs = [
+        RunLine(
+            f"{step.number:03d}-search-s{step.number}000",
+            "search",
+            step.number * 1000,
+            {"search": step.value or 0.3},
+            240,
+            3912,
+            1840.0,
+            61.2,
+            702.0,
+            "done",
+        )
+    ]
     effect = step.delta.value if step.delta else 0.0
     if crashed:
-        runs = [dataclasses.replace(runs[0], metrics={}, steps=None, kept=None, tokens_per_s=None, state="oom", reason="HIP out of memory")]
+        runs = [
+            dataclasses.replace(
+                runs[0], metrics={}, steps=None, kept=None, tokens_per_s=None, state="oom", reason="HIP out of memory"
+            )
+        ]
     else:
-        runs += [RunLine(f"{step.number:03d}-{arm}-s{seed}", arm, seed, {"confirm": (step.value or 0.3) - (sign * effect if arm == "incumbent" else 0)}, 240, 3900 + seed % 17, 1835.0, 61.0, 698.0, "done") for arm, seed in (("confirm", 4100), ("confirm", 4101), ("incumbent", 500), ("incumbent", 501))]
-    pairs = [] if crashed else [Paired(split, "#0 baseline", 512, 71, 48, 393, seeds, seeds, step.value or 0.3, (step.value or 0.3) - sign * effect, effect, effect - 0.019, effect + 0.019, 0.0021, 0.0096, 0.0061, 0.0074, 14.2, 0.0081, 11) for split, seeds in (("search", 1), ("confirm", 3))]
+        runs += [
+            RunLine(
+                f"{step.number:03d}-{arm}-s{seed}",
+                arm,
+                seed,
+                {"confirm": (step.value or 0.3) - (sign * effect if arm == "incumbent" else 0)},
+                240,
+                3900 + seed % 17,
+                1835.0,
+                61.0,
+                698.0,
+                "done",
+            )
+            for arm, seed in (("confirm", 4100), ("confirm", 4101), ("incumbent", 500), ("incumbent", 501))
+        ]
+    pairs = (
+        []
+        if crashed
+        else [
+            Paired(
+                split,
+                "#0 baseline",
+                512,
+                71,
+                48,
+                393,
+                seeds,
+                seeds,
+                step.value or 0.3,
+                (step.value or 0.3) - sign * effect,
+                effect,
+                effect - 0.019,
+                effect + 0.019,
+                0.0021,
+                0.0096,
+                0.0061,
+                0.0074,
+                14.2,
+                0.0081,
+                11,
+            )
+            for split, seeds in (("search", 1), ("confirm", 3))
+        ]
+    )
     return Story(
         number=step.number,
         campaign=campaign,
@@ -347,7 +462,9 @@ def _curves(draw: random.Random, steps: list[Step]) -> list[Curves]:
     for step in steps:
         if step.value is None:
             continue
-        for arm, seed in (("search", step.number * 1000), ("confirm", step.number * 1000 + 100))[: 2 if step.outcome == "keep" else 1]:
+        for arm, seed in (("search", step.number * 1000), ("confirm", step.number * 1000 + 100))[
+            : 2 if step.outcome == "keep" else 1
+        ]:
             n = 24
             end = step.value
             rise = [end - 0.2 * math.exp(-i / 7) + draw.gauss(0, 0.006) for i in range(n)]
