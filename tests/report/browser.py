@@ -124,7 +124,18 @@ class Page:
         if "method" in message:
             self.told.append(message)
         if message.get("method") == "Page.javascriptDialogOpening":
-            os.write(self._to, json.dumps({"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}, "sessionId": self._session}).encode() + b"\0")  # fmt: skip
+            os.write(
+                self._to,
+                json.dumps(
+                    {
+                        "id": 0,
+                        "method": "Page.handleJavaScriptDialog",
+                        "params": {"accept": False},
+                        "sessionId": self._session,
+                    }
+                ).encode()
+                + b"\0",
+            )
         return message
 
 

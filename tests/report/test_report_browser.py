@@ -47,7 +47,8 @@ def test_a_page_opens_whole(name: str, size: tuple[int, int], folder: Path, brow
     if name != "interrupted":
         browser.wait(DRAWN)
         assert browser.run("document.querySelectorAll('#stairs svg .mark-symbol path').length") > 1
-    browser.run("document.querySelectorAll('details').forEach((box) => box.open = true)")
+    browser.run("document.querySelectorAll('details:not(.card [data-curves])').forEach((box) => box.open = true)")
+    browser.run("document.querySelector('.card [data-curves]')?.setAttribute('open', '')")
     browser.wait("[...document.querySelectorAll('figure .chart')].every((chart) => chart.querySelector('svg'))")
     assert browser.run("document.documentElement.scrollWidth") <= size[0], "nothing sticks out"
     assert complaints(browser) == []
@@ -67,7 +68,10 @@ def test_nothing_that_it_was_given_runs_or_loads(name: str, folder: Path, browse
     title = browser.run("document.title")
     browser.run("document.querySelectorAll('details').forEach((box) => box.open = true)")
     browser.run("document.querySelectorAll('th button').forEach((button) => button.click())")
-    points = browser.run("[...document.querySelectorAll('#stairs .mark-symbol path')].slice(-3).map((at) => at.getBoundingClientRect()).map((at) => [at.x + at.width / 2, at.y + at.height / 2])")  # fmt: skip
+    points = browser.run(
+        "[...document.querySelectorAll('#stairs .mark-symbol path')].slice(-3).map((at) => at.getBoundingClientRect())"
+        ".map((at) => [at.x + at.width / 2, at.y + at.height / 2])"
+    )
     browser.run("scrollTo(0, 0)")
     for x, y in points:
         browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
@@ -191,6 +195,9 @@ def test_curves_of_one_run_beside_another(folder: Path, browser: Page) -> None:
     browser.run("document.querySelector('#curves details').open = true")
     browser.wait("document.querySelectorAll('#curves figure svg').length === 15")
     assert browser.run("document.querySelectorAll('#curves .pick select')[0].options.length") == 26
-    browser.run("(() => { const pick = document.querySelectorAll('#curves .pick select')[1]; pick.value = ''; pick.dispatchEvent(new Event('change')) })()")  # fmt: skip
+    browser.run(
+        "(() => { const pick = document.querySelectorAll('#curves .pick select')[1]; pick.value = '';"
+        " pick.dispatchEvent(new Event('change')) })()"
+    )
     browser.wait("document.querySelectorAll('#curves figure svg').length === 15")
     assert browser.run("document.querySelectorAll('#curves figure:first-of-type .mark-line path').length") == 1

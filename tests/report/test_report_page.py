@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from agent.report import charts, look
 from agent.report.night import Estimate, Gain
 from agent.report.page import as_data, render_page, script_text
+from agent.report.staircase import staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
 from tests.report.made_nights import NIGHTS, good, hostile, interrupted, many, no_keeps, only_crashes
 
@@ -212,10 +213,26 @@ def test_a_script_cannot_end_its_element() -> None:
 
 def test_a_good_night_shows_what_was_gained(seen: dict[str, Seen]) -> None:
     words = seen["good"].words
-    order = ["Confirmed improvement", "#17 improves", "pass_rate", "winner over", "Ideas: 24", "Where the time went",
-             "The night, idea by idea", "Kept: 2", "Near-misses", "Crashes: 2", "Learned about this machine", "Ruled out",
-             "All ideas", "Telemetry and learning curves", "before and after", "What it would try next", "reproduce it",
-             "Nothing in it is loaded from the network"]  # fmt: skip
+    order = [
+        "Confirmed improvement",
+        "#17 improves",
+        "pass_rate",
+        "winner over",
+        "Ideas: 24",
+        "Where the time went",
+        "The night, idea by idea",
+        "Kept: 2",
+        "Near-misses",
+        "Crashes: 2",
+        "Learned about this machine",
+        "Ruled out",
+        "All ideas",
+        "Telemetry and learning curves",
+        "before and after",
+        "What it would try next",
+        "reproduce it",
+        "Nothing in it is loaded from the network",
+    ]
     places = [words.index(each) for each in order[:6]] + [words.rindex(each) for each in order[6:]]
     assert places == sorted(places)
     for each in (
@@ -276,7 +293,7 @@ def test_numbers_that_are_none_or_not_finite_are_left_empty() -> None:
 def test_a_smaller_metric_is_better_where_the_recipe_says_so(seen: dict[str, Seen]) -> None:
     words = seen["minimised"].words
     assert "smaller is better; a gain is a fall" in words
-    spec = charts.staircase(NIGHTS["minimised"]())
+    spec = staircase(NIGHTS["minimised"]())
     assert spec["layer"][0]["encoding"]["y"]["scale"]["reverse"] is True
 
 
@@ -310,7 +327,7 @@ def luminance(colour: str) -> float:
 
 def test_the_staircase_has_every_idea_and_the_line_of_the_best() -> None:
     night = good()
-    spec = charts.staircase(night)
+    spec = staircase(night)
     rows = spec["datasets"]["steps"]
     assert {row["number"] for row in rows} == {step.number for step in night.steps}
     low, _ = spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
@@ -320,7 +337,7 @@ def test_the_staircase_has_every_idea_and_the_line_of_the_best() -> None:
     assert spec["datasets"]["line"][-1]["x"] == pytest.approx(night.consumed_s / 3600)
     band = spec["datasets"]["line"][0]
     assert band["high"] - band["y"] == pytest.approx(2 * 0.0081)
-    assert list(places(charts.staircase(night, by="idea"))) == [step.number for step in night.steps]
+    assert list(places(staircase(night, by="idea"))) == [step.number for step in night.steps]
 
 
 def places(spec: dict) -> Iterator[float]:
@@ -329,7 +346,7 @@ def places(spec: dict) -> Iterator[float]:
 
 def test_hostile_text_is_data_of_a_chart_and_nothing_else() -> None:
     """Of a spec only the datasets and the title of an axis hold text of the night."""
-    spec = charts.staircase(hostile(everywhere=True))
+    spec = staircase(hostile(everywhere=True))
     del spec["datasets"]
     for layer in spec["layer"]:
         layer["encoding"]["y"].pop("title", None)

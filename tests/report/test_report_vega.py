@@ -10,6 +10,7 @@ import pytest
 
 from agent.errors import Unavailable
 from agent.report import charts, vega
+from agent.report.staircase import staircase
 from tests.report.made_nights import leading
 
 KEPT = f"vega-bundle-{importlib.metadata.version(vega.PACKAGE)}.js"
@@ -58,7 +59,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_the_staircase_can_be_drawn_without_a_browser() -> None:
-    drawn = vega.to_svg(charts.drawn(charts.staircase(leading())))
+    drawn = vega.to_svg(charts.drawn(staircase(leading())))
     assert drawn.startswith("<svg")
     assert "#30" in drawn
     assert "var(--" not in drawn
