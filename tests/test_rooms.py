@@ -13,9 +13,10 @@ import pytest
 AGENT = Path(__file__).parent.parent / "agent"
 LEAVES = {"errors", "files", "contract", "proc", "text"}
 ARROWS = {
-    "cli": {"simulate", "campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
+    "cli": {"simulate", "study", "campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
     "campaign": {"plan", "run", "ledger", "report", "recipe", "hardware"},
     "simulate": {"campaign", "recipe", "report"},
+    "study": {"run", "recipe", "report", "hardware"},
     "plan": {"recipe", "hardware"},
     "run": {"recipe", "hardware"},
     "ledger": {"recipe"},

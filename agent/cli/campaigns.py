@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
 from agent.cli.app import app
+from agent.cli.interrupt import polite_interrupt
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
 from agent.report.words import duration
@@ -174,7 +172,7 @@ def _campaign(
         disk_errors(workspace.private),
         hold(workspace, what=f"campaign {name}"),
         survive_hangup(workspace.private / "hangup.log"),
-        _polite_interrupt() as stop,
+        polite_interrupt() as stop,
         stay_awake() as awake,
         TerminalObserver(console) as observer,
     ):
@@ -212,25 +210,6 @@ def _closing_words(session: Session, ending: Ending) -> None:
 
 def _ending_json(session: Session, ending: Ending) -> dict[str, object]:
     return {"campaign": session.settings.campaign, **session.state.result, "reason": ending.reason}
-
-
-@contextlib.contextmanager
-def _polite_interrupt() -> Iterator[Callable[[], str | None]]:
-    """The first Ctrl-C or SIGTERM asks the campaign to stop in good order; the second one is for the impatient."""
-    asked: list[str] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        print("\nstopping in good order (again to stop at once)", file=sys.stderr)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: f"stopped by {asked[0]}" if asked else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- before anything runs ----------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def register() -> None:
         looking,
         rates,
         simulate,
+        studies,
         training,
         triage,
         workspaces,

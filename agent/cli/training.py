@@ -17,6 +17,7 @@ from agent.text import one_line
 
 if TYPE_CHECKING:
     from agent.contract import Split
+    from agent.hardware.probe import Machine
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
     from agent.run.request import RunResult
@@ -167,33 +168,38 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
 def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
     from rich.text import Text
 
-    from agent.campaign.capacity import check_memory, too_large
-    from agent.campaign.open import machine_of, refuse_closed_doors
+    from agent.campaign.open import machine_of
     from agent.report.terminal import console_for
+    from agent.run.alone import request_alone
     from agent.run.launcher import launch
-    from agent.run.request import RunRequest
 
-    refuse_closed_doors(recipe, base=workspace.root, name="RECIPE")
     machine = machine_of(workspace)
-    if "evaluate" not in keys:  # an evaluation needs neither gradients nor moments
-        checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
-        if checked.fits is False:
-            raise too_large(checked)
-    limit = (recipe.budget.train_seconds or 7 * 86400) * 1.5 + 3600
-    request = RunRequest(
-        recipe=recipe, out=out, workspace=workspace.root, time_limit_s=limit, cache=model_cache(), **keys
-    )
+    refuse_unfit(workspace, recipe, machine, name="RECIPE", trains="evaluate" not in keys)
+    request = request_alone(recipe, out, workspace=workspace.root, cache=model_cache(), **keys)
     console = console_for(sys.stderr)
     print(f"run folder {out}", file=sys.stderr)
     with console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
-            spinner.update(Text(one_line(_progress_words(progress))))  # a plain string would be read for markup
+            spinner.update(Text(one_line(progress_words(progress))))  # a plain string would be read for markup
 
         return launch(request, on_progress=on_progress, machine=machine)
 
 
-def _progress_words(progress: Progress) -> str:
+def refuse_unfit(workspace: Workspace, recipe: Recipe, machine: Machine, *, name: str, trains: bool = True) -> None:
+    """Before a recipe is run alone. Raises what `refuse_closed_doors` does, and Unsupported where it would not fit into
+    memory; an evaluation needs neither gradients nor moments. `name` is the recipe's."""
+    from agent.campaign.capacity import check_memory, too_large
+    from agent.campaign.open import refuse_closed_doors
+
+    refuse_closed_doors(recipe, base=workspace.root, name=name)
+    if trains:
+        checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
+        if checked.fits is False:
+            raise too_large(checked)
+
+
+def progress_words(progress: Progress) -> str:
     spent = f" {progress.budget_spent:.0%} of the budget" if progress.budget_spent is not None else ""
     metric = f", select {progress.select_metric:.1%}" if progress.select_metric is not None else ""
     cycle = f" cycle {progress.cycle}," if progress.cycle is not None else ""

@@ -28,13 +28,13 @@ from agent.errors import UsageError
 from agent.plan.fit import build_change, fails, in_spite_of, lacking
 from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
 from agent.plan.optimizer import Refinement, points, refinement_of
-from agent.plan.playbook import nearest
 from agent.plan.sampler import NoSampler
 from agent.plan.schema import Hypothesis, Playbook, ResourceRule, Variant
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
 from agent.recipe.change import Change, ChangeRefused, short
 from agent.recipe.files import with_keys
 from agent.recipe.schema import Recipe
+from agent.recipe.validating import nearest
 
 if TYPE_CHECKING:
     from agent.hardware.probe import Machine

@@ -61,6 +61,7 @@ def drawn(spec: Spec, *, dark: bool = False) -> Spec:
     for name, pair in PALETTE.items():
         text = text.replace(f"var(--{name})", pair[dark])
     filled: Spec = json.loads(text)
+    filled["config"]["background"] = PALETTE["bg"][dark]
     if filled.get("width") == "container":
         filled["width"] = 760
     return filled
