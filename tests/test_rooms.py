@@ -34,6 +34,7 @@ LIBRARIES = {
     "psutil": {"run", "hardware"},
     "rich": {"cli", "report"},
     "typer": {"cli"},
+    "jinja2": {"report", "tasks"},
     "vl_convert": {"report"},
     "jinja2": {"report", "tasks"},
 }
@@ -75,7 +76,8 @@ def test_help_loads_no_heavy_library() -> None:
         "import sys; from agent.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'scipy', 'numpy', 'git', 'yaml', 'pydantic', 'psutil'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'numpy', 'git', 'yaml', 'pydantic', 'psutil', 'jinja2'}\n"
+        "heavy &= set(sys.modules)\n"
         "print('HEAVY', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

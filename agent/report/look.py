@@ -93,7 +93,7 @@ def headline(night: Night) -> Headline:
         return Headline(
             "none", "No confirmed improvement: every idea crashed" if crashed else "No confirmed improvement", state
         )
-    return Headline("early", "No confirmed improvement so far", state)  # fmt: skip
+    return Headline("early", "No confirmed improvement so far", state)
 
 
 def arms(night: Night) -> tuple[tuple[str, ...], list[ArmRow]]:

@@ -21,10 +21,9 @@ class Numbers:
         """Whether it lies between 0 and 1 (agent/recipe/schema.py, `evaluation.metric`)."""
         return self.metric != "mean_reward"
 
-    @property
-    def axis(self) -> str:
-        """The format of a chart's axis."""
-        return ".0%" if self.rate else ".2f"
+    def axis(self, span: float) -> str:
+        """The format of a chart's axis that is `span` long."""
+        return f".{0 if span > 0.06 else 1}%" if self.rate else f".{2 if span > 0.06 else 3}f"
 
     def value(self, value: float | None) -> str:
         known = finite(value)

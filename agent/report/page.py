@@ -27,6 +27,7 @@ from agent.report import charts as drawings
 from agent.report import look
 from agent.report.night import Night
 from agent.report.numbers import Numbers, moment, plain, time_of
+from agent.report.staircase import staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
 from agent.text import clean, one_line
 
@@ -73,8 +74,8 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
 def _data(night: Night, curves: list[dict[str, Any]]) -> dict[str, Any]:
     """What the page's script draws from."""
     specs = {
-        "staircase-time": drawings.staircase(night),
-        "staircase-idea": drawings.staircase(night, by="idea"),
+        "staircase-time": staircase(night),
+        "staircase-idea": staircase(night, by="idea"),
         "effects": drawings.effects(night),
         "curve": drawings.curve(),
     }
@@ -86,7 +87,10 @@ def _data(night: Night, curves: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_data(value: Any) -> str:
     """JSON that may stand in a `<script type="application/json">`: nothing in it ends the element or begins another."""
-    text = json.dumps(_known(value), separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_known(value), separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -1,4 +1,5 @@
-"""Vega-Lite: its JavaScript for the page, and drawings where no browser draws. Nothing is loaded from the network.
+"""Vega-Lite: specifications as pictures (SVG for pages, PNG to look at), and its JavaScript for a page that draws
+itself. No network.
 
     python -m agent.report.vega OUT
 
@@ -13,7 +14,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,8 @@ from agent.errors import Unavailable
 from agent.files import write_atomic
 from agent.text import one_line, passed_on
 
-LIMIT_S = 120.0
-"""For building the JavaScript: some 2 s where nothing else runs."""
-LEAST = 100_000
-"""Characters of JavaScript below which a file is no bundle (it has 0.9 million)."""
-PACKAGE = "vl-convert-python"
 VERSION = "5.21"
-"""Of Vega-Lite, so that another vl-convert draws the same."""
+"""Of Vega-Lite in pictures, so that another vl-convert draws the same."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito: told apart with any colour vision, yellow last because it is faint on white."""
 FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
@@ -39,6 +34,11 @@ CONFIG: dict[str, Any] = {
     "legend": {"labelFontSize": 13, "titleFontSize": 13, "symbolStrokeWidth": 3, "symbolSize": 200},
     "view": {"stroke": "#cccccc"},
 }
+LIMIT_S = 120.0
+"""For building the JavaScript: some 2 s where nothing else runs."""
+LEAST = 100_000
+"""Characters of JavaScript below which a file is no bundle (it has 0.9 million)."""
+PACKAGE = "vl-convert-python"
 NO_ADDRESS: list[str] = []
 """That a chart may load data or images from."""
 
@@ -60,21 +60,23 @@ def bundle(cache: Path, *, limit_s: float = LIMIT_S) -> str:
     return _build(kept, limit_s)
 
 
-def to_svg(spec: Mapping[str, Any]) -> str:
-    """The chart as SVG, in our palette and fonts where it brings no configuration of its own."""
+def to_svg(spec: dict[str, Any]) -> str:
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(_whole(spec), vl_version=VERSION, allowed_base_urls=NO_ADDRESS)
+    return str(vl_convert.vegalite_to_svg(_whole(spec), vl_version=VERSION, allowed_base_urls=NO_ADDRESS))
 
 
-def to_png(spec: Mapping[str, Any], scale: float = 2.0) -> bytes:
-    """The chart as PNG; with `scale` 2.0 a pixel of the chart is two by two of the picture."""
+def to_png(spec: dict[str, Any], scale: float = 2.0) -> bytes:
+    """`scale` pixels for each pixel of the specification."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(_whole(spec), vl_version=VERSION, scale=scale, allowed_base_urls=NO_ADDRESS)
+    return bytes(
+        vl_convert.vegalite_to_png(_whole(spec), vl_version=VERSION, scale=scale, allowed_base_urls=NO_ADDRESS)
+    )
 
 
-def _whole(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(spec: dict[str, Any]) -> dict[str, Any]:
+    """One that brings no configuration of its own gets ours."""
     return {"config": CONFIG, **spec}
 
 
@@ -110,6 +112,7 @@ def _is_bundle(text: str) -> bool:
 def main() -> None:
     import vl_convert
 
+    # The Vega-Lite that fits the Vega of the bundle: of another version, the browser warns at each chart.
     write_atomic(Path(sys.argv[1]), vl_convert.javascript_bundle())  # type: ignore[call-arg]  # the stub is wrong
 
 

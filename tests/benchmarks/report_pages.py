@@ -1,6 +1,7 @@
 """Pages of made nights, to be looked at: `python tests/benchmarks/report_pages.py OUT`. Nothing in them was measured.
 
-Writes OUT/NAME.html for each of `tests/report/made_nights.py`, and `good-without-charts.html`; prints sizes and seconds.
+Writes OUT/NAME.html for each of `tests/report/made_nights.py`, and `good-without-charts.html`; prints sizes and
+seconds. With `--pictures` also OUT/NAME-desktop.png, -phone.png and -dark.png, by the Chromium of this machine.
 It is no test: pytest does not collect it.
 """
 
@@ -14,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agent.report.page import render_page
 from agent.report.vega import bundle
+from tests.report.browser import DESKTOP, PHONE, chromium
 from tests.report.made_nights import NIGHTS, good
+
+LOOKS = {"desktop": (DESKTOP, False), "phone": (PHONE, False), "dark": (DESKTOP, True)}
 
 
 def main() -> None:
@@ -31,6 +35,20 @@ def main() -> None:
     (out / "good-without-charts.html").write_text(
         render_page(good(), charts=None, why_no_charts=reason), encoding="utf-8"
     )
+    if "--pictures" in sys.argv:
+        pictures(out)
+
+
+def pictures(out: Path) -> None:
+    """Each page as a whole (down to 12,000 pixels), on a desk, on a phone, in the dark."""
+    with chromium() as browser:
+        for page in sorted(out.glob("*.html")):
+            for name, (size, dark) in LOOKS.items():
+                browser.look(size, dark=dark)
+                browser.open(page)
+                if browser.run("Boolean(document.getElementById('stairs'))"):
+                    browser.wait("document.documentElement.dataset.drawn")
+                browser.picture(out / f"{page.stem}-{name}.png", whole=True)
 
 
 if __name__ == "__main__":

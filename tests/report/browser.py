@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ from typing import Any
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
+AS_THREE_AND_FOUR = """
+import os, sys
+for old, new in ((int(sys.argv[1]), 100), (int(sys.argv[2]), 101), (100, 3), (101, 4)):
+    os.dup2(old, new)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Starts a program with the pipes where Chromium looks for them."""
 DESKTOP = (1280, 800)
 PHONE = (390, 844)
 
@@ -74,7 +82,13 @@ class Page:
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.ask(
+            "Runtime.evaluate",
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -110,7 +124,18 @@ class Page:
         if "method" in message:
             self.told.append(message)
         if message.get("method") == "Page.javascriptDialogOpening":
-            os.write(self._to, json.dumps({"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}, "sessionId": self._session}).encode() + b"\0")  # fmt: skip
+            os.write(
+                self._to,
+                json.dumps(
+                    {
+                        "id": 0,
+                        "method": "Page.handleJavaScriptDialog",
+                        "params": {"accept": False},
+                        "sessionId": self._session,
+                    }
+                ).encode()
+                + b"\0",
+            )
         return message
 
 
@@ -129,17 +154,13 @@ def chromium() -> Iterator[Page]:
         "--no-first-run",
     ]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [
-            "/bin/sh",
-            "-c",
-            f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} 2>/dev/null',
-            "sh",
-            CHROMIUM,
-            *flags,
-            f"--user-data-dir={profile}",
-        ]
+        command = [sys.executable, "-c", AS_THREE_AND_FOUR, str(theirs_in), str(theirs_out), CHROMIUM, *flags]
         process = subprocess.Popen(
-            command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            [*command, f"--user-data-dir={profile}"],
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
         os.close(theirs_out)

@@ -46,7 +46,8 @@
       return false;
     }
   };
-  const fresh = (name) => structuredClone(night.specs[name]);
+  const narrow = matchMedia("(max-width: 720px)").matches;
+  const fresh = (name) => JSON.parse(JSON.stringify(night.specs[name], (key, value) => (narrow && key === "labelLimit" ? 110 : value)));
 
   const drawStairs = async () => {
     const by = $("input[name=over]:checked").value;
@@ -81,6 +82,7 @@
 
   const drawCurves = (place, runs) => {
     place.replaceChildren();
+    let drawn = 0;
     for (const [over, heading, title] of [["cycles", "Over cycles", "cycle"], ["seconds", "Over its seconds", "seconds"]]) {
       const names = [...new Set(runs.flatMap((run) => run[over].series.map(([name]) => name)))];
       if (!names.length) continue;
@@ -90,6 +92,7 @@
           const found = run[over].series.find(([other]) => other === name);
           return found ? found[1].map((y, at) => ({ run: run.run, x: run[over].x[at], y })).filter((point) => point.y !== null && point.x !== undefined) : [];
         });
+        if (!values.length) continue;
         const spec = fresh("curve");
         spec.datasets = { curve: values };
         spec.encoding.x.title = title;
@@ -104,9 +107,10 @@
         figure.append(make("figcaption", name), chart);
         place.append(figure);
         draw(chart, spec);
+        drawn += 1;
       }
     }
-    if (!place.children.length) place.append(make("p", "Nothing was recorded of this run."));
+    if (!drawn) place.append(make("p", "Nothing was recorded of this run."));
   };
 
   if (night) {
