@@ -203,7 +203,8 @@ def command_parts(name: str, function: Any) -> list[str]:
     rows = [f"| `{shown[one]}` | {help_of(info)} |" for one, info in arguments.items()]
     rows += [f"| {option_words(one, info, types[one])} | {help_of(info)} |" for one, info in options.items()]
     paragraphs = [prose(" ".join(part.split())) for part in (function.__doc__ or "").split("\n\n")]
-    usage = " ".join(["raft-agent", name, *words, *(["[OPTIONS]"] if options else [])])
+    needed = [option_words(one, info, types[one]).strip("`") for one, info in options.items() if info.default is ...]
+    usage = " ".join(["raft-agent", name, *words, *needed, *(["[OPTIONS]"] if options else [])])
     return [f"## {name}", f"`{usage}`", *paragraphs, "\n".join(["| | |", "|---|---|", *rows])]
 
 

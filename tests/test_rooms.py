@@ -34,7 +34,6 @@ LIBRARIES = {
     "psutil": {"run", "hardware"},
     "rich": {"cli", "report"},
     "typer": {"cli"},
-    "jinja2": {"report", "tasks"},
     "vl_convert": {"report"},
     "jinja2": {"report", "tasks"},
 }

@@ -4,7 +4,8 @@
 
 Writes a journal of so many lines and a run that goes on, then looks and draws as `raft-agent watch` does on a terminal
 of 120x40, while another process renews heartbeat, samples and cycles as a trainer does, and appends the
-lines of another idea to the journal every ten seconds. The aim is less than 1% of a core. It is no test: pytest does not collect it.
+lines of another idea to the journal every ten seconds. The aim is less than 1% of a core. It is no test: pytest does
+not collect it.
 """
 
 from __future__ import annotations

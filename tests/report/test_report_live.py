@@ -75,21 +75,40 @@ marks = st.builds(
     st.sampled_from(["", "lead", "gain"]), texts, numbers, numbers,
 )  # fmt: skip
 runs = st.builds(
-    Running, texts, texts, st.none() | st.integers(0, 9), st.none(), st.sampled_from(["load", "train"]),
-    st.none() | st.floats(0, 1e6), st.none() | st.floats(0, 1e6), st.none() | st.floats(0, 1), st.none(), texts, numbers,
+    Running,
+    texts,
+    texts,
+    st.none() | st.integers(0, 9),
+    st.none(),
+    st.sampled_from(["load", "train"]),
+    st.none() | st.floats(0, 1e6),
+    st.none() | st.floats(0, 1e6),
+    st.none() | st.floats(0, 1),
+    st.none(),
+    texts,
+    numbers,
     st.lists(st.floats(0, 1), max_size=90).map(tuple),
-)  # fmt: skip
+)
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     ideas = tuple(replace(mark, number=n) for n, mark in enumerate(draw(st.lists(marks, max_size=60)), start=1))
     return replace(
-        SNAPSHOT, campaign=draw(texts), marks=ideas, judged=tuple(mark.number for mark in ideas if mark.outcome != "open"),
-        baseline=draw(numbers), best=draw(numbers), running=draw(st.none() | runs), minimize=draw(st.booleans()),
-        state=draw(st.sampled_from(["running", "killed", "finished", "paused"])), stopped=draw(texts),
-        left_s=draw(st.none() | st.floats(0, 1e6)), trouble=draw(texts), headline=draw(texts),
-    )  # fmt: skip
+        SNAPSHOT,
+        campaign=draw(texts),
+        marks=ideas,
+        judged=tuple(mark.number for mark in ideas if mark.outcome != "open"),
+        baseline=draw(numbers),
+        best=draw(numbers),
+        running=draw(st.none() | runs),
+        minimize=draw(st.booleans()),
+        state=draw(st.sampled_from(["running", "killed", "finished", "paused"])),
+        stopped=draw(texts),
+        left_s=draw(st.none() | st.floats(0, 1e6)),
+        trouble=draw(texts),
+        headline=draw(texts),
+    )
 
 
 @settings(max_examples=60, deadline=None)
