@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from agent.run.ending import AtOnce
-
 
 @contextlib.contextmanager
 def polite_interrupt() -> Iterator[Callable[[], str | None]]:
     """Within the block: why the campaign should stop, or None. Raises AtOnce there at the second signal."""
+    from agent.run.ending import AtOnce
+
     asked: list[str] = []
     words = threading.Event()
     over = False
