@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import AgentError, InvalidFile, ResourceError, Unsupported
 from agent.files import sync_files, write_atomic
 from agent.recipe.files import load_recipe
+from agent.recipe.reading import read_yaml
 from agent.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -317,17 +318,15 @@ def _versions() -> dict[str, str]:
 
 def _license(recipe: Recipe, options: argparse.Namespace) -> str | None:
     """What the base's own model card says, where one lies beside it."""
-    import yaml
-
     from agent.raft import sources
     from agent.raft.used import folder_of
 
     try:
         folder = folder_of(sources.fetch(recipe.model, cache=options.cache, beat=_no_beat))
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
-        front = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
+        front = read_yaml(text.split("---", 2)[1], where="README.md") if text.startswith("---") else {}
         found = front.get("license") if isinstance(front, dict) else None
-    except (AgentError, OSError, ValueError, IndexError, yaml.YAMLError):
+    except (AgentError, OSError, ValueError, IndexError):
         return None
     return found if isinstance(found, str) and LICENSE.fullmatch(found) else None
 

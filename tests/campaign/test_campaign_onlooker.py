@@ -205,7 +205,7 @@ def test_a_killed_campaign_is_called_so_and_one_that_goes_on_too(workspace: Work
     seen = onlooker.look()
     assert (seen.state, seen.running, seen.process) == ("killed", None, None)
     assert seen.next == "raft-agent resume night"
-    with hold(workspace) as holder:
+    with hold(workspace, what="campaign night") as holder:
         seen = onlooker.look()
         assert (seen.state, seen.process) == ("running", holder.pid)
     night.append("campaign_paused", reason="stopped by Ctrl-C")
@@ -234,7 +234,7 @@ def test_bad_files_in_a_run_are_unknown(workspace: Workspace, night: Journal, co
     out = write_run(workspace.root)
     for name in (HEARTBEAT, CYCLES, TELEMETRY):
         (out / name).write_bytes(content)
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         seen = Onlooker(workspace).look()
         assert seen.running is not None
         assert (seen.running.phase, seen.running.metric) == ("start", None)
@@ -242,7 +242,7 @@ def test_bad_files_in_a_run_are_unknown(workspace: Workspace, night: Journal, co
 
 def test_what_goes_away_while_somebody_looks(workspace: Workspace, night: Journal) -> None:
     out = write_run(workspace.root)
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         onlooker = Onlooker(workspace)
         before = onlooker.look()
         for path in out.iterdir():
@@ -278,7 +278,7 @@ def test_what_may_not_be_read_is_said(workspace: Workspace, night: Journal, monk
 
 
 def test_a_clock_that_was_set_back_leaves_no_negative_times(workspace: Workspace, night: Journal) -> None:
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         seen = Onlooker(workspace, clock=lambda: 1000.0).look()
         assert seen.running is not None
         assert seen.running.elapsed_s == 0.0
@@ -304,7 +304,7 @@ def test_hostile_text_is_clean_in_the_snapshot(workspace: Workspace, night: Jour
     evil = "\x1b]0;title\x07 two\nlines \x1b[2J"
     write_run(workspace.root, note=evil)
     night.append("experiment_judged", experiment=2, outcome="discard", reason=evil, numbers={"kind": evil})
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         seen = Onlooker(workspace).look()
     assert seen.running is not None
     for text in (seen.running.note, seen.marks[-1].reason, seen.marks[-1].kind):
@@ -315,7 +315,7 @@ def test_lookers_do_not_take_each_other_for_a_holder(workspace: Workspace, night
     import fcntl
     import os
 
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         pass
     other = os.open(workspace.lock_path, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_SH)  # as `holder_of` does for an instant
@@ -337,7 +337,7 @@ def test_more_time_on_resumption_counts(workspace: Workspace, night: Journal) ->
 
 def test_status_for_programs(workspace: Workspace, night: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(workspace.root, note="half way")
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         assert run(["status", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert run(["status"]) == 0
@@ -364,7 +364,7 @@ def test_status_for_programs(workspace: Workspace, night: Journal, capsys: pytes
 
 def test_the_documented_fields_are_all_there_is(workspace: Workspace, night: Journal) -> None:
     page = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
-    with hold(workspace):
+    with hold(workspace, what="campaign night"):
         fields = status_fields(Onlooker(workspace).look())
     missing = [name for name in fields if f"`{name}`" not in page]
     assert missing == []
