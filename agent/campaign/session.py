@@ -18,7 +18,7 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
-from agent.campaign.past import lead_of, past_of
+from agent.campaign.past import lead_now
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
@@ -70,19 +70,15 @@ class Session:
     table_trouble: str | None = None
     """Why results.tsv could not be written last, in words."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
-    _state: CampaignState | None = field(default=None, repr=False)
     _timekeeper: Timekeeper | None = field(default=None, repr=False)
 
     @property
     def state(self) -> CampaignState:
-        """What the journal adds up to."""
-        if self._state is None:
-            self._state = self.journal.state()
-        return self._state
+        """What the journal adds up to; what is told changes it."""
+        return self.journal.current()
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append to the journal."""
-        self._state = None  # a write that fails may have reached the file all the same
         self.journal.append(kind, **fields)
 
     def tell_if_possible(self, kind: str, **fields: Any) -> None:
@@ -168,7 +164,7 @@ class Session:
     @property
     def lead(self) -> int:
         """Experiment whose recipe the next ideas change; the incumbent where nothing leads."""
-        return lead_of(past_of(self.state), self.incumbent)
+        return lead_now(self.state)
 
     def base_of(self, number: int) -> int:
         """The experiment whose recipe this one changes."""

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     from agent.ledger.workspace import Workspace
     from agent.report.evidence import PromptLine
 
+SHOWN = 100
+"""Ideas that `log` prints on a terminal."""
 NAME = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last one.")
 JSON = typer.Option(False, "--json", help="Print as JSON.")
 
 
 def _state(workspace: Workspace, name: str) -> CampaignState:
+    import gc
+
     from agent.ledger.journal import Journal
 
+    gc.disable()  # a process that reads, prints and ends: what it makes is all needed, and looking through it takes long
     return Journal(workspace.journal_path(name)).state()
 
 
@@ -110,10 +115,10 @@ def _best(state: CampaignState) -> str | None:
 
 def _leads(state: CampaignState) -> str | None:
     """What the next ideas build on without a verdict."""
-    from agent.campaign.past import lead_of, past_of
+    from agent.campaign.past import lead_now
 
     incumbent = (state.incumbent.experiment if state.incumbent else None) or 0
-    lead = lead_of(past_of(state), incumbent)
+    lead = lead_now(state)
     return f"{_with_metric(state, lead)}; unconfirmed, the next ideas build on it" if lead != incumbent else None
 
 
@@ -140,10 +145,14 @@ def _now(workspace: Workspace, state: CampaignState, run: Run) -> str:
 
 
 @app.command()
-def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
+def log(
+    campaign: str | None = NAME,
+    every: bool = typer.Option(False, "--all", help=f"All ideas; a terminal gets the last {SHOWN}, a pipe gets all."),
+    json_output: bool = JSON,
+) -> None:
     """List ideas and outcomes."""
     from agent.ledger.table import read_rows
-    from agent.report.terminal import console_for, rows_table
+    from agent.report.terminal import console_for, rows_lines, rows_table
 
     workspace = here()
     rows = read_rows(workspace.results) if workspace.results.exists() else []
@@ -159,9 +168,15 @@ def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
         print("no idea has an outcome yet")
         return
     console = console_for()
-    console.print(f"campaign {rows[-1].get('campaign')}, {rows[-1].get('recipe')}, {rows[-1].get('metric_name')}")
-    console.print(rows_table(rows, width=console.width))
-    console.print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the evidence")
+    print(f"campaign {rows[-1].get('campaign')}, {rows[-1].get('recipe')}, {rows[-1].get('metric_name')}")
+    if console.is_terminal:
+        shown = rows if every else rows[-SHOWN:]
+        console.print(rows_table(shown, width=console.width))
+        if len(shown) < len(rows):
+            print(f"the last {len(shown)} of {len(rows)} ideas; raft-agent log --all lists the others too")
+    else:
+        print("\n".join(rows_lines(rows)))
+    print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the evidence")
 
 
 @app.command()

@@ -25,7 +25,7 @@ FORMAT = 1
 class Event(BaseModel):
     """`seq` counts from 1 without gaps in an undamaged journal; `time` is Unix seconds of the wall clock."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str
     seq: int = Field(ge=1)

@@ -24,11 +24,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from agent.errors import WorkspaceError
-from agent.files import append_line, fsync_folder
+from agent.files import Stamp, append_line, fsync_folder, stamp_or_none
 from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
-from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from, read_event
-from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, fold
+from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from
+from agent.ledger.lines import event_of, events_by_line, no_collection
+from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, add, fold
 from agent.text import redacted
 
 __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pending", "Run", "fold"]
@@ -58,6 +59,9 @@ class Journal:
         self.clock = clock
         self.consumed = consumed
         self._seq: int | None = None
+        self._folded: CampaignState | None = None
+        self._as_left: Stamp | None = None
+        """The file when `_folded` was all of it."""
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -75,14 +79,26 @@ class Journal:
         except ValidationError as error:
             raise ValueError(f"journal event {kind!r}: {error}") from error
         line = json.dumps(_plain(event.model_dump(exclude_defaults=True)))
-        is_new = not self.path.exists()
-        self._seq = None  # where the write fails half-way, the file says what the next number is
+        before = stamp_or_none(self.path)
+        folded = self._folded if before == self._as_left else None
+        self._seq = self._folded = None  # where the write fails half-way, the file says what is in it
         with disk_errors(self.path):
             append_line(self.path, line)
-            if is_new:
+            if before is None:
                 fsync_folder(self.path.parent)
         self._seq = event.seq
+        if folded is not None:
+            self._fold_in(folded, line.encode(), before)
         return event
+
+    def _fold_in(self, folded: CampaignState, line: bytes, before: Stamp | None) -> None:
+        """The line as it would be read; where the file grew by anything else too, all of it is read anew instead."""
+        event, after = event_of(line), stamp_or_none(self.path)
+        grown = after[0] - (before[0] if before else 0) if after else 0
+        if event is not None and event.seq == folded.last_seq + 1 and grown == len(line) + 1:
+            add(folded, event)
+            folded.consumed_s = max(folded.consumed_s, read_consumed(self.path))
+            self._folded, self._as_left = folded, after
 
     def events(self) -> Iterator[Event]:
         """Events in file order; lines that are torn or no event are passed over. A missing file has none.
@@ -94,18 +110,26 @@ class Journal:
                 yield event
 
     def state(self) -> CampaignState:
-        state = fold(self.events())
+        """All of it, read now."""
+        with no_collection():
+            state = fold(self.events())
         state.consumed_s = max(state.consumed_s, read_consumed(self.path))
         return state
+
+    def current(self) -> CampaignState:
+        """The same, kept in memory: `append` adds its event to it, and it is read anew where a write has failed or
+        somebody else has written to the file."""
+        seen = stamp_or_none(self.path)
+        if self._folded is None or seen != self._as_left:
+            self._folded, self._as_left = self.state(), seen
+        return self._folded
 
     def _lines(self) -> Iterator[tuple[int, Event | None]]:
         """(line number, its event); None for a line that is none. Blank lines are left out."""
         if not self.path.exists():
             return
-        with disk_errors(self.path, "read"), self.path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip("\0 \t\r\n"):  # a power cut may leave a block of NUL at the end of a file
-                    yield number, _event_of(line)
+        with disk_errors(self.path, "read"), self.path.open("rb") as file:
+            yield from events_by_line(file)
 
     # --- before a campaign is gone on with ------------------------------------------------------------------
 
@@ -163,14 +187,6 @@ class Journal:
         if self._seq is None:
             self._seq = max((event.seq for event in self.events()), default=0)
         return self._seq
-
-
-def _event_of(line: str) -> Event | None:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return read_event(fields) if isinstance(fields, dict) else None
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -177,6 +177,8 @@ class CampaignState:
     """Events that this version does not understand."""
     last_seq: int = 0
     last_time: float | None = None
+    _confirming: set[int] = field(default_factory=set, repr=False, compare=False)
+    """What is in `confirm_order`."""
 
     @property
     def campaign(self) -> str | None:
@@ -251,14 +253,24 @@ class CampaignState:
 def fold(events: Iterable[Event]) -> CampaignState:
     """Add up a journal, or any part of one. Never raises on events that `read_event` gave."""
     state = CampaignState()
-    seen: set[tuple[int, str]] = set()
+    seen: dict[int, Event | set[str]] = {}
+    """By number: the event that had it, or what all that had it say."""
     for event in events:
-        identity = (event.seq, repr(event))
-        if identity in seen:
-            continue
-        seen.add(identity)
+        before = seen.setdefault(event.seq, event)
+        if before is not event:  # to write out what an event says takes longer than to read it
+            words = before if isinstance(before, set) else {repr(before)}
+            seen[event.seq] = words
+            said = repr(event)
+            if said in words:
+                continue
+            words.add(said)
         _apply(state, event)
     return state
+
+
+def add(state: CampaignState, event: Event) -> None:
+    """One more event, whose number is larger than those of all before it: the same as folding all of them."""
+    _apply(state, event)
 
 
 def _apply(state: CampaignState, event: Event) -> None:
@@ -342,8 +354,9 @@ def _judge(state: CampaignState, experiment: Experiment, event: ExperimentJudged
         experiment.interruptions.append(event)
         experiment.interrupted_runs.update(run.id for run in experiment.runs)
         return
+    if experiment.judged is not None and experiment.outcome != event.outcome:
+        state.judged_order.remove(experiment.number)
     if experiment.outcome != event.outcome:
-        state.judged_order = [number for number in state.judged_order if number != experiment.number]
         state.judged_order.append(experiment.number)
     experiment.judged = event
 
@@ -361,9 +374,10 @@ def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinishe
     if number is None:
         return
     experiment = state.experiments.setdefault(number, Experiment(number))
-    if all(known.id != run.id for known in experiment.runs):
+    if not any(known is run for known in reversed(experiment.runs)):
         experiment.runs.append(run)
-    if run.is_confirmation and number not in state.confirm_order:
+    if run.is_confirmation and number not in state._confirming:
+        state._confirming.add(number)
         state.confirm_order.append(number)
 
 
