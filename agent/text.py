@@ -170,8 +170,10 @@ NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ),
 )
 """The same, where what stands before it says that it is one, and stays."""
-HINTED = tuple((hint, name, shape) for name, hints, shape in SHAPES for hint in hints)
-HINTED_AND_NAMED = tuple((hint, name, shape) for name, hints, shape in NAMED_SHAPES for hint in hints)
+REPLACED = (
+    *((f"[redacted {name}]", hints, shape) for name, hints, shape in SHAPES),
+    *((rf"\g<before>[redacted {name}]", hints, shape) for name, hints, shape in NAMED_SHAPES),
+)
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -194,12 +196,11 @@ def _redact(text: str, secrets: Secrets | None) -> str:
     if secrets is not None:
         pattern, names = secrets
         text = pattern.sub(lambda found: f"[redacted {names[found.group()]}]", text)
-    for hint, name, shape in HINTED:
-        if hint in text:
-            text = shape.sub(f"[redacted {name}]", text)
-    for hint, name, shape in HINTED_AND_NAMED:
-        if hint in text:
-            text = shape.sub(rf"\g<before>[redacted {name}]", text)
+    for replacement, hints, shape in REPLACED:
+        for hint in hints:
+            if hint in text:
+                text = shape.sub(replacement, text)
+                break
     return text
 
 

@@ -30,7 +30,7 @@ def _state(workspace: Workspace, name: str) -> CampaignState:
 
     from agent.ledger.journal import Journal
 
-    gc.disable()  # a process that reads, prints and ends: what it makes is all needed, and looking through it takes long
+    gc.disable()  # a process that reads, prints and ends needs all that it makes, and looking through it takes long
     return Journal(workspace.journal_path(name)).state()
 
 

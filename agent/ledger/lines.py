@@ -1,8 +1,8 @@
-"""Lines of a journal as events, at the speed of a parser that is compiled: a campaign of 10,000 ideas has 100 MB of them.
+"""Lines of a journal as events, by a parser that is compiled: a campaign of 10,000 ideas has 100 MB of them.
 
-`from_json` takes no line that `json` refuses, and reads the others alike; what it refuses (bytes that are no UTF-8, half
-a surrogate, deep nesting, rubbish) is read as `json` reads it. So what a line says does not depend on which of the two
-has read it, and `strict_event` is the definition.
+`from_json` takes no line that `json` refuses, and reads the others alike; what it refuses (bytes that are no UTF-8,
+half a surrogate, deep nesting, rubbish) is read as `json` reads it. So what a line says does not depend on which of the
+two has read it: `strict_event` is the definition.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python tests/benchmarks/big_ledger.py FOLDER [--rows 10000] [--repeat 3] [--no-timing]
 
 Makes FOLDER a workspace with one finished campaign: a journal with everything that a campaign writes (every fifth idea
-was confirmed with four more runs, every fiftieth was fixed first, every hundredth is kept), and its results.tsv. Then it
-times whole processes, medians. The shapes of the events are those of a campaign of `recipes/tiny-addition.yaml`. It is
-no test: pytest does not collect it.
+was confirmed with four more runs, every fiftieth was fixed first, every hundredth is kept), and its results.tsv. Then
+it times whole processes, medians, and what a campaign pays for each line that it writes. The shapes of the events are
+those of a campaign of `recipes/tiny-addition.yaml`. It is no test: pytest does not collect it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agent.campaign.lockbox import journal_digest
 from agent.ledger.create import create_workspace
-from agent.ledger.table import rebuild
+from agent.ledger.journal import Journal
+from agent.ledger.table import append_row, read_rows, rebuild
 from agent.ledger.workspace import Workspace
 
 CAMPAIGN = "big"
@@ -45,22 +48,44 @@ def main() -> None:
     workspace = make(options.folder, options.rows)
     journal = workspace.journal_path(CAMPAIGN)
     lines = sum(1 for _ in journal.open("rb"))
-    print(
-        f"{journal.stat().st_size / 1e6:.0f} MB in {lines} lines, {workspace.results.stat().st_size / 1e6:.1f} MB of rows"
-    )
+    megabytes = journal.stat().st_size / 1e6, workspace.results.stat().st_size / 1e6
+    print(f"{megabytes[0]:.0f} MB in {lines} lines, {megabytes[1]:.1f} MB of rows")
     if options.no_timing:
         return
-    middle = str(options.rows // 2)
-    for command in (
-        ["status"],
-        ["log"],
-        ["log", "--json"],
-        ["show", middle],
-        ["show", middle, "--json"],
-        ["--help"],
-    ):
+    show = ["show", str(options.rows // 2)]
+    for command in (["status"], ["log"], ["log", "--json"], show, [*show, "--json"], ["--help"]):
         seconds, memory = timed(command, workspace.root, options.repeat)
         print(f"raft-agent {' '.join(command):20} {seconds:6.2f} s  {memory:5.0f} MB")
+    for what, seconds in paid_in_the_loop(workspace).items():
+        print(f"{what:31} {1000 * seconds:6.1f} ms")
+
+
+def paid_in_the_loop(workspace: Workspace, *, times: int = 20) -> dict[str, float]:
+    """Median seconds of what a campaign of this size does for each line, and for each verdict. The journal is a copy."""
+    copy = workspace.campaign_folder("copy") / "journal.jsonl"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(workspace.journal_path(CAMPAIGN), copy)
+    journal = Journal(copy)
+    rows = read_rows(workspace.results)
+    told = {
+        "read the journal": lambda number: journal.state(),
+        "write a line and fold it in": lambda number: (journal.append("note", text="x" * number), journal.current()),
+        "digest for a verdict": lambda number: journal_digest(journal),
+        "change a row of results.tsv": lambda number: append_row(workspace.results, rows[-1] | {"seeds": str(number)}),
+    }
+    journal.append("note", text="the first line asks for the number of the last")
+    journal.current()
+    found = {}
+    for what, work in told.items():
+        seconds = []
+        for number in range(times if "write" in what or "row" in what else 3):
+            began = time.monotonic()
+            work(number)
+            seconds.append(time.monotonic() - began)
+        found[what] = statistics.median(seconds)
+    append_row(workspace.results, rows[-1])
+    shutil.rmtree(copy.parent)
+    return found
 
 
 def timed(command: list[str], folder: Path, repeat: int) -> tuple[float, float]:
@@ -108,8 +133,8 @@ def _events(rows: int, recipe: str, commit: str, rng: random.Random) -> Iterator
     options = {"recipe_path": RECIPE, "campaign": CAMPAIGN, "budget_s": None, "baseline_seeds": 2}
     lockbox = {f"code module_{number}.py": _hex(rng, 32) for number in range(100)}
     yield {
-        "kind": "campaign_started", "campaign": CAMPAIGN, "recipe_path": RECIPE, "recipe": recipe, "base_commit": commit,
-        "options": options, "files": {RECIPE: recipe}, "lockbox": lockbox,
+        "kind": "campaign_started", "campaign": CAMPAIGN, "recipe_path": RECIPE, "recipe": recipe,
+        "base_commit": commit, "options": options, "files": {RECIPE: recipe}, "lockbox": lockbox,
     }  # fmt: skip
     yield {"kind": "campaign_branched", "commit": commit}
     yield from _run("untrained-search", 0, "baseline", "calibrate", "untrained", rng)
@@ -221,7 +246,7 @@ def _judged(number: int, rate: float, commit: str, rng: random.Random) -> Fields
     row = {
         "index": number, "branch": f"raft/{CAMPAIGN}/exp/{number:05d}-raise-rate", "parent_commit": commit,
         "commit": commit, "recipe": RECIPE, "memory_gb": 0.59, "elapsed_min": 0.52, "launcher": "local",
-        "command": f"python -m agent.raft.worker --recipe .raft/runs/{CAMPAIGN}/{number:05d}/recipe.yaml --seed {number}",
+        "command": f"python -m agent.raft.worker --recipe .raft/runs/{CAMPAIGN}/{number:05d}/recipe.yaml --seed 1",
         "log_path": f".raft/runs/{CAMPAIGN}/{number:05d}/log.txt", "campaign": CAMPAIGN, "seeds": 2 if confirmed else 1,
         "tokens_per_s": 7086.1, "started_at": "2026-11-27T16:13:46+00:00", "metric_name": "pass_rate",
         "metric_value": basis["candidate"], "status": outcome, "hypothesis": "raise-rate", "symptom": "slow_progress",
@@ -234,8 +259,8 @@ def _judged(number: int, rate: float, commit: str, rng: random.Random) -> Fields
         for name in ("evaluation", "truncation", "length", "unique")
     ]
     numbers = {
-        "delta": basis["delta"], "metric_value": basis["candidate"], "kind": "gain" if outcome == "keep" else "unproven",
-        "level": 0.003 if confirmed else None, "looks": looks, "flags": [], "guards": {}, "guard_readings": guards,
+        "delta": basis["delta"], "metric_value": basis["candidate"],
+        "kind": "gain" if outcome == "keep" else "inconclusive", "level": 0.003 if confirmed else None, "looks": looks, "flags": [], "guards": {}, "guard_readings": guards,
         "watches": [], "search": _comparison(rng), "basis": basis, "comparator": None, "p_value": rng.random(),
         "runs": {"search": [f"{number:05d}-search"], "candidate": [], "incumbent": []},
         "measured_by": {"metric": "pass_rate", "direction": "maximize", "min_effect": 0.0, "filter_level": 0.25,
@@ -249,8 +274,8 @@ def _judged(number: int, rate: float, commit: str, rng: random.Random) -> Fields
 def _comparison(rng: random.Random) -> Fields:
     delta, error = rng.gauss(0.0, 0.02), 0.0128
     return {
-        "delta": delta, "standard_error": error, "df": 12.52, "prompts": 256, "seeds_candidate": 1, "seeds_incumbent": 2,
-        "pair_error": error / 2, "run_error": error * math.sqrt(0.75), "candidate": 0.4 + delta, "incumbent": 0.4,
+        "delta": delta, "standard_error": error, "df": 12.52, "prompts": 256, "seeds_candidate": 1,
+        "seeds_incumbent": 2, "pair_error": error / 2, "run_error": error * math.sqrt(0.75), "candidate": 0.4 + delta, "incumbent": 0.4,
         "better": 5, "worse": 1, "noise": {"between": 1.1e-4, "within": 2.7e-5, "df": 13},
     }  # fmt: skip
 

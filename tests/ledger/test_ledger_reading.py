@@ -103,8 +103,8 @@ def test_damaged_journals_say_the_same_however_they_are_read(
 )
 def test_any_values_are_read_alike(tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.mktemp("j") / "journal.jsonl"
-    path.write_bytes(b"".join(json.dumps(line, ensure_ascii=line.get("seq") != 2).encode("utf-8", "surrogatepass") + b"\n"
-                              for line in lines))  # fmt: skip
+    texts = [json.dumps(line, ensure_ascii=line.get("seq") != 2) + "\n" for line in lines]
+    path.write_bytes("".join(texts).encode("utf-8", "surrogatepass"))
     agree(path)
 
 
