@@ -7,12 +7,13 @@ the process, at any call.
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Stamp = tuple[int, int, int, int]
 """Size, inode, times of the last change of content and of status (st_ctime_ns), nanoseconds. A process without special
@@ -116,13 +117,21 @@ def append_line(path: Path, text: str, *, durable: bool = True) -> None:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; lines that a kill tore are passed over. A missing file is empty."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from json_lines(file)
+
+
+def json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The same of what is left of an open file."""
+    lines = io.TextIOWrapper(file, encoding="utf-8", errors="replace")
+    try:
+        for line in lines:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value
+    finally:
+        lines.detach()  # it is its opener's to close

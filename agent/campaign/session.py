@@ -19,6 +19,7 @@ from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_now
+from agent.campaign.seal import Seal
 from agent.campaign.settings import Settings
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
@@ -128,6 +129,11 @@ class Session:
     def lockbox(self) -> Lockbox:
         """What the campaign measures by. Ask for it once the journal says how it was started."""
         return Lockbox(self)
+
+    @functools.cached_property
+    def seal(self) -> Seal:
+        """Digests of the journal."""
+        return Seal(self.journal)
 
     def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
         """Load a recipe from texts by path, through real files, so that messages name file and line. The same texts are

@@ -62,6 +62,8 @@ class Journal:
         self._folded: CampaignState | None = None
         self._as_left: Stamp | None = None
         """The file when `_folded` was all of it."""
+        self.readings = 0
+        """Times that `current` had to read all of it: as long as it stays, only `append` has changed the file."""
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -122,6 +124,7 @@ class Journal:
         seen = stamp_or_none(self.path)
         if self._folded is None or seen != self._as_left:
             self._folded, self._as_left = self.state(), seen
+            self.readings += 1
         return self._folded
 
     def _lines(self) -> Iterator[tuple[int, Event | None]]:
