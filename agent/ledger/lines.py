@@ -36,9 +36,8 @@ def events_by_line(file: BinaryIO) -> Iterator[tuple[int, Event | None]]:
                     yield number, strict_event(text)
             continue
         number += 1
-        event = event_of(raw)
-        if event is not None or raw.strip(BLANK.encode()):
-            yield number, event
+        if raw.startswith(b"{") or raw.strip(BLANK.encode()):
+            yield number, event_of(raw)
 
 
 def event_of(raw: bytes) -> Event | None:

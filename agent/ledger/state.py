@@ -7,7 +7,7 @@ decides nothing about experiments; it says what is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -274,16 +274,17 @@ def add(state: CampaignState, event: Event) -> None:
 
 
 def _apply(state: CampaignState, event: Event) -> None:
-    state.last_seq = max(state.last_seq, event.seq)
-    state.last_time = event.time if state.last_time is None else max(state.last_time, event.time)
-    state.consumed_s = max(state.consumed_s, event.consumed_s or 0.0)
+    if event.seq > state.last_seq:
+        state.last_seq = event.seq
+    if state.last_time is None or event.time > state.last_time:
+        state.last_time = event.time
+    if event.consumed_s is not None and event.consumed_s > state.consumed_s:
+        state.consumed_s = event.consumed_s
+    _APPLIED_BY.get(type(event), _apply_campaign)(state, event)
+
+
+def _apply_other(state: CampaignState, event: Event) -> None:
     match event:
-        case RunPlanned() | RunStarted() | RunFinished():
-            _apply_run(state, event)
-        case (
-            ExperimentPlanned() | ExperimentCommitted() | ExperimentFixed() | ExperimentJudged() | ExperimentRecorded()
-        ):
-            _apply_experiment(state, event)
         case Calibrated():
             state.calibration = dict(event.values)
         case ConstraintLearned():
@@ -294,10 +295,6 @@ def _apply(state: CampaignState, event: Event) -> None:
             state.notes.append(event)
         case UnknownEvent():
             state.unknown += 1
-        case BudgetTick():
-            pass
-        case _:
-            _apply_campaign(state, event)
 
 
 def _apply_campaign(state: CampaignState, event: Event) -> None:
@@ -322,7 +319,7 @@ def _apply_experiment(
     state: CampaignState,
     event: ExperimentPlanned | ExperimentCommitted | ExperimentFixed | ExperimentJudged | ExperimentRecorded,
 ) -> None:
-    experiment = state.experiments.setdefault(event.experiment, Experiment(event.experiment))
+    experiment = _experiment(state, event.experiment)
     match event:
         case ExperimentPlanned():
             experiment.planned = experiment.planned or event
@@ -336,6 +333,13 @@ def _apply_experiment(
             if experiment.recorded is None:
                 experiment.recorded = event
                 state.recorded_order.append(event.experiment)
+
+
+def _experiment(state: CampaignState, number: int) -> Experiment:
+    known = state.experiments.get(number)
+    if known is None:
+        known = state.experiments[number] = Experiment(number)
+    return known
 
 
 def _merged_fix(known: ExperimentFixed | None, event: ExperimentFixed) -> ExperimentFixed:
@@ -362,7 +366,9 @@ def _judge(state: CampaignState, experiment: Experiment, event: ExperimentJudged
 
 
 def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinished) -> None:
-    run = state.runs.setdefault(event.run, Run(event.run))
+    run = state.runs.get(event.run)
+    if run is None:
+        run = state.runs[event.run] = Run(event.run)
     match event:
         case RunPlanned():
             run.planned = run.planned or event
@@ -373,7 +379,7 @@ def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinishe
     number = run.experiment
     if number is None:
         return
-    experiment = state.experiments.setdefault(number, Experiment(number))
+    experiment = _experiment(state, number)
     if not any(known is run for known in reversed(experiment.runs)):
         experiment.runs.append(run)
     if run.is_confirmation and number not in state._confirming:
@@ -386,6 +392,16 @@ def _add_constraint(state: CampaignState, event: ConstraintLearned) -> None:
     known = [(limit.key, limit.relation, limit.value) for limit in state.constraints]
     if (event.key, event.relation, event.value) not in known:
         state.constraints.append(event)
+
+
+_APPLIED_BY: dict[type[Event], Callable[[CampaignState, Any], None]] = {
+    **dict.fromkeys((RunPlanned, RunStarted, RunFinished), _apply_run),
+    **dict.fromkeys(
+        (ExperimentPlanned, ExperimentCommitted, ExperimentFixed, ExperimentJudged, ExperimentRecorded),
+        _apply_experiment,
+    ),
+    **dict.fromkeys((Calibrated, ConstraintLearned, SharedLayerChanged, Note, UnknownEvent, BudgetTick), _apply_other),
+}
 
 
 def _pending(state: CampaignState) -> Iterator[Pending]:
