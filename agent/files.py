@@ -11,9 +11,10 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 Stamp = tuple[int, int, int, int]
 """Size, inode, times of the last change of content and of status (st_ctime_ns), nanoseconds. A process without special
@@ -135,3 +136,68 @@ def json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
                 yield value
     finally:
         lines.detach()  # it is its opener's to close
+
+
+CHECKED_BYTES = 4096
+"""Before the place where a `Growing` goes on: the file is the one that was read before if they are still the same."""
+
+
+def _open_file(path: Path) -> AbstractContextManager[IO[bytes]]:
+    return path.open("rb")
+
+
+Opened = Callable[[Path], AbstractContextManager[IO[bytes]]]
+
+
+class Growing:
+    """The lines of a file that another process appends to. Each `lines` reads what is new, and next to nothing where
+    nothing is.
+
+    A line that is not whole yet is kept back. Where the file was replaced, cut or removed, it is read from its
+    beginning, and `times` has gone up.
+    """
+
+    def __init__(self, path: Path, *, most: int = -1, opened: Opened = _open_file) -> None:
+        self.path, self.most, self._open = path, most, opened
+        self.times = 0
+        """How often it was begun anew: what was made of earlier lines is void then."""
+        self._seen: tuple[int, int, int] | None = None
+        self._offset = 0
+        self._before = b""
+
+    def lines(self) -> list[bytes]:
+        """Without their newlines; empty where there is no file. Raises OSError where it cannot be read."""
+        try:
+            with self._open(self.path) as file:
+                data = self._new_bytes(file)
+        except FileNotFoundError:
+            self._begin_anew()
+            return []
+        whole, newline, _ = data.rpartition(b"\n")
+        if not newline:
+            return []
+        self._offset += len(whole) + 1
+        self._before = (whole + newline)[-CHECKED_BYTES:]
+        return whole.split(b"\n")
+
+    def _new_bytes(self, file: IO[bytes]) -> bytes:
+        status = os.fstat(file.fileno())
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen == self._seen:
+            return b""
+        if not self._is_the_same(file, status):
+            self._begin_anew()
+        self._seen = seen
+        file.seek(self._offset)
+        return file.read(self.most)
+
+    def _is_the_same(self, file: IO[bytes], status: os.stat_result) -> bool:
+        """A file's number is given to another one as soon as it is gone, so what was read last is compared too."""
+        if self._seen is None or status.st_ino != self._seen[0] or status.st_size < self._offset:
+            return False
+        file.seek(self._offset - len(self._before))
+        return file.read(len(self._before)) == self._before
+
+    def _begin_anew(self) -> None:
+        self.times += self._seen is not None
+        self._seen, self._offset, self._before = None, 0, b""

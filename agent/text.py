@@ -89,7 +89,8 @@ SHORT = 8
 LONG_LINE = 16
 """A line of a secret of several lines (a key) is one too from this length on."""
 TELLING = re.compile(
-    r"KEY|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(?!IZ))|(?:^|_)(?:PASS|PAT|DSN)(?:_|$)|_PWD$",
+    r"KEY|TOKEN(?!IZER)|SECRET|WEBHOOK|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(?!IZ))"
+    r"|(?:^|_)(?:PASS|PAT|DSN)(?:_|$)|_PWD$",
     re.IGNORECASE,
 )
 """In a variable's name. Not GIT_AUTHOR_NAME, XAUTHORITY, PWD or TOKENIZERS_PARALLELISM."""
@@ -182,12 +183,12 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     Secrets are the values of the environment's variables with telling names (default: this process's), and what has
     the shape of a token, a key, or a password in an address.
     """
-    return _redact(text, _secrets(environment))
+    return _redact(text, _secrets(environment)) if len(text) >= SHORTEST else text
 
 
 def _secrets(environment: Mapping[str, str] | None) -> Secrets | None:
-    given = os.environ if environment is None else environment
-    return _values(tuple(sorted(given.items())), frozenset(_named_secrets))
+    given = _own_environment() if environment is None else tuple(sorted(environment.items()))
+    return _values(given, frozenset(_named_secrets))
 
 
 def _redact(text: str, secrets: Secrets | None) -> str:
@@ -245,6 +246,21 @@ def passed_on(
         if wanted or (not _is_telling(name) and redact(value, {}) == value):
             kept[name] = value
     return kept
+
+
+_last_environment: tuple[dict[Any, Any], tuple[tuple[str, str], ...]] = ({}, ())
+
+
+def _own_environment() -> tuple[tuple[str, str], ...]:
+    """This process's variables, in order. To decode them all takes longer than to look through a text, so that is done
+    again only where one has changed."""
+    global _last_environment
+    raw = getattr(os.environ, "_data", None)
+    known, found = _last_environment
+    if raw is None or raw != known:
+        found = tuple(sorted(os.environ.items()))
+        _last_environment = dict(raw or {}), found
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 GPU_TORCH = "import torch; print(torch.version.hip or torch.version.cuda or '')"
@@ -25,6 +26,8 @@ def main(folder: Path, requirement: str) -> None:
     if not (folder / "bin" / "python").exists():
         see_system = ["--system-site-packages"] if theirs else []
         run(sys.executable, "-m", "venv", *see_system, str(folder))
+        if theirs and sys.prefix != sys.base_prefix:
+            see_environment(folder)
     python = str(folder / "bin" / "python")
     if installed_torch(python):
         print(f"torch is there already: {installed_torch(python)}")
@@ -39,6 +42,15 @@ def main(folder: Path, requirement: str) -> None:
             "ROCm wheel for your driver into this environment (docs/hardware.md says which) and run make again."
         )
     install_cpu_build(python, requirement)
+
+
+def see_environment(folder: Path) -> None:
+    """The calling Python is one of a virtual environment: `--system-site-packages` shows what lies beneath that one,
+    and not what is in it."""
+    for kind in ("purelib", "platlib"):
+        theirs = sysconfig.get_path(kind)
+        ours = Path(sysconfig.get_path(kind, vars={"base": str(folder), "platbase": str(folder)}))
+        (ours / "beneath.pth").write_text(f"{theirs}\n")
 
 
 def install_cpu_build(python: str, requirement: str) -> None:

@@ -38,7 +38,7 @@ def test_the_results_table_begins_with_its_header() -> None:
 
 def test_the_readme_names_real_rooms_files_and_commands() -> None:
     text = (ROOT / "README.md").read_text()
-    for room in re.findall(r"^(agent/\w+/|recipes/|hypotheses/|docs/) ", text, flags=re.M):
+    for room in re.findall(r"^(agent/\w+/|recipes/|hypotheses/|studies/|docs/) ", text, flags=re.M):
         assert (ROOT / room).is_dir(), room
     for target in re.findall(r"\]\(([\w/.-]+)\)", text):
         assert (ROOT / target).exists(), target

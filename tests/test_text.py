@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent import text as texts
+from agent.cli.output import CleanStream
 from agent.text import clean, is_secret, keep_secret, one_line, passed_on, redact, redacted, redacted_values, visible
 
 SECRETS = {"MY_API_KEY": "canary-0123456789", "DB_PASSWORD": 'pa"ss\\word\n2', "HF_TOKEN": "hf_abcdefghijklmnopqrst"}
@@ -182,3 +184,18 @@ def test_a_process_gets_no_more_than_it_needs() -> None:
 def test_records_of_variables_and_values_of_json_hold_no_secret() -> None:
     assert redacted_values({"A_KEY": "abcdefgh", "B": "x"}) == {"A_KEY": "[redacted A_KEY]", "B": "x"}
     assert redacted({"n": 1, "t": ["ghp_" + "a1" * 18, None]}) == {"n": 1, "t": ["[redacted token]", None]}
+
+
+def test_an_encoding_that_is_not_utf_8_takes_every_text() -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    CleanStream(narrow).write("caf\u00e9 \u4e16\u754c")
+    narrow.flush()
+    assert narrow.buffer.getvalue() == b"caf\xe9 \\u4e16\\u754c"
+
+
+def test_a_variable_that_changes_is_a_secret_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first-secret", "second-secret"):
+        monkeypatch.setenv("SOME_API_KEY", value)
+        assert redact(f"it is {value}") == "it is [redacted SOME_API_KEY]"
+    monkeypatch.delenv("SOME_API_KEY")
+    assert redact("it is second-secret") == "it is second-secret"

@@ -12,33 +12,45 @@ from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence
 from agent.campaign.past import past_of, standing_leads
 from agent.campaign.session import Session
+from agent.campaign.steering import in_force
 from agent.errors import AgentError, InvalidFile, ResourceError
 from agent.ledger.events import CampaignStarted, ConstraintLearned
 from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
+from agent.plan.asked import asked_for
 from agent.plan.planner import REFINE, Attempt, Constraint, Proposal, Ranking, plan
 from agent.plan.schema import Playbook
+from agent.plan.steer import OWN, Instruction
 from agent.plan.symptoms import Observation
 from agent.recipe.schema import Recipe
 
 
 def rank(session: Session, evidence: Evidence | None) -> Ranking:
     """The planner's ranking for the recipe that the next idea changes, as things stand."""
+    recipe = session.recipe_of(session.lead)
+    known = _known(session, evidence)
+    return plan(session.playbook, only=session.settings.only, seed=recipe.seed, steering=in_force(session), **known)
+
+
+def asked_of(session: Session, evidence: Evidence, instruction: Instruction) -> tuple[Proposal | None, str]:
+    """What a person asks to try, as a proposal; None, and why it is refused."""
+    known = _known(session, evidence)
+    return asked_for(instruction, session.playbook, steering=in_force(session), **known)
+
+
+def _known(session: Session, evidence: Evidence | None) -> dict[str, Any]:
+    """What the campaign knows of the recipe that the next idea changes, in the planner's words."""
     lead = session.lead
-    recipe = session.recipe_of(lead)
     last = evidence.last_run(lead) if evidence else None
-    return plan(
-        session.playbook,
-        recipe=recipe,
-        observation=observe(session, evidence, last, experiment=lead) if last and evidence else None,
-        history=[*earlier_attempts(session), *attempts(session)],
-        machine=session.machine,
-        only=session.settings.only,
-        seed=recipe.seed,
-        campaign=session.settings.campaign,
-        constraints=[_constraint(event) for event in session.state.constraints],
-        tried=_tried_signatures(session),
-    )
+    return {
+        "recipe": session.recipe_of(lead),
+        "observation": observe(session, evidence, last, experiment=lead) if last and evidence else None,
+        "history": [*earlier_attempts(session), *attempts(session)],
+        "machine": session.machine,
+        "campaign": session.settings.campaign,
+        "constraints": [_constraint(event) for event in session.state.constraints],
+        "tried": _tried_signatures(session),
+    }
 
 
 def observe(session: Session, evidence: Evidence, run: Done, *, experiment: int) -> Observation:
@@ -187,7 +199,10 @@ def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | Non
 
 
 def _axis_of(hypothesis: str, playbook: Playbook) -> str | None:
-    """The axis of a hypothesis or of a refinement (`refine-<axis>`); None where the playbook does not have it."""
+    """The axis of a hypothesis, of a refinement (`refine-<axis>`) or of a person's own idea; None where the playbook
+    does not have it."""
+    if hypothesis == OWN:
+        return OWN  # a person's idea that failed is a dead end whatever a playbook calls it
     refined = hypothesis.removeprefix(REFINE)
     if refined != hypothesis and refined in playbook.axes:
         return refined

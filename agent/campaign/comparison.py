@@ -213,6 +213,19 @@ def compare(candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: Run
     )
 
 
+def interval_of(runs: Sequence[Scores], noise: RunNoise | None) -> tuple[float, float, float]:
+    """(mean, low, high) of one arm: the 95% interval over prompts and runs, of which `noise` says how they differ."""
+    values = table(runs)
+    prompts = values.shape[1]
+    mean = float(values.mean())
+    if prompts < 2:
+        return mean, -math.inf, math.inf
+    of_prompts = float(values.mean(axis=0).var(ddof=1)) / prompts
+    of_runs, df = _with_run_noise(of_prompts, prompts - 1, 1 / len(runs), noise)
+    half = quantile(0.975, df) * math.sqrt(of_prompts + of_runs)
+    return mean, mean - half, mean + half
+
+
 def _least_variance(values: np.ndarray, differences: np.ndarray) -> float:
     """Where every prompt differs by the same amount there is no spread to go by; one prompt more might have come out
     at the other end of the values that were seen. Without it, two prompts would prove anything."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, pool
+from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, interval_of, pool
 from agent.campaign.lab import Arm, Measured
 from agent.campaign.scores import Scores
 
@@ -17,6 +18,14 @@ def arm_scores(runs: Sequence[Measured], split: str, metric: str | None = None) 
     """Scores of each run on the split; runs that were not evaluated there are left out."""
     scored = [run.scores(split, metric) for run in runs]
     return [scores for scores in scored if scores is not None]
+
+
+def estimate_of(scores: Sequence[Scores], noise: RunNoise | None, *, minimize: bool) -> dict[str, float]:
+    """Value, ends of its 95% interval and number of runs, in the metric's own direction."""
+    mean, low, high = interval_of(scores, noise)
+    if minimize:
+        mean, low, high = -mean, -high, -low
+    return {"value": mean, "low": low, "high": high, "runs": len(scores)}
 
 
 M = TypeVar("M", bound=Measured)
@@ -155,3 +164,25 @@ class Evidence(Generic[M]):
         """An idea's confirming runs against the same recipe at a constant rate."""
         ours = arm_scores(self.candidate(number), "confirm")
         return compare(ours, arm_scores(self.runs(number, "comparator"), "confirm"), self.noise)
+
+    def arms(self, number: int, *, minimize: bool) -> dict[str, dict[str, float]]:
+        """By split, what a recipe's own runs measured, with the 95% interval over prompts and runs, in the metric's own
+        direction. For people: a comparison on the same prompts is much sharper than two of these."""
+        found = {}
+        for split, runs in (("search", self.search_runs(number)), ("confirm", self.standing(number))):
+            scores = arm_scores(runs, split)
+            if scores:
+                found[split] = estimate_of(scores, self.noise, minimize=minimize)
+        return found
+
+    def over_baseline(self, number: int) -> dict[str, Comparison]:
+        """By split, a kept recipe against the baseline on the same prompts, all that was kept on the way included. For
+        people: no verdict rests on it. Left out is a split on which one of the two was not measured."""
+        ours, theirs = self.standing(number), {"search": self.baseline(), "confirm": self.fresh_incumbent(0)}
+        found = {}
+        for split, runs in theirs.items():
+            arms = arm_scores(ours, split), arm_scores(runs, split)
+            if all(arms):
+                with contextlib.suppress(ValueError):  # no prompts in common: something was repaired on the way
+                    found[split] = compare(*arms, self.noise)
+        return found

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
+from agent.campaign.delivered import on_select
 from agent.campaign.done import Done
-from agent.campaign.evidence import Evidence, arm_scores
+from agent.campaign.evidence import Evidence, arm_scores, estimate_of
+from agent.campaign.headline import headline, limit_words
 from agent.campaign.health import unmeasured
 from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
@@ -18,7 +20,8 @@ from agent.campaign.record import close_table
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
-from agent.report.words import duration, percent, points
+from agent.recipe.schema import Evaluation
+from agent.report.words import duration
 
 HOLDOUT_RUNS = 2
 """Checkpoints of the baseline, and of the winner, that are evaluated on the holdout."""
@@ -49,10 +52,10 @@ def finish(session: Session, runner: Runner, evidence: Evidence[Done], *, reason
     try:
         holdout = _holdout(session, runner, evidence, winner)
     except CutShort as cut:
-        if session.stop_request():
+        if session.why_stop():
             raise  # a person's wish is a pause; the holdout waits for the resumption
         holdout = {"skipped": f"the holdout was not evaluated: {cut.reason}"}
-    best = _best_run(_winner_runs(evidence, winner))
+    best = _best_run(_winner_runs(evidence, winner), session.evaluation)
     tidy_checkpoints(session, evidence, winner)
     close_table(session)
     ending = _tell(session, evidence, winner, best, holdout, reason)
@@ -65,10 +68,10 @@ def _winner_runs(evidence: Evidence[Done], winner: int) -> list[Done]:
     return fresh if winner else evidence.baseline() or fresh
 
 
-def _best_run(runs: Sequence[Done]) -> Done | None:
+def _best_run(runs: Sequence[Done], evaluation: Evaluation) -> Done | None:
     """By the select split, which no verdict used."""
     known = [
-        (run.summary.select_metric or 0.0, run)
+        (on_select(run.summary.select_metric, evaluation), run)
         for run in runs
         if run.summary is not None and (run.record.out / CHECKPOINT).exists()
     ]
@@ -89,6 +92,11 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
     why = {name: _why_not(runs) for name, runs in arms.items()}
     scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items() if why[name] is None}
     told: dict[str, Any] = {name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items()}
+    minimize = session.evaluation.direction == "minimize"
+    told["arms"] = {
+        name: estimate_of(runs, None if name == UNTRAINED else evidence.noise, minimize=minimize)
+        for name, runs in scores.items()
+    }
     missing = {name: words for name, words in why.items() if words is not None}
     if missing:
         told["not evaluated"] = missing
@@ -161,62 +169,28 @@ def _tell(
     checkpoint = None
     if best is not None:
         checkpoint = (best.record.out / CHECKPOINT).relative_to(session.workspace).as_posix()
-    headline = _headline(session, winner, kept, holdout)
+    first = _headline(session, winner, kept, holdout)
     counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
     lines = [
-        headline,
+        first,
         *(f"not on the holdout: {arm}, {why}" for arm, why in holdout.get("not evaluated", {}).items()),
         f"stopped: {reason}; {duration(session.clock.consumed_s)} used"
         + (f", {share:.0%} of it in training" if share is not None else ""),
         f"ideas {len(ideas)}: {counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed",
         *_kept_lines(session, kept),
     ]
-    return Ending(reason, headline, winner, kept, len(ideas), checkpoint, holdout, share, tuple(lines))
+    return Ending(reason, first, winner, kept, len(ideas), checkpoint, holdout, share, tuple(lines))
 
 
 def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dict[str, Any]) -> str:
-    if "skipped" in holdout:
-        tail = f" ({holdout['skipped']})"
-        first = f"{len(kept)} confirmed gain{'s' if len(kept) != 1 else ''}" if kept else "no confirmed improvement"
-        return first + tail
-    n = holdout.get("prompts", 0)
-    base = f"{UNTRAINED} {_value(holdout, UNTRAINED)} -> baseline {_value(holdout, 'baseline')}"
-    if not winner:
-        return f"no confirmed improvement; holdout (n={n}): {base}{_limit(session)}"
-    gain = holdout.get("winner - baseline")
-    span = (
-        f" ({points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}] over the baseline)" if gain else ""
-    )
-    said = _what_the_holdout_says(gain) if gain else ""
-    missing = [name for name in ("baseline", "winner") if name in holdout.get("not evaluated", {})]
-    if missing:
-        said = f"; without the {' and the '.join(missing)} the holdout says nothing of the confirmed gain"
-    return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{span}{said}"
-
-
-def _limit(session: Session) -> str:
-    """What would have been found, had it been there."""
     numbers, evaluation = session.state.calibration, session.evaluation
-    detectable, baseline = numbers.get("smallest_detectable"), numbers.get("baseline")
-    if not detectable or baseline is None:
-        return ""
-    room = 1 - baseline if evaluation.direction == "maximize" else baseline
-    if evaluation.metric != "mean_reward" and detectable > room:
-        return "; the held-out prompts were too few to show any gain that was left"
-    return f"; effects above {points(detectable).lstrip('+')} would probably have been found"
-
-
-def _value(holdout: dict[str, Any], arm: str) -> str:
-    return percent(holdout.get(arm)) or "unknown"
-
-
-def _what_the_holdout_says(gain: dict[str, float]) -> str:
-    """One look at few prompts: it can contradict a confirmed gain, or agree without proving it again."""
-    if gain["delta"] <= 0:
-        return " THE GAIN DID NOT REPRODUCE ON THE HOLDOUT"
-    if gain["low"] <= 0:
-        return "; the holdout agrees with the confirmed gain, but alone it would not prove it"
-    return ""
+    limit = limit_words(
+        numbers.get("smallest_detectable"),
+        numbers.get("baseline"),
+        metric=evaluation.metric,
+        minimize=evaluation.direction == "minimize",
+    )
+    return headline(holdout, winner=winner, kept=len(kept), limit=limit)
 
 
 def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:

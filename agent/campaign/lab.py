@@ -137,6 +137,20 @@ class Lab(abc.ABC):
     def stop_request(self) -> str | None:
         """Why a person or a signal wants the campaign to stop now, or None."""
 
+    def wish_to_stop(self) -> str | None:
+        """Why a person wants the search to end after the idea at hand, or None; the end of the campaign comes after
+        it."""
+        return None
+
+    def wish_to_pause(self) -> str | None:
+        """Why a person wants the campaign to pause between two ideas, or None. From then on it is `stop_request`'s
+        answer."""
+        return None
+
+    def asked_for(self) -> bool:
+        """Whether an idea waits that a person asked for; `next_idea` plans it before any other."""
+        return False
+
     # --- what is known --------------------------------------------------------------------------------------
 
     @property

@@ -7,13 +7,18 @@ first, runs happen once, commits and rows are idempotent. The search itself know
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from agent.campaign.finish import Ending, finish
 from agent.campaign.lab import CutShort
+from agent.campaign.observer import Closing
+from agent.campaign.pausing import take_back
 from agent.campaign.search import spend_the_night
+from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
 from agent.errors import AgentError
 from agent.ledger.disk import disk_errors
+from agent.run.ending import AtOnce
 
 
 class Paused(AgentError):
@@ -27,15 +32,29 @@ def run_campaign(bench: Workbench) -> Ending:
 
     Raises Paused where a person stopped it, BudgetError, TrainingFailed, and AgentErrors that no idea can mend.
     """
+    session = bench.session
     with contextlib.closing(bench):
         try:
-            with disk_errors(bench.session.folder):
-                return _from_baseline_to_holdout(bench)
-        except Paused:
+            with disk_errors(session.folder):
+                ending = _from_baseline_to_holdout(bench)
+        except Paused as paused:
+            take_back(session.folder)
+            session.observer.closing(Closing("paused", paused.message, _numbers(session)))
             raise
         except AgentError as broken:
-            bench.session.tell_if_possible("campaign_paused", reason=broken.message, error=type(broken).__name__)
+            session.tell_if_possible("campaign_paused", reason=broken.message, error=type(broken).__name__)
+            session.observer.closing(Closing("failed", broken.message, _numbers(session)))
             raise
+        except AtOnce as asked:
+            session.tell_if_possible("campaign_paused", reason=asked.reason, at_once=True)
+            session.observer.closing(Closing("paused", asked.reason, _numbers(session)))
+            raise
+        except Exception as mistake:
+            session.observer.closing(Closing("failed", f"{type(mistake).__name__}: {mistake}"))
+            raise
+        take_back(session.folder)
+        session.observer.closing(Closing("finished", ending.headline, _numbers(session)))
+        return ending
 
 
 def _from_baseline_to_holdout(bench: Workbench) -> Ending:
@@ -60,6 +79,16 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
     except AgentError as broken:
         session.tell("campaign_paused", reason=broken.message)
         raise
+
+
+def _numbers(session: Session) -> dict[str, Any]:
+    """For programs; nothing where the journal cannot be read, which may be why it ends."""
+    try:
+        board = session.board()
+    except (AgentError, OSError):
+        return {}
+    names = ("metric", "untrained", "baseline", "best", "ideas", "kept", "consumed_s", "left_s")
+    return {name: getattr(board, name) for name in names}
 
 
 def _pause_if_asked(bench: Workbench, reason: str) -> None:

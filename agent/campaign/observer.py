@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from agent.report.snapshot import MachineNow, Running, Snapshot
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Board:
     """What leads unconfirmed, on the search split; None where nothing does."""
     lead_is: str = ""
     """Its number: `#12`."""
+    snapshot: Snapshot | None = None
+    """All that a live view shows of the campaign; the run that goes on is the activity's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Activity:
     run: str
     """`search, seed 3`."""
     predicted_s: float | None = None
+    look: Callable[[], tuple[Running, MachineNow | None]] | None = None
+    """How far it is at this moment, from its folder."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,17 @@ class Pulse:
     cycle: int | None = None
     metric: float | None = None
     memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The campaign runs no more, for now or for good."""
+
+    event: Literal["finished", "paused", "failed"]
+    """`paused`: by a person or a signal; `failed`: by what no idea can mend, and it can be resumed too."""
+    text: str
+    """The headline, or the reason."""
+    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 class Observer(Protocol):
@@ -73,6 +91,9 @@ class Observer(Protocol):
     def recorded(self, row: dict[str, Any]) -> None:
         """A row of the results table was written."""
 
+    def closing(self, closing: Closing) -> None:
+        """The last thing that is told."""
+
 
 class Silent:
     """Watches nothing."""
@@ -84,3 +105,43 @@ class Silent:
     def pulse(self, pulse: Pulse) -> None: ...
     def ended(self, text: str) -> None: ...
     def recorded(self, row: dict[str, Any]) -> None: ...
+    def closing(self, closing: Closing) -> None: ...
+
+
+class Several:
+    """Tells everybody the same, in order. Whoever may fail to listen sees to that itself."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def say(self, text: str) -> None:
+        for one in self.observers:
+            one.say(text)
+
+    def warn(self, text: str) -> None:
+        for one in self.observers:
+            one.warn(text)
+
+    def board(self, board: Board) -> None:
+        for one in self.observers:
+            one.board(board)
+
+    def started(self, activity: Activity) -> None:
+        for one in self.observers:
+            one.started(activity)
+
+    def pulse(self, pulse: Pulse) -> None:
+        for one in self.observers:
+            one.pulse(pulse)
+
+    def ended(self, text: str) -> None:
+        for one in self.observers:
+            one.ended(text)
+
+    def recorded(self, row: dict[str, Any]) -> None:
+        for one in self.observers:
+            one.recorded(row)
+
+    def closing(self, closing: Closing) -> None:
+        for one in self.observers:
+            one.closing(closing)

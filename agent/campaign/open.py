@@ -12,6 +12,7 @@ from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
 from agent.campaign.observer import Observer
+from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
 from agent.campaign.workbench import Workbench
@@ -254,8 +255,10 @@ def resume(
     model_cache: Path,
     stop_request: Callable[[], str | None],
     extra_budget_s: float = 0.0,
+    take_back_pause: bool = False,
 ) -> Session:
-    """Open a campaign that was paused or killed; the last one without a name. `extra_budget_s` adds to its budget."""
+    """Open a campaign that was paused or killed; the last one without a name. `extra_budget_s` adds to its budget.
+    `take_back_pause`: what was asked by `raft-agent pause`, and not carried out yet, is asked no more."""
     names = workspace.campaign_names()
     if not names:
         raise WorkspaceError("no campaign to resume", where=str(workspace.root), hint="raft-agent run starts one")
@@ -271,6 +274,8 @@ def resume(
             f"campaign {chosen} is finished: {state.stop_reason}",
             hint="give it more time with --budget, e.g. --budget 1h",
         )
+    if take_back_pause or state.status != "running":
+        take_back(workspace.campaign_folder(chosen))
     settings = Settings(**state.started.options)
     for event in journal.events():
         if isinstance(event, CampaignResumed) and (event.model_extra or {}).get("budget_s"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from agent.campaign.done import Done
@@ -20,8 +21,15 @@ from agent.plan.memory import Moves
 from agent.recipe.change import describe_moves
 
 
-def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) -> None:
-    """Journal the verdict with the row and the note that it leads to."""
+def judge(
+    session: Session,
+    number: int,
+    judgement: Judgement,
+    *,
+    rules: Rules,
+    told: Mapping[str, Any] | None = None,
+) -> None:
+    """Journal the verdict with the row and the note that it leads to. `told`: further numbers, for people."""
     verdict = judgement.verdict
     experiment = session.state.experiments[number]
     session.lockbox.check(f"when #{number} was judged")
@@ -51,6 +59,7 @@ def judge(session: Session, number: int, judgement: Judgement, *, rules: Rules) 
             "metric_value": row["metric_value"],
             **evidence_of(judgement),
             "measured_by": measured_by,
+            **(told or {}),
         },
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),

@@ -18,6 +18,7 @@ from agent.campaign.done import HOPELESS, PAUSED, Done
 from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
+from agent.campaign.now import RunNow
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
 from agent.campaign.verifier_fix import mended_files
@@ -260,8 +261,9 @@ class Runner:
             "recipe_signature": job.recipe.signature(),
             "out": out.relative_to(session.workspace).as_posix(),
         }
-        session.tell("run_planned", **words)
-        session.observer.started(Activity(job.what, f"seed {job.seed}", predicted))
+        session.tell("run_planned", **words, what=job.what, predicted_s=round(predicted, 3))
+        now = RunNow(out, what=job.what, seed=job.seed, number=job.experiment, predicted_s=predicted)
+        session.observer.started(Activity(job.what, f"seed {job.seed}", predicted, now.look))
         free_gb = memory().available
         result = self._launch(
             self._request(job, out, self._time_limit(predicted)),
@@ -301,7 +303,7 @@ class Runner:
         return min(limit, per_experiment) if per_experiment else limit
 
     def _why_stop(self) -> str | None:
-        asked = self.session.stop_request()
+        asked = self.session.why_stop()
         if asked:
             return asked
         return "the budget is spent" if self.session.clock.left_s <= 0 else None

@@ -44,18 +44,20 @@ def search(lab: Lab, evidence: Evidence) -> str:
         rank_batch(lab, evidence, batch)
     while True:
         number = lab.open_experiment()
+        if number is None or lab.paused(number):
+            _pause_between_ideas(lab)
         reason = why_stop(lab)
         if number is not None and lab.paused(number) and (why := reason or _cannot_go_on(lab)):
             lab.conclude(number, not_gone_on(lab, evidence, number, why))
             continue
         if number is None:
             if reason is not None:
-                # whatever broke what came after it, the lead has run
-                number = confirm_lead(lab) if crashed_in_a_row(lab) else None
+                # whatever broke what came after it, or was asked for since, the lead has run
+                number = confirm_lead(lab) if crashed_in_a_row(lab) or reason == lab.wish_to_stop() else None
                 if number is None:
                     return reason
                 continue
-            size = 0 if to_advance(lab) else worth_screening(lab, evidence)
+            size = 0 if lab.asked_for() or to_advance(lab) else worth_screening(lab, evidence)
             if size:
                 screen_batch(lab, evidence, size)
                 continue
@@ -69,6 +71,13 @@ def search(lab: Lab, evidence: Evidence) -> str:
         judgement = attempt(lab, evidence, number)
         lab.conclude(number, judgement)
         _report(lab, number, judgement)
+
+
+def _pause_between_ideas(lab: Lab) -> None:
+    """Raises CutShort where a person has asked for it."""
+    asked = lab.wish_to_pause()
+    if asked:
+        raise CutShort(asked)
 
 
 def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
@@ -88,7 +97,7 @@ def _cannot_go_on(lab: Lab) -> str | None:
 def _next(lab: Lab) -> tuple[int | None, str]:
     """The next idea, or what was promising put together; where there is no idea, or no time for one, the experiments
     of the end."""
-    ready = to_advance(lab)
+    ready = [] if lab.asked_for() else to_advance(lab)
     if ready:
         number = lab.plan_together(ready, advance=True)
         if number is not None:
@@ -110,6 +119,9 @@ def why_stop(lab: Lab) -> str | None:
     asked = lab.stop_request()
     if asked:
         raise CutShort(asked)
+    wish = lab.wish_to_stop()
+    if wish:
+        return wish
     judged = lab.outcomes()
     if lab.max_experiments is not None and len(judged) >= lab.max_experiments:
         return f"--max-experiments {lab.max_experiments} reached"

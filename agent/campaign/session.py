@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shutil
@@ -19,11 +20,13 @@ from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_now
+from agent.campaign.pausing import NOW, asked_to_pause
 from agent.campaign.seal import Seal
 from agent.campaign.settings import Settings
+from agent.campaign.standing import standing
 from agent.contract import DECLINE, NO_STEP
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
-from agent.files import write_atomic
+from agent.files import Stamp, write_atomic
 from agent.hardware.probe import Machine
 from agent.ledger.consumed import Timekeeper
 from agent.ledger.events import RunFinished
@@ -31,10 +34,12 @@ from agent.ledger.git import CampaignBranches, Repository
 from agent.ledger.journal import CampaignState, Experiment, Journal
 from agent.plan.memory import Moves
 from agent.plan.schema import Playbook
+from agent.plan.steer import Steering
 from agent.recipe import places
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
 from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
+from agent.report.snapshot import Snapshot
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
 from agent.text import keep_secret
@@ -45,6 +50,8 @@ OTHER_OVERHEAD_S = 30.0
 FIRST_EVALUATION_SHARE = 0.15
 EARLY = (NO_STEP, DECLINE)
 """Ways of a training to end that leave part of its budget."""
+RENEWING = frozenset({"calibrated", "experiment_recorded", "campaign_paused", "campaign_finished"})
+"""Events after which the report is renewed."""
 GUESSED_TOKENS_PER_S = {"tiny": 10_000.0, "cpu": 200.0, "cuda": 4000.0, "rocm": 2000.0}
 
 
@@ -65,11 +72,15 @@ class Session:
     clock: BudgetClock
     branches: CampaignBranches | None = None
     stop_request: Callable[[], str | None] = lambda: None
-    """Why a person or a signal wants the campaign to stop now, or None."""
+    """Why a signal wants the campaign to stop now, or None; `why_stop` knows of other ways to ask."""
+    renew: Callable[[], None] = lambda: None
+    """Told whenever the report should be renewed; returns at once."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
     """Why results.tsv could not be written last, in words."""
+    steering: tuple[Stamp | None, Steering] | None = field(default=None, repr=False)
+    """What `steer.md` said, and which writing of it that was (`steering.py`)."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
     _timekeeper: Timekeeper | None = field(default=None, repr=False)
 
@@ -81,11 +92,20 @@ class Session:
     def tell(self, kind: str, **fields: Any) -> None:
         """Append to the journal."""
         self.journal.append(kind, **fields)
+        if kind in RENEWING:
+            self.renew()
 
     def tell_if_possible(self, kind: str, **fields: Any) -> None:
         """For words that nothing depends on, where the disk may be what is wrong."""
         with contextlib.suppress(ResourceError):
             self.tell(kind, **fields)
+
+    def why_stop(self) -> str | None:
+        """Why a person or a signal wants the campaign to stop now, or None. Asked several times a second."""
+        asked = self.stop_request()
+        if asked is None and asked_to_pause(self.folder) == NOW:
+            return NOW
+        return asked
 
     def keep_time(self) -> None:
         """From now on the seconds consumed are on the disk at any moment; `close` ends it."""
@@ -291,6 +311,19 @@ class Session:
             best_is=name,
             lead=leading.row.get("metric_value") if leading else None,
             lead_is=f"#{lead}" if leading else "",
+            snapshot=self.snapshot(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """For a live view."""
+        name, now = self.settings.campaign, self.journal.clock()
+        told = standing(self.state, name=name, at=now, process=os.getpid())
+        left = self.clock.left_s
+        return replace(
+            told,
+            used_s=self.clock.consumed_s,
+            left_s=max(0.0, left) if math.isfinite(left) else None,
+            best=self.estimate if told.best_number and self.estimate is not None else told.best,
         )
 
 

@@ -33,8 +33,8 @@ ARMS = {
 """Role and arm of a run in the journal -> what it is called on the screen."""
 
 
-def tell(state: CampaignState, number: int) -> Story:
-    """Of an idea that the journal knows."""
+def tell(state: CampaignState, number: int, *, known: Mapping[str, Sequence[Run]] | None = None) -> Story:
+    """Of an idea that the journal knows. `known`: `runs_by_key`, for whoever asks for many."""
     experiment = state.experiments[number]
     planned, judged = experiment.planned, experiment.judged
     numbers = judged.numbers if judged else {}
@@ -50,7 +50,7 @@ def tell(state: CampaignState, number: int) -> Story:
         rule=rule_that_decided(experiment, numbers) if judged else "",
         metric=metric_of(state, experiment),
         why=tuple(_why(state, experiment)),
-        runs=tuple(_runs(state, experiment)),
+        runs=tuple(_runs(state, experiment, known or runs_by_key(state))),
         paired=tuple(_paired(numbers, _name_of(state, _base_of(experiment)))),
         level=used,
         level_left=rest,
@@ -112,11 +112,16 @@ def _why(state: CampaignState, experiment: Experiment) -> Iterator[tuple[str, st
 # --- runs --------------------------------------------------------------------------------------------------
 
 
-def _runs(state: CampaignState, experiment: Experiment) -> list[RunLine]:
-    """The idea's own runs, and those that it was compared with."""
+def runs_by_key(state: CampaignState) -> dict[str, list[Run]]:
+    """The starts of each run, in the order of time."""
     by_key: dict[str, list[Run]] = {}
     for run in state.runs.values():
         by_key.setdefault(key_of(run), []).append(run)
+    return by_key
+
+
+def _runs(state: CampaignState, experiment: Experiment, by_key: Mapping[str, Sequence[Run]]) -> list[RunLine]:
+    """The idea's own runs, and those that it was compared with."""
 
     def beside(keys: Sequence[str], arm: str) -> list[RunLine]:
         return [_run_line(state, by_key[key][-1], arm) for key in keys if key in by_key]

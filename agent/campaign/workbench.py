@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from agent.campaign import announce, choose
+from agent.campaign import announce, choose, steering
 from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.done import PAUSED, Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
@@ -21,6 +21,7 @@ from agent.campaign.jobs import arm_of, confirming, second_look, seed_of, untrai
 from agent.campaign.lab import MANY_IDEAS, MARGIN, MEASURED_ON, Arm, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used
 from agent.campaign.past import Past, past_of
+from agent.campaign.pausing import asked_to_pause
 from agent.campaign.record import bring_rows_in, judge, record
 from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
@@ -49,9 +50,11 @@ class Workbench(Lab):
         self.runner = runner or Runner(session)
         self.rules = rules or Rules()
         self.evidence: Evidence[Done] = Evidence()
+        self._pausing: str | None = None
+        """Why a person wants a pause that has begun."""
         self._first: Done | None = None
         """Of the baseline."""
-        self._ranked: tuple[tuple[int, int], Ranking] | None = None
+        self._ranked: tuple[tuple[Any, ...], Ranking] | None = None
         self._known: tuple[int, list[Past], list[Past] | None] | None = None
         """What was judged and what waits, as of a line of the journal."""
         self.evaluation = session.evaluation
@@ -78,7 +81,20 @@ class Workbench(Lab):
         self.session.observer.warn(text)
 
     def stop_request(self) -> str | None:
-        return self.session.stop_request()
+        return self.session.why_stop() or self._pausing
+
+    def wish_to_stop(self) -> str | None:
+        steering.tell_changes(self.session)
+        return steering.stop(self.session)
+
+    def wish_to_pause(self) -> str | None:
+        steering.tell_changes(self.session)
+        self._pausing = asked_to_pause(self.session.folder) or steering.pause(self.session)
+        return self._pausing
+
+    def asked_for(self) -> bool:
+        steering.tell_changes(self.session)
+        return bool(steering.to_do(self.session, "try"))
 
     # --- what is known --------------------------------------------------------------------------------------
 
@@ -185,11 +201,17 @@ class Workbench(Lab):
         return len({proposal.hypothesis for proposal in self._ranking().proposals})
 
     def _ranking(self) -> Ranking:
-        """The planner takes up to a second, and the loop asks several times an idea: once a state of the journal."""
-        known = (self.session.state.last_seq, self.evidence.count)
+        """The planner takes up to a second, and the loop asks several times an idea: once a state of the journal, and a
+        writing of steer.md."""
+        known = (self.session.state.last_seq, self.evidence.count, steering.in_force(self.session))
         if self._ranked is None or self._ranked[0] != known:
             self._ranked = known, choose.rank(self.session, self.evidence)
         return self._ranked[1]
+
+    @property
+    def last_ranking(self) -> Ranking | None:
+        """The one that was made last, for the report."""
+        return self._ranked[1] if self._ranked else None
 
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""
@@ -279,18 +301,42 @@ class Workbench(Lab):
     # --- what is done ---------------------------------------------------------------------------------------
 
     def next_idea(self, *, batch: int | None = None) -> tuple[int | None, str]:
+        steering.tell_changes(self.session)
+        asked = self._asked_idea() if batch is None else None
+        if asked is not None:
+            return asked, ""
         ranking = self._ranking()
         proposal = choose.first_other(ranking, self.session)
         if proposal is None:
             return None, f"the playbook is exhausted: {ranking.note}"
         if not batch:
             self.say(choose.explain(ranking))
-        return announce.announce(self.session, proposal, base=self.lead, batch=batch), ""
+        under = steering.planned_under(self.session)
+        return announce.announce(self.session, proposal, base=self.lead, batch=batch, **under), ""
+
+    def _asked_idea(self) -> int | None:
+        """The first idea that a person asks for and that may be tried, planned. Those before it are refused in words;
+        either way each is done with."""
+        for instruction in steering.to_do(self.session, "try"):
+            proposal, why_not = choose.asked_of(self.session, self.evidence, instruction)
+            if proposal is not None:
+                self.say(f"{instruction.words}: {proposal.subject}")
+                return announce.announce(
+                    self.session, proposal, base=self.lead, **{steering.DONE: instruction.text}
+                )  # fmt: skip
+            words = f"{instruction.words} is not tried: {why_not}"
+            self.warn(words)
+            steering.is_done(self.session, instruction, words)
+        return None
 
     def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
         return announce.announce_together(self.session, numbers, advance=advance, of_lead=of_lead)
 
     def plan_again(self, number: int) -> int | None:
+        planned = self.session.state.experiments[number].planned
+        wish = steering.in_force(self.session)
+        if planned and (wish.against(planned.hypothesis, planned.axis) or wish.against_keys(planned.changes)):
+            return None
         return announce.announce_again(self.session, number)
 
     def plan_without(self, number: int, *, margin: float) -> int | None:
@@ -427,12 +473,20 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            judge(self.session, number, judgement, rules=self.rules)
+            judge(self.session, number, judgement, rules=self.rules, told=self._of_what_is_kept(number, judgement))
         self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
         self.session.observer.board(self.session.board())
+
+    def _of_what_is_kept(self, number: int, judgement: Judgement) -> dict[str, Any]:
+        """For the report: each arm by itself, and the kept recipe against the baseline."""
+        if judgement.verdict.outcome != "keep":
+            return {}
+        minimize = self.evaluation.direction == "minimize"
+        arms = {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, number))}
+        return {"arms": arms, **({"over_baseline": self.evidence.over_baseline(number)} if number else {})}
 
 
 def _failed(run: Done) -> AgentError:

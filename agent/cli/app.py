@@ -6,6 +6,12 @@ import typer
 
 from agent import __version__
 
+EPILOG = (
+    "Exit codes: 0 good, 2 wrong argument, 3 invalid recipe, playbook or data, 4 model or data not to be had, "
+    "5 workspace or git, 6 budget, 7 busy, 8 training failed, 9 disk or limits, 10 not finite, 11 unsupported here, "
+    "130 stopped by Ctrl-C."
+)
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -13,9 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Autonomous RAFT experiments: plan a change, commit it, train, judge, record. Start with: raft-agent init DIR",
-    epilog="Exit codes: 0 good, 2 wrong argument, 3 invalid recipe, playbook or data, 4 model or data not to be had, "
-    "5 workspace or git, 6 budget, 7 busy, 8 training failed, 9 disk or limits, 10 not finite, 11 unsupported here, "
-    "130 stopped by Ctrl-C.",
+    epilog=EPILOG,
 )
 
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
 from agent.cli.app import app
+from agent.cli.controls import NOTIFY, WEBHOOK, channels_here, hand_on, steering_lines
+from agent.cli.interrupt import polite_interrupt
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
 from agent.report.words import duration
 
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
+    from agent.campaign.observer import Observer
+    from agent.campaign.report import Reporter
     from agent.campaign.session import Session
     from agent.campaign.settings import Settings
+    from agent.campaign.workbench import Workbench
     from agent.ledger.workspace import Workspace
-    from agent.report.terminal import TerminalObserver
+    from agent.run.notify import Channels
 
 RECIPE = typer.Argument(None, help="Recipe: a path, or a name in recipes/. Default: main, else tiny-addition.")
 
@@ -41,12 +43,14 @@ def run(
     target: str | None = typer.Option(None, help="Stop at a confirmed metric: 'pass_rate>=0.9'."),
     seeds: int = typer.Option(3, min=2, max=20, help="Runs of the baseline before any idea."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done, run nothing."),
-    detach: bool = typer.Option(False, "--detach", help="Go on in the background; watch with raft-agent status."),
+    detach: bool = typer.Option(False, "--detach", help="Go on in the background; see raft-agent watch."),
     low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority for trainings."),
     allow_untrusted_code: bool = typer.Option(
         False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made."
     ),
     new: bool = typer.Option(False, "--new", help="Start a new campaign even if the last one was cut short."),
+    webhook: str | None = WEBHOOK,
+    notify: str | None = NOTIFY,
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
     """Run a campaign under a budget.
@@ -63,6 +67,7 @@ def run(
     from agent.campaign.settings import Settings
     from agent.ledger.workspace import check_campaign_name, default_campaign_name
 
+    channels = channels_here(webhook, notify)
     workspace = here()
     path = recipe_path(workspace, recipe)
     if budget is None and deadline is None:
@@ -92,13 +97,13 @@ def run(
         if interrupted:
             print(f"campaign {interrupted} is not finished: without --dry-run this would go on with it (or --new)")
             return
-        _dry_run(workspace, settings)
+        _dry_run(workspace, settings, channels)
         return
     if detach:
         _detach(workspace, settings)
         return
 
-    def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
+    def opened(observer: Observer, stop: Callable[[], str | None]) -> Session:
         machine = machine_of(workspace)
         if interrupted:
             observer.say(
@@ -111,13 +116,15 @@ def run(
             workspace, settings, observer=observer, machine=machine, model_cache=model_cache(), stop_request=stop
         )
 
-    _campaign(workspace, settings.campaign, opened, json_output=json_output)
+    _campaign(workspace, settings.campaign, opened, channels=channels, json_output=json_output)
 
 
 @app.command()
 def resume(
     name: str | None = typer.Argument(None, help="Campaign to go on with. Default: the last one."),
     budget: str | None = typer.Option(None, help="Further time, on top of what the campaign had."),
+    webhook: str | None = WEBHOOK,
+    notify: str | None = NOTIFY,
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
     """Go on with a stopped campaign.
@@ -128,10 +135,11 @@ def resume(
     from agent.campaign.open import machine_of
     from agent.campaign.open import resume as reopen
 
+    channels = channels_here(webhook, notify)
     workspace = here()
     extra = parse_duration(budget) if budget else 0.0
 
-    def opened(observer: TerminalObserver, stop: Callable[[], str | None]) -> Session:
+    def opened(observer: Observer, stop: Callable[[], str | None]) -> Session:
         return reopen(
             workspace,
             name,
@@ -140,9 +148,11 @@ def resume(
             model_cache=model_cache(),
             stop_request=stop,
             extra_budget_s=extra,
+            take_back_pause=True,
         )
 
-    _campaign(workspace, name or "resumed", opened, json_output=json_output)
+    chosen = name or next(iter(reversed(workspace.campaign_names())), "resumed")
+    _campaign(workspace, chosen, opened, channels=channels, json_output=json_output)
 
 
 def _taken(workspace: Workspace) -> list[str]:
@@ -154,44 +164,80 @@ def _taken(workspace: Workspace) -> list[str]:
 def _campaign(
     workspace: Workspace,
     name: str,
-    opened: Callable[[TerminalObserver, Callable[[], str | None]], Session],
+    opened: Callable[[Observer, Callable[[], str | None]], Session],
     *,
+    channels: Channels,
     json_output: bool,
 ) -> None:
     """Hold the workspace, keep the machine awake, run to the end, say what came of it."""
-    from agent.campaign.loop import run_campaign
+    from agent.campaign.loop import Paused
+    from agent.campaign.notices import Notices, crashes_in_a_row
+    from agent.campaign.observer import Several
     from agent.campaign.workbench import Workbench
     from agent.cli.doctor import complaints
+    from agent.cli.report import reporter_of
     from agent.hardware.sleep import stay_awake
     from agent.ledger.disk import disk_errors
-    from agent.ledger.lock import hold
+    from agent.ledger.lock import CAMPAIGN, hold
     from agent.report.terminal import TerminalObserver, console_for
     from agent.run.detach import survive_hangup
+    from agent.run.ending import AtOnce
+    from agent.run.notify import Notifier
 
     console = console_for(sys.stderr if json_output else sys.stdout)
     workspace.prepare()
-    with (
-        disk_errors(workspace.private),
-        hold(workspace, what=f"campaign {name}"),
-        survive_hangup(workspace.private / "hangup.log"),
-        _polite_interrupt() as stop,
-        stay_awake() as awake,
-        TerminalObserver(console) as observer,
-    ):
-        session = opened(observer, stop)
-        _opening_words(session, observer)
-        if not awake.held:
-            observer.warn(awake.words)
-        for words in complaints():
-            observer.warn(f"{words} (raft-agent doctor says what to do)")
-        ending = run_campaign(Workbench(session))
+    ending: Ending | None = None
+    try:
+        with (
+            disk_errors(workspace.private),
+            hold(workspace, what=f"{CAMPAIGN}{name}"),
+            survive_hangup(workspace.private / "hangup.log"),
+            polite_interrupt() as stop,
+            stay_awake() as awake,
+            TerminalObserver(console) as observer,
+            Notifier(channels, folder=workspace.root, warn=observer.warn) as notifier,
+        ):
+            notices = Notices(name, notifier.send)
+            session = opened(Several(observer, notices), stop)
+            bench = Workbench(session)
+            notices.crashes = crashes_in_a_row(bench.outcomes())
+            _opening_words(session, observer)
+            if channels.words():
+                observer.say(f"messages go to {' and '.join(channels.words())}")
+            if not awake.held:
+                observer.warn(awake.words)
+            for words in complaints():
+                observer.warn(f"{words} (raft-agent doctor says what to do)")
+            reporter = reporter_of(workspace, session, bench)
+            ending = _to_the_end(bench, reporter, observer)
+    except AtOnce as asked:
+        if ending is None:  # else it has ended, and only its messages were on their way
+            raise Paused(f"{asked.reason}, at once", hint="raft-agent resume goes on where it stopped") from None
     if json_output:
-        print_json(_ending_json(session, ending))
+        print_json({**_ending_json(session, ending), "report": str(reporter.page) if reporter.page.exists() else None})
     else:
         _closing_words(session, ending)
+        if reporter.page.exists():
+            print(f"report: {reporter.page}")
 
 
-def _opening_words(session: Session, observer: TerminalObserver) -> None:
+def _to_the_end(bench: Workbench, reporter: Reporter, observer: Observer) -> Ending:
+    """Run, with the report renewed to the last; where it is cut short, say where the report so far is."""
+    from agent.campaign.loop import run_campaign
+    from agent.campaign.report import IMPATIENCE_S, PATIENCE_S
+
+    try:
+        ending = run_campaign(bench)
+    except BaseException as stopped:
+        reporter.close(patience_s=IMPATIENCE_S if isinstance(stopped, KeyboardInterrupt) else PATIENCE_S)
+        if reporter.page.exists():
+            observer.say(f"report so far: {reporter.page}")
+        raise
+    reporter.close()
+    return ending
+
+
+def _opening_words(session: Session, observer: Observer) -> None:
     from agent.campaign.calibration import plan_first
     from agent.campaign.workbench import Workbench
 
@@ -214,29 +260,10 @@ def _ending_json(session: Session, ending: Ending) -> dict[str, object]:
     return {"campaign": session.settings.campaign, **session.state.result, "reason": ending.reason}
 
 
-@contextlib.contextmanager
-def _polite_interrupt() -> Iterator[Callable[[], str | None]]:
-    """The first Ctrl-C or SIGTERM asks the campaign to stop in good order; the second one is for the impatient."""
-    asked: list[str] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        print("\nstopping in good order (again to stop at once)", file=sys.stderr)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: f"stopped by {asked[0]}" if asked else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # --- before anything runs ----------------------------------------------------------------------------------
 
 
-def _dry_run(workspace: Workspace, settings: Settings) -> None:
+def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> None:
     """The night as it would be spent, and the ideas in the order they would come without any telemetry."""
     from agent.campaign import choose
     from agent.campaign.calibration import plan_first
@@ -252,6 +279,10 @@ def _dry_run(workspace: Workspace, settings: Settings) -> None:
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:
         print(f"plan (times are guesses until the first run): {plan_first(Workbench(session)).words()}")
+    for line in steering_lines(session):
+        print(line)
+    if channels.words():
+        print(f"messages would go to {' and '.join(channels.words())} (raft-agent notify sends one)")
     ranking = choose.rank(session, None)
     print(f"without telemetry yet, these would come first; {ranking.note}")
     print(choose.explain(ranking, most=8))
@@ -266,10 +297,12 @@ def _detach(workspace: Workspace, settings: Settings) -> None:
     workspace.prepare()
     refuse_if_held(workspace)
     log = workspace.private / f"{settings.campaign}.log"
-    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    arguments, environment = hand_on([argument for argument in sys.argv[1:] if argument != "--detach"])
     if "--name" not in " ".join(arguments):
         arguments += ["--name", settings.campaign]
-    pid = detach([sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), settle_s=3.0)
+    pid = detach(
+        [sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), env=environment, settle_s=3.0
+    )
     print(f"campaign {settings.campaign} runs in the background (process {pid})")
-    print(f"  raft-agent status        where it stands\n  tail -f {log.relative_to(workspace.root)}")
-    print(f"  kill {pid}               ends it in good order; raft-agent resume goes on")
+    print(f"  raft-agent watch         where it stands, live\n  tail -f {log.relative_to(workspace.root)}")
+    print("  raft-agent pause         ends it after the present idea (--now: at once); raft-agent resume goes on")

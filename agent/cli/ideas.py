@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli.app import app
+from agent.cli.controls import steering_json, steering_lines
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import UsageError
 
@@ -31,19 +32,21 @@ def plan(
 
     With a campaign behind it, from what its runs showed."""
     workspace = here()
-    session, evidence = _session(workspace, recipe, only)
+    session, evidence = session_of(workspace, recipe, only)
     from agent.campaign import choose
 
     ranking = choose.rank(session, evidence)
     if json_output:
-        print_json(_ranking_json(ranking))
+        print_json(_ranking_json(ranking) | {"steering": steering_json(session)})
         return
     known = f"after campaign {session.settings.campaign}" if evidence else "without telemetry"
     print(f"{session.recipe_path}, {known}, on {session.machine.summary}")
+    for line in steering_lines(session):
+        print(line)
     _print_ranking(ranking, most=most, with_skipped=skipped)
 
 
-def _session(workspace: Workspace, recipe: str | None, only: str | None) -> tuple[Session, Any]:
+def session_of(workspace: Workspace, recipe: str | None, only: str | None) -> tuple[Session, Any]:
     """The last campaign with this recipe, or an empty one."""
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare

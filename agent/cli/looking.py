@@ -9,13 +9,14 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
-from agent.errors import AgentError, UsageError
-from agent.report.words import duration, percent
+from agent.collector import no_collection
+from agent.errors import UsageError
+from agent.report.words import percent
 
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
     from agent.campaign.session import Session
-    from agent.ledger.journal import CampaignState, Experiment, Run
+    from agent.ledger.journal import CampaignState, Experiment
     from agent.ledger.workspace import Workspace
     from agent.report.evidence import PromptLine
 
@@ -25,126 +26,31 @@ NAME = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last 
 JSON = typer.Option(False, "--json", help="Print as JSON.")
 
 
-def _state(workspace: Workspace, name: str) -> CampaignState:
-    import gc
-
+def state_of(workspace: Workspace, name: str) -> CampaignState:
+    """What the campaign's journal adds up to."""
     from agent.ledger.journal import Journal
 
-    gc.disable()  # a process that reads, prints and ends needs all that it makes, and looking through it takes long
     return Journal(workspace.journal_path(name)).state()
 
 
 @app.command()
+@no_collection()
 def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
     """Show where the campaign stands."""
-    from agent.ledger.lock import holder_of
+    from agent.campaign.onlooker import Onlooker
+    from agent.report.status import status_fields, status_lines
 
     workspace = here()
-    name = campaign_name(workspace, campaign)
-    state = _state(workspace, name)
-    holder = holder_of(workspace)
-    told = _status(workspace, name, state, running=holder is not None)
-    told["process"] = holder.pid if holder else None
+    snapshot = Onlooker(workspace, campaign_name(workspace, campaign)).look()
     if json_output:
-        print_json(told)
+        print_json(status_fields(snapshot))
         return
-    print(f"campaign {name}: {told['state']}")
-    for label in (
-        "recipe",
-        "budget",
-        "untrained",
-        "baseline",
-        "best",
-        "leads",
-        "noise",
-        "ideas",
-        "now",
-        "stopped",
-        "next",
-    ):
-        if told.get(label):
-            print(f"  {label:<10}{told[label]}")
-
-
-def _status(workspace: Workspace, name: str, state: CampaignState, *, running: bool) -> dict[str, Any]:
-    started = state.started
-    numbers = state.calibration
-    ideas = [one for number, one in state.experiments.items() if number > 0]
-    outcomes = {what: sum(one.outcome == what for one in ideas) for what in ("keep", "discard", "crash")}
-    budget = started.budget_s if started else None
-    standing: str = "running" if running and state.status == "running" else state.status
-    if standing == "running" and not running:
-        standing = "killed"
-    told: dict[str, Any] = {
-        "campaign": name,
-        "state": standing,
-        "recipe": started.recipe_path if started else None,
-        "budget": f"{duration(state.consumed_s)} used" + (f" of {duration(budget)}" if budget else ""),
-        "consumed_s": state.consumed_s,
-        "budget_s": budget,
-        "untrained": percent(numbers.get("untrained")) or None,
-        "baseline": percent(numbers.get("baseline")) or None,
-        "best": _best(state),
-        "leads": _leads(state),
-        "ideas": f"{len(ideas)}: {outcomes['keep']} kept, {outcomes['discard']} discarded, {outcomes['crash']} crashed",
-        "outcomes": outcomes,
-        "stopped": state.stop_reason,
-    }
-    if numbers.get("sigma_run") is not None:
-        detectable = numbers.get("smallest_detectable")
-        told["noise"] = f"{100 * numbers['sigma_run']:.1f}pp between seeds" + (
-            f", gains from about {100 * detectable:.1f}pp can be confirmed" if detectable else ""
-        )
-    open_run = next(iter(state.open_runs), None)
-    if running and open_run is not None:
-        told["now"] = _now(workspace, state, open_run)
-    if standing in ("paused", "killed"):
-        told["next"] = f"raft-agent resume {name}"
-    return told
-
-
-def _best(state: CampaignState) -> str | None:
-    known = state.incumbent
-    if known is None or not state.calibration:
-        return None
-    if not known.experiment:
-        return "the baseline"
-    last = state.experiments[state.judged_order[-1]].recorded
-    return _with_metric(state, known.experiment, last.best if last else None)
-
-
-def _leads(state: CampaignState) -> str | None:
-    """What the next ideas build on without a verdict."""
-    from agent.campaign.past import lead_now
-
-    incumbent = (state.incumbent.experiment if state.incumbent else None) or 0
-    lead = lead_now(state)
-    return f"{_with_metric(state, lead)}; unconfirmed, the next ideas build on it" if lead != incumbent else None
-
-
-def _with_metric(state: CampaignState, number: int, value: float | None = None) -> str:
-    """The metric of its verdict, unless more is known by now."""
-    experiment = state.experiments[number]
-    if value is None and experiment.judged:
-        value = experiment.judged.row.get("metric_value")
-    subject = experiment.planned.subject if experiment.planned else ""
-    return f"{percent(value)} #{number} {subject}".strip()
-
-
-def _now(workspace: Workspace, state: CampaignState, run: Run) -> str:
-    from agent.run.telemetry import read_heartbeat
-
-    heartbeat = read_heartbeat(workspace.root / run.words.out) if run.words else None
-    phase = ""
-    if heartbeat is not None:
-        spent = f" {heartbeat.budget_spent:.0%}" if heartbeat.budget_spent is not None else ""
-        phase = f", {heartbeat.phase}{spent}" + (f" ({heartbeat.note})" if heartbeat.note else "")
-    experiment = state.experiments.get(run.experiment) if run.experiment else None
-    what = f" of #{experiment.number} {experiment.planned.subject}" if experiment and experiment.planned else ""
-    return f"run {run.id}{what}{phase}"
+    for line in status_lines(snapshot):
+        print(line)
 
 
 @app.command()
+@no_collection()
 def log(
     campaign: str | None = NAME,
     every: bool = typer.Option(False, "--all", help=f"All ideas; a terminal gets the last {SHOWN}, a pipe gets all."),
@@ -180,6 +86,7 @@ def log(
 
 
 @app.command()
+@no_collection()
 def show(
     number: int = typer.Argument(..., min=0, help="Number of the idea; 0 is the baseline."),
     campaign: str | None = NAME,
@@ -193,7 +100,7 @@ def show(
     """
     workspace = here()
     name = campaign_name(workspace, campaign)
-    state = _state(workspace, name)
+    state = state_of(workspace, name)
     experiment = state.experiments.get(number)
     if experiment is None:
         numbers = ", ".join(str(known) for known in sorted(state.experiments)) or "none"
@@ -204,7 +111,7 @@ def show(
     _print_evidence(state, number)
     if prompts:
         _print_prompts(workspace, state, number)
-    for line in _diff(workspace, experiment, whole=diff):
+    for line in _diff(workspace, state, number, whole=diff):
         print(line)
 
 
@@ -265,18 +172,14 @@ def _print_prompts(workspace: Workspace, state: CampaignState, number: int) -> N
         print(f"no prompt of {split} differs")
 
 
-def _diff(workspace: Workspace, experiment: Experiment, *, whole: bool) -> list[str]:
-    from agent.ledger.git import Repository
+def _diff(workspace: Workspace, state: CampaignState, number: int, *, whole: bool) -> list[str]:
+    from agent.campaign.diffs import own_diff
     from agent.report.evidence import diff_lines
 
-    parent = experiment.planned.parent_commit if experiment.planned else None
-    if not experiment.commit or not parent:
+    if not number or not state.experiments[number].commit:
         return []
-    try:
-        diff = Repository(workspace.root).diff(parent, experiment.commit)
-    except AgentError as error:
-        return ["", f"the diff cannot be shown: {error.message}"]
-    return ["", *diff_lines(diff, number=experiment.number, whole=whole)]
+    text, trouble = own_diff(workspace.root, state, number)
+    return ["", *([trouble] if trouble else []), *diff_lines(text, number=number, whole=whole)]
 
 
 def closing_words(session: Session, ending: Ending) -> list[str]:

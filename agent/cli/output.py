@@ -7,6 +7,7 @@ the stream beneath.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -15,10 +16,16 @@ from agent.text import clean
 
 
 class CleanStream:
-    """A text stream that cleans what it is given (`agent.text.clean`), and is the one beneath in all else."""
+    """A text stream that cleans what it is given (`agent.text.clean`), and is the one beneath in all else.
+
+    What its encoding does not have is written as an escape: a model's text must not end a campaign in a locale that is
+    not UTF-8.
+    """
 
     def __init__(self, beneath: TextIO) -> None:
         self.beneath = beneath
+        if isinstance(beneath, io.TextIOWrapper) and beneath.errors == "strict":
+            beneath.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self.beneath.write(clean(text))

@@ -175,7 +175,7 @@ def _lengths_and_splits(rows: Rows) -> str:
     total = max(1024, answer + 2 * asked)
     rollout = f"rollout:\n  max_new_tokens: {answer}\n"
     rollout += f"  max_total_sequence_length: {total}\n" if total > 1024 else ""
-    held_out = max(2, len(rows.objects) // 10)
+    held_out = max(2, len(set(rows.texts("question"))) // 10)  # a question is in one split only
     return (
         f"{rollout}evaluation:  # disjoint splits, dealt from the data\n"
         f"  select_prompts: {min(64, held_out)}\n  search_prompts: {min(128, held_out)}\n"

@@ -41,27 +41,36 @@ def recipe_path(workspace: Workspace, name: str | None) -> str:
             if (workspace.recipes / default).is_file():
                 return f"recipes/{default}"
         raise UsageError("which recipe?", hint=f"there are: {', '.join(recipe_names(workspace)) or 'none'}")
-    _refuse_unseen(name)
+    return _yaml_path(workspace, name, folder=workspace.recipes, what="recipe")
+
+
+def study_path(workspace: Workspace, name: str) -> str:
+    """Path of a study file relative to the workspace, from a path, a file name, or its stem."""
+    return _yaml_path(workspace, name, folder=workspace.studies, what="study")
+
+
+def _yaml_path(workspace: Workspace, name: str, *, folder: Path, what: str) -> str:
+    _refuse_unseen(name, what)
     given = Path(name)
-    for candidate in (given, workspace.root / given, workspace.recipes / given, workspace.recipes / f"{name}.yaml"):
+    for candidate in (given, workspace.root / given, folder / given, folder / f"{name}.yaml"):
         kind = kind_of_path(candidate)
         if kind == "file":
-            return _in_workspace(workspace, candidate)
+            return _in_workspace(workspace, candidate, folder)
         if kind not in ("", "folder"):
-            raise UsageError(f"{name} is no recipe: {kind}", hint="name a YAML file")
-    known = recipe_names(workspace)
+            raise UsageError(f"{name} is no {what}: {kind}", hint="name a YAML file")
+    known = _names_in(folder)
     near = difflib.get_close_matches(given.stem, [Path(one).stem for one in known], n=1)
-    hint = f"did you mean recipes/{near[0]}.yaml?" if near else f"there are: {', '.join(known) or 'none'}"
-    raise UsageError(f"no recipe {name or repr(name)}", hint=hint)
+    hint = f"did you mean {folder.name}/{near[0]}.yaml?" if near else f"there are: {', '.join(known) or 'none'}"
+    raise UsageError(f"no {what} {name or repr(name)}", hint=hint)
 
 
-def _refuse_unseen(name: str) -> None:
+def _refuse_unseen(name: str, what: str) -> None:
     """Such a name could not be told from another one in the table, the commits or on a terminal."""
     from agent.text import visible
 
     if visible(name) != name or "\n" in name or "\t" in name:
         raise UsageError(
-            f"a recipe's name may not have characters that cannot be seen: {visible(name)!r}", hint="rename the file"
+            f"a {what}'s name may not have characters that cannot be seen: {visible(name)!r}", hint="rename the file"
         )
 
 
@@ -80,7 +89,7 @@ def kind_of_path(path: Path) -> str:
     return "folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket"
 
 
-def _in_workspace(workspace: Workspace, path: Path) -> str:
+def _in_workspace(workspace: Workspace, path: Path, folder: Path) -> str:
     """The path of the file itself from the workspace; UsageError where it, or what it is a link to, lies outside."""
     real = path.resolve()
     if real.is_relative_to(workspace.root.resolve()):
@@ -88,14 +97,18 @@ def _in_workspace(workspace: Workspace, path: Path) -> str:
     workspace.relative(path.absolute())  # refuses a path that does not even look as if it were inside
     raise UsageError(
         f"{path} is a link that leads out of the workspace {workspace.root}",
-        hint=f"copy it there: cp {path} {workspace.recipes}/",
+        hint=f"copy it there: cp {path} {folder}/",
     )
 
 
 def recipe_names(workspace: Workspace) -> list[str]:
+    return _names_in(workspace.recipes)
+
+
+def _names_in(folder: Path) -> list[str]:
     from agent.text import one_line
 
-    return sorted(one_line(path.name) for path in workspace.recipes.glob("*.yaml"))
+    return sorted(one_line(path.name) for path in folder.glob("*.yaml"))
 
 
 def print_json(value: Any) -> None:

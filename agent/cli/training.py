@@ -17,6 +17,7 @@ from agent.text import one_line
 
 if TYPE_CHECKING:
     from agent.contract import Split
+    from agent.hardware.probe import Machine
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
     from agent.run.request import RunResult
@@ -58,7 +59,7 @@ def train(
         cleared = {f"budget.{kind}": None for kind in ("cycles", "tokens")}
         chosen = with_keys(chosen, {**cleared, "budget.train_seconds": seconds})
     folder = out or _new_folder(workspace, label)
-    result = _launch(
+    result = launch_alone(
         workspace,
         chosen,
         folder,
@@ -93,7 +94,7 @@ def evaluate(
     else:
         path = recipe_path(workspace, what)
         chosen, target, label = load_recipe(workspace.root / path), UNTRAINED, f"eval-{Path(path).stem}"
-    result = _launch(
+    result = launch_alone(
         workspace,
         chosen,
         _new_folder(workspace, label),
@@ -164,40 +165,66 @@ def _new_folder(workspace: Workspace, label: str) -> Path:
     return workspace.runs_folder("alone") / f"{label[:LONGEST_LABEL]}-{stamp}"
 
 
-def _launch(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:
+    """Run it without a campaign, with a spinner on standard error; `keys` are further ones of the request."""
     from rich.text import Text
 
-    from agent.campaign.capacity import check_memory, too_large
-    from agent.campaign.open import machine_of, refuse_closed_doors
+    from agent.campaign.open import machine_of
     from agent.report.terminal import console_for
+    from agent.run.alone import request_alone
     from agent.run.launcher import launch
-    from agent.run.request import RunRequest
 
-    refuse_closed_doors(recipe, base=workspace.root, name="RECIPE")
     machine = machine_of(workspace)
-    if "evaluate" not in keys:  # an evaluation needs neither gradients nor moments
-        checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
-        if checked.fits is False:
-            raise too_large(checked)
-    limit = (recipe.budget.train_seconds or 7 * 86400) * 1.5 + 3600
-    request = RunRequest(
-        recipe=recipe, out=out, workspace=workspace.root, time_limit_s=limit, cache=model_cache(), **keys
-    )
+    refuse_unfit(workspace, recipe, machine, name="RECIPE", trains="evaluate" not in keys)
+    request = request_alone(recipe, out, workspace=workspace.root, cache=model_cache(), **keys)
     console = console_for(sys.stderr)
     print(f"run folder {out}", file=sys.stderr)
     with console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
-            spinner.update(Text(one_line(_progress_words(progress))))  # a plain string would be read for markup
+            spinner.update(Text(one_line(progress_words(progress))))  # a plain string would be read for markup
 
         return launch(request, on_progress=on_progress, machine=machine)
 
 
-def _progress_words(progress: Progress) -> str:
+def refuse_unfit(workspace: Workspace, recipe: Recipe, machine: Machine, *, name: str, trains: bool = True) -> None:
+    """Before a recipe is run alone. Raises what `refuse_closed_doors` does, and Unsupported where it would not fit into
+    memory; an evaluation needs neither gradients nor moments. `name` is the recipe's."""
+    from agent.campaign.capacity import check_memory, too_large
+    from agent.campaign.open import refuse_closed_doors
+
+    refuse_closed_doors(recipe, base=workspace.root, name=name)
+    if trains:
+        checked = check_memory(recipe, machine, cache=model_cache(), base=workspace.root)
+        if checked.fits is False:
+            raise too_large(checked)
+
+
+def progress_words(progress: Progress) -> str:
     spent = f" {progress.budget_spent:.0%} of the budget" if progress.budget_spent is not None else ""
     metric = f", select {progress.select_metric:.1%}" if progress.select_metric is not None else ""
     cycle = f" cycle {progress.cycle}," if progress.cycle is not None else ""
     return f"{progress.phase}{cycle}{spent}{metric} {progress.note or ''}"
+
+
+def raise_if_failed(result: RunResult) -> None:
+    """Raises the trainer's own error where it named one, else what triage finds; nothing for a run with a summary."""
+    from agent.run.telemetry import read_run
+    from agent.run.triage import evidence_of, triage
+
+    if result.ok and result.summary is not None:
+        return
+    failure = read_run(result.out).failure
+    if failure is not None:
+        named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
+        if named is not None:
+            raise named
+    diagnosis = triage(evidence_of(result))
+    raise TrainingFailed(
+        f"{diagnosis.crash_class}: {diagnosis.reason}",
+        where=str(result.out),
+        hint=diagnosis.evidence or result.reason,
+    )
 
 
 def _print_result(result: RunResult, *, json_output: bool) -> None:
@@ -205,20 +232,9 @@ def _print_result(result: RunResult, *, json_output: bool) -> None:
     from agent.report.cycles import cycles_table
     from agent.report.terminal import console_for
     from agent.run.telemetry import read_run
-    from agent.run.triage import evidence_of, triage
 
-    if not result.ok or result.summary is None:
-        failure = read_run(result.out).failure
-        if failure is not None:
-            named = error_named(failure.exception, failure.message, where=failure.where, hint=failure.hint)
-            if named is not None:
-                raise named
-        diagnosis = triage(evidence_of(result))
-        raise TrainingFailed(
-            f"{diagnosis.crash_class}: {diagnosis.reason}",
-            where=str(result.out),
-            hint=diagnosis.evidence or result.reason,
-        )
+    raise_if_failed(result)
+    assert result.summary is not None
     summary = result.summary
     if json_output:
         print_json({"out": str(result.out), **summary.model_dump(mode="json")})

@@ -13,10 +13,12 @@ from agent.cli.app import app
 from agent.cli.own_recipe import own_recipe
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import AgentError, UsageError
+from agent.text import one_line
 
 if TYPE_CHECKING:
     from agent.campaign.capacity import MemoryCheck
     from agent.hardware.isolation import Isolation
+    from agent.ledger.journal import CampaignState
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
 
@@ -216,20 +218,56 @@ def _print_kept_in(kept_in: Isolation, names: list[str]) -> None:
 @app.command()
 def finalize(
     name: str | None = typer.Argument(None, help="Campaign. Default: the last one."),
+    json_output: bool = typer.Option(False, "--json", help="Print the branch as JSON."),
 ) -> None:
     """Branch with the kept ideas.
 
-    One clean branch, one commit a kept idea, recipes only, ready for review and merge.
+    One clean branch, one commit a kept idea, recipes only, ready for review and merge. Made again, it gets what was
+    kept since; nothing of yours on it is rewritten.
     """
-    from agent.ledger.git import Repository
+    from agent.ledger.git import NothingKept, Repository
+    from agent.ledger.journal import Journal
 
     workspace = here()
     chosen = campaign_name(workspace, name)
-    final = Repository(workspace.root).open_campaign(chosen).finalize()
+    state = Journal(workspace.journal_path(chosen)).state()
+    repository = Repository(workspace.root)
+    try:
+        final = repository.open_campaign(chosen).finalize()
+    except NothingKept as error:
+        error.hint = _what_else_there_is(state) or error.hint
+        raise
+    followed = repository.contains("HEAD", final.base)
+    span = f"{final.base[:12]}..{final.branch}"
+    take = f"git merge {final.branch}" if followed else f"git cherry-pick {span}"
+    if json_output:
+        print_json(
+            {**dataclasses.asdict(final), "campaign": chosen, "finished": state.status == "finished", "take": take}
+        )
+        return
     count = f"{len(final.commits)} commit{'s' if len(final.commits) != 1 else ''}"
-    print(f"branch {final.branch}: {count} on {final.base[:12]}, {', '.join(final.files)}")
-    print(f"  look:  git log -p {final.base[:12]}..{final.branch}")
-    print(f"  take:  git merge {final.branch}")
+    news = (
+        f", {final.added} of them new" if 0 < final.added < len(final.commits) else "" if final.added else ", as before"
+    )
+    print(f"branch {final.branch}: {count}{news}, on {final.base[:12]}, {', '.join(final.files)}")
+    for subject in final.subjects:
+        print(f"  - {one_line(subject)}")
+    if not final.kept:
+        print("  no idea was kept: this is what made the recipe run")
+    if final.beyond:
+        print(f"  on top of it {final.beyond} of your own, which stay")
+    if state.status != "finished":
+        print("  the campaign is not finished: what it keeps later comes on top when this is made again")
+    print(f"  look:  git log -p {span}")
+    print(f"  take:  {take}{'' if followed else '  (your branch no longer has the commit that it started from)'}")
+
+
+def _what_else_there_is(state: CampaignState) -> str | None:
+    """Where nothing was kept, but something leads unconfirmed."""
+    from agent.campaign.past import lead_of, past_of
+
+    lead = lead_of(past_of(state), 0)
+    return f"#{lead} leads without a verdict: raft-agent diff lead start shows it" if lead else None
 
 
 def campaign_name(workspace: Workspace, name: str | None) -> str:

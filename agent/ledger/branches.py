@@ -37,6 +37,17 @@ class FinalBranch:
     commit: str
     commits: tuple[str, ...]
     files: tuple[str, ...]
+    subjects: tuple[str, ...] = ()
+    added: int = 0
+    """Commits that were not there before."""
+    kept: int = 0
+    """Of the commits, those of kept ideas; the others make the recipe what it was, or what it had to be to run."""
+    beyond: int = 0
+    """Commits that somebody has put on top."""
+
+
+class NothingKept(WorkspaceError):
+    """There is nothing to make a final branch of."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,7 @@ class CampaignBranches:
         """
         ideas = self.kept_ideas() if ideas is None else ideas
         if not ideas:
-            raise WorkspaceError(
+            raise NothingKept(
                 f"campaign {self.name} kept nothing, so there is nothing to take over",
                 hint=f"`git log --notes=raft {self.best_branch}` tells what was tried",
             )
@@ -243,14 +254,25 @@ class CampaignBranches:
             self.check_not_checked_out(ref)
             if not self.repository.move(ref, commits[-1], old=tip, why="finalize"):
                 raise WorkspaceError(f"{ref} is being moved by somebody else", where=str(self.repository.workspace))
-        files = {path for idea in wanted for path in idea.files}
-        return FinalBranch(self.final_branch, self.base, commits[-1], tuple(commits), tuple(sorted(files)))
+        return FinalBranch(
+            self.final_branch,
+            self.base,
+            commits[-1],
+            tuple(commits),
+            files=tuple(sorted({path for idea in wanted for path in idea.files})),
+            subjects=tuple(idea.subject for idea in wanted),
+            added=max(0, len(commits) - len(existing)),
+            kept=sum((idea.trailers or {}).get("Experiment") not in (None, "0", 0) for idea in ideas),
+            beyond=max(0, len(existing) - len(commits)),
+        )
 
     def kept_ideas(self) -> list[KeptIdea]:
-        """The records on `best` that changed something, oldest first."""
+        """The records on `best` that changed something, oldest first. What somebody else has committed there is no
+        idea, and stays out."""
         ideas, before = [], self.start
         for entry in self._records():
-            if entry.tree != before.tree:
+            ours = "Outcome" in entry.trailers and entry.trailers.get("Campaign") == self.name
+            if ours and entry.tree != before.tree:
                 ideas.append(self._idea_of(before, entry))
             before = entry
         return ideas
@@ -259,8 +281,9 @@ class CampaignBranches:
         """The files as the record put them on best; the words of the experiment, and what it proved."""
         paths = self.repository.changed_files(before.commit, entry.commit)
         files = {path: self.repository.read_file(entry.commit, path) for path in paths}
-        told = self.experiment_log(entry.experiment)[:1] if entry.experiment is not None else []
-        source = told[0] if told else entry
+        told = self.experiment_log(entry.experiment) if entry.experiment is not None else []
+        # the baseline's own commit changes nothing: what it kept is its last fix
+        source = (told[-1] if entry.experiment == 0 else told[0]) if told else entry
         result = "Result:\n" + "".join(f"- {line}\n" for line in (entry.note or "").splitlines()) if entry.note else ""
         trailers = {key: value for key, value in source.trailers.items() if key != "Outcome"}
         return KeptIdea(files, source.subject, f"{_body_of(source)}\n\n{result}", trailers)

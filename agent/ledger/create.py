@@ -1,4 +1,4 @@
-"""Making a workspace: packaged recipes and hypotheses, an empty results table, a repository with a first commit.
+"""Making a workspace: packaged recipes, hypotheses, studies, an empty results table, a repository with a first commit.
 
 No file that exists is changed, and a repository of the user's gets no commit and nothing staged.
 """
@@ -17,10 +17,12 @@ from agent.ledger.commands import GitCommands, failure, identity_environment, wi
 from agent.ledger.disk import disk_errors
 from agent.ledger.messages import commit_message
 from agent.ledger.table import HEADER
-from agent.ledger.workspace import HYPOTHESES, PRIVATE, RECIPES, RESULTS, Workspace
+from agent.ledger.workspace import HYPOTHESES, PRIVATE, RECIPES, RESULTS, STUDIES, Workspace
 
 _GITIGNORE = f"{PRIVATE}/\n__pycache__/\n"
 _LITTER = {"__pycache__", ".DS_Store"}
+STUDY_RESULTS = "results"
+"""Below studies/: what studies have measured here, which is no part of a new workspace."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Created:
 
 
 def shipped_folder() -> Path:
-    """Where the packaged `recipes/` and `hypotheses/` lie: inside the package, or at the top of a source checkout."""
+    """Where the packaged `recipes/`, `hypotheses/` and `studies/` lie: inside the package, or on top of a checkout."""
     package = Path(agent.__file__).resolve().parent
     for folder in (package / "shipped", package.parent):
         if (folder / RECIPES).is_dir() and (folder / HYPOTHESES).is_dir():
@@ -80,9 +82,9 @@ def create_workspace(
 
 def _shipped_files(shipped: Path) -> dict[str, bytes]:
     files = {}
-    for name in (RECIPES, HYPOTHESES):
+    for name in (RECIPES, HYPOTHESES, STUDIES):
         for path in sorted((shipped / name).rglob("*")):
-            if path.is_file() and not _LITTER & set(path.parts):
+            if path.is_file() and not _LITTER & set(path.parts) and path.parent.name != STUDY_RESULTS:
                 files[path.relative_to(shipped).as_posix()] = path.read_bytes()
     return files
 
@@ -120,7 +122,9 @@ def _first_commit(created: Created) -> str:
         commands.environment |= identity_environment(commands)
         # --force: an ignore file of the user's must not leave a recipe out
         commands.run("add", "--force", "--", *created.written)
-        message = commit_message("raft-agent workspace", body="Recipes, hypotheses and an empty results table.")
+        message = commit_message(
+            "raft-agent workspace", body="Recipes, hypotheses, studies and an empty results table."
+        )
         options = ("--quiet", "--allow-empty", "--no-verify", "--no-gpg-sign")
         commands.run("commit", *options, "-F", "-", stdin=message.encode())
         return commands.text("rev-parse", "HEAD")
@@ -140,4 +144,4 @@ def _step_in_repository(created: Created) -> str | None:
         status, _, _ = GitCommands(created.workspace.root).attempt("rev-parse", "--verify", "--quiet", "HEAD")
     if status == 0 and not created.written:
         return None
-    return f"git add {RECIPES} {HYPOTHESES} {RESULTS} .gitignore && git commit -m 'raft-agent workspace'"
+    return f"git add {RECIPES} {HYPOTHESES} {STUDIES} {RESULTS} .gitignore && git commit -m 'raft-agent workspace'"

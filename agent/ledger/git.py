@@ -11,11 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.errors import UsageError, WorkspaceError
-from agent.ledger.branches import CampaignBranches, FinalBranch, KeptIdea, OutcomeCommits
+from agent.ledger.branches import CampaignBranches, FinalBranch, KeptIdea, NothingKept, OutcomeCommits
 from agent.ledger.messages import commit_message
 from agent.ledger.objects import BRANCHES, NOTES_REF, Head, LogEntry, ObjectStore
 
-__all__ = ["CampaignBranches", "FinalBranch", "Head", "KeptIdea", "LogEntry", "OutcomeCommits", "Repository"]
+__all__ = [
+    "CampaignBranches",
+    "FinalBranch",
+    "Head",
+    "KeptIdea",
+    "LogEntry",
+    "NothingKept",
+    "OutcomeCommits",
+    "Repository",
+]
 
 
 class Repository(ObjectStore):

@@ -17,27 +17,29 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from agent.collector import no_collection
 from agent.errors import WorkspaceError
 from agent.files import Stamp, append_line, fsync_folder, stamp_or_none
 from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
 from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from
-from agent.ledger.lines import event_of, events_by_line, no_collection
-from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, add, fold
+from agent.ledger.lines import event_of, events_by_line
+from agent.ledger.state import CampaignState, Experiment, Folding, Incumbent, Pending, Run, fold
 from agent.text import redacted
 
 __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pending", "Run", "fold"]
 
 VERBATIM = frozenset(
     {"files", "recipe", "changes", "options", "campaign", "recipe_path", "run", "out", "branch", "slug", "commit"}
+    | {"steering", "steer_done"}
 )
-"""Fields that hold the user's recipes and the names of things, by which they are found again; git has them all. The
+"""Fields that hold the user's recipes, their keys in steer.md, and names by which things are found again. The
 secrets in every other text are replaced (`agent.text`)."""
 
 
@@ -59,9 +61,9 @@ class Journal:
         self.clock = clock
         self.consumed = consumed
         self._seq: int | None = None
-        self._folded: CampaignState | None = None
+        self._folding: Folding | None = None
         self._as_left: Stamp | None = None
-        """The file when `_folded` was all of it."""
+        """The file when `_folding` had all of it."""
         self.readings = 0
         """Times that `current` had to read all of it: as long as it stays, only `append` has changed the file."""
 
@@ -82,25 +84,25 @@ class Journal:
             raise ValueError(f"journal event {kind!r}: {error}") from error
         line = json.dumps(_plain(event.model_dump(exclude_defaults=True)))
         before = stamp_or_none(self.path)
-        folded = self._folded if before == self._as_left else None
-        self._seq = self._folded = None  # where the write fails half-way, the file says what is in it
+        folding = self._folding if before == self._as_left else None
+        self._seq = self._folding = None  # where the write fails half-way, the file says what is in it
         with disk_errors(self.path):
             append_line(self.path, line)
             if before is None:
                 fsync_folder(self.path.parent)
         self._seq = event.seq
-        if folded is not None:
-            self._fold_in(folded, line.encode(), before)
+        if folding is not None:
+            self._fold_in(folding, line.encode(), before)
         return event
 
-    def _fold_in(self, folded: CampaignState, line: bytes, before: Stamp | None) -> None:
+    def _fold_in(self, folding: Folding, line: bytes, before: Stamp | None) -> None:
         """The line as it would be read; where the file grew by anything else too, all of it is read anew instead."""
         event, after = event_of(line), stamp_or_none(self.path)
         grown = after[0] - (before[0] if before else 0) if after else 0
-        if event is not None and event.seq == folded.last_seq + 1 and grown == len(line) + 1:
-            add(folded, event)
-            folded.consumed_s = max(folded.consumed_s, read_consumed(self.path))
-            self._folded, self._as_left = folded, after
+        if event is not None and grown == len(line) + 1:
+            folding.add(event)
+            folding.state.consumed_s = max(folding.state.consumed_s, read_consumed(self.path))
+            self._folding, self._as_left = folding, after
 
     def events(self) -> Iterator[Event]:
         """Events in file order; lines that are torn or no event are passed over. A missing file has none.
@@ -113,19 +115,24 @@ class Journal:
 
     def state(self) -> CampaignState:
         """All of it, read now."""
-        with no_collection():
-            state = fold(self.events())
-        state.consumed_s = max(state.consumed_s, read_consumed(self.path))
-        return state
+        return self._add_up().state
+
+    @no_collection()
+    def _add_up(self) -> Folding:
+        folding = Folding()
+        for event in self.events():
+            folding.add(event)
+        folding.state.consumed_s = max(folding.state.consumed_s, read_consumed(self.path))
+        return folding
 
     def current(self) -> CampaignState:
         """The same, kept in memory: `append` adds its event to it, and it is read anew where a write has failed or
         somebody else has written to the file."""
         seen = stamp_or_none(self.path)
-        if self._folded is None or seen != self._as_left:
-            self._folded, self._as_left = self.state(), seen
+        if self._folding is None or seen != self._as_left:
+            self._folding, self._as_left = self._add_up(), seen
             self.readings += 1
-        return self._folded
+        return self._folding.state
 
     def _lines(self) -> Iterator[tuple[int, Event | None]]:
         """(line number, its event); None for a line that is none. Blank lines are left out."""
@@ -167,29 +174,40 @@ class Journal:
             hint="use that version, or start a new campaign with raft-agent run --new",
         )
 
+    @no_collection()
+    def state_and_damages(self) -> tuple[CampaignState, list[str]]:
+        """Both in one reading."""
+        lines = list(self._lines())
+        state = fold(event for _, event in lines if event is not None)
+        state.consumed_s = max(state.consumed_s, read_consumed(self.path))
+        return state, _damages(lines)
+
     def damages(self) -> list[str]:
         """What is wrong with lines before the last one, in words; a torn last line is none, a kill leaves it so."""
-        found: list[str] = []
-        lines = list(self._lines())
-        expected = 1
-        for number, event in lines:
-            if event is None:
-                # torn by a kill and gone on after, where the numbers show that nothing is missing
-                follows = next((one for at, one in lines if at > number and one is not None), None)
-                if follows is not None and follows.seq != expected:
-                    found.append(f"line {number} is no event")
-                continue
-            if isinstance(event, UnknownEvent):
-                found.append(f"line {number}: this is no {event.kind} that can be understood")
-            if event.seq != expected:
-                found.append(f"line {number} is number {event.seq}, expected {expected}")
-            expected = event.seq + 1
-        return found
+        return _damages(list(self._lines()))
 
     def _last_seq(self) -> int:
         if self._seq is None:
             self._seq = max((event.seq for event in self.events()), default=0)
         return self._seq
+
+
+def _damages(lines: Sequence[tuple[int, Event | None]]) -> list[str]:
+    found: list[str] = []
+    expected = 1
+    for number, event in lines:
+        if event is None:
+            # torn by a kill and gone on after, where the numbers show that nothing is missing
+            follows = next((one for at, one in lines if at > number and one is not None), None)
+            if follows is not None and follows.seq != expected:
+                found.append(f"line {number} is no event")
+            continue
+        if isinstance(event, UnknownEvent):
+            found.append(f"line {number}: this is no {event.kind} that can be understood")
+        if event.seq != expected:
+            found.append(f"line {number} is number {event.seq}, expected {expected}")
+        expected = event.seq + 1
+    return found
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:

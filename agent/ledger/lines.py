@@ -7,8 +7,6 @@ two has read it: `strict_event` is the definition.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import io
 import json
 from collections.abc import Iterator
@@ -56,15 +54,3 @@ def strict_event(line: str) -> Event | None:
     except (ValueError, RecursionError):
         return None
     return read_event(fields) if isinstance(fields, dict) else None
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """While millions of objects are made that all stay, the collector would look through them again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

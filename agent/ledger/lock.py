@@ -37,6 +37,10 @@ CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errn
 BEYOND_NAMES = "an unknown host"
 
 
+CAMPAIGN = "campaign "
+"""How the words begin that a campaign leaves at the lock; its name follows."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who works in a workspace. `since` is Unix seconds."""
@@ -103,6 +107,18 @@ def holder_of(workspace: Workspace) -> Holder | None:
     return _holder(workspace.lock_path)
 
 
+def campaign_holder(workspace: Workspace, name: str) -> Holder | None:
+    """The process that runs this campaign, or None: whoever holds the workspace for something else runs none."""
+    holder = holder_of(workspace)
+    return holder if holder is not None and holder.what == f"{CAMPAIGN}{name}" else None
+
+
+def running_campaign(workspace: Workspace) -> str | None:
+    """The campaign that runs in this workspace, by name."""
+    holder = holder_of(workspace)
+    return holder.what.removeprefix(CAMPAIGN) if holder and holder.what.startswith(CAMPAIGN) else None
+
+
 def refuse_if_held(workspace: Workspace, *, clock: Callable[[], float] = time.time) -> None:
     """Raises Busy where the workspace or its repository is held now, for those who leave the holding to another."""
     shared = _repository_lock(workspace)
@@ -149,11 +165,12 @@ def _held(path: Path, holder: Holder, of: str, patience_s: float) -> Iterator[No
 
 def _holder(path: Path) -> Holder | None:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        locked = _lock(descriptor, 0.0)
+        # shared, so that two who look at the same time do not take each other for a holder
+        locked = _lock(descriptor, 0.0, fcntl.LOCK_SH)
         if locked is None:
             claimed = _read_holder(_claim_of(path))
             return None if claimed is None or claimed.has_gone() else claimed
@@ -164,12 +181,12 @@ def _holder(path: Path) -> Holder | None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, patience_s: float) -> bool | None:
+def _lock(descriptor: int, patience_s: float, how: int = fcntl.LOCK_EX) -> bool | None:
     """Whether the kernel's lock is ours now; None where this file system has none."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= deadline:

@@ -124,6 +124,11 @@ class ObjectStore:
         status, output, _ = self.git.attempt("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
         return output.decode().strip() if status == 0 else None
 
+    def contains(self, revision: str, commit: str) -> bool:
+        """Whether `commit` is in the history of `revision`."""
+        status, _, _ = self.git.attempt("merge-base", "--is-ancestor", commit, revision)
+        return status == 0
+
     def read_file(self, commit: str, path: str) -> str:
         """Text of a file as it is in `commit`. Raises WorkspaceError where the commit has no such file."""
         status, output, _ = self.git.attempt("cat-file", "blob", f"{self.resolve(commit)}:{self._in_tree(path)}")

@@ -163,6 +163,8 @@ class CampaignState:
     """Times that the campaign was started or resumed."""
     consumed_s: float = 0.0
     """Budget used, seconds. Time between sessions is not in it."""
+    resumed_budget_s: float | None = None
+    """The budget as a resumption has raised it."""
     calibration: dict[str, Any] = field(default_factory=dict)
     experiments: dict[int, Experiment] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -183,6 +185,11 @@ class CampaignState:
     @property
     def campaign(self) -> str | None:
         return self.started.campaign if self.started else None
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that the campaign may use in all; None where only a deadline or nothing limits it."""
+        return self.resumed_budget_s or (self.started.budget_s if self.started else None)
 
     @property
     def confirmations(self) -> int:
@@ -252,25 +259,31 @@ class CampaignState:
 
 def fold(events: Iterable[Event]) -> CampaignState:
     """Add up a journal, or any part of one. Never raises on events that `read_event` gave."""
-    state = CampaignState()
-    seen: dict[int, Event | set[str]] = {}
-    """By number: the event that had it, or what all that had it say."""
+    folding = Folding()
     for event in events:
-        before = seen.setdefault(event.seq, event)
+        folding.add(event)
+    return folding.state
+
+
+class Folding:
+    """`fold`, an event at a time: for whoever follows a journal that is being written."""
+
+    def __init__(self) -> None:
+        self.state = CampaignState()
+        self._seen: dict[int, Event | set[str]] = {}
+        """By number: the event that had it, or what all that had it say."""
+
+    def add(self, event: Event) -> None:
+        """What says the same as an earlier one of its number changes nothing."""
+        before = self._seen.setdefault(event.seq, event)
         if before is not event:  # to write out what an event says takes longer than to read it
             words = before if isinstance(before, set) else {repr(before)}
-            seen[event.seq] = words
+            self._seen[event.seq] = words
             said = repr(event)
             if said in words:
-                continue
+                return
             words.add(said)
-        _apply(state, event)
-    return state
-
-
-def add(state: CampaignState, event: Event) -> None:
-    """One more event, whose number is larger than those of all before it: the same as folding all of them."""
-    _apply(state, event)
+        _apply(self.state, event)
 
 
 def _apply(state: CampaignState, event: Event) -> None:
@@ -309,6 +322,7 @@ def _apply_campaign(state: CampaignState, event: Event) -> None:
         case CampaignResumed():
             state.sessions += 1
             state.status, state.stop_reason = "running", None
+            state.resumed_budget_s = (event.model_extra or {}).get("budget_s") or state.resumed_budget_s
         case CampaignPaused():
             state.status, state.stop_reason = "paused", event.reason
         case CampaignFinished():

@@ -20,6 +20,7 @@ from agent.ledger.disk import disk_errors
 
 RECIPES = "recipes"
 HYPOTHESES = "hypotheses"
+STUDIES = "studies"
 RESULTS = "results.tsv"
 PRIVATE = ".raft"
 
@@ -39,6 +40,11 @@ class Workspace:
     @property
     def hypotheses(self) -> Path:
         return self.root / HYPOTHESES
+
+    @property
+    def studies(self) -> Path:
+        """Study files; a workspace need not have any."""
+        return self.root / STUDIES
 
     @property
     def results(self) -> Path:
@@ -69,6 +75,10 @@ class Workspace:
     def runs_folder(self, name: str) -> Path:
         """Output folders of a campaign's runs."""
         return self.private / "runs" / name
+
+    def study_folder(self, name: str) -> Path:
+        """Output folders of a study's runs, which has the name of its file."""
+        return self.private / "studies" / name
 
     def report_folder(self, name: str) -> Path:
         return self.private / "report" / name

@@ -28,25 +28,24 @@ from agent.errors import UsageError
 from agent.plan.fit import build_change, fails, in_spite_of, lacking
 from agent.plan.memory import TRIED, Attempt, Constraint, DeadEnds, Moves, Record
 from agent.plan.optimizer import Refinement, points, refinement_of
-from agent.plan.playbook import nearest
 from agent.plan.sampler import NoSampler
 from agent.plan.schema import Hypothesis, Playbook, ResourceRule, Variant
+from agent.plan.steer import FILE, FREE, REFINE, Steering
 from agent.plan.symptoms import Finding, Observation, ReadingFinding, diagnose, observed, read_bottleneck
 from agent.recipe.change import Change, ChangeRefused, short
 from agent.recipe.files import with_keys
 from agent.recipe.schema import Recipe
+from agent.recipe.validating import nearest
 
 if TYPE_CHECKING:
     from agent.hardware.probe import Machine
 
-__all__ = ["Attempt", "Constraint", "Proposal", "Ranking", "Skipped", "plan", "random_order"]
+__all__ = ["REFINE", "Attempt", "Constraint", "Proposal", "Ranking", "Skipped", "plan", "random_order"]
 
 READING_FACTOR = 1.15
 SAME_HYPOTHESIS = 0.5
 """For each further form of a hypothesis that already stands higher in the list."""
 VALIDATED = 1.1
-REFINE = "refine-"
-"""Before the axis: the hypothesis id of a refinement."""
 REFINED = 1.2
 """Of a refinement beside the best numeric form of its axis ..."""
 REFINED_LATER = 0.8
@@ -128,43 +127,42 @@ def plan(
     campaign: str | None = None,
     constraints: Sequence[Constraint] = (),
     tried: Iterable[str] = (),
+    steering: Steering = FREE,
 ) -> Ranking:
     """Rank every form of every hypothesis for `recipe`, the incumbent.
 
-    `observation` is the incumbent's last run. `history` is in order of time, earlier campaigns first; attempts
-    whose `campaign` differs from this one weigh half. `tried` are further signatures that may not come again.
-    `only` is an axis or hypothesis id; UsageError names the nearest for an unknown one.
+    `only` is an axis or hypothesis id; UsageError names the nearest for an unknown one. `seed` breaks ties. The rest is
+    as `context_of` has it.
     """
     _check_only(playbook, only)
-    findings = diagnose(observation, playbook) if observation else []
-    readings = read_bottleneck(observation, playbook) if observation else []
-    dead_ends = DeadEnds(playbook, history, recipe, campaign)
-    context = _Context(
-        playbook=playbook,
+    context = context_of(
+        playbook,
         recipe=recipe,
+        observation=observation,
+        history=history,
         machine=machine,
-        findings=findings,
-        readings=readings,
-        facts=observed(observation) if observation else {},
-        record=Record(playbook, history, campaign, dead_ends),
-        dead_ends=dead_ends,
+        campaign=campaign,
         constraints=constraints,
-        tried={recipe.signature(): "it is the incumbent"}
-        | dict.fromkeys(tried, "tried before")
-        | _signatures(history, campaign),
+        tried=tried,
+        steering=steering,
     )
     proposals: list[Proposal] = []
     skipped: list[Skipped] = []
     for hypothesis in playbook.hypotheses.values():
-        if only not in (None, hypothesis.id, playbook.axis_of[hypothesis.id]):
+        axis = playbook.axis_of[hypothesis.id]
+        if only not in (None, hypothesis.id, axis):
             continue
-        found, reasons = _proposals_of(hypothesis, context)
+        barred = steering.against(hypothesis.id, axis)
+        if barred:
+            skipped.append(Skipped(hypothesis.id, barred))
+            continue
+        found, reasons = proposals_of(hypothesis, context)
         proposals += found
         if not found:
             skipped.append(Skipped(hypothesis.id, "; ".join(dict.fromkeys(reasons.values()))))
         else:
-            dead = {form: reason for form, reason in reasons.items() if reason.startswith(TRIED)}
-            skipped += [Skipped(f"{hypothesis.id}/{form}", reason) for form, reason in dead.items()]
+            told = {form: reason for form, reason in reasons.items() if reason.startswith(TRIED) or FILE in reason}
+            skipped += [Skipped(f"{hypothesis.id}/{form}", reason) for form, reason in told.items()]
     proposals.sort(key=lambda proposal: _order(proposal, seed))
     refined, given_up = _refinement(proposals, context, only=only, seed=seed)
     proposals += [refined] if refined else []
@@ -173,10 +171,46 @@ def plan(
     return Ranking(
         proposals=ranked,
         skipped=skipped,
-        findings=findings,
-        readings=readings,
-        actions=_advice(playbook, recipe, findings),
+        findings=context.findings,
+        readings=context.readings,
+        actions=_advice(playbook, recipe, context.findings),
         note=_note(ranked, skipped, only),
+    )
+
+
+def context_of(
+    playbook: Playbook,
+    *,
+    recipe: Recipe,
+    observation: Observation | None = None,
+    history: Sequence[Attempt] = (),
+    machine: Machine | None = None,
+    campaign: str | None = None,
+    constraints: Sequence[Constraint] = (),
+    tried: Iterable[str] = (),
+    steering: Steering = FREE,
+) -> _Context:
+    """What a proposal is weighed and admitted by.
+
+    `observation` is the incumbent's last run. `history` is in order of time, earlier campaigns first; attempts
+    whose `campaign` differs from this one weigh half. `tried` are further signatures that may not come again.
+    `steering` is what a person pinned and banned.
+    """
+    dead_ends = DeadEnds(playbook, history, recipe, campaign)
+    return _Context(
+        playbook=playbook,
+        recipe=recipe,
+        machine=machine,
+        findings=diagnose(observation, playbook) if observation else [],
+        readings=read_bottleneck(observation, playbook) if observation else [],
+        facts=observed(observation) if observation else {},
+        record=Record(playbook, history, campaign, dead_ends),
+        dead_ends=dead_ends,
+        constraints=constraints,
+        tried={recipe.signature(): "it is the incumbent"}
+        | dict.fromkeys(tried, "tried before")
+        | _signatures(history, campaign),
+        steering=steering,
     )
 
 
@@ -215,9 +249,10 @@ class _Context:
     dead_ends: DeadEnds
     constraints: Sequence[Constraint]
     tried: Mapping[str, str]
+    steering: Steering = FREE
 
 
-def _proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Proposal], dict[str, str]]:
+def proposals_of(hypothesis: Hypothesis, context: _Context) -> tuple[list[Proposal], dict[str, str]]:
     """The forms of the hypothesis that can be tried now, and the reasons against the others by name."""
     proposals: list[Proposal] = []
     reasons: dict[str, str] = {}
@@ -240,7 +275,7 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
         return None, built.why_not
     moves = built.change.values(context.recipe)
     answered = _answered(hypothesis, variant, context)
-    result, words = _admitted(built.change, moves, answered, context)
+    result, words = admitted(built.change, moves, answered, context)
     if result is None:
         return None, words[0]
     score, why = _score(hypothesis, variant, context, keys=len(moves))
@@ -265,10 +300,13 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: _Context) -> tup
     ), ""
 
 
-def _admitted(
+def admitted(
     change: Change, moves: Moves, answered: Sequence[Finding], context: _Context
 ) -> tuple[Recipe | None, list[str]]:
     """The changed recipe, and what was in its way and is no longer; or None, and the one reason against it."""
+    barred = context.steering.against_keys(moves)
+    if barred:
+        return None, [barred]
     blocked, returned = context.dead_ends.recall(moves, [finding.symptom for finding in answered])
     if blocked:
         return None, [blocked]
@@ -291,10 +329,10 @@ def _admitted(
 def subject(axis: str, hypothesis: Hypothesis, variant: Variant, moves: Moves) -> str:
     """`<axis>: <what changes>, <from> -> <to>`, on one line of at most SUBJECT_LENGTH characters."""
     shown = [key for key in variant.show if key in moves] or list(moves)[:1]
-    return _subject(axis, variant.what or hypothesis.what, moves, shown)
+    return subject_of(axis, variant.what or hypothesis.what, moves, shown)
 
 
-def _subject(axis: str, what: str, moves: Moves, shown: Iterable[str]) -> str:
+def subject_of(axis: str, what: str, moves: Moves, shown: Iterable[str]) -> str:
     head = f"{axis}: {what}, "
     room = max(12, (SUBJECT_LENGTH - len(head) - 4) // 2)
     old, new = ("/".join(_in_subject(moves[key][side]) for key in shown) for side in (0, 1))
@@ -414,7 +452,7 @@ def _refinement(
 ) -> tuple[Proposal | None, Skipped | None]:
     """A proposal for the best axis whose numbers matter together, or why it has none. Most often neither."""
     for axis in dict.fromkeys([*(proposal.axis for proposal in ranked), *context.playbook.axes]):
-        if only not in (None, axis):
+        if only not in (None, axis) or context.steering.against(f"{REFINE}{axis}", axis):
             continue
         refinement = refinement_of(
             axis,
@@ -425,7 +463,8 @@ def _refinement(
             constraints=[limit for limit in context.constraints if not context.dead_ends.lifted(limit, {})],
         )
         if refinement is not None:
-            return _refined(refinement, context, seed)
+            barred = context.steering.against_keys(knob.key for knob in refinement.knobs)
+            return (None, Skipped(f"{REFINE}{axis}", barred)) if barred else _refined(refinement, context, seed)
     return None, None
 
 
@@ -454,7 +493,7 @@ def _refined(refinement: Refinement, context: _Context, seed: int) -> tuple[Prop
         evidence=answered[0].evidence if answered else "",
         claim=f"{keys} have their best values together, near those that have done best so far.",
         watch=list(context.playbook.axes[refinement.axis].watch),
-        subject=_subject(refinement.axis, "numbers refined", moves, moves),
+        subject=subject_of(refinement.axis, "numbers refined", moves, moves),
         cost=variant.cost or hypothesis.cost,
         variant="gp",
         values=moves,
@@ -471,7 +510,7 @@ def _first_admitted(
         if not values:
             continue
         change = Change(set=values)
-        result, words = _admitted(change, change.values(context.recipe), answered, context)
+        result, words = admitted(change, change.values(context.recipe), answered, context)
         if result is not None:
             return change, result, words
     return None
@@ -568,6 +607,7 @@ def _note(proposals: list[Proposal], skipped: list[Skipped], only: str | None) -
     for skip in skipped:
         tried = "the same recipe again" in skip.reason or TRIED in skip.reason
         kind = "tried already" if tried else "do not fit this recipe or machine"
+        kind = f"barred by {FILE}" if FILE in skip.reason else kind
         reasons[kind] = reasons.get(kind, 0) + 1
     words = ", ".join(f"{count} {kind}" for kind, count in sorted(reasons.items()))
     return f"no idea{scope} is left: {words}" if words else f"no idea{scope} is left"

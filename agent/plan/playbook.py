@@ -6,13 +6,12 @@ names file and key path; an unknown signal, symptom, watch, axis, tag or recipe 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from agent.errors import AgentError, PlaybookError, RecipeError
 from agent.plan.fit import build_change, lacking
@@ -29,10 +28,12 @@ from agent.plan.schema import (
     Variant,
 )
 from agent.plan.signals import SIGNALS
+from agent.recipe import validating
 from agent.recipe.change import ChangeRefused, refuse_forbidden
 from agent.recipe.files import bounds_of, field_at
 from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Recipe, leaf_keys
+from agent.recipe.validating import nearest
 
 if TYPE_CHECKING:
     from agent.hardware.probe import Machine
@@ -145,52 +146,7 @@ def _add(playbook: Playbook, kind: str, entry: Any, *, where: str, position: int
 
 def validated(model: type[Model], content: Any, *, where: str) -> Model:
     """The content as a model; PlaybookError for the first problem, with its key path."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        detail = error.errors()[0]
-    path = ".".join(map(str, detail["loc"]))
-    place = f"{where}: {path}" if path else where
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(model, detail["loc"][:-1])
-        raise PlaybookError("unknown key", where=place, hint=nearest(str(detail["loc"][-1]), known)) from None
-    if detail["type"] == "missing":
-        raise PlaybookError("is missing", where=place) from None
-    message = detail["msg"].removeprefix("Value error, ")
-    raise PlaybookError(message[:1].lower() + message[1:], where=place) from None
-
-
-def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """Field names (aliases, where they have one) of the model that a location points into."""
-    current: Any = model
-    for part in loc:
-        if isinstance(part, int) or current is None:
-            continue
-        fields = current.model_fields
-        field = fields.get(part)
-        current = _model_in(field.annotation) if field else None
-    if current is None:
-        return []
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the nearest of the known names, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known: {', '.join(known)}" if known else "there is none to choose from"
+    return validating.validated(model, content, where=where, error=PlaybookError)
 
 
 # --- cross-checks ------------------------------------------------------------------------------------------

@@ -148,9 +148,13 @@ class Variant(Entry):
     """One concrete form of a hypothesis: keys that belong together, changed together."""
 
     name: Identifier
+    """Unique in the hypothesis."""
     set: dict[str, Any] = {}
+    """Recipe key -> its new value."""
     scale: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Recipe key -> factor on what the recipe says; whole numbers stay whole, and all stay in their bounds."""
     toggle: list[str] = []
+    """Recipe keys that are true or false, and become the other."""
     answers: dict[str, Unit] = {}
     """Fit by symptom, over the hypothesis' own; 0 takes one away."""
     requires: Requires = Requires()
@@ -172,9 +176,11 @@ class Hypothesis(Entry):
     """A claim and the changes that would test it."""
 
     id: Identifier
+    """Unique in the playbook: small letters, digits, dashes."""
     claim: str
     """What we expect, and why, in a sentence that can turn out false."""
     status: Literal["validated", "experimental"] = "experimental"
+    """Whether the claim has been found to hold."""
     what: str
     """What changes, for the commit subject `<axis>: <what>, <from> -> <to>`."""
     answers: dict[str, Unit] = {}
@@ -182,8 +188,11 @@ class Hypothesis(Entry):
     prior: Unit = 0.05
     """Worth of trying it when nothing is wrong."""
     variants: Annotated[list[Variant], Field(min_length=1)]
+    """Its forms, at least one; each is tried by itself."""
     requires: Requires = Requires()
+    """What machine and recipe must have for it to be tried."""
     watch: list[str] = []
+    """Watches that are reported with its outcome, besides those of the axis."""
     cost: Annotated[float, Field(gt=0)] = 1.0
     """Time of a run beside the incumbent's (1 = the same), as far as the budget does not fix it, and the effort of
     judging it (a comparator, a probe)."""
@@ -366,6 +375,8 @@ class Fact(Entry):
     source: str
     tested_by: list[str] = []
     """Hypotheses that put it to the test."""
+    advice: str = ""
+    """What follows from it for the choice of a learning rate: `raft-agent lr --recommendations` is made of these."""
 
 
 class RulesFile(Entry):

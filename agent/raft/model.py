@@ -314,6 +314,41 @@ def load_policy(
     return policy
 
 
+def policy_of(folder: Path, *, like: Policy, dtype: torch.dtype) -> Policy:
+    """What transformers makes of a saved folder, on the device and in the arithmetic of another policy."""
+    let_in.check_folder(folder, named=str(folder))
+    model, tokenizer = _from_transformers(let_in.Source(str(folder)), dtype, like.attention)
+    policy = Policy(
+        model=model.to(like.device),
+        tokenizer=tokenizer,
+        device=like.device,
+        device_why=like.device_why,
+        compute=like.compute,
+        attention=like.attention,
+        native=False,
+    )
+    inspect_policy(policy)
+    return policy
+
+
+def load_dequantized(recipe: Recipe, *, cache: Path, beat: Beat, like: Policy, adapter: Path) -> Any:
+    """The recipe's quantized base with plain weights of the same values, under the adapters. Raises Unsupported where
+    transformers cannot dequantize it."""
+    assert recipe.model.quantize is not None
+    source = sources.fetch(recipe.model, cache=cache, beat=beat)
+    how = quantized.loading(recipe.model.quantize, like.compute, like.device)
+    model, _ = _from_transformers(source, like.compute, like.attention, **how)
+    try:
+        model = model.dequantize().to(like.compute)
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise Unsupported(
+            f"model.quantize: {recipe.model.quantize} cannot be turned back into plain weights here: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="train the recipe without model.quantize, or use the checkpoint's adapters on the quantized base",
+        ) from error
+    return _load_adapter(model, adapter)
+
+
 @torch.no_grad()
 def inspect_policy(policy: Policy) -> None:
     """Find out, by trying, whether layouts work on this model and whether its head is one matrix product.

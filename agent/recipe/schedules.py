@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from agent.recipe.schema import LrSchedule, Recipe, TemperatureSchedule, ThresholdSchedule
+from agent.recipe.schema import Learner, LrSchedule, Recipe, TemperatureSchedule, ThresholdSchedule
 
 
 def lr_factor(schedule: LrSchedule, *, cycle: int, spent: float) -> float:
@@ -54,7 +54,11 @@ def warmup_factor(warmup: float, spent: float) -> float:
 
 def learning_rate(recipe: Recipe, *, cycle: int, spent: float) -> float:
     """Learning rate of an optimizer step in `cycle` after share `spent` of the budget."""
-    learner = recipe.learner
+    return learner_rate(recipe.learner, cycle=cycle, spent=spent)
+
+
+def learner_rate(learner: Learner, *, cycle: int, spent: float) -> float:
+    """`learning_rate`, from the learner's keys alone."""
     factor = lr_factor(learner.lr_schedule, cycle=cycle, spent=spent)
     return learner.learning_rate * factor * warmup_factor(learner.warmup, spent)
 

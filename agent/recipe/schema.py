@@ -433,6 +433,13 @@ class LrSchedule(Section):
             raise ValueError("lr_schedule.values is needed for kind: list, and only there")
         return self
 
+    def keys_read(self) -> list[str]:
+        """The keys that decide anything while `kind` and `by` are what they are."""
+        read = {"kind"} | SCHEDULE_READS[self.kind]
+        if self.kind != "constant":
+            read |= {"by", "floor"} | ({"horizon"} if self.by == "budget" else set())
+        return [name for name in type(self).model_fields if name in read]
+
 
 class EarlyStop(Section):
     """End a training whose `select` metric has fallen. The best cycle is delivered either way: this saves its time."""
@@ -690,10 +697,7 @@ class Recipe(Section):
 
     def unread_keys(self) -> list[str]:
         """Keys that nothing reads while the others stand as they do, and that are read again when those change."""
-        schedule = self.learner.lr_schedule
-        read = {"kind"} | SCHEDULE_READS[schedule.kind]
-        if schedule.kind != "constant":
-            read |= {"by", "floor"} | ({"horizon"} if schedule.by == "budget" else set())
+        read = self.learner.lr_schedule.keys_read()
         unread = [f"learner.lr_schedule.{name}" for name in LrSchedule.model_fields if name not in read]
         if self.model.lora is None:
             unread.append("model.quantize")

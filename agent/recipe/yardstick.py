@@ -120,7 +120,7 @@ def code_files(folder: Path = FOLDER) -> dict[str, Path]:
         path
         for room in MEASURING
         for path in sorted((folder / room).rglob("*.py"))
-        if not path.name.startswith("bench")  # benchmarks are no part of a run
+        if not path.name.startswith(("bench", "export"))  # neither is a part of a run
     ]
     files = [*rooms, *(folder / name for name in (*LEAVES, *JUDGING))]
     return {path.relative_to(folder).as_posix(): path for path in files if path.exists()}

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.contract import HELD_OUT
-from agent.report.terminal import STYLES
+from agent.report.screen import STYLES
 from agent.report.words import duration, percent, points
 from agent.text import clean, one_line
 

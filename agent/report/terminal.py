@@ -6,22 +6,31 @@ It is told things (see the observer in `campaign/`), keeps no state that matters
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.control import Control
 from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.live_render import LiveRender
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from agent.report.words import duration, percent, points
+from agent.report.glyphs import glyphs_for
+from agent.report.live import View, live_lines
+from agent.report.screen import STYLES, is_screen, text_of
+from agent.report.snapshot import MachineNow, Running, Snapshot
+from agent.report.words import percent, points
 from agent.text import clean, one_line, visible
 
-STYLES = {"keep": "bold green", "discard": "yellow", "crash": "bold red", "warning": "bold yellow"}
+PANEL_LINES = 12
+"""Of the live view below the events, on a terminal of up to 32 lines; a taller one gives it half, less some."""
+PANEL_MARGIN = 4
 
 
 class PlainConsole(Console):
@@ -50,22 +59,60 @@ def console_for(stream: TextIO | None = None) -> Console:
     return PlainConsole(file=stream, width=100, no_color=True, soft_wrap=True)
 
 
+class Panel(Live):
+    """Lines below what is printed. They are found again after the terminal has been made narrower, too."""
+
+    def __init__(self, console: Console, panel: Callable[[], Text]) -> None:
+        super().__init__(console=console, refresh_per_second=1, transient=True, get_renderable=panel)
+        self._live_render = _Reflowing(console, self.get_renderable(), vertical_overflow="crop")
+
+
+class _Reflowing(LiveRender):
+    """Goes up by as many rows as the last lines take at the present width: terminals break them anew."""
+
+    def __init__(self, console: Console, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **keys)
+        self._console = console
+        self._widths: list[int] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [0]
+        for segment in super().__rich_console__(console, options):
+            assert isinstance(segment, Segment)
+            if segment.text == "\n":
+                widths.append(0)
+            else:
+                widths[-1] += segment.cell_length
+            yield segment
+        self._widths = widths
+
+    def position_cursor(self) -> Control:
+        if self._shape is not None:
+            width = max(1, self._console.width)
+            rows = sum(max(1, math.ceil(cells / width)) for cells in self._widths)
+            self._shape = (self._shape[0], min(max(self._shape[1], rows), self._console.height))
+        return super().position_cursor()
+
+
 class TerminalObserver:
-    """Prints events as they come; on a terminal three live lines below them say what runs, how far, and best so far."""
+    """Prints events as they come; on a terminal a live view below them says what runs, how far, and best so far."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.time):
         self.console = console
         self.clock = clock
         self._live: Live | None = None
+        self._glyphs = glyphs_for(console.encoding)
         self._board: Any = None
         self._board_at = clock()
         self._activity: Any = None
         self._pulse: Any = None
+        self._machine: MachineNow | None = None
+        """As it was seen last; a run that starts has not sampled yet."""
         self._began = clock()
 
     def __enter__(self) -> TerminalObserver:
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._lines)
+        if is_screen(self.console):
+            self._live = Panel(self.console, self._panel)
             self._live.start()
         return self
 
@@ -102,45 +149,54 @@ class TerminalObserver:
     def recorded(self, row: dict[str, Any]) -> None:
         """The loop says the outcome itself."""
 
+    def closing(self, closing: Any) -> None:
+        """The command says the end itself."""
+
     # --- live lines -----------------------------------------------------------------------------------------
 
     def _stamp(self) -> str:
         return datetime.datetime.fromtimestamp(self.clock()).strftime("%H:%M:%S")
 
-    def _lines(self) -> Table:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(no_wrap=True, overflow="ellipsis")
-        if self._board is not None:
-            left = self._board.left_s - (self.clock() - self._board_at)
-            grid.add_row(Text(clean(board_line(self._board, left_s=left)), style="bold"))
-        if self._activity is not None:
-            now = one_line(f"now {self._activity.what}, {self._activity.run}")
-            grid.add_row(Text(f"now   {now[4:]}", overflow="ellipsis"))
-            grid.add_row(self._bar())
-        return grid
+    def _panel(self) -> Text:
+        """Asked once a second, from a thread of the live display. A panel that is as high as the terminal would leave
+        nothing for the events above it."""
+        width, height = self.console.size
+        view = View(
+            width, max(1, min(PANEL_LINES, height // 2), height // 2 - PANEL_MARGIN), self._glyphs, outcomes=False
+        )
+        lines = live_lines(self.snapshot(), view) if self._board is not None else []
+        return Text("\n").join(text_of(line) for line in lines)
 
-    def _bar(self) -> Table:
-        pulse = self._pulse
-        elapsed = self.clock() - self._began
-        share = pulse.budget_spent if pulse is not None else None
-        words = f"{pulse.phase if pulse else 'starting'} {elapsed:.0f}s"
-        if pulse is not None and pulse.note:
-            words += f" {one_line(pulse.note)}"
-        elif pulse is not None and pulse.metric is not None:
-            words += f", select {percent(pulse.metric)}"
-        row = Table.grid(padding=(0, 1))
-        row.add_row(ProgressBar(total=1.0, completed=share or 0.0, width=30, pulse=share is None), Text(words))
-        return row
+    def snapshot(self) -> Snapshot:
+        """Of this moment."""
+        board, now = self._board, self.clock()
+        since = now - self._board_at
+        told = board.snapshot or Snapshot(now, clean(board.campaign), "running", best=board.best)
+        left = told.left_s if board.snapshot else board.left_s
+        running, machine = self._running()
+        return replace(
+            told,
+            at=now,
+            used_s=board.consumed_s + since,
+            left_s=max(0.0, left - since) if left is not None else None,
+            running=running,
+            machine=machine,
+        )
 
-
-def board_line(board: Any, *, left_s: float) -> str:
-    """One line: time left, ideas, best so far, campaign (last, where a narrow terminal cuts)."""
-    parts = [f"{duration(left_s)} left", f"{board.ideas} ideas, {board.kept} kept"]
-    if board.best is not None:
-        parts.append(f"best {percent(board.best)} ({board.best_is})")
-    if board.lead is not None:
-        parts.append(f"leads {percent(board.lead)} ({board.lead_is}, unconfirmed)")
-    return " | ".join([*parts, board.campaign])
+    def _running(self) -> tuple[Running | None, MachineNow | None]:
+        activity, pulse, elapsed = self._activity, self._pulse, self.clock() - self._began
+        if activity is None:
+            return None, self._machine
+        if activity.look is not None:
+            running, machine = activity.look()
+            self._machine = machine or self._machine
+            return running, self._machine
+        phase, note = (pulse.phase, one_line(pulse.note or "")) if pulse else ("start", "")
+        what = one_line(f"{activity.what}, {activity.run}")
+        share, metric = (pulse.budget_spent, pulse.metric) if pulse else (None, None)
+        return Running(
+            "", what, None, None, phase, elapsed, activity.predicted_s, share, note=note, metric=metric
+        ), None
 
 
 def _style_of(line: str) -> str:

@@ -35,6 +35,14 @@ BURST_S = 0.5
 _STEP_S = 0.02
 
 
+class AtOnce(KeyboardInterrupt):
+    """A person asks a second time: what runs gets no more time to leave in good order."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Ending:
     words: str

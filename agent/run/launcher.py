@@ -31,7 +31,7 @@ from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.hardware.sensors import GIB, memory
 from agent.recipe.places import kind_of
 from agent.recipe.trust import FLAG, refuse_unconfirmed
-from agent.run.ending import Ending, end_family
+from agent.run.ending import AtOnce, Ending, end_family
 from agent.run.folder import PROCESS, prepare, resource_error, write_identity
 from agent.run.load import summarize
 from agent.run.memory_guard import MemoryGuard, floor_gb
@@ -273,7 +273,7 @@ class _Trainer:
     ) -> None:
         """After an interrupt the trainer gets its grace to write a summary; a second interrupt cuts that short."""
         try:
-            if kind is not None:
+            if kind is not None and not issubclass(kind, AtOnce):
                 self.end(grace_s=self.grace_s, dump_stack=False)
         finally:
             self._end_whatever_started()

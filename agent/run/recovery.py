@@ -74,12 +74,14 @@ def wait_for_idle(
     """Wait until memory is back to what it was before the run, or does not change any more; and say which.
 
     `left`: processes of the run that do not die. What another program has taken meanwhile will not come back, so a
-    reading that stands still for `settled_s` ends the wait too. `holders` says in words who holds graphics memory.
+    memory that is with other processes is not waited for, and where the system does not tell whose it is, a reading
+    that stands still for `settled_s` ends the wait too. `holders` says in words who holds graphics memory.
     """
     began = clock()
     last, still_since = read(), began
     while clock() - began < most_s:
-        if last.available >= before.available - slack_gb and (_more(before, last) or 0.0) <= slack_gb:
+        seen = judge(before, last, slack_gb=slack_gb)
+        if seen.memory_back and not (left and seen.words):
             break
         if clock() - still_since >= settled_s:
             break

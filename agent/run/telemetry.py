@@ -6,13 +6,12 @@ Nothing here judges the numbers, and nothing here writes.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -40,6 +39,7 @@ from agent.contract import (
     SelectRow,
     Summary,
 )
+from agent.files import Growing
 from agent.run.load import summarize
 from agent.run.plain import NotPlain, open_plain, read_plain
 
@@ -51,8 +51,6 @@ MOST_OBJECT = 16 * 1024 * 1024
 """Of a file that holds one object."""
 MOST_ROWS = 512 * 1024 * 1024
 """Of a file of rows; those of a week of training are some ten megabytes."""
-CHECKED_BYTES = 4096
-"""Before the place where a `Tail` goes on: the file is the one that was read before if they are still the same."""
 ATTEMPT = "=== raft-agent:"
 """Line in the log at which one start of the trainer begins; what lies before it belongs to an earlier one."""
 
@@ -182,52 +180,22 @@ class Tail(Generic[R]):
         self.key = key
         self.rows: dict[Hashable, R] = {}
         """All that the file holds, by key; the later line counts."""
-        self._seen: tuple[int, int, int] | None = None
-        self._offset = 0
-        self._before = b""
-        """The last bytes before the offset."""
+        self._file = Growing(path, most=MOST_ROWS, opened=open_plain)
+        self._times = 0
 
     def read(self) -> list[R]:
         """The rows that have come since the last call, all of them where the file is another one. Never raises for what
         a trainer wrote."""
         try:
-            with open_plain(self.path) as file:
-                data = self._new_bytes(file)
-        except FileNotFoundError:
-            self._begin_anew()
-            return []
+            lines = self._file.lines()
         except OSError:
             return []
-        whole, newline, _ = data.rpartition(b"\n")
-        if not newline:
-            return []
-        self._offset += len(whole) + 1
-        self._before = (whole + newline)[-CHECKED_BYTES:]
-        rows = [row for line in whole.split(b"\n") if (row := self._row(line)) is not None]
+        if self._file.times != self._times:
+            self.rows.clear()
+            self._times = self._file.times
+        rows = [row for line in lines if (row := self._row(line)) is not None]
         self.rows.update((self.key(row), row) for row in rows)
         return rows
-
-    def _new_bytes(self, file: IO[bytes]) -> bytes:
-        status = os.fstat(file.fileno())
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if seen == self._seen:
-            return b""
-        if not self._is_the_same(file, status):
-            self._begin_anew()
-        self._seen = seen
-        file.seek(self._offset)
-        return file.read(MOST_ROWS)
-
-    def _is_the_same(self, file: IO[bytes], status: os.stat_result) -> bool:
-        """A file's number is given to another one as soon as it is gone, so what was read last is compared too."""
-        if self._seen is None or status.st_ino != self._seen[0] or status.st_size < self._offset:
-            return False
-        file.seek(self._offset - len(self._before))
-        return file.read(len(self._before)) == self._before
-
-    def _begin_anew(self) -> None:
-        self.rows.clear()
-        self._seen, self._offset, self._before = None, 0, b""
 
     def _row(self, line: bytes) -> R | None:
         try:
@@ -239,6 +207,11 @@ class Tail(Generic[R]):
 def follow_select(out: Path) -> Tail[SelectRow]:
     """The measurements of `select` of a running training; keys are cycle numbers."""
     return Tail(out / SELECT, SelectRow, _cycle_of)
+
+
+def follow_cycles(out: Path) -> Tail[CycleRow]:
+    """The cycles of a running training; keys are their numbers."""
+    return Tail(out / CYCLES, CycleRow, _cycle_of)
 
 
 def follow_rung(out: Path) -> Tail[SelectRow]:

@@ -31,6 +31,7 @@ its rows. The number in `near-duplicates` is that of the training rows that are 
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
 SIGTERM (with FAKE_PACE_ALL those of all runs). They go on later where they stopped, if their `state` is still there.
+Runs whose folder's name begins with FAKE_DEAF neither end nor hear SIGTERM.
 `trained` has a letter for each cycle that was trained in the folder, `starts` one for each start.
 """
 
@@ -108,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     broken = break_on_purpose(run)
     if broken is not None:
         return broken
+    if run.out.name.startswith(os.environ.get("FAKE_DEAF", "no run")):
+        stay_deaf(run)
     rows: list[dict[str, object]] = []
     try:
         if run.evaluates is None:
@@ -248,6 +251,14 @@ def pause(seconds: float, told: list[int]) -> None:
         time.sleep(0.005)
     if told:
         raise Stopped
+
+
+def stay_deaf(run: Training) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(run.out / "deaf", "x")
+    while True:
+        beat(run.out, "train" if run.evaluates is None else "evaluate")
+        time.sleep(0.05)
 
 
 # --- evaluation --------------------------------------------------------------------------------------------

@@ -256,6 +256,7 @@ def test_init_makes_a_recipe_that_fits_the_rows(
     assert {key: get_key(recipe, key) for key in expected} == expected
     assert recipe.task.dataset == "jsonl:data/my rows.jsonl"
     assert (tmp_path / "ws/data/my rows.jsonl").read_bytes() == data.read_bytes()
+    assert recipe.evaluation.search_prompts == 2, "fifty rows with one question fill no split"
 
 
 @pytest.mark.parametrize(
@@ -275,15 +276,6 @@ def test_init_refuses_rows_it_cannot_use(
     assert code == 2
     assert said in message
     assert not Path("ws").exists()
-
-
-def test_the_learning_rate_calculator(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["lr", "--compare", "--visualize", "--recommendations"]) == 0
-    said = capsys.readouterr().out
-    assert "3.61e-05" in said  # 5e-5 * 0.85^2, cycle 3
-    assert "4.12e-06" in said  # 5e-5 * 0.7^7, cycle 8
-    assert max(map(len, said.splitlines())) <= 80
-    assert refused(capsys, "lr", "--rate", "0")[0] == 2
 
 
 def test_help_is_instant_and_names_the_exit_codes() -> None:

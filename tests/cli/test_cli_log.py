@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 import pytest
-from agent.cli.main import run
 
 from agent.cli.looking import SHOWN
+from agent.cli.main import run
 from agent.ledger.table import rebuild
 from agent.ledger.workspace import Workspace
 
@@ -24,7 +24,12 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def many(workspace: Workspace) -> Workspace:
-    row: dict[str, Any] = {"campaign": "night", "recipe": "recipes/x.yaml", "metric_name": "pass_rate", "status": "keep"}
+    row: dict[str, Any] = {
+        "campaign": "night",
+        "recipe": "recipes/x.yaml",
+        "metric_name": "pass_rate",
+        "status": "keep",
+    }
     rows = [
         row | {"index": number, "metric_value": 0.5, "description": f"idea {number}, " + "long " * 30, "reason": "why"}
         for number in range(IDEAS)
@@ -41,7 +46,9 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     return terminal.getvalue()
 
 
-def test_a_terminal_shows_the_last_ones_and_says_how_to_see_all(many: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_last_ones_and_says_how_to_see_all(
+    many: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = on_a_terminal(monkeypatch, "log")
     assert f"the last {SHOWN} of {IDEAS} ideas" in shown
     assert "log --all" in shown

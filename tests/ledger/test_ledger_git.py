@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -411,7 +412,7 @@ def test_final_has_one_commit_per_kept_idea_and_recipes_only(workspace: Path, ru
     )
     assert run_git(workspace, "diff", "--name-only", final.base, final.branch) == PATH
     assert campaign.repository.read_file(final.commit, PATH) == RECIPE.replace("5e-5", "3e-4")
-    assert campaign.finalize() == final
+    assert campaign.finalize() == replace(final, added=0)
 
     try_idea(campaign, 5, FASTER, "keep")
     longer = campaign.finalize()
@@ -439,6 +440,70 @@ def test_final_does_not_overwrite_commits_of_the_user(workspace: Path, run_git) 
     other = KeptIdea({PATH: FIXED}, "another choice")
     with pytest.raises(WorkspaceError, match="has other commits than those that were kept"):
         campaign.finalize([other])
+
+
+def test_what_somebody_else_has_committed_on_best_stays_out_of_final(workspace: Path, run_git, tmp_path: Path) -> None:
+    campaign = start(workspace)
+    try_idea(campaign, 1, FASTER, "keep")
+    elsewhere = tmp_path / "elsewhere"
+    run_git(workspace, "worktree", "add", "--quiet", str(elsewhere), "raft/night/best")
+    (elsewhere / "notes.txt").write_text("mine\n")
+    run_git(elsewhere, "commit", "--quiet", "-am", "mine")
+    run_git(workspace, "worktree", "remove", "--force", str(elsewhere))
+    try_idea(campaign, 2, FIXED, "keep")
+    final = campaign.finalize()
+    assert final.files == (PATH,)
+    assert (len(final.commits), final.added, final.kept) == (2, 2, 2)
+    assert run_git(workspace, "diff", "--name-only", final.base, final.branch) == PATH
+    assert campaign.repository.read_file(final.commit, PATH) == FIXED
+
+
+def test_a_kept_idea_that_contains_others_is_one_commit_of_final(workspace: Path, run_git) -> None:
+    """What led was built on unconfirmed, and is kept as one recipe."""
+    campaign = start(workspace)
+    lead = campaign.commit_experiment(1, "lead", {PATH: FASTER}, subject="learner: what leads")
+    campaign.record_on_best(1, outcome="discard", subject="discard #1")
+    both = RECIPE.replace("5e-5", "9e-5") + "selection: {dedup: false}\n"
+    campaign.commit_experiment(2, "together", {PATH: both}, subject="together: what led, #1", parent=lead)
+    campaign.record_on_best(2, outcome="keep", subject="keep #2", files={PATH: both})
+    final = campaign.finalize()
+    assert (final.subjects, final.kept) == (("together: what led, #1",), 1)
+    assert run_git(workspace, "show", f"{final.commit}:{PATH}") == both.rstrip("\n")
+    assert run_git(workspace, "rev-parse", f"{final.commit}^") == final.base
+
+
+def test_a_baseline_that_had_to_be_mended_comes_first_and_is_no_kept_idea(workspace: Path) -> None:
+    campaign = start(workspace)
+    campaign.commit_experiment(0, "baseline", {}, subject="baseline")
+    campaign.commit_fix(0, {PATH: FIXED}, fix=1, subject="fix oom: smaller pieces")
+    campaign.record_on_best(0, outcome="keep", subject="keep #0: baseline", files={PATH: FIXED})
+    final = campaign.finalize()
+    assert (final.subjects, final.kept) == (("fix oom: smaller pieces",), 0)
+    try_idea(campaign, 1, FASTER, "keep")
+    final = campaign.finalize()
+    assert (len(final.subjects), final.kept, final.added) == (2, 1, 1)
+
+
+def test_final_keeps_what_was_put_on_top_of_it(workspace: Path, run_git, tmp_path: Path) -> None:
+    campaign = start(workspace)
+    try_idea(campaign, 1, FASTER, "keep")
+    first = campaign.finalize()
+    elsewhere = tmp_path / "elsewhere"
+    run_git(workspace, "worktree", "add", "--quiet", str(elsewhere), "raft/night/final")
+    (elsewhere / "notes.txt").write_text("mine\n")
+    run_git(elsewhere, "commit", "--quiet", "-am", "mine")
+    mine = run_git(elsewhere, "rev-parse", "HEAD")
+    again = campaign.finalize()
+    assert (again.commits, again.added, again.beyond) == (first.commits, 0, 1)
+    assert run_git(workspace, "rev-parse", "raft/night/final") == mine
+    run_git(workspace, "worktree", "remove", "--force", str(elsewhere))
+    try_idea(campaign, 2, FIXED, "keep")
+    with pytest.raises(WorkspaceError, match="has other commits than those that were kept") as caught:
+        campaign.finalize()
+    assert "git branch -m raft/night/final my-night" in str(caught.value)
+    assert run_git(workspace, "rev-parse", "raft/night/final") == mine
+    assert not campaign.repository.contains(campaign.base, mine)
+    assert campaign.repository.contains(mine, campaign.base)
 
 
 def test_messages_survive_what_a_log_may_hold(workspace: Path, run_git) -> None:

@@ -16,7 +16,7 @@ from test_ledger_journal import Told, fast, ideas, json_values, tell
 from agent.errors import ResourceError
 from agent.ledger.events import Event, read_event
 from agent.ledger.journal import CampaignState, Journal
-from agent.ledger.state import add
+from agent.ledger.state import _apply
 
 
 def by_definition(path: Path) -> list[tuple[int, Event | None]]:
@@ -40,7 +40,7 @@ def folded_by_definition(path: Path) -> CampaignState:
     for _, event in by_definition(path):
         if event is not None and (event.seq, repr(event)) not in seen:
             seen.add((event.seq, repr(event)))
-            add(state, event)
+            _apply(state, event)
     return state
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.cli.rates import _table
 from agent.plan.playbook import load_playbook
 from agent.recipe.files import load_recipe
+from agent.recipe.rates import usual_courses
+from agent.recipe.schema import Learner
 
 ROOT = Path(__file__).parents[2]
 SEEDS = next((p for p in (ROOT / "shared/seeds", ROOT.parent / "shared/seeds") if p.is_dir()), None)
@@ -126,7 +127,8 @@ def test_the_quick_reference_shows_the_factors_that_the_calculator_prints() -> N
         "cosine": "cosine",
         "hold, decay over the last 20% (wsd)": "wsd",
     }
-    printed = _table(1.0, 8, None)
+    learner = Learner.model_validate({"learning_rate": 1, "lr_schedule": {"by": "cycle", "horizon": 8}})
+    printed = {one.name: one.start for one in usual_courses(learner, 8)}
     assert set(rows.values()) == set(printed)
     for name, column in rows.items():
         row = re.search(rf"^\| {re.escape(name)} \|(.*)$", page, re.M)

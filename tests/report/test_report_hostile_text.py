@@ -48,7 +48,7 @@ def test_the_live_lines_are_text() -> None:
     told.board(replace(BOARD, best_is=HOSTILE))
     told.started(Activity(HOSTILE, "seed 1", 1.0))
     told.pulse(Pulse("train", 1.0, budget_spent=0.5, note=HOSTILE))
-    told.console.print(told._lines())
+    told.console.print(told._panel())
     assert stream.getvalue().count(":skull:") >= 3
     shown(stream.getvalue())
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from agent.campaign.observer import Activity, Board, Pulse
-from agent.report.terminal import TerminalObserver, board_line, console_for, rows_table
+from agent.report.snapshot import MachineNow, Running, Snapshot
+from agent.report.terminal import Panel, PlainConsole, TerminalObserver, console_for, rows_table
 from agent.report.words import duration, percent, points
 
 BOARD = Board(campaign="2026-01-02-main", left_s=7200.0, consumed_s=60.0, ideas=3, kept=1, metric="pass_rate", best=0.5)
@@ -22,6 +24,9 @@ class Clock:
         return self.now
 
 
+SNAPSHOT = Snapshot(1_000_000.0, "2026-01-02-main", "running", best=0.5, baseline=0.5, left_s=7200.0, used_s=60.0)
+
+
 def text_of(renderable: object, *, width: int = 80) -> list[str]:
     stream = io.StringIO()
     Console(file=stream, width=width, force_terminal=False).print(renderable)
@@ -30,41 +35,73 @@ def text_of(renderable: object, *, width: int = 80) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def test_the_live_lines_say_what_runs_how_far_time_left_and_the_best_so_far() -> None:
+def observer_at(clock: Clock, *, width: int = 80, height: int = 24) -> TerminalObserver:
+    return TerminalObserver(Console(file=io.StringIO(), width=width, height=height), clock=clock)
+
+
+def test_the_panel_says_what_runs_how_far_time_left_and_the_best_so_far() -> None:
     clock = Clock()
-    observer = TerminalObserver(Console(file=io.StringIO()), clock=clock)
-    observer.board(BOARD)
+    observer = observer_at(clock)
+    observer.board(replace(BOARD, snapshot=SNAPSHOT))
     observer.started(Activity("#4 learning-rate: learning rate, 2e-05 -> 4e-05", "seed 4000", 300.0))
     observer.pulse(Pulse("train", 10.0, budget_spent=0.5, metric=0.625))
     clock.now += 65
-    top, now, bar = text_of(observer._lines())
-    assert top == "1h 58m left | 3 ideas, 1 kept | best 50.0% (baseline) | 2026-01-02-main"
-    assert now == "now   #4 learning-rate: learning rate, 2e-05 -> 4e-05, seed 4000"
-    assert bar.endswith("train 65s, select 62.5%")
+    lines = text_of(observer._panel())
+    assert len(lines) <= 12
+    text = "\n".join(lines)
+    assert lines[0].startswith("2026-01-02-main running")
+    assert "1h 58m left" in text
+    assert "baseline 50.0%" in text
+    assert "now      #4 learning-rate: learning rate, 2e-05 -> 4e-05, seed 4000" in text
+    assert "train 50%" in text
+    assert "select   62.5%" in text
 
 
-def test_what_leads_unconfirmed_is_said_beside_the_best() -> None:
-    line = board_line(replace(BOARD, lead=0.541, lead_is="#12"), left_s=60.0)
-    assert "best 50.0% (baseline) | leads 54.1% (#12, unconfirmed)" in line
+def test_the_panel_shows_what_the_run_says_of_itself_at_that_moment() -> None:
+    observer = observer_at(Clock())
+    observer.board(replace(BOARD, snapshot=SNAPSHOT))
+    now = Running("4-s1", "#4 x", 4000, 4, "evaluate", 3.0, 9.0), MachineNow(available_gb=3.0, total_gb=8.0)
+    observer.started(Activity("#4 x", "seed 4000", 9.0, look=lambda: now))
+    text = "\n".join(text_of(observer._panel()))
+    assert "evaluate" in text
+    assert "3.0 of 8 GiB free" in text
+    observer.ended("search 50.0% in 9s")
+    assert "between two runs" in "\n".join(text_of(observer._panel()))
 
 
 def test_the_time_left_runs_down_while_a_run_goes_on_and_a_new_board_sets_it() -> None:
     clock = Clock()
-    observer = TerminalObserver(Console(file=io.StringIO()), clock=clock)
-    observer.board(BOARD)
+    observer = observer_at(clock)
+    observer.board(replace(BOARD, snapshot=SNAPSHOT))
     clock.now += 3600
-    assert text_of(observer._lines())[0].startswith("1h 00m left")
-    observer.board(replace(BOARD, left_s=1800.0))
-    assert text_of(observer._lines())[0].startswith("30m 00s left")
+    assert observer.snapshot().left_s == 3600
+    observer.board(replace(BOARD, snapshot=replace(SNAPSHOT, left_s=1800.0)))
+    assert observer.snapshot().left_s == 1800
     clock.now += 3600
-    assert text_of(observer._lines())[0].startswith("0s left")
+    assert observer.snapshot().left_s == 0
 
 
-def test_a_narrow_terminal_cuts_lines_and_breaks_none() -> None:
-    observer = TerminalObserver(Console(file=io.StringIO()), clock=Clock())
-    observer.board(BOARD)
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 10), (80, 24), (120, 60)])
+def test_the_panel_leaves_room_for_the_events_above_it(width: int, height: int) -> None:
+    observer = observer_at(Clock(), width=width, height=height)
+    observer.board(replace(BOARD, snapshot=SNAPSHOT))
     observer.started(Activity("#4 prompt: " + "a very long instruction " * 5, "seed 4000"))
-    assert len(text_of(observer._lines(), width=40)) == 3
+    lines = text_of(observer._panel(), width=width)
+    assert 1 <= len(lines) <= max(1, height // 2)
+    assert height != 24 or len(lines) <= 12
+
+
+def test_the_panel_is_found_again_after_the_terminal_was_made_narrower() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(file=stream, force_terminal=True, width=60, height=20, _environ={"TERM": "xterm"})
+    panel = Panel(console, lambda: Text("x" * 50 + "\n" + "y" * 10))
+    panel.start()
+    panel.refresh()
+    console.width = 30
+    panel.refresh()
+    panel.stop()
+    ups = [written.count("\x1b[1A") for written in stream.getvalue().split("y" * 10)]
+    assert ups[1] == 2, "the first line takes two rows of 30 columns, so the panel begins two rows above its last"
 
 
 def test_piped_output_is_plain_lines_one_an_event() -> None:

@@ -17,6 +17,7 @@ from agent.run.recovery import (
     graphics_used_gb,
     judge,
     unaccounted_gb,
+    wait_for_idle,
 )
 
 BEFORE = FreeMemory(available=20.0, graphics=1.0, unaccounted=0.2, shared=0.1)
@@ -42,6 +43,26 @@ def test_what_is_missing_is_told_apart(
     assert (found.memory_back, found.held_gb) == (back, pytest.approx(held))
     assert words in found.words
     assert bool(found.words) or found == Recovered(0.0, True, 0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("after", "left", "waited"),
+    [
+        (FreeMemory(12.0, 1.0, 0.2, 0.1), (), 0.0),  # another program has taken it: every run would wait for nothing
+        (FreeMemory(12.0, 1.0, 0.2, 0.1), (7,), 2.0),
+        (FreeMemory(12.0, 1.0, 8.1, 0.1), (), 2.0),  # a driver has it, and may give it back late
+        (FreeMemory(12.0, 1.0), (), 2.0),
+        (FreeMemory(19.9, 1.0), (7,), 0.0),
+    ],
+)
+def test_only_memory_that_may_come_back_is_waited_for(after: FreeMemory, left: tuple[int, ...], waited: float) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    found = wait_for_idle(BEFORE, most_s=60.0, clock=lambda: now[0], sleep=sleep, read=lambda: after, left=left)
+    assert found.waited_s == pytest.approx(waited, abs=0.15)
 
 
 def test_cards_that_do_not_answer_are_not_waited_for() -> None:

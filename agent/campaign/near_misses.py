@@ -1,0 +1,195 @@
+"""Ideas that measured better and could not be shown to be better, and what it would take to settle each.
+
+How many further seeds. A comparison's error has a part of the prompts and a part of the runs (`comparison.py`):
+
+    SE(k)^2 = pair(k)^2 + (between - within) * arms(k),    arms(k) = 1/(s_c + k) + 1/(s_i + k)
+    pair(k)^2 = pair^2 - within * (arms(0) - arms(k))
+
+s_c and s_i are the seeds that stand on the confirm split already: none for an idea that the filter stopped, whose
+search run was chosen and proves nothing. `within`, the luck of sampling prompt by prompt, gets smaller with each seed;
+what is left of `pair`, how much the prompts differ in what the idea does to them, does not. k is the smallest number
+for which the confirmation finds the measured difference with 80% power, at the level that the campaign would give it:
+the lower bound at that level, and the 80% bound, both with the degrees of freedom that the run noise then has
+(`Comparison.lower`, `Comparison.upper`).
+
+It supposes that the measured difference is the true one. An idea that was looked at because it measured well is more
+likely worse than that, so k is a least number.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+from agent.campaign.comparison import SMALLEST_ERROR, Comparison
+from agent.campaign.decided import comparison_from
+from agent.campaign.levels import Used, left, next_level
+from agent.campaign.rules import Rules
+from agent.ledger.state import CampaignState, Experiment
+from agent.report.night import Estimate, NearMiss
+from agent.report.words import duration, points
+
+KINDS = ("inconclusive", "promising", "lead")
+MOST_SEEDS = 20
+"""Further seeds of each arm beyond which nobody would buy them."""
+POWER = 0.8
+MOST_SHOWN = 12
+
+
+def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple[NearMiss, ...]:
+    """Those most likely to be better first."""
+    rules = rules or Rules()
+    level = level_of_another(state, rules)
+    inside = _in_what_was_kept(state)
+    found: list[tuple[float, int, Comparison]] = []
+    for number, experiment in state.experiments.items():
+        if number == 0 or number in inside or not _is_near(experiment):
+            continue
+        basis = _basis(experiment)
+        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < max(rules.together_p):
+            found.append((p_value, number, basis))
+    found.sort(key=lambda one: one[:2])
+    usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
+    return tuple(
+        _near_miss(state.experiments[number], basis, level, rules, usual) for _, number, basis in found[:MOST_SHOWN]
+    )
+
+
+def _p_value(experiment: Experiment, basis: Comparison) -> float:
+    """As the verdict had it; worked out again only for journals that do not tell it."""
+    told = experiment.judged.numbers.get("p_value") if experiment.judged else None
+    return float(told) if isinstance(told, int | float) else basis.p_value
+
+
+def level_of_another(state: CampaignState, rules: Rules) -> float:
+    """Of a confirmation, were the campaign given time for one more."""
+    used = []
+    for number in state.judged_order:
+        judged = state.experiments[number].judged
+        level = judged.numbers.get("level") if judged else None
+        if judged is not None and level is not None:
+            used.append(Used(float(level), judged.outcome == "keep"))
+    if left(rules, used) <= 0:
+        return rules.alpha * rules.least_share
+    return next_level(rules, used, to_come=float(len(rules.together_p)))
+
+
+def further_seeds(
+    found: Comparison, *, level: float, standing: tuple[int, int] = (0, 0), least: int = 1, most: int = MOST_SEEDS
+) -> int | None:
+    """Further seeds of each arm after which the measured difference would probably be shown; None where more than
+    `most` would be needed, or the run noise is not known. `standing`: seeds of candidate and incumbent that count
+    already."""
+    if found.noise is None or found.delta <= 0:
+        return None
+    more = bisect.bisect_left(
+        range(least, most + 1), True, key=lambda more: _is_enough(found, level, standing[0] + more, standing[1] + more)
+    )
+    return least + more if least + more <= most else None
+
+
+def _is_enough(found: Comparison, level: float, ours: int, theirs: int) -> bool:
+    """Whether a confirmation with so many seeds finds the measured difference."""
+    then = _with_seeds(found, ours, theirs)
+    return (then.delta - then.lower(level)) + (then.upper(1 - POWER) - then.delta) <= found.delta
+
+
+def _with_seeds(found: Comparison, ours: int, theirs: int) -> Comparison:
+    """The same difference, as known as it would be with so many seeds."""
+    assert found.noise is not None
+    noise = found.noise
+    arms = 1 / ours + 1 / theirs
+    fewer = 1 / found.seeds_candidate + 1 / found.seeds_incumbent - arms
+    pair = math.sqrt(max(found.pair_error**2 - noise.within * fewer, 0.0))
+    run = math.sqrt(max(0.0, noise.between - noise.within) * arms)
+    more = max(0, ours + theirs - found.seeds_candidate - found.seeds_incumbent)
+    return dataclasses.replace(
+        found,
+        seeds_candidate=ours,
+        seeds_incumbent=theirs,
+        pair_error=pair,
+        run_error=run,
+        standard_error=max(math.hypot(pair, run), SMALLEST_ERROR),
+        noise=dataclasses.replace(noise, df=noise.df + more),
+    )
+
+
+# --- which, and in words -----------------------------------------------------------------------------------
+
+
+def _is_near(experiment: Experiment) -> bool:
+    judged = experiment.judged
+    planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
+    if judged is None or judged.outcome != "discard" or planned.get("without") is not None:
+        return False
+    return str(judged.numbers.get("kind")) in KINDS
+
+
+def _basis(experiment: Experiment) -> Comparison | None:
+    return comparison_from(experiment.judged.numbers.get("basis")) if experiment.judged else None
+
+
+def _in_what_was_kept(state: CampaignState) -> set[int]:
+    """Ideas that are in a kept recipe, because it put them together or was built on them."""
+    inside: set[int] = set()
+    waiting = [number for number, one in state.experiments.items() if one.outcome == "keep"]
+    while waiting:
+        planned = state.experiments[waiting.pop()].planned
+        known = (planned.model_extra or {}) if planned else {}
+        parts = [*(known.get("together") or ()), *([planned.incumbent] if planned and planned.incumbent else [])]
+        new = [part for part in parts if part in state.experiments and part not in inside]
+        inside.update(new)
+        waiting += new
+    return inside
+
+
+def _near_miss(
+    experiment: Experiment, basis: Comparison, level: float, rules: Rules, usual_s: float | None
+) -> NearMiss:
+    """`usual_s`: seconds of a run, for an idea without a whole one of its own."""
+    judged, planned = experiment.judged, experiment.planned
+    assert judged is not None
+    confirmed = bool((judged.numbers.get("runs") or {}).get("candidate"))
+    standing = (basis.seeds_candidate, basis.seeds_incumbent) if confirmed else (0, 0)
+    seeds = further_seeds(basis, level=level, standing=standing, least=1 if confirmed else rules.confirm_seeds)
+    a_run = _median(_whole(experiment)) or usual_s
+    seconds = 2 * seeds * a_run if seeds and a_run is not None else None
+    return NearMiss(
+        number=experiment.number,
+        title=planned.subject if planned else "",
+        delta=Estimate(basis.delta, *basis.interval),
+        seeds=seeds,
+        seconds=seconds,
+        words=_words(basis, seeds, seconds, confirmed=confirmed),
+    )
+
+
+def _words(basis: Comparison, seeds: int | None, seconds: float | None, *, confirmed: bool) -> str:
+    low, high = basis.interval
+    where = "confirm" if confirmed else "search"
+    span = f"{points(basis.delta)} [{points(low)}, {points(high)}] on {where}, unconfirmed"
+    if basis.noise is None:
+        return f"{span}; the run noise is not known, so neither is what would settle it"
+    if seeds is None:
+        return (
+            f"{span}; more than {MOST_SEEDS} further seeds of each arm would be needed: more held-out prompts tell more"
+        )
+    took = f", about {duration(seconds)}" if seconds is not None else ""
+    return f"{span}; about {seeds} further seed{'s' if seeds > 1 else ''} of each arm would settle it{took}"
+
+
+def _whole(experiment: Experiment) -> list[float]:
+    return [
+        run.finished.elapsed_s
+        for run in experiment.runs
+        if run.finished and run.finished.summary and run.finished.elapsed_s
+        and run.words and run.words.arm not in ("probe", "untrained", "again")
+        and not run.finished.summary.get("stopped") and run.finished.summary.get("ended_by") != "evaluated"
+    ]  # fmt: skip
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None

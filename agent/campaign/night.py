@@ -1,0 +1,310 @@
+"""A night as people read it in the morning, gathered from the journal: what the report, `watch` and `status` show.
+
+The journal suffices for all but samples and curves, which are in the run folders and are left out where those are
+gone. Parts are in files of their own: arms and gains (`night_arms.py`), ideas (`night_steps.py`), near-misses
+(`near_misses.py`), time (`night_time.py`), the recipe's words (`night_recipe.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from agent.campaign.comparison import RunNoise
+from agent.campaign.decided import comparison_from
+from agent.campaign.headline import (
+    NONE,
+    confirmed,
+    headline,
+    holdout_says,
+    limit_words,
+    only_crashes,
+    ruled_out_words,
+    span,
+)
+from agent.campaign.near_misses import near_misses_of
+from agent.campaign.night_arms import Yardstick, arms_of, gains_of, holdout_of
+from agent.campaign.night_cards import cards_of
+from agent.campaign.night_recipe import Measuring, measuring_of
+from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, samples_of
+from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
+from agent.campaign.night_time import time_slices
+from agent.ledger.events import ConstraintLearned, SharedLayerChanged
+from agent.ledger.state import CampaignState
+from agent.plan.planner import Ranking
+from agent.report.night import Gain, Next, Night, Noise, RuledOut, Standing
+from agent.report.words import duration, points
+
+MOST_NEXT = 10
+
+
+def night_of(
+    state: CampaignState,
+    *,
+    name: str,
+    running: bool,
+    ranking: Ranking | None = None,
+    folders: RunFolders | None = None,
+    curve_bytes: int = MOST_BYTES,
+    warnings: Sequence[str] = (),
+    clock: Callable[[], float] = time.time,
+) -> Night:
+    """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next.
+    `folders`: where curves and samples are read from, at most `curve_bytes` of them; they are left out without.
+    `warnings`: of whoever read the journal."""
+    standing = standing_of(state, running=running)
+    measuring = measuring_of(state)
+    winner = (state.incumbent.experiment if state.incumbent else None) or 0
+    by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
+    ruled_out = ruled_out_of(state)
+    near = near_misses_of(state)
+    following, note = _next(state, ranking, standing)
+    samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
+    curves, left_out = curves_of(state, folders, winner=winner, near=near, most=curve_bytes) if folders else ((), 0)
+    started = state.started
+    return Night(
+        campaign=name,
+        state=standing,
+        verdict=verdict_of(state, standing, measuring, winner, ruled_out),
+        recipe=started.recipe_path if started else "",
+        model=measuring.model,
+        task=measuring.task,
+        metric=measuring.metric,
+        minimize=measuring.minimize,
+        machine=_machine(started.machine if started else {}),
+        started_at=started.time if started else None,
+        renewed_at=clock(),
+        budget_s=budget_of(state),
+        consumed_s=state.consumed_s,
+        stopped=state.stop_reason or "",
+        arms=arms_of(state, winner, by),
+        gains=gains_of(state, winner),
+        noise=noise_of(state),
+        counts=counts_of(state),
+        time=time_slices(state),
+        steps=steps_of(state, minimize=measuring.minimize),
+        cards=cards_of(state, near),
+        near_misses=near,
+        crashes=crashes_of(state),
+        limits=tuple(_limit(one) for one in state.constraints),
+        shared_layer=tuple(_shared(one) for one in state.shared_changes),
+        ruled_out=ruled_out,
+        next=following,
+        next_note=note,
+        samples=samples,
+        samples_of=samples_words,
+        curves=curves,
+        curves_left_out=left_out,
+        reproduce=reproduce(state, name, winner, standing),
+        warnings=(*warnings, *_warnings(state, folders)),
+    )
+
+
+def standing_of(state: CampaignState, *, running: bool) -> Standing:
+    """A journal that says `running` without a process behind it is of a campaign that was killed."""
+    if state.status == "running":
+        return "running" if running else "killed"
+    return state.status
+
+
+# --- the first sentence ------------------------------------------------------------------------------------
+
+
+def verdict_of(
+    state: CampaignState, standing: Standing, measuring: Measuring, winner: int, ruled_out: Sequence[RuledOut]
+) -> str:
+    """Whether anything improved and whether it is real; else that nothing did, and what was ruled out."""
+    if state.started is None and not state.experiments:
+        return "nothing has run yet"
+    if not _has_baseline(state):
+        return _without_baseline(state, standing)
+    ideas = [one for number, one in state.experiments.items() if number > 0]
+    kept = sum(one.outcome == "keep" for one in ideas)
+    judged = [one for one in ideas if one.judged]
+    if kept:
+        return _with_a_gain(state, standing, kept, winner)
+    crashed = [one.judged.crash_class or "unknown" for one in judged if one.judged and one.outcome == "crash"]
+    so_far = "" if standing == "finished" else f"; {_so_far(state, standing)}"
+    if judged and len(crashed) == len(judged):
+        return only_crashes(len(crashed), Counter(crashed).most_common()) + so_far
+    numbers = state.calibration
+    detectable = numbers.get("smallest_detectable")
+    limit = limit_words(detectable, numbers.get("baseline"), metric=measuring.metric, minimize=measuring.minimize)
+    ruled = ruled_out_words(bounds_by_axis(state, ruled_out), detectable)
+    words = NONE if judged else f"{NONE}: no idea was judged yet"
+    words += f"; {ruled}" if ruled else ""
+    if standing != "finished":
+        return words + so_far + limit
+    return words + headline(holdout_of(state, winner), winner=0, kept=0, limit=limit).removeprefix(NONE)
+
+
+def _has_baseline(state: CampaignState) -> bool:
+    baseline = state.experiments.get(0)
+    return baseline is not None and baseline.judged is not None
+
+
+def _without_baseline(state: CampaignState, standing: Standing) -> str:
+    words = "the baseline is not measured yet"
+    if standing == "running":
+        return f"{words}; running"
+    reason = f": {state.stop_reason}" if state.stop_reason else ""
+    return f"{words}; {standing}{reason}"
+
+
+def _with_a_gain(state: CampaignState, standing: Standing, kept: int, winner: int) -> str:
+    words = confirmed(kept)
+    gain = next((one for one in gains_of(state, winner) if one.of == "winner" and one.split == "confirm"), None)
+    if gain is not None:
+        words += f", {_gain(gain)} on fresh prompts"
+    holdout = holdout_of(state, winner)
+    if standing != "finished":
+        return f"{words}; the holdout is not evaluated yet; {_so_far(state, standing)}"
+    if not holdout or "skipped" in holdout:
+        return f"{words}; {holdout.get('skipped') or 'the holdout was not evaluated'}"
+    told = headline(holdout, winner=winner, kept=kept)
+    agrees = "; the holdout agrees" if holdout_says(holdout) == "proves" else ""
+    return f"{words}; {told}{agrees}"
+
+
+def _gain(gain: Gain) -> str:
+    low, high = gain.delta.low, gain.delta.high
+    if low is None or high is None:
+        return points(gain.delta.value)
+    return span({"delta": gain.delta.value, "low": low, "high": high})
+
+
+def _so_far(state: CampaignState, standing: Standing) -> str:
+    budget = budget_of(state)
+    used = duration(state.consumed_s) + (f" of {duration(budget)}" if budget else "")
+    if standing == "running":
+        return f"running, {used} used"
+    reason = f" ({state.stop_reason})" if state.stop_reason else ""
+    return f"{standing} after {used}{reason}"
+
+
+# --- what the night could see ------------------------------------------------------------------------------
+
+
+def last_noise(state: CampaignState) -> RunNoise | None:
+    """Run noise as the last verdict that tells it knew it: pooled over all repeated runs until then."""
+    for number in reversed(state.judged_order):
+        judged = state.experiments[number].judged
+        basis = comparison_from(judged.numbers.get("basis")) if judged else None
+        if basis is not None and basis.noise is not None:
+            return basis.noise
+    return None
+
+
+def noise_of(state: CampaignState) -> Noise:
+    numbers, known = state.calibration, last_noise(state)
+    sigma = known.sigma if known else numbers.get("sigma_run")
+    seeds = numbers.get("seeds")
+    df = known.df if known else (seeds - 1 if isinstance(seeds, int) and seeds > 1 else None)
+    detectable = numbers.get("smallest_detectable")
+    return Noise(sigma, df, detectable, _noise_words(sigma, df, detectable, numbers))
+
+
+def _noise_words(sigma: float | None, df: int | None, detectable: float | None, numbers: Mapping[str, object]) -> str:
+    if not numbers:
+        return "not measured yet"
+    if sigma is None:
+        return "one baseline run: the noise between runs is not known"
+    words = (
+        f"runs of one recipe differ by {points(sigma).lstrip('+')} (one standard deviation, {df} degrees of freedom)"
+    )
+    if detectable is None:
+        return f"{words}; what a confirmation can find is not known"
+    words += f"; a confirmation finds gains from about {points(detectable).lstrip('+')}"
+    coarse = detectable > 2 * max(sigma, 1e-9)
+    more = (
+        "more held-out prompts (evaluation.search_prompts, confirm_prompts)" if coarse else "longer trainings or seeds"
+    )
+    return f"{words}; {more} would show smaller ones"
+
+
+# --- the rest ----------------------------------------------------------------------------------------------
+
+
+def budget_of(state: CampaignState) -> float | None:
+    return state.budget_s
+
+
+def _machine(told: Mapping[str, object]) -> str:
+    if not told:
+        return ""
+    memory = told.get("accelerator_memory_gb") or told.get("memory_gb")
+    parts = [str(told.get("name") or told.get("kind") or "")]
+    if isinstance(told.get("cores"), int):
+        parts.append(f"{told['cores']} cores")
+    if isinstance(memory, int | float):
+        parts.append(f"{memory:.0f} GB")
+    return ", ".join(part for part in parts if part)
+
+
+def _limit(event: ConstraintLearned) -> str:
+    relation = {"<": "below", "<=": "at most", ">=": "at least", "==": "not"}[event.relation]
+    return (
+        f"{event.key} {relation} {event.value:g}: {event.why}"
+        if isinstance(event.value, int | float)
+        else (f"{event.key} {relation} {event.value}: {event.why}")
+    )
+
+
+def _shared(event: SharedLayerChanged) -> str:
+    moves = [*(f"{key}: {value}" for key, value in event.values.items()), *(f"{k}={v}" for k, v in event.env.items())]
+    return f"{', '.join(moves)} ({event.why})" if moves else event.why
+
+
+def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> tuple[tuple[Next, ...], str]:
+    """Of the ranking what was not tried since it was made."""
+    if ranking is None:
+        return (), "raft-agent plan ranks what it would try next"
+    experiments = state.experiments.values()
+    tried = {one.planned.recipe_signature for one in experiments if one.planned}
+    tried |= {one.recipe_signature for one in experiments}
+    waiting = [one for one in ranking.proposals if one.recipe.signature() not in tried]
+    told = tuple(
+        Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score) for one in waiting[:MOST_NEXT]
+    )
+    more = "; raft-agent resume --budget 1h gives it more time" if standing == "finished" and told else ""
+    return told, f"{ranking.note}{more}"
+
+
+def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) -> tuple[tuple[str, str], ...]:
+    """Commands that go on from here, each with what it does."""
+    found: list[tuple[str, str]] = []
+    if standing in ("paused", "killed"):
+        found.append((f"raft-agent resume {name}", "goes on where it stopped"))
+    if winner:
+        found += [
+            (f"raft-agent show {winner} -c {name}", "all that its verdict rests on"),
+            (f"raft-agent diff {winner} 0 -c {name}", "what it has other than the baseline"),
+            (f"raft-agent replay {winner} -c {name}", "runs it again, beside what was recorded"),
+            (f"raft-agent finalize {name}", "a clean branch with a commit for each kept idea"),
+            (f"raft-agent export -c {name} --out winner", "its checkpoint as a folder that other programs load"),
+            ("raft-agent train --best --budget 6h", "trains the last campaign's winner for longer"),
+        ]
+    checkpoint = state.result.get("checkpoint")
+    if checkpoint:
+        found.append((f"raft-agent eval {checkpoint}", "evaluates the winner's checkpoint again"))
+    if state.experiments:
+        found += [
+            (f"raft-agent log -c {name}", "all ideas with their outcomes"),
+            (f"git log --notes=raft raft/{name}/best", "the same story in git, with the evidence"),
+        ]
+    return tuple(found)
+
+
+def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ...]:
+    found = []
+    missing = gone(state, folders.root) if folders else 0
+    if missing:
+        what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
+        found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
+    if state.unknown:
+        lines = "line is" if state.unknown == 1 else "lines are"
+        found.append(f"of the journal {state.unknown} {lines} of a newer version: what it says there is not in here")
+    if state.started is None and state.experiments:
+        found.append("the journal does not say how the campaign was started: its first lines are missing")
+    return tuple(found)

@@ -1,0 +1,184 @@
+"""Untrained, baseline and winner on each held-out split, and what was gained between them, from the journal.
+
+The interval of an arm is what the campaign told of it, over prompts and runs, where no run has come since. Else, of a
+rate, p(1 - p) over the prompts (exact for one sample a prompt, too wide for several) and the noise between runs as it
+was pooled last; of another metric only what repeated runs show. A difference is that of the
+verdict, on the same prompts, and so much better known than two such intervals side by side look.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.campaign.comparison import Comparison, RunNoise, quantile
+from agent.campaign.decided import comparison_from
+from agent.campaign.story import key_of
+from agent.contract import HELD_OUT, UNTRAINED
+from agent.ledger.state import CampaignState, Run
+from agent.report.night import Arm, Estimate, Gain
+
+RATES = ("pass_rate", "pass_at_k")
+MANY = 1000
+"""Degrees of freedom at which Student's t is a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """How the campaign measures, as far as the journal tells."""
+
+    metric: str
+    minimize: bool
+    prompts: Mapping[str, int | None]
+    """By split."""
+    noise: RunNoise | None
+
+
+def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]:
+    """Those that something is known of. Experiment 0 wins where nothing was kept: then there is no winner."""
+    aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
+    runs = [run for run in state.runs.values() if _measured(run) and key_of(run) not in aside]
+    wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
+    if winner:
+        wanted.append(("winner", winner))
+    holdout = holdout_of(state, winner).get("arms") or {}
+    found = []
+    for name, number in wanted:
+        told = {**_told(state, number), **({"holdout": holdout[name]} if name in holdout else {})}
+        found.append(Arm(name, number, _metrics(runs, name, number, by, told)))
+    return tuple(arm for arm in found if arm.metrics)
+
+
+def _told(state: CampaignState, number: int | None) -> dict[str, Mapping[str, float]]:
+    """By split, what was told last of a recipe's runs."""
+    for judged in reversed(state.judged_order):
+        arms = _numbers(state, judged).get("arms") or {}
+        if str(number) in arms:
+            return dict(arms[str(number)])
+    return {}
+
+
+def _measured(run: Run) -> bool:
+    return run.finished is not None and run.finished.summary is not None and run.words is not None
+
+
+def _metrics(
+    runs: Sequence[Run], name: str, number: int | None, by: Yardstick, told: Mapping[str, Mapping[str, float]]
+) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for split in HELD_OUT:
+        values = [value for run in runs if _is_of(run, name, number, split) for value in _values(run, split)]
+        known = told.get(split)
+        if known and known.get("runs") == len(values):
+            found[split] = Estimate(known["value"], known["low"], known["high"])
+        elif values:
+            noisy = None if name == UNTRAINED else by.noise
+            found[split] = _estimate(values, by.prompts.get(split), noisy, by.metric, trained=name != UNTRAINED)
+    return found
+
+
+def _values(run: Run, split: str) -> Iterator[float]:
+    summary = (run.finished.summary if run.finished else None) or {}
+    value = (summary.get("metrics") or {}).get(split)
+    if isinstance(value, int | float) and math.isfinite(value):
+        yield float(value)
+
+
+def _is_of(run: Run, name: str, number: int | None, split: str) -> bool:
+    """Whether the run measured the arm on the split, and was not chosen for what it measured: of a winner, the run
+    that let it through the filter is left out."""
+    words = run.words
+    assert words is not None
+    if words.role == "holdout":
+        of_it = name != "winner" or str(key_of(run)).startswith(f"holdout-winner-{number:03d}-")
+        return words.arm == name and split == "holdout" and of_it
+    if words.arm == UNTRAINED:
+        return name == UNTRAINED
+    if name == UNTRAINED or split == "holdout":
+        return False
+    if words.role == "baseline":
+        return name == "baseline" and words.arm is None
+    if words.role != "confirm":
+        return False
+    of = str(key_of(run))[:3]
+    return of == f"{number or 0:03d}" and words.arm in ("candidate", "incumbent")
+
+
+def _estimate(
+    values: Sequence[float], prompts: int | None, noise: RunNoise | None, metric: str, *, trained: bool
+) -> Estimate:
+    mean = statistics.fmean(values)
+    runs = len(values)
+    within = mean * (1 - mean) / prompts if metric in RATES and prompts and 0 <= mean <= 1 else None
+    if within is None:
+        return _by_runs(values, mean)
+    if trained and noise is None:
+        return Estimate(mean)
+    between = noise.sigma**2 / runs if noise else 0.0
+    total = within + between
+    df = float(MANY)
+    if noise and between > 0:
+        df = max(1.0, total**2 / (between**2 / noise.df + within**2 / max(1, (prompts or 2) - 1)))
+    half = quantile(0.975, df) * math.sqrt(total)
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def _by_runs(values: Sequence[float], mean: float) -> Estimate:
+    if len(values) < 2:
+        return Estimate(mean)
+    half = quantile(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+# --- differences -------------------------------------------------------------------------------------------
+
+
+def gains_of(state: CampaignState, winner: int) -> tuple[Gain, ...]:
+    """Larger is better: baseline over untrained, winner over baseline, each on the splits where both were measured."""
+    holdout = holdout_of(state, winner)
+    found = [_from_comparison("baseline", UNTRAINED, "search", comparison_from(_numbers(state, 0).get("basis")))]
+    found.append(_from_holdout("baseline", UNTRAINED, holdout))
+    if winner:
+        found += [
+            _from_comparison("winner", "baseline", split, comparison)
+            for split, comparison in over_baseline(state, winner).items()
+        ]
+        found.append(_from_holdout("winner", "baseline", holdout))
+    return tuple(gain for gain in found if gain is not None)
+
+
+def holdout_of(state: CampaignState, winner: int) -> Mapping[str, Any]:
+    """What the holdout said of this winner; nothing where a campaign that was given more time has another by now."""
+    return (state.result.get("holdout") or {}) if state.result.get("winner") == winner else {}
+
+
+def over_baseline(state: CampaignState, winner: int) -> dict[str, Comparison]:
+    """Of the kept idea with the baseline: as told when it was kept, or its own verdict where it changed the baseline's
+    recipe."""
+    numbers = _numbers(state, winner)
+    told = {split: comparison_from(one) for split, one in (numbers.get("over_baseline") or {}).items()}
+    experiment = state.experiments.get(winner)
+    changed = (experiment.planned.incumbent if experiment and experiment.planned else None) or 0
+    if not changed:
+        told.setdefault("search", comparison_from(numbers.get("search")))
+        told.setdefault("confirm", comparison_from(numbers.get("basis")))
+    return {split: told[split] for split in HELD_OUT if (told.get(split)) is not None}  # type: ignore[misc]
+
+
+def _numbers(state: CampaignState, number: int) -> Mapping[str, Any]:
+    experiment = state.experiments.get(number)
+    return experiment.judged.numbers if experiment and experiment.judged else {}
+
+
+def _from_comparison(of: str, over: str, split: str, found: Comparison | None) -> Gain | None:
+    return Gain(of, over, split, Estimate(found.delta, *found.interval), found.prompts) if found else None
+
+
+def _from_holdout(of: str, over: str, holdout: Mapping[str, Any]) -> Gain | None:
+    told = holdout.get(f"{of} - {over}")
+    if not told:
+        return None
+    return Gain(of, over, "holdout", Estimate(told["delta"], told["low"], told["high"]), holdout.get("prompts"))

@@ -1,0 +1,316 @@
+"""What the report takes from run folders: curves over cycles and seconds, and samples of what the model said.
+
+Folders are read once: what was read is kept by the stamp of the file, for a campaign that renews its report after every
+experiment. A folder that is gone, a line that is torn or no row of that kind, is left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.campaign.story import ARMS, key_of
+from agent.contract import CYCLES, SAMPLES, TELEMETRY
+from agent.files import Stamp, stamp_or_none
+from agent.ledger.state import CampaignState, Run
+from agent.report.night import Curves, NearMiss, Shown
+from agent.run.plain import read_plain
+
+MOST_CYCLES = 60
+MOST_SECONDS = 120
+MOST_BYTES = 2_400_000
+"""Of all curves as JSON: with the rest the page stays below 5 MB."""
+MOST_READ = 64 * 1024 * 1024
+MOST_SHOWN = 12
+LONGEST_TEXT = 4000
+CYCLE_NAMES = {
+    "select": "select_metric",
+    "pass_rate": "pass_rate",
+    "entropy": "entropy",
+    "unique_share": "unique_share",
+    "truncation_rate": "truncation_rate",
+    "reward_mean": "reward_mean",
+    "learning_rate": "learning_rate",
+    "tokens_per_s": "generate_tokens_per_s",
+    "peak_memory_gb": "peak_memory_gb",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+}
+"""Name in the report -> field of a cycle's row."""
+Series = dict[str, list[float | None]]
+
+
+@dataclass
+class RunFolders:
+    """Reads the folders of one workspace. Keep it where the report is renewed again and again."""
+
+    root: Path
+    _known: dict[Path, tuple[Stamp | None, Any]] = field(default_factory=dict)
+
+    def cycles(self, out: Path) -> Series:
+        found: Series = self._once(out / CYCLES, _cycles)
+        return found
+
+    def seconds(self, out: Path) -> Series:
+        found: Series = self._once(out / TELEMETRY, _seconds)
+        return found
+
+    def samples(self, out: Path) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._once(out / SAMPLES, lambda rows: rows[:MOST_SHOWN])
+        return found
+
+    def _once(self, path: Path, read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+        stamp = stamp_or_none(path)
+        known = self._known.get(path)
+        if known is None or known[0] != stamp:
+            known = stamp, read(list(_rows(path)) if stamp else [])
+            self._known[path] = known
+        return known[1]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        data = read_plain(path, most=MOST_READ)
+    except OSError:
+        return
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line.decode("utf-8", errors="replace"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+# --- curves ------------------------------------------------------------------------------------------------
+
+
+def curves_of(
+    state: CampaignState, folders: RunFolders, *, winner: int, near: Sequence[NearMiss], most: int = MOST_BYTES
+) -> tuple[tuple[Curves, ...], int]:
+    """(curves, how many runs are left out). The winner's and the baseline's first, then those of what was kept, of
+    near-misses, of crashes, then the newest; as many as `most` bytes hold."""
+    found: list[Curves] = []
+    room = most
+    trained = _in_order(state, winner, near)
+    for place, run in enumerate(trained):
+        if room <= 0:
+            return tuple(found), len(trained) - place
+        one = _curves(folders, run)
+        if one is not None:
+            found.append(one)
+            room -= _size(one)
+    return tuple(found), 0
+
+
+def _in_order(state: CampaignState, winner: int, near: Sequence[NearMiss]) -> list[Run]:
+    """Each folder once, by its last start."""
+    by_folder = {run.words.out: run for run in state.runs.values() if run.words and _trains(run)}
+    close = {one.number for one in near}
+
+    def rank(place: int, run: Run) -> tuple[int, int]:
+        number = number_of(run)
+        experiment = state.experiments.get(number)
+        outcome = experiment.outcome if experiment else None
+        if winner and number == winner:
+            return 0, place
+        if number == 0:
+            return 1, place
+        if outcome == "keep":
+            return 2, place
+        if number in close:
+            return 3, place
+        return (4 if outcome == "crash" else 5), -place
+
+    placed = list(enumerate(by_folder.values()))
+    return [run for place, run in sorted(placed, key=lambda pair: rank(*pair))]
+
+
+def _trains(run: Run) -> bool:
+    words = run.words
+    return words is not None and words.role != "holdout" and words.arm not in ("untrained", "again", "probe")
+
+
+def number_of(run: Run) -> int:
+    """The experiment whose recipe it ran; an incumbent's run is of no experiment in the journal."""
+    key = key_of(run)
+    return run.experiment or (int(key[:3]) if key[:3].isdigit() else 0)
+
+
+def _curves(folders: RunFolders, run: Run) -> Curves | None:
+    assert run.words is not None
+    out = folders.root / run.words.out
+    cycles, seconds = folders.cycles(out), folders.seconds(out)
+    if not cycles and not seconds:
+        return None
+    arm = ARMS.get((run.words.role, run.words.arm), run.words.arm or run.words.role)
+    return Curves(key_of(run), number_of(run), arm, run.words.seed, cycles, seconds)
+
+
+def _size(one: Curves) -> int:
+    return sum(len(json.dumps(series, separators=(",", ":"))) for series in (one.cycles, one.seconds)) + 200
+
+
+def _cycles(rows: Sequence[Mapping[str, Any]]) -> Series:
+    by_cycle = {row["cycle"]: row for row in rows if isinstance(row.get("cycle"), int)}
+    chosen = _spread([by_cycle[cycle] for cycle in sorted(by_cycle)], MOST_CYCLES)
+    series: Series = {name: [_number(row.get(key)) for row in chosen] for name, key in CYCLE_NAMES.items()}
+    return _told({"cycle": [float(row["cycle"]) for row in chosen]}, series)
+
+
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> Series:
+    """By bins of equal numbers of samples: the most memory, temperature and power in it, the mean of what is used."""
+    told = _in_time(rows)
+    bins = _bins(told, MOST_SECONDS)
+    series: Series = {
+        "resident_gb": [_most(one, "resident_gb") for one in bins],
+        "cores": [_mean(one, "cores") for one in bins],
+        "available_gb": [_least(one, "available_gb") for one in bins],
+        "power_w": [_mean(one, "power_w") for one in bins],
+        "temperature_c": [_most(one, "temperature_c") for one in bins],
+        "busy_percent": [_mean(one, "busy_percent") for one in bins],
+        "device_used_gb": [_most(one, "device_used_gb") for one in bins],
+    }
+    return _told({"t": [rounded(one[-1]["t"]) for one in bins]}, series)
+
+
+def _in_time(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Samples with the cards' numbers among them, and seconds that count on through all starts."""
+    told: list[dict[str, Any]] = []
+    before, start, last = 0.0, None, 0.0
+    for row in rows:
+        at = _number(row.get("t"))
+        if at is None:
+            continue
+        if row.get("start") != start:
+            before, start = last, row.get("start")
+        last = max(last, before + at)
+        cards = [card for card in row.get("cards") or () if isinstance(card, Mapping)]
+        told.append({**row, **_of_cards(cards), "t": before + at})
+    return told
+
+
+def _of_cards(cards: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    def known(*names: str) -> list[float]:
+        return [value for card in cards for name in names if (value := _number(card.get(name))) is not None]
+
+    memory, power = known("vram_used_gb", "gtt_used_gb"), known("power_w")
+    busy, temperature = known("busy_percent"), known("temperature_c")
+    return {
+        "device_used_gb": math.fsum(memory) if memory else None,
+        "power_w": math.fsum(power) if power else None,
+        "busy_percent": max(busy, default=None),
+        "temperature_c": max(temperature, default=None),
+    }
+
+
+def _told(first: Series, series: Series) -> Series:
+    """Without what is not known at any point; nothing where nothing is."""
+    known = {name: values for name, values in series.items() if any(value is not None for value in values)}
+    return {**first, **known} if known else {}
+
+
+def _spread(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most so many, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+
+
+def _bins(rows: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    if len(rows) <= most:
+        return [[row] for row in rows]
+    edges = [round(place * len(rows) / most) for place in range(most + 1)]
+    return [rows[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [value for row in rows if (value := _number(row.get(name))) is not None]
+
+
+def _most(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(rows, name)
+    return rounded(max(values)) if values else None
+
+
+def _least(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(rows, name)
+    return rounded(min(values)) if values else None
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(rows, name)
+    return rounded(math.fsum(values) / len(values)) if values else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return rounded(float(value))
+
+
+def rounded(value: float) -> float:
+    """To four significant digits."""
+    return float(f"{value:.4g}")
+
+
+# --- samples -----------------------------------------------------------------------------------------------
+
+
+def samples_of(state: CampaignState, folders: RunFolders, *, winner: int) -> tuple[tuple[Shown, ...], str]:
+    """The same prompts before any training and after the best, in the order of the file, and which runs they are of."""
+    before, after = _run_with_samples(state, folders, None), _run_with_samples(state, folders, winner)
+    if before is None or after is None:
+        return (), ""
+    first, last = ({_prompt_of(row): row for row in rows} for _, rows in (before, after))
+    found = [
+        Shown(
+            _text(row, "prompt"), _text(row, "completion"), _passed(row),
+            _text(last[key], "completion"), _passed(last[key]),
+        )
+        for key, row in first.items()
+        if key in last
+    ]  # fmt: skip
+    whose = f"the winner #{winner}" if winner else "the baseline"
+    return tuple(found), f"before: the untrained model ({before[0]}); after: {whose} ({after[0]})" if found else ""
+
+
+def _run_with_samples(
+    state: CampaignState, folders: RunFolders, number: int | None
+) -> tuple[str, list[dict[str, Any]]] | None:
+    """The last run of the recipe that has samples of the search split; None stands for the untrained model. Of a winner
+    that is a confirming run, where there is one: it was not chosen."""
+    for run in sorted(state.runs.values(), key=lambda run: run.words is not None and run.words.role == "confirm")[::-1]:
+        if run.words is None or run.finished is None or run.words.role == "holdout":
+            continue
+        if (run.words.arm == "untrained") != (number is None) or (number is not None and number_of(run) != number):
+            continue
+        rows = [row for row in folders.samples(folders.root / run.words.out) if row.get("split") == "search"]
+        if rows:
+            return key_of(run), rows
+    return None
+
+
+def _prompt_of(row: Mapping[str, Any]) -> str:
+    return str(row.get("id"))
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    text = str(row.get(name) or "")
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
+
+
+def _passed(row: Mapping[str, Any]) -> bool | None:
+    passed = row.get("passed")
+    return passed if isinstance(passed, bool) else None
+
+
+def gone(state: CampaignState, root: Path) -> int:
+    """Folders of finished runs that are not there any more."""
+    folders = {run.words.out for run in state.runs.values() if run.words and run.finished and run.finished.summary}
+    return sum(not (root / out).is_dir() for out in folders)

@@ -1,0 +1,186 @@
+"""The report of a campaign on the disk: report.html, report.md and summary.json in one folder.
+
+    write_report(night, folder, charts=...)      all three, each replaced atomically
+    Reporter(...)                                renews them from a thread of its own while a campaign runs
+
+The thread reads the journal as any onlooker does, and shares nothing with the loop but a flag: it cannot fail it, and
+makes it wait for nothing. Requests that come while it writes are one request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.campaign.night import night_of
+from agent.campaign.night_runs import MOST_BYTES, RunFolders
+from agent.errors import AgentError, ResourceError
+from agent.files import remove_leftovers, write_atomic
+from agent.ledger.follow import JournalTail
+from agent.plan.planner import Ranking
+from agent.report.night import Night
+
+PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
+PATIENCE_S = 20.0
+"""For the last report at the end of a session."""
+IMPATIENCE_S = 2.0
+"""The same where a person wants it to end at once."""
+LEAST_PAUSE_S = 1.0
+"""Between two renewals, and nine times what the last one took: a tenth of one core at most."""
+SHARE = 9.0
+NICE = 10
+CURVE_BYTES = 250_000
+"""Of curves in a report that is renewed while the campaign runs: some 60 runs. The last one has as many as fit."""
+
+
+def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> Path:
+    """Returns the page. Raises ResourceError where the folder cannot be written.
+
+    The page comes last: where it is, the others are not older.
+    """
+    from agent.report.night_markdown import markdown
+    from agent.report.page import render_page
+    from agent.report.summary import summary_text
+
+    try:
+        write_atomic(folder / SUMMARY, summary_text(night))
+        write_atomic(folder / MARKDOWN, markdown(night))
+        write_atomic(folder / PAGE, render_page(night, charts=charts, why_no_charts=why_no_charts))
+    except OSError as error:
+        raise ResourceError(
+            f"the report cannot be written ({error.strerror or error})",
+            where=str(folder),
+            hint="raft-agent report --out DIR writes it elsewhere",
+        ) from None
+    return folder / PAGE
+
+
+class Charts:
+    """The JavaScript of the charts, got once; a page without it has tables and words, and says why."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._got: tuple[str | None, str] | None = None
+
+    def get(self) -> tuple[str | None, str]:
+        """(JavaScript or None, why there is none)."""
+        if self._got is None:
+            from agent.report.vega import bundle
+
+            try:
+                self._got = bundle(self.cache), ""
+            except (AgentError, OSError) as error:
+                self._got = None, str(error)
+        return self._got
+
+
+class Reporter:
+    """Renews the report of a running campaign. `close` waits for the last one, for a while."""
+
+    def __init__(
+        self,
+        journal: Path,
+        *,
+        name: str,
+        root: Path,
+        folder: Path,
+        charts: Charts,
+        warn: Callable[[str], None],
+        ranking: Callable[[], Ranking | None] = lambda: None,
+        least_pause_s: float = LEAST_PAUSE_S,
+    ) -> None:
+        """`root` is the workspace, `folder` where the report lies. `ranking` gives the one that the loop made last."""
+        self.name, self.folder = name, folder
+        self._troubles: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._warned: set[str] = set()
+        self._tail = JournalTail(journal)
+        self._folders = RunFolders(root)
+        self._charts, self._warn, self._ranking = charts, warn, ranking
+        self._least_pause_s = least_pause_s
+        self._asked = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def page(self) -> Path:
+        return self.folder / PAGE
+
+    def request(self) -> None:
+        """Returns at once. Says why the report could not be written before, where it could not."""
+        if self._closing.is_set():
+            return
+        self._say_troubles()
+        self._asked.set()
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads: the next request tries again
+                self._troubles.put(f"the report cannot be written now ({error})")
+                return
+            self._thread = thread
+
+    def close(self, *, patience_s: float = PATIENCE_S) -> None:
+        """Write what is asked for, and end. A disk that does not answer holds up the end for `patience_s` at most."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join(timeout=patience_s)
+            if self._thread.is_alive():
+                self._troubles.put(f"the report is not written after {patience_s:g} s; raft-agent report writes it")
+        self._say_troubles()
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own: trainings come first
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        with contextlib.suppress(OSError):
+            for name in (PAGE, MARKDOWN, SUMMARY):
+                remove_leftovers(self.folder / name)
+        while True:
+            self._asked.wait()
+            last = self._closing.is_set()
+            self._asked.clear()
+            began = time.monotonic()
+            self._renew(last=last)
+            if last:
+                return
+            self._closing.wait(max(self._least_pause_s, SHARE * (time.monotonic() - began)))
+            if self._closing.is_set():
+                self._asked.set()
+
+    def _renew(self, *, last: bool) -> None:
+        try:
+            self._tail.read()
+            state = self._tail.state
+            state.consumed_s = self._tail.consumed_s
+            night = night_of(
+                state,
+                name=self.name,
+                running=not last,
+                ranking=self._ranking(),
+                folders=self._folders,
+                curve_bytes=MOST_BYTES if last else CURVE_BYTES,
+            )
+            charts, why = self._charts.get()
+            write_report(night, self.folder, charts=charts, why_no_charts=why)
+        except AgentError as error:
+            self._troubles.put(f"{error.message}; {error.hint}" if error.hint else error.message)
+        except Exception as error:  # a report is never worth a night
+            self._troubles.put(f"the report could not be made ({type(error).__name__}: {error})")
+
+    def _say_troubles(self) -> None:
+        """In the loop's own thread, each once."""
+        while not self._troubles.empty():
+            words = self._troubles.get()
+            if words not in self._warned:
+                self._warned.add(words)
+                self._warn(words)

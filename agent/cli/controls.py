@@ -1,0 +1,236 @@
+"""`pause`, `steer`, `notify`: what a person can do to a campaign that runs. docs/controls.md has all of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from agent.cli.app import app
+from agent.cli.shared import here, print_json
+from agent.errors import Unavailable, UsageError, WorkspaceError
+
+if TYPE_CHECKING:
+    from agent.campaign.session import Session
+    from agent.ledger.journal import CampaignState
+    from agent.ledger.workspace import Workspace
+    from agent.plan.steer import Instruction, Steering
+    from agent.run.notify import Channels
+
+WEBHOOK_VARIABLE, NOTIFY_VARIABLE = "RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"
+WEBHOOK = typer.Option(
+    None, "--webhook", envvar=WEBHOOK_VARIABLE, metavar="URL", help="Address that gets a message on a keep and the end."
+)
+NOTIFY = typer.Option(
+    None, "--notify", envvar=NOTIFY_VARIABLE, metavar="COMMAND", help="Command that gets it: JSON on standard input."
+)
+LOOK_EVERY_S = 0.2
+
+
+# --- pause -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def pause(
+    name: str | None = typer.Argument(None, help="Campaign. Default: the one that runs."),
+    now: bool = typer.Option(False, "--now", help="End the running training now; resume goes on with it."),
+    wait: bool = typer.Option(False, "--wait", help="Return once it has paused."),
+) -> None:
+    """Pause a running campaign after the present idea.
+
+    `raft-agent resume` goes on with it.
+    """
+    from agent.campaign.pausing import ask_to_pause
+
+    workspace = here()
+    chosen = _running(workspace, name)
+    ask_to_pause(workspace.campaign_folder(chosen), now=now)
+    print(f"asked campaign {chosen} to pause: {_what_will_happen(_state(workspace, chosen), now=now)}")
+    if wait:
+        print(f"waiting; Ctrl-C ends the waiting, and campaign {chosen} pauses all the same")
+        print(_waited_for(workspace, chosen))
+    else:
+        print(f"  raft-agent status says when it has; raft-agent resume {chosen} goes on")
+
+
+def _running(workspace: Workspace, name: str | None) -> str:
+    """The campaign that is meant, which runs."""
+    from agent.ledger.lock import running_campaign
+
+    names = workspace.campaign_names()
+    if not names:
+        raise WorkspaceError("no campaign to pause", where=str(workspace.root), hint="raft-agent run starts one")
+    if name is not None and name not in names:
+        raise UsageError(f"there is no campaign {name}", hint=f"there are: {', '.join(names)}")
+    running = running_campaign(workspace)
+    if running is not None and name in (None, running):
+        return running
+    chosen = name or names[-1]
+    state = _state(workspace, chosen)
+    if state.status == "finished":
+        raise UsageError(
+            f"campaign {chosen} is finished: {state.stop_reason}", hint=f"raft-agent resume {chosen} --budget 1h"
+        )
+    is_paused = f"is paused already: {state.stop_reason}" if state.status == "paused" else "is not running"
+    raise UsageError(
+        f"campaign {chosen} {is_paused}",
+        hint=f"campaign {running} runs" if running else f"raft-agent resume {chosen} goes on with it",
+    )
+
+
+def _state(workspace: Workspace, name: str) -> CampaignState:
+    from agent.ledger.journal import Journal
+
+    return Journal(workspace.journal_path(name)).state()
+
+
+def _what_will_happen(state: CampaignState, *, now: bool) -> str:
+    runs = [run for run in state.open_runs if run.words]
+    holdout = any(run.words and run.words.role == "holdout" for run in runs)
+    if now and runs:
+        return "the running training saves its state and leaves within 20s, and the campaign pauses"
+    if now:
+        return "nothing trains just now, so it pauses before its next training"
+    if holdout:
+        return "it evaluates the holdout, after which it is finished; --now pauses before that"
+    baseline = state.experiments.get(0)
+    if baseline is None or baseline.judged is None:
+        return "it measures the baseline first, and pauses before the first idea; --now pauses at once"
+    ideas = [one for number, one in sorted(state.experiments.items()) if number and one.planned and not one.judged]
+    what = f"#{ideas[0].number} has its outcome" if ideas else "the present step is done"
+    return f"it pauses once {what}; --now pauses at once"
+
+
+def _waited_for(workspace: Workspace, name: str) -> str:
+    from agent.ledger.lock import campaign_holder
+
+    while campaign_holder(workspace, name) is not None:
+        time.sleep(LOOK_EVERY_S)
+    state = _state(workspace, name)
+    if state.status == "finished":
+        return f"campaign {name} has finished meanwhile: {state.stop_reason}"
+    if state.status == "paused":
+        return f"campaign {name} is paused: {state.stop_reason}"
+    return f"campaign {name} has ended without a word, as of a kill; raft-agent resume {name} goes on with it"
+
+
+# --- steer -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def steer(
+    example: bool = typer.Option(False, "--example", help="Print a steer.md to start from."),
+    json_output: bool = typer.Option(False, "--json", help="Print as JSON."),
+) -> None:
+    """Show what steer.md asks for, and what is wrong with it.
+
+    The file in the workspace is yours: it is read before every plan, and never written.
+    """
+    from agent.plan.steer import EXAMPLE, FILE
+
+    if example:
+        print(EXAMPLE, end="")
+        return
+    from agent.campaign.steering import carried_out, read
+    from agent.plan.playbook import load_playbook
+
+    workspace = here()
+    names = workspace.campaign_names()
+    state = _state(workspace, names[-1]) if names else None
+    only = state.started.options.get("only") if state and state.started else None
+    steering = read(workspace.root, load_playbook(workspace.hypotheses), only=only)
+    done = carried_out(state) if state else set()
+    if json_output:
+        print_json(_json(steering, done))
+        return
+    for line in _lines(steering, done):
+        print(line)
+    if not steering.instructions and not steering.problems:
+        print(f"{FILE} asks for nothing; raft-agent steer --example shows what it could")
+
+
+def steering_lines(session: Session) -> list[str]:
+    """For `plan` and `--dry-run`: what a file asks for, and what is wrong with it."""
+    from agent.campaign.steering import carried_out, in_force
+
+    return _lines(in_force(session), carried_out(session.state))
+
+
+def steering_json(session: Session) -> dict[str, object]:
+    from agent.campaign.steering import carried_out, in_force
+
+    return _json(in_force(session), carried_out(session.state))
+
+
+def _lines(steering: Steering, done: set[str]) -> list[str]:
+    asked = [f"steered   {one.words}{_is_done(one, done)}" for one in steering.instructions]
+    return asked + [f"problem   {one.words}" for one in steering.problems]
+
+
+def _is_done(one: Instruction, done: set[str]) -> str:
+    again = ", raft-agent pause does it again" if one.kind == "pause" else ""
+    return f": done, and not done twice{again}" if one.is_once and one.text in done else ""
+
+
+def _json(steering: Steering, done: set[str]) -> dict[str, object]:
+    told = [
+        {"line": one.line, "instruction": one.text, "done": one.is_once and one.text in done}
+        for one in steering.instructions
+    ]
+    return {"instructions": told, "problems": [one.words for one in steering.problems]}
+
+
+# --- notify ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def notify(webhook: str | None = WEBHOOK, notify: str | None = NOTIFY) -> None:
+    """Send a test message to your webhook and command.
+
+    Once each and with every retry, as a campaign would in the night."""
+    from agent.campaign.notices import message
+    from agent.run.notify import Notifier
+
+    channels = channels_here(webhook, notify)
+    if not channels.words():
+        raise UsageError(
+            "where to?", hint=f"--webhook URL, --notify COMMAND, or the variables {WEBHOOK_VARIABLE}, {NOTIFY_VARIABLE}"
+        )
+    test = message("test", "test", "this is how a message of the night looks", {"metric_value": 0.5})
+    told = Notifier(channels, folder=Path.cwd()).deliver(test)
+    for words, trouble in zip(channels.words(), told.values(), strict=True):
+        print(f"{words}: {'failed' if trouble else 'took the message'}")
+    troubles = [trouble for trouble in told.values() if trouble]
+    if troubles:
+        raise Unavailable("; ".join(troubles), hint="a campaign would go on all the same, and you would hear nothing")
+
+
+def channels_here(webhook: str | None, notify: str | None) -> Channels:
+    """UsageError where they are none. From here on the address is a secret to everything that is written or printed:
+    it is the value of a variable with a telling name."""
+    from agent.run.notify import channels_of
+
+    for variable, value in ((WEBHOOK_VARIABLE, webhook), (NOTIFY_VARIABLE, notify)):
+        os.environ.pop(variable, None)
+        if value:
+            os.environ[variable] = value
+    return channels_of(webhook, notify)
+
+
+def hand_on(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(the command line without them, environment with them), for a campaign in the background: a command line is
+    there for everybody to see."""
+    left: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip or argument.startswith(("--webhook=", "--notify=")):
+            skip = False
+        elif argument in ("--webhook", "--notify"):
+            skip = True
+        else:
+            left.append(argument)
+    return left, dict(os.environ)

@@ -1,0 +1,146 @@
+"""`status`: a snapshot as a few lines for people, and as fields for other programs (docs/status.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.report.snapshot import Mark, Running, Snapshot
+from agent.report.words import duration, percent
+
+FORMAT = 1
+"""Of the fields for programs. It goes up where one changes its meaning or goes; new ones do not count."""
+LABELS = ("recipe", "budget", "untrained", "baseline", "best", "leads", "noise", "ideas", "now", "stopped", "next")
+
+
+def status_lines(snapshot: Snapshot) -> list[str]:
+    words = _words(snapshot)
+    trouble = [f"  {'trouble':<10}{snapshot.trouble}"] if snapshot.trouble else []
+    labelled = [f"  {label:<10}{words[label]}" for label in LABELS if words.get(label)]
+    return [f"campaign {snapshot.campaign}: {snapshot.state}", *labelled, *trouble]
+
+
+def status_fields(snapshot: Snapshot) -> dict[str, Any]:
+    """Numbers are numbers, times Unix seconds, shares in [0, 1]; null is not known."""
+    running = snapshot.running
+    return {
+        "format": FORMAT,
+        "at": snapshot.at,
+        "campaign": snapshot.campaign,
+        "state": snapshot.state,
+        "process": snapshot.process,
+        "phase": running.phase if running else None,
+        "progress": running.share if running else None,
+        "run": _run(running) if running else None,
+        "used_s": snapshot.used_s,
+        "left_s": snapshot.left_s,
+        "metric": snapshot.metric or None,
+        "direction": "minimize" if snapshot.minimize else "maximize",
+        "metrics": {
+            "untrained": snapshot.untrained,
+            "baseline": snapshot.baseline,
+            "best": snapshot.best,
+            "lead": snapshot.lead,
+        },
+        "sigma_run": snapshot.sigma_run,
+        "detectable_gain": snapshot.detectable,
+        "counts": dict(snapshot.counts),
+        "incumbent": {
+            "number": snapshot.best_number,
+            "title": snapshot.best_title or "baseline",
+            "metric": snapshot.best,
+            "commit": snapshot.best_commit,
+        },
+        "lead": {"number": snapshot.lead_number, "title": snapshot.lead_title, "metric": snapshot.lead}
+        if snapshot.lead_number is not None
+        else None,
+        "last": _mark(snapshot.last),
+        "idea_s": snapshot.idea_s,
+        "reserve_s": snapshot.reserve_s,
+        "headline": snapshot.headline or None,
+        "report": snapshot.report,
+        "trouble": snapshot.trouble or None,
+        # in words, as people read them; older than the fields above
+        "consumed_s": snapshot.used_s,
+        "budget_s": snapshot.budget_s,
+        "outcomes": {what: snapshot.counts.get(what, 0) for what in ("keep", "discard", "crash")},
+        **_words(snapshot),
+    }
+
+
+def _run(running: Running) -> dict[str, Any]:
+    return {
+        "id": running.run,
+        "what": running.what,
+        "number": running.number,
+        "seed": running.seed,
+        "phase": running.phase,
+        "progress": running.share,
+        "cycle": running.cycle,
+        "elapsed_s": running.elapsed_s,
+        "predicted_s": running.predicted_s,
+        "left_s": running.left_s,
+        "select_metric": running.metric,
+        "note": running.note or None,
+    }
+
+
+def _mark(mark: Mark | None) -> dict[str, Any] | None:
+    if mark is None:
+        return None
+    return {
+        "number": mark.number,
+        "title": mark.title,
+        "outcome": mark.outcome,
+        "kind": mark.kind or None,
+        "reason": mark.reason,
+        "metric": mark.value,
+    }
+
+
+# --- in words ----------------------------------------------------------------------------------------------
+
+
+def _words(snapshot: Snapshot) -> dict[str, Any]:
+    counts = snapshot.counts
+    of = f" of {duration(snapshot.budget_s)}" if snapshot.budget_s else ""
+    words: dict[str, Any] = {
+        "recipe": snapshot.recipe or None,
+        "budget": f"{duration(snapshot.used_s)} used{of}",
+        "untrained": percent(snapshot.untrained) or None,
+        "baseline": percent(snapshot.baseline) or None,
+        "best": _best(snapshot),
+        "leads": _leads(snapshot),
+        "ideas": f"{counts.get('ideas', 0)}: {counts.get('keep', 0)} kept, {counts.get('discard', 0)} discarded, "
+        f"{counts.get('crash', 0)} crashed",
+        "stopped": snapshot.stopped or None,
+        "next": snapshot.next or None,
+    }
+    if snapshot.sigma_run is not None:
+        found = f", gains from about {100 * snapshot.detectable:.1f}pp can be confirmed" if snapshot.detectable else ""
+        words["noise"] = f"{100 * snapshot.sigma_run:.1f}pp between seeds{found}"
+    if snapshot.running is not None:
+        words["now"] = _now(snapshot.running)
+    return words
+
+
+def _best(snapshot: Snapshot) -> str | None:
+    if snapshot.baseline is None:
+        return None
+    if not snapshot.best_number:
+        return "the baseline"
+    return f"{percent(snapshot.best)} #{snapshot.best_number} {snapshot.best_title}".strip()
+
+
+def _leads(snapshot: Snapshot) -> str | None:
+    """What the next ideas build on without a verdict."""
+    if snapshot.lead_number is None:
+        return None
+    name = f"{percent(snapshot.lead)} #{snapshot.lead_number} {snapshot.lead_title}".strip()
+    return f"{name}; unconfirmed, the next ideas build on it"
+
+
+def _now(running: Running) -> str:
+    what = f" of {running.what}" if running.number else ""
+    spent = f" {running.share:.0%}" if running.share is not None else ""
+    note = f" ({running.note})" if running.note else ""
+    return f"run {running.run}{what}, {running.phase}{spent}{note}"

@@ -1,0 +1,81 @@
+"""`summary.json`: a night as JSON, for programs and for whoever shows it later. Read back it is the same night.
+
+`format` stands first. A field that this version does not know is passed over; a format that is newer is refused, since
+its numbers may mean something else. What is not finite is written as unknown (null).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from agent.errors import InvalidFile
+from agent.report.night import FORMAT, Night
+from agent.text import redact
+
+
+def summary_of(night: Night) -> dict[str, Any]:
+    """As JSON has it, without secrets."""
+    told = {field.name: _plain(getattr(night, field.name)) for field in dataclasses.fields(night)}
+    return {"format": told.pop("format"), **told}
+
+
+def summary_text(night: Night) -> str:
+    return json.dumps(summary_of(night), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def read_summary(path: Path) -> Night:
+    """Raises InvalidFile for what is no summary, or one of a newer version."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidFile(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except (ValueError, RecursionError):
+        raise InvalidFile("is no JSON", where=str(path), hint="raft-agent report writes it anew") from None
+    return night_from(told, where=str(path))
+
+
+def night_from(told: object, *, where: str = "summary.json") -> Night:
+    """Raises InvalidFile for what is no summary, or one of a newer version."""
+    if not isinstance(told, Mapping) or not isinstance(told.get("format"), int):
+        raise InvalidFile("is no summary of a campaign", where=where, hint="raft-agent report writes one")
+    if told["format"] > FORMAT:
+        raise InvalidFile(
+            f"was written by a newer raft-agent (format {told['format']}, this version reads {FORMAT})",
+            where=where,
+            hint="read it with that version",
+        )
+    try:
+        return _night().validate_python(dict(told))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidFile(f"{place}: {first['msg']}", where=where, hint="raft-agent report writes it anew") from None
+
+
+@cache
+def _night() -> TypeAdapter[Night]:
+    return TypeAdapter(Night)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return redact(value.encode("utf-8", "replace").decode())  # a lone surrogate is no text
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return str(value)

@@ -1,0 +1,327 @@
+"""A night as the journal tells it: every state, and what must hold of any part of any journal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_journals import A_RUN, MadeJournal, long_night
+
+from agent.campaign.comparison import Comparison, RunNoise
+from agent.campaign.near_misses import MOST_SEEDS, further_seeds
+from agent.campaign.night import night_of
+from agent.campaign.night_time import SLICES, time_slices
+from agent.ledger.state import CampaignState, fold
+from agent.report.night import Night
+from agent.report.night_markdown import markdown
+from agent.report.summary import night_from, summary_text
+
+
+def told(state: CampaignState, *, running: bool = False) -> Night:
+    """And what holds of every night."""
+    night = night_of(state, name="night", running=running, clock=lambda: 1e9)
+    assert math.isclose(math.fsum(one.seconds for one in night.time), state.consumed_s, abs_tol=1e-6)
+    assert all(one.seconds > 0 and one.name in SLICES for one in night.time)
+    assert night_from(json.loads(summary_text(night))) == night
+    assert markdown(night).startswith("# night\n\n**")
+    return night
+
+
+def gain(delta: float, low: float, high: float) -> dict[str, float]:
+    return {"delta": delta, "low": low, "high": high}
+
+
+# --- the first sentence ------------------------------------------------------------------------------------
+
+
+def test_before_anything_ran() -> None:
+    assert told(CampaignState()).verdict == "nothing has run yet"
+    assert told(CampaignState()).state == "new"
+    assert told(MadeJournal().started().state(), running=True).verdict == "the baseline is not measured yet; running"
+
+
+def test_stopped_before_the_baseline_was_measured() -> None:
+    made = MadeJournal().started()
+    made.tell("campaign_paused", reason="stopped by Ctrl-C")
+    night = told(made.state())
+    assert night.verdict == "the baseline is not measured yet; paused: stopped by Ctrl-C"
+    assert (night.state, night.arms, night.noise.sigma_run) == ("paused", (), None)
+    assert night.reproduce[0] == ("raft-agent resume night", "goes on where it stopped")
+
+
+def test_no_improvement_says_what_was_ruled_out() -> None:
+    made = MadeJournal().started().baseline()
+    made.idea("regressed", effect=-0.2, axis="clipping")
+    made.idea("inconclusive", axis="batch", confirmed=5)
+    night = told(made.finished().state())
+    bound = max(one.above for one in night.ruled_out)
+    assert night.verdict.startswith("no confirmed improvement; ruled out gains above ")
+    assert "; holdout (n=200): untrained 20.0% -> baseline 50.0%; effects above 3.0pp would probably" in night.verdict
+    (first, second) = night.ruled_out
+    assert (first.number, second.number) == (1, 2)
+    assert first.above < 0 < second.above == bound
+    assert "clipping" in night.verdict
+
+
+def test_only_crashes() -> None:
+    made = MadeJournal().started().baseline()
+    for crash_class in ("oom", "oom", "typo"):
+        made.crash(crash_class)
+    night = told(made.finished().state())
+    assert night.verdict == "no confirmed improvement: all 3 ideas crashed (oom 2, typo 1)"
+    assert [one.crash_class for one in night.crashes] == ["oom", "oom", "typo"]
+    assert night.crashes[0].evidence == "out of memory"
+    assert night.crashes[0].fixes == ("oom: half the microbatch",)
+    assert all(step.value is None for step in night.steps[1:])
+    assert [card.story.number for card in night.cards] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("holdout", "words"),
+    [
+        ({"winner - baseline": gain(0.2, 0.1, 0.3)}, "; the holdout agrees"),
+        ({"winner - baseline": gain(0.05, -0.1, 0.2)}, "; the holdout agrees with the confirmed gain, but alone"),
+        ({"winner - baseline": gain(-0.02, -0.1, 0.06)}, "THE GAIN DID NOT REPRODUCE ON THE HOLDOUT"),
+        ({"not evaluated": {"winner": "its checkpoints are gone"}}, "without the winner the holdout says nothing"),
+        ({"skipped": "the holdout was not evaluated: the budget is spent"}, "; the holdout was not evaluated: the"),
+    ],
+)
+def test_a_confirmed_gain_and_what_the_holdout_makes_of_it(holdout: dict[str, object], words: str) -> None:
+    made = MadeJournal().started().baseline()
+    made.idea("gain", effect=0.2)
+    known = {} if "skipped" in holdout else {"untrained": 0.2, "baseline": 0.5, "winner": 0.7, "prompts": 200}
+    night = told(made.finished(holdout=known | holdout).state())
+    assert night.verdict.startswith("1 confirmed gain, +")
+    assert words in night.verdict
+    assert {one.name: one.number for one in night.arms} == {"untrained": None, "baseline": 0, "winner": 1}
+    commands = [command for command, _ in night.reproduce]
+    assert "raft-agent finalize night" in commands
+
+
+def test_running_and_killed() -> None:
+    made = MadeJournal().started().baseline()
+    made.idea("gain", effect=0.2)
+    running, killed = told(made.state(), running=True), told(made.state())
+    assert (running.state, killed.state) == ("running", "killed")
+    assert "the holdout is not evaluated yet; running, " in running.verdict
+    assert " used" in running.verdict
+    assert "killed after" in killed.verdict
+    assert killed.reproduce[0][0] == "raft-agent resume night"
+
+
+def test_no_idea_judged_yet() -> None:
+    night = told(MadeJournal().started().baseline().state(), running=True)
+    assert night.verdict.startswith("no confirmed improvement: no idea was judged yet; running, ")
+
+
+def test_a_campaign_that_was_given_more_time_forgets_what_the_holdout_said_of_another_winner() -> None:
+    made = MadeJournal().started(budget_s=1000.0).baseline()
+    made.idea("gain", effect=0.1)
+    known = {"untrained": 0.2, "baseline": 0.5, "winner": 0.6, "winner - baseline": gain(0.1, 0.0, 0.2)}
+    made.finished(holdout=known)
+    made.tell("campaign_resumed", budget_s=5000.0)
+    made.idea("gain", effect=0.1)
+    night = told(made.state(), running=True)
+    assert night.budget_s == 5000.0
+    assert night.verdict.startswith("2 confirmed gains")
+    assert "the holdout is not evaluated yet" in night.verdict
+    assert all(one.split != "holdout" for one in night.gains)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------
+
+
+def test_the_staircase_in_the_metrics_own_direction() -> None:
+    for minimize in (False, True):
+        made = MadeJournal(minimize=minimize).started().baseline()
+        made.idea("gain", effect=0.2)
+        made.idea("inconclusive", effect=0.0)
+        night = told(made.state())
+        assert night.minimize == minimize
+        baseline, kept, other = night.steps
+        assert None not in (baseline.best, kept.best, kept.value, kept.low, kept.high, kept.base_value, kept.delta)
+        assert (kept.best < baseline.best) == minimize  # type: ignore[operator]
+        assert kept.low < kept.value < kept.high  # type: ignore[operator]
+        assert not kept.low < kept.base_value < kept.high  # type: ignore[operator]
+        assert other.best == kept.best
+        assert kept.delta is not None
+        assert kept.delta.value > 0
+        arms = {one.name: one.metrics for one in night.arms}
+        better = arms["winner"]["confirm"].value - arms["baseline"]["confirm"].value
+        assert (better < 0) == minimize
+        assert all(0 <= one.low < one.value < one.high <= 1 for arm in arms.values() for one in arm.values())  # type: ignore[operator]
+        over = [one for one in night.gains if one.of == "winner"]
+        assert [one.split for one in over] == ["search", "confirm"]
+        assert all(one.delta.value > 0 for one in over)
+
+
+def test_arms_cover_the_true_value() -> None:
+    """Two runs of 200 prompts: the interval is over runs and prompts, and covers 95% or somewhat more."""
+    hits = []
+    for seed in range(120):
+        made = MadeJournal(seed=seed, sigma=0.02).started().baseline()
+        night = night_of(made.state(), name="night", running=False)
+        found = next(one for one in night.arms if one.name == "baseline").metrics["search"]
+        truth = 0.5
+        assert found.low is not None
+        assert found.high is not None
+        hits.append(found.low <= truth <= found.high)
+    assert sum(hits) / len(hits) >= 0.9
+
+
+def test_an_open_idea_and_one_under_way_are_on_the_staircase() -> None:
+    made = MadeJournal().started().baseline()
+    made.planned(1, "batch", "a larger batch")
+    night = told(made.state(), running=True)
+    assert (night.steps[1].outcome, night.steps[1].value, night.counts["open"]) == ("open", None, 1)
+
+
+def test_parts_of_what_was_kept_are_no_near_misses() -> None:
+    made = MadeJournal().started().baseline()
+    part = made.idea("promising", effect=0.05)
+    other = made.idea("inconclusive", effect=0.06)
+    assert {one.number for one in told(made.state()).near_misses} == {part, other}
+    made.idea("gain", effect=0.2, together=[part])
+    night = told(made.state())
+    assert [one.number for one in night.near_misses] == [other]
+    assert night.cards[-1].parts == (part,)
+
+
+NOISE = RunNoise(between=2e-4, within=1e-4, df=12)
+NEAR = Comparison(
+    delta=0.02, standard_error=0.018, df=10.0, prompts=400, seeds_candidate=1, seeds_incumbent=3, pair_error=0.012,
+    run_error=0.0115, candidate=0.52, incumbent=0.5, noise=NOISE,
+)  # fmt: skip
+
+
+def test_further_seeds_are_fewer_for_larger_effects() -> None:
+    needed = [further_seeds(dataclasses.replace(NEAR, delta=delta), level=0.025) for delta in (0.03, 0.04, 0.06, 0.1)]
+    assert needed == sorted((one or MOST_SEEDS + 1 for one in needed), reverse=True)
+    assert needed[-1] == 1
+    assert further_seeds(dataclasses.replace(NEAR, delta=0.005), level=0.025) is None
+    assert further_seeds(dataclasses.replace(NEAR, noise=None), level=0.025) is None
+    assert further_seeds(dataclasses.replace(NEAR, delta=-0.01), level=0.025) is None
+
+
+def test_further_seeds_find_the_difference_four_times_in_five() -> None:
+    """Drawn: with the number that it names, a confirmation sees the measured difference with 80% power."""
+    import numpy as np
+
+    from agent.campaign.near_misses import _with_seeds
+
+    delta, level = 0.035, 0.025
+    near = dataclasses.replace(NEAR, delta=delta)
+    seeds = further_seeds(near, level=level)
+    assert seeds is not None
+    then = _with_seeds(near, seeds, seeds)
+    draws = np.random.default_rng(1).normal(delta, then.standard_error, 400)
+    power = np.mean([dataclasses.replace(then, delta=float(one)).lower(level) > 0 for one in draws])
+    fewer = _with_seeds(near, seeds - 1, seeds - 1) if seeds > 1 else None
+    assert 0.76 <= power <= 0.97
+    if fewer is not None:
+        assert np.mean([dataclasses.replace(fewer, delta=float(one)).lower(level) > 0 for one in draws]) < power
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def test_each_second_is_in_one_slice() -> None:
+    made = MadeJournal().started().baseline(seeds=3)
+    made.idea("gain", effect=0.2)
+    made.crash(fixes=1)
+    made.run("holdout-baseline-baseline-s1", None, "holdout", "holdout", "baseline", {"holdout": 0.5}, seconds=20.0)
+    spent = {one.name: one.seconds for one in told(made.state()).time}
+    assert spent["calibrate"] == pytest.approx(20.0 + 3 * A_RUN)
+    assert spent["confirm"] == pytest.approx(4 * A_RUN)
+    assert spent["crashed"] == pytest.approx(2 * 30.0)
+    assert spent["holdout"] == pytest.approx(20.0)
+    assert (spent["train"], spent["evaluate"], spent["start-up"]) == pytest.approx((80.0, 10.0, 10.0))
+    assert spent["idle"] == pytest.approx(1.5 * 12)
+
+
+def test_a_training_that_was_stopped_and_went_on_is_counted_once() -> None:
+    made = MadeJournal().started().baseline()
+    made.planned(1, "batch", "a larger batch")
+    key = "001-search-s1000"
+    made.run(key, 1, "experiment", "full", "candidate", {"search": 0.5}, ended_by="stop", seconds=40.0, train_s=35.0)
+    made.run(f"{key}.2", 1, "experiment", "full", "candidate", {"search": 0.5}, seconds=60.0, train_s=80.0)
+    for line in made.lines:  # the same folder
+        if line.get("out", "").endswith(".2"):
+            line["out"] = line["out"].removesuffix(".2")
+    spent = {one.name: one.seconds for one in time_slices(made.state())}
+    assert spent["train"] == pytest.approx(80.0)
+
+
+def test_a_run_whose_session_was_killed_has_the_time_until_it_went_on() -> None:
+    made = MadeJournal().started().baseline()
+    made.planned(1, "batch", "a larger batch")
+    words = {"run": "001-search-s1000", "experiment": 1, "role": "experiment", "rung": "full", "arm": "candidate",
+             "seed": 1, "recipe_signature": "", "out": ".raft/runs/night/001-search-s1000"}  # fmt: skip
+    made.tell("run_planned", **words)
+    made.tell("run_started", **words, pid=1, process_started=0.0)
+    made.used += 50.0
+    made.tell("campaign_resumed")
+    made.tell("run_finished", run="001-search-s1000", ended_by="lost", reason="the agent ended before the run did")
+    before = {one.name: one.seconds for one in told(made.state()).time}
+    assert before["train"] == pytest.approx(50.0)
+    assert "crashed" not in before
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), clocked=st.booleans())
+def test_any_part_of_a_journal_is_a_night(seed: int, clocked: bool) -> None:
+    """Lines that are missing, twice, out of order, without a clock: less is known, and the seconds still add up."""
+    rng = random.Random(seed)
+    lines = list(rng.choice(NIGHTS).lines)
+    lines = [line for line in lines if rng.random() < 0.9][: rng.randrange(1, len(lines))]
+    lines += rng.sample(lines, min(5, len(lines)))
+    if rng.random() < 0.2:
+        rng.shuffle(lines)
+    if not clocked:
+        lines = [{**line, "consumed_s": None} for line in lines]
+    made = MadeJournal()
+    made.lines = lines
+    state = fold(made.events)
+    state.consumed_s = max(state.consumed_s, rng.random() * 5000)
+    told(state, running=rng.random() < 0.5)
+
+
+def night_with_everything(*, minimize: bool = False) -> MadeJournal:
+    made = MadeJournal(minimize=minimize).started().baseline()
+    first = made.idea("promising", effect=0.05)
+    made.idea("gain", effect=0.2, together=[first])
+    made.crash()
+    made.tell("campaign_paused", reason="stopped by Ctrl-C")
+    made.tell("campaign_resumed")
+    made.tell("constraint_learned", key="learner.microbatch_tokens", relation="<", value=8192, why="it did not fit")
+    made.tell("shared_layer_changed", values={"backend.attention": "eager"}, env={"A": "1"}, why="a fault")
+    made.tell("from_the_future", what="unknown")
+    made.idea("inconclusive", effect=0.01, confirmed=3)
+    holdout = {"untrained": 0.2, "baseline": 0.5, "winner": 0.7, "winner - baseline": gain(0.2, 0.1, 0.3)}
+    return made.finished(holdout=holdout)
+
+
+NIGHTS = [night_with_everything(), night_with_everything(minimize=True), long_night(12)]
+
+
+def test_what_crashes_have_taught_and_what_is_wrong_with_the_record() -> None:
+    night = told(NIGHTS[0].state())
+    assert night.limits == ("learner.microbatch_tokens below 8192: it did not fit",)
+    assert night.shared_layer == ("backend.attention: eager, A=1 (a fault)",)
+    assert len(night.warnings) == 1
+    assert "newer version" in night.warnings[0]
+    assert night.cards[0].diff.startswith("--- a/recipes/test.yaml\n+++ b/recipes/test.yaml")
+
+
+def test_five_hundred_ideas_are_gathered_in_half_a_second() -> None:
+    import time
+
+    state = long_night(500).state()
+    began = time.process_time()
+    night_of(state, name="night", running=False)
+    assert time.process_time() - began < 0.5

@@ -1,0 +1,168 @@
+"""`pause`, `steer`, `notify`, and what Ctrl-C does where nothing trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.campaign.pausing import AFTER, asked_to_pause
+from agent.cli.controls import hand_on
+from agent.cli.interrupt import polite_interrupt
+from agent.cli.main import register, run
+from agent.ledger.journal import Journal
+from agent.ledger.lock import hold
+from agent.ledger.workspace import Workspace
+from agent.plan.playbook import load_playbook
+from agent.plan.steer import FORMS, VERBS, read_steering
+from agent.run.ending import AtOnce
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"):
+        monkeypatch.setenv(name, "")  # so that what a command sets is undone
+    register()
+
+
+Printed = pytest.CaptureFixture[str]
+
+
+def said(capsys: Printed, *arguments: str, code: int = 0) -> str:
+    assert run(arguments) == code
+    printed = capsys.readouterr()
+    return printed.err if code else printed.out
+
+
+# --- pause -------------------------------------------------------------------------------------------------
+
+
+def begin(workspace: Workspace, name: str = "night") -> Journal:
+    workspace.prepare()
+    journal = Journal(workspace.journal_path(name))
+    journal.append(
+        "campaign_started", campaign=name, recipe_path="recipes/tiny-addition.yaml", recipe="", base_commit="0" * 40
+    )
+    return journal
+
+
+def test_a_pause_without_a_campaign_that_runs_is_refused_in_words(workspace: Workspace, capsys: Printed) -> None:
+    assert "no campaign to pause" in said(capsys, "pause", code=5)
+    journal = begin(workspace)
+    assert "campaign night is not running" in said(capsys, "pause", code=2)
+    assert "there is no campaign other" in said(capsys, "pause", "other", code=2)
+    journal.append("campaign_paused", reason="stopped by Ctrl-C")
+    assert "is paused already: stopped by Ctrl-C" in said(capsys, "pause", code=2)
+    journal.append("campaign_finished", reason="out of time")
+    assert "is finished: out of time" in said(capsys, "pause", code=2)
+    begin(workspace, "later")
+    with hold(workspace, what="campaign later"):
+        told = said(capsys, "pause", "night", code=2)
+    assert "campaign night is finished" in told
+    with hold(workspace, what="train"):
+        assert "campaign later is not running" in said(capsys, "pause", "later", code=2)
+
+
+def test_a_pause_asks_the_campaign_that_runs_and_says_what_will_happen(workspace: Workspace, capsys: Printed) -> None:
+    begin(workspace)
+    with hold(workspace, what="campaign night"):
+        told = said(capsys, "pause")
+    assert "it measures the baseline first, and pauses before the first idea" in told
+    assert asked_to_pause(workspace.campaign_folder("night")) == AFTER
+    with hold(workspace, what="campaign night"):
+        assert "nothing trains just now" in said(capsys, "pause", "--now")
+
+
+# --- steer -------------------------------------------------------------------------------------------------
+
+
+def test_steer_shows_what_is_asked_and_writes_nothing(workspace: Workspace, capsys: Printed) -> None:
+    assert "asks for nothing" in said(capsys, "steer")
+    example = said(capsys, "steer", "--example")
+    assert not (workspace.root / "steer.md").exists()
+    (workspace.root / "steer.md").write_text(f"{example}- pin axis promt\n- stop after this one\n")
+    begin(workspace).append("note", text="", steer_done="stop after this one")
+    told = said(capsys, "steer")
+    assert "steered   steer.md:5 (pin axis learning-rate)" in told
+    assert "(stop after this one): done" in told
+    assert "no axis 'promt': did you mean prompt?" in told
+    assert json.loads(said(capsys, "steer", "--json"))["instructions"][-1]["done"] is True
+
+
+def test_plan_shows_what_is_in_force_and_what_it_takes_out(workspace: Workspace, capsys: Printed) -> None:
+    (workspace.root / "steer.md").write_text("- ban axis batch\n- nonsense\n")
+    told = said(capsys, "plan", "--skipped")
+    assert "steered   steer.md:1 (ban axis batch)" in told
+    assert "problem   steer.md:2: 'nonsense'" in told
+    assert "skipped   batch-packing: banned by steer.md:1 (ban axis batch)" in told
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_are_read_as_it_says() -> None:
+    """Each block of the page that is marked `steer` has instructions only, and together they have every form."""
+    page = (ROOT / "docs/controls.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```steer\n")[1:]]
+    assert blocks
+    playbook = load_playbook(ROOT / "hypotheses")
+    found = [read_steering(block, playbook) for block in blocks]
+    assert [one.words for steering in found for one in steering.problems] == []
+    forms = {(one.kind, one.of) for steering in found for one in steering.instructions}
+    assert {kind for kind, _ in forms} == set(VERBS) == set(FORMS)
+    assert {of for kind, of in forms if kind == "ban"} == {"axis", "hypothesis", "key"}
+    assert {of for kind, of in forms if kind == "pin"} == {"axis", "hypothesis"}
+    assert {of for kind, of in forms if kind == "try"} == {"hypothesis", "values"}
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("- ")]
+    assert len(lines) == sum(len(steering.instructions) for steering in found)
+
+
+# --- notify ------------------------------------------------------------------------------------------------
+
+
+def test_notify_tries_the_channels_and_shows_no_address(workspace: Workspace, capsys: Printed) -> None:
+    assert "where to?" in said(capsys, "notify", code=2)
+    program = f"{sys.executable} -I -S -c 'raise SystemExit(0)'"
+    assert "took the message" in said(capsys, "notify", "--notify", program)
+    told = said(capsys, "notify", "--notify", program.replace("0)", "4)"), code=4)
+    assert "ended with 4" in told
+    told = said(capsys, "notify", "--webhook", "http:/secret", code=2)
+    assert "secret" not in told
+    assert os.environ["RAFT_AGENT_WEBHOOK"] == "http:/secret"
+
+
+def test_the_address_is_a_secret_from_then_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agent.text import clean, passed_on
+
+    monkeypatch.setenv("RAFT_AGENT_WEBHOOK", "https://hooks.example.com/T0/B0/abcdef")
+    assert "abcdef" not in clean("said https://hooks.example.com/T0/B0/abcdef")
+    assert "RAFT_AGENT_WEBHOOK" not in passed_on(os.environ)
+
+
+def test_a_campaign_in_the_background_gets_them_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFT_AGENT_WEBHOOK", "https://x/y")
+    words, environment = hand_on(["run", "--webhook", "https://x/y", "--budget", "1h", "--notify=a b"])
+    assert words == ["run", "--budget", "1h"]
+    assert environment["RAFT_AGENT_WEBHOOK"] == "https://x/y"
+
+
+# --- Ctrl-C ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_ctrl_c_is_noted_the_second_raises_and_more_do_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with polite_interrupt() as stop:
+        assert stop() is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == "stopped by SIGTERM"
+        with pytest.raises(AtOnce):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop() == "stopped by SIGTERM"
+    assert signal.getsignal(signal.SIGINT) == before

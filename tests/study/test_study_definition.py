@@ -1,0 +1,97 @@
+"""What a study file may say, and what is said where it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_made import STUDY, small, workspace_with
+
+from agent.errors import InvalidFile
+from agent.recipe.files import load_recipe, with_keys
+from agent.study.definition import load_study, training_digest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["learning-rate-tiny", "learning-rate-smollm2"])
+def test_a_shipped_study_loads(name: str) -> None:
+    study = load_study(ROOT / "studies" / f"{name}.yaml", root=ROOT)
+    assert study.description
+    for arm in study.arms:
+        assert arm.recipe.budget.cycles == study.cycles
+        assert arm.recipe.evaluation.select_every == 1
+        assert arm.against is None or arm.against in {other.label for other in study.arms}
+
+
+def test_arms_are_all_combinations_and_seeds_come_round_by_round(tmp_path: Path) -> None:
+    study = small(workspace_with(tmp_path))
+    labels = ["low, constant", "low, x0.5", "high, constant", "high, x0.5"]
+    assert [arm.label for arm in study.arms] == labels
+    assert [arm.against for arm in study.arms] == [None, "low, constant", None, "high, constant"]
+    assert [(arm.label, seed) for arm, seed in study.order()] == [
+        (label, seed) for seed in (1, 2, 3) for label in labels
+    ]
+    assert study.arms[3].recipe.learner.learning_rate == 1e-3
+    assert study.arms[3].recipe.learner.lr_schedule.decay == 0.5
+
+
+def test_arms_may_be_listed(tmp_path: Path) -> None:
+    text = """\
+recipe: recipes/test.yaml
+arms:
+  - {label: a}
+  - {label: b, set: {learner.learning_rate: 0.01}, against: a}
+seeds: [7, 3]
+cycles: 4
+"""
+    study = small(workspace_with(tmp_path, text))
+    assert [(arm.label, arm.against) for arm in study.arms] == [("a", None), ("b", "a")]
+    assert study.seeds == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cycles: 5", "cycle: 5", "small.yaml:12: cycle: unknown key\n  did you mean cycles?"),
+        ("label: high,", "lable: high,", "factors.rate.1.lable: unknown key\n  did you mean label?"),
+        ("label: high, set", "label: high, sett: {}, set", "unknown key\n  did you mean set?"),
+        ("learning_rate: 1.0e-3", "learning_rat: 1.0e-3", "high: learner.learning_rat: unknown key\n  did you mean "
+         "learner.learning_rate?"),
+        ("learning_rate: 1.0e-3", "learning_rate: 5.0e-4", "and 'high, constant' are the same training"),
+        ("learner.learning_rate: 1.0e-3", "evaluation.select_prompts: 50", "are measured differently"),
+        ("learner.learning_rate: 1.0e-3", "budget.cycles: 9", "budget.cycles cannot be set here: `cycles` of"),
+        ("learner.learning_rate: 1.0e-3", "learner.early_stop: {}", "learner.early_stop is on"),
+        ("learner.learning_rate: 1.0e-3", "learner.lr_schedule: {kind: step}", "is set by rate.high too"),
+        ("recipes/test.yaml", "recipes/tset.yaml", "did you mean"),
+        ("recipes/test.yaml", "../test.yaml", "recipe"),
+        ("label: high,", "label: low,", "factors.rate must have each label once"),
+        ("{schedule: constant}", "{schedul: constant}", "no such factor; did you mean schedule?"),
+        ("{schedule: constant}", "{schedule: konstant}", "did you mean constant?"),
+        ("seeds: 3", "seeds: [1, 1]", "seeds must differ"),
+        ("seeds: 3", "seeds: 0", "seeds must be at least one"),
+        ("end_window: 2", "end_window: 6", "end_window must be at most cycles"),
+        ("factors:", "arms: [{label: a}]\nfactors:", "either `factors` or `arms`, got both"),
+        ("label: low,", 'label: "a, b",', "must be a short text without commas"),
+        ("label: low,", "label: 0.1,", "should be a valid string"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in STUDY
+    workspace = workspace_with(tmp_path, STUDY.replace(old, new, 1))
+    with pytest.raises(InvalidFile) as refused:
+        small(workspace)
+    assert said in str(refused.value)
+    assert "small.yaml" in str(refused.value)
+
+
+def test_a_training_is_named_by_what_it_is(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path)
+    recipe = load_recipe(workspace.recipes / "test.yaml")
+    known = training_digest(recipe)
+    assert training_digest(with_keys(recipe, {"description": "other words", "seed": 9})) == known
+    assert training_digest(with_keys(recipe, {"learner.lr_schedule.decay": 0.3})) == known  # a constant reads no decay
+    assert training_digest(with_keys(recipe, {"learner.epochs_per_cycle": 1})) == known  # the default
+    assert training_digest(with_keys(recipe, {"learner.epochs_per_cycle": 2})) != known
+    assert training_digest(with_keys(recipe, {"model.lora": {}})) != known
+    assert training_digest(with_keys(recipe, {"budget.train_seconds": None, "budget.cycles": 4})) != known

@@ -1,0 +1,232 @@
+"""What the documentation says of the program is so: commands, links, paths, keys, and what is written from the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+
+from agent.campaign.verdict import Kind
+from agent.cli.app import app
+from agent.cli.main import register
+from agent.errors import PlaybookError
+from agent.ledger.events import KINDS
+from agent.ledger.messages import TRAILERS
+from agent.ledger.table import COLUMNS
+from agent.plan.planner import plan
+from agent.plan.playbook import load_playbook
+from agent.recipe.files import field_at, load_recipe
+from agent.recipe.schema import Recipe, leaf_keys, section_of
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+register()
+PROGRAM: Any = typer.main.get_command(app)
+
+FENCE = re.compile(r"^ *(?P<fence>```+)[^\n]*\n(?P<body>.*?)^ *(?P=fence)`*\s*$", re.M | re.S)
+INLINE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
+PLACEHOLDERS = {"N": "1", "STEPS": "1", "SHARE": "0.5", "NUMBER": "1"}
+"""Words that stand for a number where the program wants one."""
+
+
+def fenced(text: str) -> Iterator[str]:
+    """Lines of code blocks, fenced or indented, with lines that a backslash continues put together."""
+    bodies = [found["body"] for found in FENCE.finditer(text)]
+    bodies.append("\n".join(line[4:] for line in FENCE.sub("", text).splitlines() if line.startswith("    ")))
+    for body in bodies:
+        yield from body.replace("\\\n", " ").splitlines()
+
+
+def inline(text: str) -> Iterator[str]:
+    for found in INLINE.finditer(FENCE.sub("", text)):
+        yield " ".join(found.group(2).replace("\\|", "|").split())
+
+
+def calls(text: str) -> Iterator[list[str]]:
+    """Arguments of every `raft-agent ...`, in blocks and in the middle of a line, without what a shell does with it."""
+    yield from mentions(text)
+    for line in [*fenced(text), *inline(text)]:
+        for found in re.finditer(r"(?<![\w/.-])raft-agent (?=[a-z-])", line):
+            yield arguments_of(line[found.end() :])
+
+
+def mentions(text: str) -> Iterator[list[str]]:
+    """`init --data`: a command and its option, without the program's name and not always whole."""
+    for words in inline(text):
+        if words.split(" ")[0] in PROGRAM.commands and " -" in words:
+            name, *rest = arguments_of(words)
+            lacking = [
+                one for one in PROGRAM.commands[name].params if one.param_type_name == "argument" and one.required
+            ]
+            yield [name, *(["X"] * len(lacking) if rest[0].startswith("-") else []), *rest]
+
+
+def arguments_of(line: str) -> list[str]:
+    line = line.replace("...", "").replace("[", "").replace("]", "")
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[str] = []
+    for word in lexer:
+        if set(word) <= set("();<>|&"):
+            break
+        if word != "OPTIONS":
+            found.append(PLACEHOLDERS.get(word, word))
+    return found
+
+
+def problem_of(arguments: list[str]) -> str | None:
+    """None where the program takes these arguments: the command exists, and so do its options, with values it reads."""
+    name, *rest = arguments
+    if name.startswith("-"):
+        return None if name in ("--help", "-h", "--version") else f"no option {name}"
+    if name not in PROGRAM.commands:
+        return f"no command {name}"
+    if {"--help", "-h"} & set(rest):
+        return None
+    try:
+        PROGRAM.commands[name].make_context(name, list(rest) + (["1"] if wants_a_value(name, rest) else []))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def wants_a_value(name: str, rest: list[str]) -> bool:
+    """The last word is an option that a text only mentions, without its value."""
+    return any(rest[-1:] == [one] and not option.is_flag for option in options_of(name) for one in option.opts)
+
+
+def options_of(name: str) -> list[Any]:
+    return [one for one in PROGRAM.commands[name].params if one.param_type_name == "option"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_is_one_that_the_program_takes(page: Path) -> None:
+    wrong = {" ".join(one): problem for one in calls(page.read_text("utf-8")) if (problem := problem_of(one))}
+    assert not wrong
+
+
+def test_the_search_for_command_lines_finds_what_is_wrong() -> None:
+    block = "```\nX=1 raft-agent frob | head   # raft-agent lr\n$ raft-agent show 1 2\n```\n"
+    text = f"`raft-agent lr --nope` and\n\n{block}`plan --wrong`"
+    found = [" ".join(one) for one in calls(text) if problem_of(one)]
+    assert sorted(found) == ["frob", "lr --nope", "plan --wrong", "show 1 2"]
+
+
+# --- links, paths, keys --------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", FENCE.sub("", path.read_text("utf-8")), re.M):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        found.add(slug if slug not in found else f"{slug}-1")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {target}, which has no such heading"
+
+
+PATHS = re.compile(r"(?<![\w/.-])(?:agent|tests|scripts|docs|recipes|hypotheses)/[\w./*-]*\w")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_of_this_repository_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for words in [*inline(text), *fenced(text)]:
+        for name in PATHS.findall(words):
+            made = "RECIPE" in name or name in OF_A_WORKSPACE
+            assert made or any(ROOT.glob(name)), f"{page.name} names {name}"
+
+
+OF_A_WORKSPACE = {"recipes/main.yaml", "hypotheses/my-ideas.yaml"}
+"""Files that a reader makes."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_recipe_key_is_one(page: Path) -> None:
+    sections = {name for name, field in Recipe.model_fields.items() if section_of(field.annotation)}
+    files = {"py", "md", "yaml", "jsonl", "json", "txt", "tsv"}
+    for words in inline(page.read_text("utf-8")):
+        found = re.match(r"([a-z]+)((?:\.[a-z_0-9]+)+)(?![\w/(])", words)
+        if found and found[1] in sections and words.rpartition(".")[2] not in files:
+            key = found[0]
+            known = field_at(key) is not None or any(name.startswith(f"{key}.") for name in leaf_keys())
+            assert known, f"{page.name} names the key {key}"
+
+
+# --- what is written from the code ---------------------------------------------------------------------------
+
+
+def test_the_pages_that_are_written_from_the_code_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/make_docs.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_journal_page_describes_every_column_event_and_trailer() -> None:
+    text = (ROOT / "docs/journal.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w-]+)`", text, re.M)
+    assert [row for row in rows if row in COLUMNS] == list(COLUMNS), "every column, in order"
+    assert not KINDS - set(rows), "every kind of event"
+    assert not set(TRAILERS) - set(rows), "every trailer"
+
+
+def test_the_example_of_the_playbook_does_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/playbook.md").read_text("utf-8")
+    example = textwrap.dedent(re.findall(r"^   ```yaml\n(.*?)^   ```", page, re.M | re.S)[0])
+    folder = shutil.copytree(ROOT / "hypotheses", tmp_path / "ws/hypotheses")
+    (folder / "my-ideas.yaml").write_text(example)
+    recipe = load_recipe(ROOT / "recipes/tiny-addition.yaml")
+    ranking = plan(load_playbook(folder), recipe=recipe, only="my-broader")
+    (proposal,) = ranking.proposals
+    assert f"1. {proposal.score:.3f}  {proposal.subject}" in page
+    assert ranking.note in page
+    (folder / "my-ideas.yaml").write_text(example.replace("entropy_collapse", "entropy_colapse"))
+    with pytest.raises(PlaybookError) as wrong:
+        load_playbook(folder)
+    assert f"hypotheses.0 (my-broader).answers: {wrong.value.message}" in page
+
+
+def test_every_kind_of_verdict_is_explained() -> None:
+    rows = re.findall(
+        r"^\| `([a-z]+)` \| (?:keep|discard|crash) \|", (ROOT / "docs/verdicts.md").read_text("utf-8"), re.M
+    )
+    assert set(rows) == set(get_args(Kind))
+
+
+def test_every_script_is_explained_and_takes_the_options_that_are_named() -> None:
+    scripts = sorted((ROOT / "tests/benchmarks").glob("*.py"))
+    table = (ROOT / "docs/benchmarks.md").read_text("utf-8").split("## Scripts")[1].split("\n## ")[0]
+    assert [path.name for path in scripts if f"`{path.name}" not in table] == []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for line in [*fenced(text), *inline(text)]:
+            for name, rest in re.findall(r"python (tests/benchmarks/\w+\.py)([^#|]*)", line):
+                for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+                    assert f'"{option}"' in (ROOT / name).read_text("utf-8"), f"{page.name}: {name} has no {option}"
