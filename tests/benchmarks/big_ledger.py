@@ -52,7 +52,7 @@ def main() -> None:
     if options.no_timing:
         return
     show = ["show", str(options.rows // 2)]
-    for command in (["status"], ["log"], ["log", "--json"], show, [*show, "--json"], ["--help"]):
+    for command in (["status"], ["log"], ["log", "--json"], show, ["report"], ["--help"]):
         wall, processor, memory = timed(command, workspace.root, options.repeat)
         print(f"raft-agent {' '.join(command):20} {wall:6.2f} s, {processor:6.2f} s of a processor, {memory:5.0f} MB")
     for what, seconds in paid_in_the_loop(workspace).items():
