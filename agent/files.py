@@ -173,12 +173,12 @@ class Growing:
         except FileNotFoundError:
             self._begin_anew()
             return []
-        whole, newline, _ = data.rpartition(b"\n")
-        if not newline:
-            return []
-        self._offset += len(whole) + 1
-        self._before = (whole + newline)[-CHECKED_BYTES:]
-        return whole.split(b"\n")
+        *lines, torn = data.split(b"\n")
+        whole = len(data) - len(torn)
+        if whole:
+            self._offset += whole
+            self._before = data[max(0, whole - CHECKED_BYTES) : whole]
+        return lines
 
     def _new_bytes(self, file: IO[bytes]) -> bytes:
         status = os.fstat(file.fileno())

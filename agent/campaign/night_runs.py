@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.campaign.story import ARMS, key_of
+from agent.campaign.stairs import key_of
+from agent.campaign.story import ARMS
 from agent.contract import CYCLES, SAMPLES, TELEMETRY
 from agent.files import Stamp, stamp_or_none
 from agent.ledger.state import CampaignState, Run
