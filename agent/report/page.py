@@ -27,7 +27,7 @@ from agent.report import charts as drawings
 from agent.report import look
 from agent.report.night import Night
 from agent.report.numbers import Numbers, moment, plain, time_of
-from agent.report.staircase import staircase
+from agent.report.staircase import has_values, staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
 from agent.text import clean, one_line
 
@@ -63,6 +63,7 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
         library=Markup(library) if library else None,
         why_no_charts=why_no_charts or NO_CHARTS,
         data=Markup(as_data(_data(night, curves))) if charts else None,
+        has_staircase=has_values(night),
         has_effects=drawings.effects(night) is not None,
         guard_value=look.guard_value,
         curves=curves,

@@ -59,7 +59,7 @@ def staircase(night: Night, *, by: str = "time") -> Spec:
 
 
 def _x_axis(night: Night, by: str) -> Spec:
-    title = "idea" if by != "time" else f"consumed {'minutes' if _in_minutes(night) else 'hours'}"
+    title = "idea" if by != "time" else f"consumed {_unit(night)[0]}"
     axis: Spec = {"grid": False, "tickCount": 8} | ({} if by == "time" else {"tickMinStep": 1, "format": "d"})
     return {
         "field": "x",
@@ -83,8 +83,10 @@ def _y_axis(night: Night, low: float, high: float) -> Spec:
     }
 
 
-def _in_minutes(night: Night) -> bool:
-    return night.consumed_s < 2 * 3600
+def _unit(night: Night) -> tuple[str, int]:
+    """(name, seconds) of what the x axis counts."""
+    known = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+    return next(unit for unit in known if night.consumed_s >= 2 * unit[1] or unit[1] == 1)
 
 
 def _layer(data: str, mark: Spec, encoding: Spec) -> Spec:
@@ -128,6 +130,11 @@ def _points(x: Spec, y: Spec, *, small: bool) -> Spec:
     }
 
 
+def has_values(night: Night) -> bool:
+    """Whether there is anything to draw: a campaign of another version may tell no metric."""
+    return any(finite(value) is not None for step in night.steps for value in (step.value, step.best))
+
+
 # --- its data ----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +171,7 @@ def _rows(night: Night, by: str) -> list[Spec]:
 def _places(night: Night, by: str) -> list[float]:
     """Where each step stands; one whose time is not known stands with the one before it."""
     places, last = [], 0.0
-    unit = 60 if _in_minutes(night) else 3600
+    _, unit = _unit(night)
     for step in night.steps:
         at = finite(step.at_s)
         last = float(step.number) if by != "time" else round(at / unit, 4) if at is not None else last
@@ -175,7 +182,7 @@ def _places(night: Night, by: str) -> list[float]:
 def _line(night: Night, by: str, rows: list[Spec]) -> list[Spec]:
     """The incumbent's metric, with two sigma_run about it, to where the night stands."""
     half = 2 * (finite(night.noise.sigma_run) or 0.0)
-    unit = 60 if _in_minutes(night) else 3600
+    _, unit = _unit(night)
     points = [
         (x, best)
         for step, x in zip(night.steps, _places(night, by), strict=True)

@@ -281,6 +281,19 @@ def test_without_charts_the_page_says_why_and_has_the_staircase_as_a_table() -> 
     assert "Nothing is measured" in Seen(render_page(interrupted(), charts=None)).words
 
 
+def test_a_night_without_values_draws_nothing() -> None:
+    steps = tuple(replace(step, value=None, best=None) for step in good().steps)
+    page = render_page(replace(good(), steps=steps), charts=FAKE)
+    assert "there is nothing to draw" in page
+    assert 'id="stairs"' not in page
+
+
+@pytest.mark.parametrize(("consumed", "title"), [(90.0, "seconds"), (600.0, "minutes"), (8 * 3600.0, "hours")])
+def test_the_time_axis_has_a_unit_that_fits(consumed: float, title: str) -> None:
+    spec = staircase(replace(good(), consumed_s=consumed))
+    assert spec["layer"][0]["encoding"]["x"]["title"] == f"consumed {title}"
+
+
 def test_numbers_that_are_none_or_not_finite_are_left_empty() -> None:
     night = good()
     nan = float("nan")

@@ -86,7 +86,7 @@
     for (const [over, heading, title] of [["cycles", "Over cycles", "cycle"], ["seconds", "Over its seconds", "seconds"]]) {
       const names = [...new Set(runs.flatMap((run) => run[over].series.map(([name]) => name)))];
       if (!names.length) continue;
-      place.append(make("h4", heading));
+      place.append(make(place.closest(".card") ? "h4" : "h3", heading));
       for (const name of names) {
         const values = runs.flatMap((run) => {
           const found = run[over].series.find(([other]) => other === name);
