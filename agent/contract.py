@@ -13,9 +13,10 @@ as a hang, and the agent must outlive both. Any program that keeps this contract
         [--trust-remote-code DIGEST]  where the recipe asks for the model's own code: which code the user has confirmed
 
 Files in DIR, whose rows are the models below: `plan.json`, `cycles.jsonl`, `select.jsonl`, `rung.jsonl`, `eval.jsonl`,
-`heartbeat`, `checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name leaves
-`failure.json`. Rows are appended as they happen, so that whoever watches can judge a training before its end; the last
-line may be torn, and a trainer that writes no `select.jsonl` or `rung.jsonl` can only be judged later.
+`samples.jsonl`, `heartbeat`, `checkpoint/`, and last and atomically `summary.json`. A failure that the trainer can name
+leaves `failure.json`. Rows are appended as they happen, so that whoever watches can judge a training before its end;
+the last line may be torn, and a trainer that writes no `select.jsonl` or `rung.jsonl` can only be judged later.
+`samples.jsonl` is for people alone: a trainer may do without it, and nothing is judged by it.
 Started again on the same DIR it goes on where it stopped: rows of cycles that it repeats are taken out first, so that
 no cycle is there twice. SIGTERM: finish the step, write the summary with `stopped: true`, leave within 20 s. Exit 0
 only with a summary.
@@ -32,6 +33,7 @@ CYCLES = "cycles.jsonl"
 SELECT = "select.jsonl"
 RUNG = "rung.jsonl"
 EVAL = "eval.jsonl"
+SAMPLES = "samples.jsonl"
 HEARTBEAT = "heartbeat"
 CHECKPOINT = "checkpoint"
 SUMMARY = "summary.json"
@@ -55,6 +57,10 @@ DECLINE = "decline"
 Phase = Literal["start", "load", "compile", "generate", "verify", "train", "evaluate", "save"]
 Split = Literal["train", "select", "search", "confirm", "holdout"]
 HELD_OUT: tuple[Split, ...] = ("search", "confirm", "holdout")
+SampledSplit = Literal["select", "search"]
+SAMPLED_SPLITS: tuple[SampledSplit, ...] = get_args(SampledSplit)
+"""Splits whose prompts people may read; those of the others are to stay unknown."""
+SAMPLED_PROMPTS = 12
 CrashClass = Literal["typo", "oom", "backend", "numeric", "data", "timeout", "resource", "unknown"]
 CRASH_CLASSES: tuple[CrashClass, ...] = get_args(CrashClass)
 FinishReason = Literal["stop", "length"]
@@ -187,6 +193,26 @@ class EvalRow(Row):
     digest: str | None = None
     """Eight hexadecimal digits that name the completion's token ids: samples with the same one say the same, whatever
     their prompts. None where there was no room for an answer, or where a trainer does not tell."""
+
+
+class SampleText(Row):
+    """The first sample of one of the first SAMPLED_PROMPTS prompts of a split that was evaluated, in the split's order.
+
+    Without secrets, and cut where it is long, which the text then says. Control characters are in it as the model gave
+    them: whoever shows it cleans it (`agent.text.clean`).
+    """
+
+    split: SampledSplit
+    id: str
+    """As in `eval.jsonl`."""
+    prompt: str
+    """As the model was asked, special tokens and the response's prefix included."""
+    completion: str
+    reward: float
+    passed: bool
+    finish_reason: FinishReason
+    tokens: int
+    """Of the whole completion."""
 
 
 class Summary(Row):

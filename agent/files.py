@@ -7,13 +7,14 @@ the process, at any call.
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 Stamp = tuple[int, int, int, int]
 """Size, inode, times of the last change of content and of status (st_ctime_ns), nanoseconds. A process without special
@@ -117,16 +118,24 @@ def append_line(path: Path, text: str, *, durable: bool = True) -> None:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; lines that a kill tore are passed over. A missing file is empty."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from json_lines(file)
+
+
+def json_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The same of what is left of an open file."""
+    lines = io.TextIOWrapper(file, encoding="utf-8", errors="replace")
+    try:
+        for line in lines:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value
+    finally:
+        lines.detach()  # it is its opener's to close
 
 
 CHECKED_BYTES = 4096
@@ -164,12 +173,12 @@ class Growing:
         except FileNotFoundError:
             self._begin_anew()
             return []
-        whole, newline, _ = data.rpartition(b"\n")
-        if not newline:
-            return []
-        self._offset += len(whole) + 1
-        self._before = (whole + newline)[-CHECKED_BYTES:]
-        return whole.split(b"\n")
+        *lines, torn = data.split(b"\n")
+        whole = len(data) - len(torn)
+        if whole:
+            self._offset += whole
+            self._before = data[max(0, whole - CHECKED_BYTES) : whole]
+        return lines
 
     def _new_bytes(self, file: IO[bytes]) -> bytes:
         status = os.fstat(file.fileno())

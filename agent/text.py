@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 ANSI = re.compile(
@@ -66,15 +66,22 @@ def _shown(character: str) -> str:
 
 def redacted(value: Any, environment: Mapping[str, str] | None = None) -> Any:
     """A value of JSON with every text in it redacted."""
+    secrets = _secrets(environment)
+    return _redacted(value, functools.cache(lambda text: _redact(text, secrets)))
+
+
+def _redacted(value: Any, of_text: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return redact(value, environment)
+        return of_text(value)
     if isinstance(value, Mapping):
-        return {key: redacted(item, environment) for key, item in value.items()}
-    return [redacted(item, environment) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _redacted(item, of_text) for key, item in value.items()}
+    return [_redacted(item, of_text) for item in value] if isinstance(value, list | tuple) else value
 
 
 # --- secrets -----------------------------------------------------------------------------------------------
 
+Secrets = tuple[re.Pattern[str], dict[str, str]]
+"""What to look for, and the name of each spelling."""
 SHORTEST = 6
 """Characters of a variable's value below which it is no secret worth the name, and too likely a word of any text."""
 SHORT = 8
@@ -164,6 +171,10 @@ NAMED_SHAPES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ),
 )
 """The same, where what stands before it says that it is one, and stays."""
+REPLACED = (
+    *((f"[redacted {name}]", hints, shape) for name, hints, shape in SHAPES),
+    *((rf"\g<before>[redacted {name}]", hints, shape) for name, hints, shape in NAMED_SHAPES),
+)
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -172,17 +183,25 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     Secrets are the values of the environment's variables with telling names (default: this process's), and what has
     the shape of a token, a key, or a password in an address.
     """
+    return _redact(text, _secrets(environment)) if len(text) >= SHORTEST else text
+
+
+def _secrets(environment: Mapping[str, str] | None) -> Secrets | None:
     given = _own_environment() if environment is None else tuple(sorted(environment.items()))
-    known = _values(given, frozenset(_named_secrets))
-    if known is not None:
-        pattern, names = known
+    return _values(given, frozenset(_named_secrets))
+
+
+def _redact(text: str, secrets: Secrets | None) -> str:
+    if len(text) < SHORTEST:  # no shape is shorter either
+        return text
+    if secrets is not None:
+        pattern, names = secrets
         text = pattern.sub(lambda found: f"[redacted {names[found.group()]}]", text)
-    for name, hints, shape in SHAPES:
-        if any(hint in text for hint in hints):
-            text = shape.sub(f"[redacted {name}]", text)
-    for name, hints, shape in NAMED_SHAPES:
-        if any(hint in text for hint in hints):
-            text = shape.sub(rf"\g<before>[redacted {name}]", text)
+    for replacement, hints, shape in REPLACED:
+        for hint in hints:
+            if hint in text:
+                text = shape.sub(replacement, text)
+                break
     return text
 
 
@@ -245,9 +264,7 @@ def _own_environment() -> tuple[tuple[str, str], ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _values(
-    environment: tuple[tuple[str, str], ...], named: frozenset[str]
-) -> tuple[re.Pattern[str], dict[str, str]] | None:
+def _values(environment: tuple[tuple[str, str], ...], named: frozenset[str]) -> Secrets | None:
     """(what to look for, name by spelling) of an environment's secrets. `named` are those whose names do not tell, and
     decide what is kept for the next call."""
     names: dict[str, str] = {}

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from agent.campaign.scores import Scores, table
 
@@ -145,6 +145,8 @@ class Comparison:
             return 0.0
         if alpha > 0.5:
             return -self._reach(1 - alpha)
+        from scipy import optimize  # which takes as long to import as all else that `show` does
+
         high = self.standard_error
         while self._tail(high) > alpha:
             high *= 2

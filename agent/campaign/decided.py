@@ -13,6 +13,8 @@ from agent.campaign.comparison import Comparison, RunNoise
 from agent.ledger.journal import CampaignState, Experiment
 from agent.report.words import points
 
+NUMBERS = frozenset(field.name for field in dataclasses.fields(Comparison)) - {"noise"}
+
 
 def measured_by(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return dict(numbers.get("measured_by") or {})
@@ -33,8 +35,7 @@ def comparison_from(told: Mapping[str, Any] | None) -> Comparison | None:
     """As the journal holds one; None where a number of it is not known."""
     if not told:
         return None
-    fields = {field.name for field in dataclasses.fields(Comparison)} - {"noise"}
-    known = {name: value for name, value in told.items() if name in fields}
+    known = {name: value for name, value in told.items() if name in NUMBERS}
     if any(value is None for value in known.values()):
         return None
     noise = told.get("noise")

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.campaign.recipes import loaded, texts_of
 from agent.campaign.replay import runs_of
-from agent.campaign.story import key_of
+from agent.campaign.stairs import key_of
 from agent.contract import CHECKPOINT, RECIPE
 from agent.errors import InvalidFile, Unavailable, UsageError
 from agent.ledger.journal import CampaignState, Run

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from agent.campaign.decided import direction_of, metric_of
 from agent.campaign.scores import Scores, scores_of, table
-from agent.campaign.story import key_of, search_runs
+from agent.campaign.stairs import key_of
+from agent.campaign.story import search_runs
 from agent.contract import EvalRow
 from agent.ledger.journal import CampaignState
 from agent.recipe.schema import Evaluation

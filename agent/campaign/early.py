@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize
 
 from agent.campaign.comparison import RunNoise, compare, group_noise
 from agent.campaign.done import HOPELESS, PAUSED
@@ -48,6 +47,8 @@ def share_that_tells(rows: Sequence[SelectRow], evaluation: Evaluation, *, way: 
     if len(known) < FEWEST_MEASUREMENTS:
         return None
     shares, values = np.array(sorted(known)).T
+    from scipy import optimize
+
     curve = optimize.isotonic_regression(values).x
     if curve[-1] - curve[0] <= ROUNDING:
         return None

@@ -13,7 +13,8 @@ from agent.campaign.decided import comparison_from
 from agent.campaign.delivered import Delivered
 from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
-from agent.campaign.story import key_of, tell
+from agent.campaign.stairs import key_of
+from agent.campaign.story import tell
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves

@@ -12,18 +12,16 @@ meanwhile. Against somebody who may change this program's memory, or the Python 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
+from agent.campaign.seal import first_edited
 from agent.contract import CHECKPOINT, EVAL, RECIPE, RUNG, SELECT, SUMMARY, Summary
 from agent.errors import AgentError, InvalidFile
-from agent.files import Stamp, read_jsonl, stamp_or_none
+from agent.files import Stamp, stamp_or_none
 from agent.ledger.events import CampaignStarted, Note, RunFinished
-from agent.ledger.journal import Journal
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import (
@@ -315,11 +313,11 @@ class Lockbox:
         """Raises YardstickChanged where the journal does not say what it said when verdicts were written: each verdict
         has the digest of all lines before it, and its record in git has its own."""
         session = self.session
-        broken = _first_edited(session.journal.path)
+        broken = first_edited(session.journal.path)
         if broken is None and session.branches is not None:
             told = {entry.experiment: entry.trailers.get(VERDICT) for entry in session.branches.log()}
             recorded = sorted(number for number, one in session.state.experiments.items() if one.recorded)
-            judged = verdict_digests(session.journal)
+            judged = session.seal.verdicts()
             broken = next((number for number in recorded if told.get(number) != judged.get(number)), None)
         if broken is not None:
             raise YardstickChanged(
@@ -365,38 +363,6 @@ class Lockbox:
 
 
 # --- what is looked at -------------------------------------------------------------------------------------
-
-
-def journal_digest(journal: Journal) -> str:
-    """Of all that the journal says so far; a line that a kill has torn says nothing."""
-    digest = hashlib.sha256()
-    for fields in read_jsonl(journal.path):
-        digest.update(_line(fields))
-    return digest.hexdigest()[:32]
-
-
-def verdict_digests(journal: Journal) -> dict[int, str]:
-    """Of the last verdict on each experiment. Its record on `best` has it as a trailer."""
-    found = {}
-    for fields in read_jsonl(journal.path):
-        if fields.get("kind") == "experiment_judged":
-            found[int(fields.get("experiment") or 0)] = digest_of(_line(fields))
-    return found
-
-
-def _first_edited(path: Path) -> int | None:
-    """The first experiment before whose verdict some line is not what it was."""
-    digest = hashlib.sha256()
-    for fields in read_jsonl(path):
-        before = fields.get("before")
-        if fields.get("kind") == "experiment_judged" and before and before != digest.hexdigest()[:32]:
-            return int(fields.get("experiment") or 0)
-        digest.update(_line(fields))
-    return None
-
-
-def _line(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True).encode() + b"\n"
 
 
 def _words(name: str) -> str:

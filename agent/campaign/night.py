@@ -30,6 +30,7 @@ from agent.campaign.night_recipe import Measuring, measuring_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, samples_of
 from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
+from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
 from agent.plan.planner import Ranking
@@ -99,13 +100,6 @@ def night_of(
         reproduce=reproduce(state, name, winner, standing),
         warnings=(*warnings, *_warnings(state, folders)),
     )
-
-
-def standing_of(state: CampaignState, *, running: bool) -> Standing:
-    """A journal that says `running` without a process behind it is of a campaign that was killed."""
-    if state.status == "running":
-        return "running" if running else "killed"
-    return state.status
 
 
 # --- the first sentence ------------------------------------------------------------------------------------

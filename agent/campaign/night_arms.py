@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, RunNoise, quantile
 from agent.campaign.decided import comparison_from
-from agent.campaign.story import key_of
+from agent.campaign.stairs import key_of
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Arm, Estimate, Gain

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.campaign.story import ARMS, key_of
-from agent.contract import CYCLES, TELEMETRY
+from agent.campaign.stairs import key_of
+from agent.campaign.story import ARMS
+from agent.contract import CYCLES, SAMPLES, TELEMETRY
 from agent.files import Stamp, stamp_or_none
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Curves, NearMiss, Shown
 from agent.run.plain import read_plain
 
-SAMPLES = "samples.jsonl"
 MOST_CYCLES = 60
 MOST_SECONDS = 120
 MOST_BYTES = 2_400_000

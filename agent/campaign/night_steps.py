@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.decided import comparison_from
-from agent.campaign.story import key_of
-from agent.ledger.state import CampaignState, Experiment, Run
+from agent.campaign.stairs import Stair, stairs_of
+from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Crash, Estimate, RuledOut, Step
 
 TELLING = ("inconclusive", "regressed")
@@ -19,98 +18,32 @@ TELLING = ("inconclusive", "regressed")
 
 def steps_of(state: CampaignState, *, minimize: bool) -> tuple[Step, ...]:
     """The baseline and all ideas, by number."""
-    on_search = SearchMetrics(state)
-    best = _best_line(state, on_search)
-    last = best.get(state.judged_order[-1]) if state.judged_order else None
-    return tuple(
-        _step(experiment, on_search, best.get(number, last), minimize=minimize)
-        for number, experiment in sorted(state.experiments.items())
-        if experiment.planned or experiment.judged
-    )
+    return tuple(_step(stair, minimize=minimize) for stair in stairs_of(state))
 
 
-class SearchMetrics:
-    """What recipes measured on the search split, by what their runs told the journal."""
-
-    def __init__(self, state: CampaignState):
-        self._state = state
-        self._by_key: dict[str, float] = {}
-        for run in state.runs.values():
-            value = _on_search(run)
-            if value is not None:
-                self._by_key[str(key_of(run))] = value
-
-    def of_idea(self, experiment: Experiment) -> float | None:
-        """Its run that was filtered; the baseline's repeats."""
-        told = _told_runs(experiment)
-        keys = list(told.get("search") or ()) if experiment.number else list(told.get("candidate") or ())
-        if experiment.judged is None:
-            keys = [str(key_of(run)) for run in experiment.attempt if _is_whole(run)]
-        return self._mean(keys)
-
-    def of_recipe(self, experiment: Experiment) -> float | None:
-        """As the next ideas are compared with: a kept idea's confirming runs, where they were measured there."""
-        confirmed = self._mean(list(_told_runs(experiment).get("candidate") or ()))
-        return self.of_idea(experiment) if confirmed is None else confirmed
-
-    def _mean(self, keys: Sequence[str]) -> float | None:
-        known = [self._by_key[key] for key in keys if key in self._by_key]
-        return statistics.fmean(known) if known else None
-
-
-def _told_runs(experiment: Experiment) -> Mapping[str, Any]:
-    return (experiment.judged.numbers.get("runs") or {}) if experiment.judged else {}
-
-
-def _is_whole(run: Run) -> bool:
-    words = run.words
-    return words is not None and words.role in ("baseline", "experiment") and words.arm in (None, "candidate")
-
-
-def _on_search(run: Run) -> float | None:
-    if run.words is None or run.finished is None or run.finished.ended_by == "stop":
-        return None
-    value = ((run.finished.summary or {}).get("metrics") or {}).get("search")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _best_line(state: CampaignState, on_search: SearchMetrics) -> dict[int, float | None]:
-    """By idea, what the incumbent had on search once it was judged."""
-    line: dict[int, float | None] = {}
-    best: float | None = None
-    for number in state.judged_order:
-        experiment = state.experiments[number]
-        if experiment.outcome == "keep":
-            value = on_search.of_recipe(experiment)
-            best = best if value is None else value
-        line[number] = best
-    return line
-
-
-def _step(experiment: Experiment, on_search: SearchMetrics, best: float | None, *, minimize: bool) -> Step:
+def _step(stair: Stair, *, minimize: bool) -> Step:
+    experiment, value = stair.experiment, stair.value
     planned, judged = experiment.planned, experiment.judged
     numbers = judged.numbers if judged else {}
     basis = comparison_from(numbers.get("basis"))
     search = comparison_from(numbers.get("search")) or (basis if not experiment.number else None)
-    value = on_search.of_idea(experiment)
-    crashed = judged is not None and judged.outcome == "crash"
     low, high = _around(search, minimize=minimize) if value is not None else (None, None)
     return Step(
         number=experiment.number,
-        title=planned.subject if planned else "",
-        outcome=judged.outcome if judged else "open",
-        kind=str(numbers.get("kind") or ""),
-        reason=judged.reason if judged else f"{experiment.status}, without an outcome so far",
+        title=stair.title,
+        outcome=stair.outcome,
+        kind=stair.kind,
+        reason=stair.reason,
         axis=planned.axis if planned else "",
         hypothesis=planned.hypothesis if planned else "",
         at_s=judged.consumed_s if judged else None,
         took_s=took_of(experiment),
-        value=None if crashed else value,
-        low=None if crashed else low,
-        high=None if crashed else high,
+        value=value,
+        low=low,
+        high=high,
         base=(planned.incumbent if planned else None) or 0,
         base_value=abs(search.incumbent) if search else None,
-        best=best,
+        best=stair.best,
         delta=Estimate(basis.delta, *basis.interval) if basis else None,
         crash_class=judged.crash_class if judged else None,
         commit=experiment.commit,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.campaign.decided import comparison_from
-from agent.ledger.state import CampaignState
+from agent.ledger.state import CampaignState, Experiment
 
 
 @dataclass(frozen=True)
@@ -92,28 +91,44 @@ def _ends_leads(one: Past) -> bool:
 
 def past_of(state: CampaignState) -> list[Past]:
     """In the order in which they were judged; the baseline is not among them."""
-    found = []
-    for number in state.judged_order:
-        experiment = state.experiments[number]
-        if number == 0:
-            continue
-        numbers = experiment.judged.numbers if experiment.judged else {}
-        planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
-        basis = comparison_from(numbers.get("basis"))
-        found.append(
-            Past(
-                number,
-                experiment.outcome or "",
-                str(numbers.get("kind", "")),
-                (numbers.get("basis") or {}).get("delta"),
-                numbers.get("p_value"),
-                tuple(planned.get("together") or ()),
-                planned.get("without"),
-                bool(planned.get("advance")),
-                bool(planned.get("of_lead")),
-                planned.get("again"),
-                (experiment.planned.incumbent if experiment.planned else None) or 0,
-                basis.p_as_if_known if basis and basis.noise else None,
-            )
-        )
-    return found
+    return [_past(experiment, _known_errors(experiment)) for experiment in _judged(state)]
+
+
+def lead_now(state: CampaignState) -> int:
+    """As `lead_of` says of all that was judged, but it looks back only as far as it has to."""
+    incumbent = (state.incumbent.experiment if state.incumbent else None) or 0
+    for experiment in reversed(_judged(state)):
+        one = _past(experiment, None)
+        if one.kind == "lead" or _ends_leads(one):
+            return lead_of([one], incumbent)
+    return incumbent
+
+
+def _judged(state: CampaignState) -> list[Experiment]:
+    return [state.experiments[number] for number in state.judged_order if number != 0]
+
+
+def _past(experiment: Experiment, p_as_if_known: float | None) -> Past:
+    numbers = experiment.judged.numbers if experiment.judged else {}
+    planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
+    return Past(
+        experiment.number,
+        experiment.outcome or "",
+        str(numbers.get("kind", "")),
+        (numbers.get("basis") or {}).get("delta"),
+        numbers.get("p_value"),
+        tuple(planned.get("together") or ()),
+        planned.get("without"),
+        bool(planned.get("advance")),
+        bool(planned.get("of_lead")),
+        planned.get("again"),
+        (experiment.planned.incumbent if experiment.planned else None) or 0,
+        p_as_if_known,
+    )
+
+
+def _known_errors(experiment: Experiment) -> float | None:
+    from agent.campaign.decided import comparison_from  # scipy comes with it, and who only reads does not need it
+
+    basis = comparison_from(experiment.judged.numbers.get("basis") if experiment.judged else None)
+    return basis.p_as_if_known if basis and basis.noise else None

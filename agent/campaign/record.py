@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.campaign.done import Done
-from agent.campaign.lockbox import VERDICT, journal_digest, verdict_digests
+from agent.campaign.lockbox import VERDICT
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
 from agent.campaign.verdict import Judgement
@@ -64,7 +64,7 @@ def judge(
         crash_class=diagnosis.crash_class if diagnosis and verdict.outcome == "crash" else None,
         note=outcome_note(verdict.outcome, verdict.reason, shown),
         row=row,
-        before=journal_digest(session.journal),
+        before=session.seal.so_far(),
     )
 
 
@@ -84,7 +84,7 @@ def record(session: Session, number: int) -> None:
         subject=f"{judged.outcome} #{number}: {planned.subject if planned else 'baseline'}",
         files={session.recipe_path: text} if text is not None else None,
         body=judged.reason,
-        trailers={**(planned.trailers if planned else {}), VERDICT: verdict_digests(session.journal).get(number)},
+        trailers={**(planned.trailers if planned else {}), VERDICT: session.seal.verdicts().get(number)},
     )
     bring_rows_in(session, number)
     session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)

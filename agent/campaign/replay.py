@@ -13,7 +13,8 @@ from typing import Any
 
 from agent.campaign.lockbox import COMMIT, FILE, MODEL
 from agent.campaign.recipes import RECIPES, loaded, texts_at, texts_of, version_of
-from agent.campaign.story import key_of, search_runs
+from agent.campaign.stairs import key_of
+from agent.campaign.story import search_runs
 from agent.contract import EVAL, HELD_OUT, Split
 from agent.errors import Unavailable, UsageError, WorkspaceError
 from agent.ledger.events import CampaignStarted, RunFinished, SharedLayerChanged

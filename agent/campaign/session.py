@@ -19,8 +19,9 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.limits import KnownLimit, Limits, contradicted
 from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
-from agent.campaign.past import lead_of, past_of
+from agent.campaign.past import lead_now
 from agent.campaign.pausing import NOW, asked_to_pause
+from agent.campaign.seal import Seal
 from agent.campaign.settings import Settings
 from agent.campaign.standing import standing
 from agent.contract import DECLINE, NO_STEP
@@ -81,19 +82,15 @@ class Session:
     steering: tuple[Stamp | None, Steering] | None = field(default=None, repr=False)
     """What `steer.md` said, and which writing of it that was (`steering.py`)."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)
-    _state: CampaignState | None = field(default=None, repr=False)
     _timekeeper: Timekeeper | None = field(default=None, repr=False)
 
     @property
     def state(self) -> CampaignState:
-        """What the journal adds up to."""
-        if self._state is None:
-            self._state = self.journal.state()
-        return self._state
+        """What the journal adds up to; what is told changes it."""
+        return self.journal.current()
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append to the journal."""
-        self._state = None  # a write that fails may have reached the file all the same
         self.journal.append(kind, **fields)
         if kind in RENEWING:
             self.renew()
@@ -153,6 +150,11 @@ class Session:
         """What the campaign measures by. Ask for it once the journal says how it was started."""
         return Lockbox(self)
 
+    @functools.cached_property
+    def seal(self) -> Seal:
+        """Digests of the journal."""
+        return Seal(self.journal)
+
     def recipe_from(self, files: Mapping[str, str], *, label: str) -> Recipe:
         """Load a recipe from texts by path, through real files, so that messages name file and line. The same texts are
         loaded once."""
@@ -188,7 +190,7 @@ class Session:
     @property
     def lead(self) -> int:
         """Experiment whose recipe the next ideas change; the incumbent where nothing leads."""
-        return lead_of(past_of(self.state), self.incumbent)
+        return lead_now(self.state)
 
     def base_of(self, number: int) -> int:
         """The experiment whose recipe this one changes."""

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.campaign.budget import RunCost, reserve_seconds
-from agent.campaign.night import standing_of
 from agent.campaign.night_recipe import measuring_of
-from agent.campaign.night_steps import steps_of
-from agent.campaign.past import lead_of, past_of
+from agent.campaign.past import lead_now
+from agent.campaign.stairs import Stair, stairs_of
 from agent.ledger.journal import CampaignState, Experiment, Run
-from agent.report.night import Standing, Step
+from agent.report.night import Standing
 from agent.report.snapshot import Mark, Snapshot
 from agent.text import one_line
 
@@ -28,10 +27,10 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
     incumbent = state.incumbent
     best = (incumbent.experiment if incumbent else None) or 0
     outcomes = Counter(one.outcome or "open" for one in ideas)
-    lead = lead_of(past_of(state), best)
+    lead = lead_now(state)
     cost = cost_so_far(state)
     measuring = measuring_of(state)
-    steps = steps_of(state, minimize=measuring.minimize)
+    stairs = list(stairs_of(state))
     stands = standing_of(state, running=process is not None)
     return Snapshot(
         at=at,
@@ -59,8 +58,8 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
             "ideas": len(ideas),
             **{what: outcomes[what] for what in ("keep", "discard", "crash", "open")},
         },
-        marks=tuple(_mark(step) for step in steps if step.number),
-        base=next((step.value for step in steps if not step.number), None),
+        marks=tuple(_mark(stair) for stair in stairs if stair.number),
+        base=next((stair.value for stair in stairs if not stair.number), None),
         judged=tuple(number for number in state.judged_order if number > 0),
         idea_s=cost.total_s if cost else None,
         reserve_s=reserve_seconds(cost) if cost else None,
@@ -70,6 +69,13 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
         trouble=f"{state.unknown} lines of the journal are of a newer version" if state.unknown else "",
     )
+
+
+def standing_of(state: CampaignState, *, running: bool) -> Standing:
+    """A journal that says `running` without a process behind it is of a campaign that was killed."""
+    if state.status == "running":
+        return "running" if running else "killed"
+    return state.status
 
 
 def _after(state: CampaignState, name: str, stands: Standing) -> str:
@@ -111,10 +117,10 @@ def _clean(text: str) -> str:
     return one_line(text)
 
 
-def _mark(step: Step) -> Mark:
-    words = {"title": _clean(step.title), "kind": _clean(step.kind), "reason": _clean(step.reason)}
-    best = step.best if step.outcome != "open" else None  # the line goes on past what has no outcome
-    return Mark(number=step.number, outcome=step.outcome, value=step.value, best=best, **words)
+def _mark(stair: Stair) -> Mark:
+    words = {"title": _clean(stair.title), "kind": _clean(stair.kind), "reason": _clean(stair.reason)}
+    best = stair.best if stair.outcome != "open" else None  # the line goes on past what has no outcome
+    return Mark(number=stair.number, outcome=stair.outcome, value=stair.value, best=best, **words)
 
 
 def _title(experiment: Experiment | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from agent.campaign.comparison import Comparison
@@ -16,6 +15,7 @@ from agent.campaign.decided import comparison_from, direction_of, look_words, me
 from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.levels import Used, left
 from agent.campaign.rules import Rules
+from agent.campaign.stairs import key_of
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves
 from agent.report.evidence import GuardLine, Paired, RunLine, Story
@@ -162,11 +162,6 @@ def search_runs(state: CampaignState, incumbent: int) -> list[str]:
     told = dict(experiment.judged.numbers.get("runs") or {}) if experiment.judged else {}
     keys = list(told.get("candidate") or ())
     return keys or [key_of(run) for run in experiment.runs if run.finished and run.finished.summary is not None]
-
-
-def key_of(run: Run) -> str:
-    """The name of the run's folder; a run that was begun again has another id in the same folder."""
-    return Path(run.words.out).name if run.words else run.id
 
 
 def _run_line(state: CampaignState, run: Run, arm: str | None) -> RunLine:

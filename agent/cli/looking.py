@@ -9,6 +9,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
+from agent.collector import no_collection
 from agent.errors import UsageError
 from agent.report.words import percent
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from agent.ledger.workspace import Workspace
     from agent.report.evidence import PromptLine
 
+SHOWN = 100
+"""Ideas that `log` prints on a terminal."""
 NAME = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last one.")
 JSON = typer.Option(False, "--json", help="Print as JSON.")
 
@@ -31,6 +34,7 @@ def state_of(workspace: Workspace, name: str) -> CampaignState:
 
 
 @app.command()
+@no_collection()
 def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
     """Show where the campaign stands."""
     from agent.campaign.onlooker import Onlooker
@@ -46,10 +50,15 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
 
 
 @app.command()
-def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
+@no_collection()
+def log(
+    campaign: str | None = NAME,
+    every: bool = typer.Option(False, "--all", help=f"All ideas; a terminal gets the last {SHOWN}, a pipe gets all."),
+    json_output: bool = JSON,
+) -> None:
     """List ideas and outcomes."""
     from agent.ledger.table import read_rows
-    from agent.report.terminal import console_for, rows_table
+    from agent.report.terminal import console_for, rows_lines, rows_table
 
     workspace = here()
     rows = read_rows(workspace.results) if workspace.results.exists() else []
@@ -65,12 +74,19 @@ def log(campaign: str | None = NAME, json_output: bool = JSON) -> None:
         print("no idea has an outcome yet")
         return
     console = console_for()
-    console.print(f"campaign {rows[-1].get('campaign')}, {rows[-1].get('recipe')}, {rows[-1].get('metric_name')}")
-    console.print(rows_table(rows, width=console.width))
-    console.print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the evidence")
+    print(f"campaign {rows[-1].get('campaign')}, {rows[-1].get('recipe')}, {rows[-1].get('metric_name')}")
+    if console.is_terminal:
+        shown = rows if every else rows[-SHOWN:]
+        console.print(rows_table(shown, width=console.width))
+        if len(shown) < len(rows):
+            print(f"the last {len(shown)} of {len(rows)} ideas; raft-agent log --all lists the others too")
+    else:
+        print("\n".join(rows_lines(rows)))
+    print(f"git log --notes=raft raft/{rows[-1].get('campaign')}/best tells the same with the evidence")
 
 
 @app.command()
+@no_collection()
 def show(
     number: int = typer.Argument(..., min=0, help="Number of the idea; 0 is the baseline."),
     campaign: str | None = NAME,

@@ -12,6 +12,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json
 from agent.cli.workspaces import campaign_name
+from agent.collector import no_collection
 from agent.errors import InvalidFile, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@no_collection()
 def report(
     campaign: str | None = typer.Option(None, "--campaign", "-c", help="Campaign. Default: the last one."),
     out: Path | None = typer.Option(None, "--out", help="Folder to write it into. Default: .raft/report/CAMPAIGN."),
@@ -60,12 +62,13 @@ def night_now(workspace: Workspace, name: str) -> Night:
     from agent.ledger.lock import campaign_holder
 
     journal = Journal(workspace.journal_path(name))
+    state, damages = journal.state_and_damages()
     night = night_of(
-        journal.state(),
+        state,
         name=name,
         running=campaign_holder(workspace, name) is not None,
         folders=RunFolders(workspace.root),
-        warnings=[f"{workspace.relative(journal.path)}: {damage}" for damage in journal.damages()],
+        warnings=[f"{workspace.relative(journal.path)}: {damage}" for damage in damages],
     )
     return _with_ranking_of_before(workspace, name, night)
 

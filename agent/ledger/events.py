@@ -25,7 +25,7 @@ FORMAT = 1
 class Event(BaseModel):
     """`seq` counts from 1 without gaps in an undamaged journal; `time` is Unix seconds of the wall clock."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str
     seq: int = Field(ge=1)
@@ -250,20 +250,22 @@ KnownEvent = Annotated[
     Field(discriminator="kind"),
 ]
 _known: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
+_validated = _known.validator.validate_python  # the adapter's own method looks at eight options first, for every line
 KINDS = frozenset(get_args(model.model_fields["kind"].annotation)[0] for model in get_args(get_args(KnownEvent)[0]))
 """Kinds of events that this version knows."""
 
 
 def event_from(fields: dict[str, Any]) -> Event:
     """The typed event of one journal line. Raises pydantic's ValidationError."""
-    event: Event = _known.validate_python(fields)
+    event: Event = _validated(fields)
     return event
 
 
 def read_event(fields: dict[str, Any]) -> Event | None:
     """As `event_from`, for lines from a disk: UnknownEvent where it is no known event, None where it is no event."""
     try:
-        return event_from(fields)
+        known: Event = _validated(fields)
+        return known
     except ValidationError:
         pass
     try:

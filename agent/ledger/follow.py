@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.collector import no_collection
 from agent.files import Growing
 from agent.ledger.consumed import read_consumed
 from agent.ledger.events import Event
-from agent.ledger.journal import event_of
+from agent.ledger.lines import event_of
 from agent.ledger.state import CampaignState, Folding
 
 
@@ -42,7 +43,8 @@ class JournalTail:
             return []
         if self._file.times != self._times:
             self._times, self._folding = self._file.times, Folding()
-        events = [event for line in lines if (event := event_of(line.decode(errors="replace"))) is not None]
-        for event in events:
-            self._folding.add(event)
+        with no_collection():
+            events = [event for line in lines if (event := event_of(line)) is not None]
+            for event in events:
+                self._folding.add(event)
         return events

@@ -17,18 +17,20 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from agent.collector import no_collection
 from agent.errors import WorkspaceError
-from agent.files import append_line, fsync_folder
+from agent.files import Stamp, append_line, fsync_folder, stamp_or_none
 from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
-from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from, read_event
-from agent.ledger.state import CampaignState, Experiment, Incumbent, Pending, Run, fold
+from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from
+from agent.ledger.lines import event_of, events_by_line
+from agent.ledger.state import CampaignState, Experiment, Folding, Incumbent, Pending, Run, fold
 from agent.text import redacted
 
 __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pending", "Run", "fold"]
@@ -59,6 +61,11 @@ class Journal:
         self.clock = clock
         self.consumed = consumed
         self._seq: int | None = None
+        self._folding: Folding | None = None
+        self._as_left: Stamp | None = None
+        """The file when `_folding` had all of it."""
+        self.readings = 0
+        """Times that `current` had to read all of it: as long as it stays, only `append` has changed the file."""
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -76,14 +83,26 @@ class Journal:
         except ValidationError as error:
             raise ValueError(f"journal event {kind!r}: {error}") from error
         line = json.dumps(_plain(event.model_dump(exclude_defaults=True)))
-        is_new = not self.path.exists()
-        self._seq = None  # where the write fails half-way, the file says what the next number is
+        before = stamp_or_none(self.path)
+        folding = self._folding if before == self._as_left else None
+        self._seq = self._folding = None  # where the write fails half-way, the file says what is in it
         with disk_errors(self.path):
             append_line(self.path, line)
-            if is_new:
+            if before is None:
                 fsync_folder(self.path.parent)
         self._seq = event.seq
+        if folding is not None:
+            self._fold_in(folding, line.encode(), before)
         return event
+
+    def _fold_in(self, folding: Folding, line: bytes, before: Stamp | None) -> None:
+        """The line as it would be read; where the file grew by anything else too, all of it is read anew instead."""
+        event, after = event_of(line), stamp_or_none(self.path)
+        grown = after[0] - (before[0] if before else 0) if after else 0
+        if event is not None and grown == len(line) + 1:
+            folding.add(event)
+            folding.state.consumed_s = max(folding.state.consumed_s, read_consumed(self.path))
+            self._folding, self._as_left = folding, after
 
     def events(self) -> Iterator[Event]:
         """Events in file order; lines that are torn or no event are passed over. A missing file has none.
@@ -95,18 +114,32 @@ class Journal:
                 yield event
 
     def state(self) -> CampaignState:
-        state = fold(self.events())
-        state.consumed_s = max(state.consumed_s, read_consumed(self.path))
-        return state
+        """All of it, read now."""
+        return self._add_up().state
+
+    @no_collection()
+    def _add_up(self) -> Folding:
+        folding = Folding()
+        for event in self.events():
+            folding.add(event)
+        folding.state.consumed_s = max(folding.state.consumed_s, read_consumed(self.path))
+        return folding
+
+    def current(self) -> CampaignState:
+        """The same, kept in memory: `append` adds its event to it, and it is read anew where a write has failed or
+        somebody else has written to the file."""
+        seen = stamp_or_none(self.path)
+        if self._folding is None or seen != self._as_left:
+            self._folding, self._as_left = self._add_up(), seen
+            self.readings += 1
+        return self._folding.state
 
     def _lines(self) -> Iterator[tuple[int, Event | None]]:
         """(line number, its event); None for a line that is none. Blank lines are left out."""
         if not self.path.exists():
             return
-        with disk_errors(self.path, "read"), self.path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip("\0 \t\r\n"):  # a power cut may leave a block of NUL at the end of a file
-                    yield number, event_of(line)
+        with disk_errors(self.path, "read"), self.path.open("rb") as file:
+            yield from events_by_line(file)
 
     # --- before a campaign is gone on with ------------------------------------------------------------------
 
@@ -141,24 +174,17 @@ class Journal:
             hint="use that version, or start a new campaign with raft-agent run --new",
         )
 
+    @no_collection()
+    def state_and_damages(self) -> tuple[CampaignState, list[str]]:
+        """Both in one reading."""
+        lines = list(self._lines())
+        state = fold(event for _, event in lines if event is not None)
+        state.consumed_s = max(state.consumed_s, read_consumed(self.path))
+        return state, _damages(lines)
+
     def damages(self) -> list[str]:
         """What is wrong with lines before the last one, in words; a torn last line is none, a kill leaves it so."""
-        found: list[str] = []
-        lines = list(self._lines())
-        expected = 1
-        for number, event in lines:
-            if event is None:
-                # torn by a kill and gone on after, where the numbers show that nothing is missing
-                follows = next((one for at, one in lines if at > number and one is not None), None)
-                if follows is not None and follows.seq != expected:
-                    found.append(f"line {number} is no event")
-                continue
-            if isinstance(event, UnknownEvent):
-                found.append(f"line {number}: this is no {event.kind} that can be understood")
-            if event.seq != expected:
-                found.append(f"line {number} is number {event.seq}, expected {expected}")
-            expected = event.seq + 1
-        return found
+        return _damages(list(self._lines()))
 
     def _last_seq(self) -> int:
         if self._seq is None:
@@ -166,13 +192,22 @@ class Journal:
         return self._seq
 
 
-def event_of(line: str) -> Event | None:
-    """The event of one line of a journal; None for one that is torn, empty, or none."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return read_event(fields) if isinstance(fields, dict) else None
+def _damages(lines: Sequence[tuple[int, Event | None]]) -> list[str]:
+    found: list[str] = []
+    expected = 1
+    for number, event in lines:
+        if event is None:
+            # torn by a kill and gone on after, where the numbers show that nothing is missing
+            follows = next((one for at, one in lines if at > number and one is not None), None)
+            if follows is not None and follows.seq != expected:
+                found.append(f"line {number} is no event")
+            continue
+        if isinstance(event, UnknownEvent):
+            found.append(f"line {number}: this is no {event.kind} that can be understood")
+        if event.seq != expected:
+            found.append(f"line {number} is number {event.seq}, expected {expected}")
+        expected = event.seq + 1
+    return found
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:

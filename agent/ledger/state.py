@@ -7,7 +7,7 @@ decides nothing about experiments; it says what is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -179,6 +179,8 @@ class CampaignState:
     """Events that this version does not understand."""
     last_seq: int = 0
     last_time: float | None = None
+    _confirming: set[int] = field(default_factory=set, repr=False, compare=False)
+    """What is in `confirm_order`."""
 
     @property
     def campaign(self) -> str | None:
@@ -268,26 +270,34 @@ class Folding:
 
     def __init__(self) -> None:
         self.state = CampaignState()
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: dict[int, Event | set[str]] = {}
+        """By number: the event that had it, or what all that had it say."""
 
     def add(self, event: Event) -> None:
-        identity = (event.seq, hash(repr(event)))
-        if identity not in self._seen:
-            self._seen.add(identity)
-            _apply(self.state, event)
+        """What says the same as an earlier one of its number changes nothing."""
+        before = self._seen.setdefault(event.seq, event)
+        if before is not event:  # to write out what an event says takes longer than to read it
+            words = before if isinstance(before, set) else {repr(before)}
+            self._seen[event.seq] = words
+            said = repr(event)
+            if said in words:
+                return
+            words.add(said)
+        _apply(self.state, event)
 
 
 def _apply(state: CampaignState, event: Event) -> None:
-    state.last_seq = max(state.last_seq, event.seq)
-    state.last_time = event.time if state.last_time is None else max(state.last_time, event.time)
-    state.consumed_s = max(state.consumed_s, event.consumed_s or 0.0)
+    if event.seq > state.last_seq:
+        state.last_seq = event.seq
+    if state.last_time is None or event.time > state.last_time:
+        state.last_time = event.time
+    if event.consumed_s is not None and event.consumed_s > state.consumed_s:
+        state.consumed_s = event.consumed_s
+    _APPLIED_BY.get(type(event), _apply_campaign)(state, event)
+
+
+def _apply_other(state: CampaignState, event: Event) -> None:
     match event:
-        case RunPlanned() | RunStarted() | RunFinished():
-            _apply_run(state, event)
-        case (
-            ExperimentPlanned() | ExperimentCommitted() | ExperimentFixed() | ExperimentJudged() | ExperimentRecorded()
-        ):
-            _apply_experiment(state, event)
         case Calibrated():
             state.calibration = dict(event.values)
         case ConstraintLearned():
@@ -298,10 +308,6 @@ def _apply(state: CampaignState, event: Event) -> None:
             state.notes.append(event)
         case UnknownEvent():
             state.unknown += 1
-        case BudgetTick():
-            pass
-        case _:
-            _apply_campaign(state, event)
 
 
 def _apply_campaign(state: CampaignState, event: Event) -> None:
@@ -327,7 +333,7 @@ def _apply_experiment(
     state: CampaignState,
     event: ExperimentPlanned | ExperimentCommitted | ExperimentFixed | ExperimentJudged | ExperimentRecorded,
 ) -> None:
-    experiment = state.experiments.setdefault(event.experiment, Experiment(event.experiment))
+    experiment = _experiment(state, event.experiment)
     match event:
         case ExperimentPlanned():
             experiment.planned = experiment.planned or event
@@ -341,6 +347,13 @@ def _apply_experiment(
             if experiment.recorded is None:
                 experiment.recorded = event
                 state.recorded_order.append(event.experiment)
+
+
+def _experiment(state: CampaignState, number: int) -> Experiment:
+    known = state.experiments.get(number)
+    if known is None:
+        known = state.experiments[number] = Experiment(number)
+    return known
 
 
 def _merged_fix(known: ExperimentFixed | None, event: ExperimentFixed) -> ExperimentFixed:
@@ -359,14 +372,17 @@ def _judge(state: CampaignState, experiment: Experiment, event: ExperimentJudged
         experiment.interruptions.append(event)
         experiment.interrupted_runs.update(run.id for run in experiment.runs)
         return
+    if experiment.judged is not None and experiment.outcome != event.outcome:
+        state.judged_order.remove(experiment.number)
     if experiment.outcome != event.outcome:
-        state.judged_order = [number for number in state.judged_order if number != experiment.number]
         state.judged_order.append(experiment.number)
     experiment.judged = event
 
 
 def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinished) -> None:
-    run = state.runs.setdefault(event.run, Run(event.run))
+    run = state.runs.get(event.run)
+    if run is None:
+        run = state.runs[event.run] = Run(event.run)
     match event:
         case RunPlanned():
             run.planned = run.planned or event
@@ -377,10 +393,11 @@ def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinishe
     number = run.experiment
     if number is None:
         return
-    experiment = state.experiments.setdefault(number, Experiment(number))
-    if all(known.id != run.id for known in experiment.runs):
+    experiment = _experiment(state, number)
+    if not any(known is run for known in reversed(experiment.runs)):
         experiment.runs.append(run)
-    if run.is_confirmation and number not in state.confirm_order:
+    if run.is_confirmation and number not in state._confirming:
+        state._confirming.add(number)
         state.confirm_order.append(number)
 
 
@@ -389,6 +406,16 @@ def _add_constraint(state: CampaignState, event: ConstraintLearned) -> None:
     known = [(limit.key, limit.relation, limit.value) for limit in state.constraints]
     if (event.key, event.relation, event.value) not in known:
         state.constraints.append(event)
+
+
+_APPLIED_BY: dict[type[Event], Callable[[CampaignState, Any], None]] = {
+    **dict.fromkeys((RunPlanned, RunStarted, RunFinished), _apply_run),
+    **dict.fromkeys(
+        (ExperimentPlanned, ExperimentCommitted, ExperimentFixed, ExperimentJudged, ExperimentRecorded),
+        _apply_experiment,
+    ),
+    **dict.fromkeys((Calibrated, ConstraintLearned, SharedLayerChanged, Note, UnknownEvent, BudgetTick), _apply_other),
+}
 
 
 def _pending(state: CampaignState) -> Iterator[Pending]:

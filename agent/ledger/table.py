@@ -9,7 +9,9 @@ that is not the one being written keeps its bytes and its place. It is no source
 from __future__ import annotations
 
 import codecs
+import functools
 import math
+import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +60,7 @@ COLUMNS = (
 )
 HEADER = "\t".join(COLUMNS)
 KEY_COLUMNS = ("campaign", "index")
+_KEY_PLACES = tuple(COLUMNS.index(column) for column in KEY_COLUMNS)
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -65,7 +68,7 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 forms)."""
 
 
-def cell(value: Any, *, redacted: bool = True) -> str:
+def cell(value: Any, *, redacted: bool = True, environment: Mapping[str, str] | None = None) -> str:
     """`value` as a cell: unknown (None, not finite) is empty, floats have six significant digits, text is one line.
 
     A cell never begins with a double quote, because common readers then look for its partner in later lines. Text that
@@ -77,7 +80,7 @@ def cell(value: Any, *, redacted: bool = True) -> str:
         return _number(value)
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    text = one_line(str(value)) if redacted else " ".join(visible(str(value)).split())
+    text = one_line(str(value), environment) if redacted else " ".join(visible(str(value)).split())
     if text.startswith(_FORMULA) and _NUMBER.fullmatch(text) is None:
         return "'" + text
     return "'" + text[1:] if text.startswith('"') else text
@@ -91,12 +94,14 @@ def _number(value: float) -> str:
     return f"{value + 0.0:.6g}"  # + 0.0 turns -0.0 into 0.0
 
 
-def cells(row: Mapping[str, Any]) -> dict[str, str]:
+def cells(row: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """All COLUMNS of a row, as they stand in the file. Raises ValueError for a key that is no column."""
     strange = set(row) - set(COLUMNS)
     if strange:
         raise ValueError(f"not columns of results.tsv: {sorted(strange)}")
-    return {column: cell(row.get(column), redacted=column not in KEY_COLUMNS) for column in COLUMNS}
+    return {
+        column: cell(row.get(column), redacted=column not in KEY_COLUMNS, environment=environment) for column in COLUMNS
+    }
 
 
 def number(row: Mapping[str, str], column: str) -> float | None:
@@ -132,7 +137,8 @@ def rebuild(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     Rows of other campaigns, and whatever the user wrote, stay.
     """
-    wanted = [cells(row) for row in rows]
+    environment = dict(os.environ)  # whose items are looked at for every cell, and which itself is slow to read
+    wanted = [cells(row, environment) for row in rows]
     for row in wanted:
         if not all(row[column] for column in KEY_COLUMNS):
             raise ValueError(f"a row needs campaign and index, got {row['campaign']!r} and {row['index']!r}")
@@ -186,11 +192,12 @@ class _Table:
     def put(self, row: Mapping[str, str]) -> bool:
         """Replace or append; False where the row is there already."""
         new = [row[column] for column in COLUMNS]
-        place = self._find(row)
+        place = self._places.get(_key(new))
         if place is None:
             if not self.lines[-1].endswith(b"\n"):
                 self.lines[-1] += self.ending
             self.lines.append("\t".join(new).encode() + self.ending)
+            self._places[_key(new)] = len(self.lines) - 1
             return True
         old = _split(self.lines[place])
         if old[: len(COLUMNS)] == new:
@@ -199,13 +206,13 @@ class _Table:
         self.lines[place] = text.encode("utf-8", "surrogateescape") + self.ending
         return True
 
-    def _find(self, row: Mapping[str, str]) -> int | None:
-        positions = [(COLUMNS.index(column), row[column]) for column in KEY_COLUMNS]
+    @functools.cached_property
+    def _places(self) -> dict[tuple[str, ...], int]:
+        """Of rows by what names them; the first of several."""
+        found: dict[tuple[str, ...], int] = {}
         for place, line in enumerate(self.lines[self.header + 1 :], start=self.header + 1):
-            found = _split(line)
-            if all(found[position].strip() == value for position, value in positions):
-                return place
-        return None
+            found.setdefault(_key(_split(line)), place)
+        return found
 
     def save(self) -> bool:
         """Write all lines; False, and nothing written, where somebody else wrote the file since it was read."""
@@ -226,6 +233,10 @@ def _split(line: bytes) -> list[str]:
     text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
     found: list[str] = text.split("\t")
     return found + [""] * (len(COLUMNS) - len(found))
+
+
+def _key(cells: Sequence[str]) -> tuple[str, ...]:
+    return tuple(cells[place].strip() for place in _KEY_PLACES)
 
 
 def _says_nothing(line: bytes) -> bool:

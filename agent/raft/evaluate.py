@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from agent.contract import EvalRow, Split
+from agent.contract import SAMPLED_PROMPTS, EvalRow, Split
 from agent.errors import DataError
 from agent.raft.answers import KEPT, AnswerCache
 from agent.raft.measure import mean
@@ -41,6 +41,8 @@ class Measured:
     seconds: float
     """That drawing and judging takes; where the completions came from the cache, that drawing them took then. So
     whoever plans the next evaluation, of other weights, is not misled."""
+    firsts: Sequence[Completion] = ()
+    """First samples of the first prompts, for people to read (`agent.raft.samples`)."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,15 @@ class Examiner:
         return ids
 
     def response_of(self, completion: Completion) -> str:
-        """What the verifier sees: the response prefix and the text, without the end-of-turn token."""
+        """What the verifier sees: the response prefix and the text."""
+        return self.recipe.prompt.response_prefix + self.text_of(completion)
+
+    def text_of(self, completion: Completion) -> str:
+        """Without the end-of-turn token."""
         tokens = completion.tokens
         if tokens and tokens[-1] in self.policy.stop_ids:
             tokens = tokens[:-1]
-        return self.recipe.prompt.response_prefix + self.policy.decode(tokens)
+        return self.policy.decode(tokens)
 
     def measure(
         self,
@@ -115,6 +121,7 @@ class Examiner:
             metric_of(ordered, self.recipe.evaluation.metric),
             sum(row.tokens for row in ordered),
             max(drawing, time.monotonic() - began),
+            [group[0] for group in completions[:SAMPLED_PROMPTS]],
         )
 
     def _answers(

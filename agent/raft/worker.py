@@ -34,11 +34,13 @@ from agent.contract import (
     EVAL,
     FAILURE,
     RUNG,
+    SAMPLES,
     SELECT,
     STOP_GRACE_SECONDS,
     SUMMARY,
     EvalRow,
     Failure,
+    SampleText,
     Summary,
 )
 from agent.errors import AgentError
@@ -152,7 +154,7 @@ class Worker(Preparation):
         options = self.options
         self.pulse.beat("start")
         self._read_recipe()
-        for name in (SUMMARY, EVAL):
+        for name in (SUMMARY, EVAL, SAMPLES):
             (options.out / name).unlink(missing_ok=True)
         try:
             self._settle()
@@ -383,12 +385,14 @@ class Worker(Preparation):
         sync_files([*rows, *(path for path in checkpoint.glob("*") if path.is_file()), checkpoint, out])
 
     def _evaluate(self, examiner: Examiner) -> dict[str, float]:
-        """Metric by split; the rows go to `eval.jsonl`."""
+        """Metric by split; the rows go to `eval.jsonl`, some texts to `samples.jsonl`."""
+        from agent.raft.samples import texts_of, write_samples
         from agent.raft.state import append_eval, write_eval
 
         assert self.splits is not None
         metrics: dict[str, float] = {}
         rows: list[EvalRow] = []
+        texts: list[SampleText] = []
         for name in self.options.splits:
             examples = getattr(self.splits, name)
             if name == "train":
@@ -404,6 +408,9 @@ class Worker(Preparation):
             self.evaluate_seconds += measured.seconds
             rows += measured.rows
             write_eval(self.options.out, rows)
+            texts += texts_of(examiner, examples, measured)
+            if texts:
+                write_samples(self.options.out, texts)
         return metrics
 
     def _write_summary(

@@ -9,7 +9,7 @@ import datetime
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -224,6 +224,25 @@ def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
     return table
 
 
+def rows_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """The same for a pipe, an idea on one line however long, so that `grep` finds an idea and not a part of one."""
+    head = ("#", "status", "metric", "delta [95%]", "description | reason")
+    table = [head, *(_in_cells(row) for row in rows)]
+    widths = [max(len(cells[column]) for cells in table) for column in range(4)]
+    for number, status, metric, delta, words in table:
+        yield (
+            f"{number:>{widths[0]}}  {status:<{widths[1]}}  {metric:>{widths[2]}}  {delta:>{widths[3]}}  {words}"
+        ).rstrip()
+
+
+def _in_cells(row: Mapping[str, str]) -> tuple[str, str, str, str, str]:
+    """Secrets are for whoever prints them to look for, in all of them at once."""
+    index, status, *words = (
+        " ".join(visible(row.get(name, "")).split()) for name in ("index", "status", "description", "reason")
+    )
+    return index, status, percent(_number(row.get("metric_value"))), _interval(row), " | ".join(filter(None, words))
+
+
 def _number(cell: str | None) -> float | None:
     """A cell of the table; None where it is empty."""
     try:
@@ -232,7 +251,7 @@ def _number(cell: str | None) -> float | None:
         return None
 
 
-def _interval(row: dict[str, str]) -> str:
+def _interval(row: Mapping[str, str]) -> str:
     known = [value for key in ("delta", "ci_low", "ci_high") if (value := _number(row.get(key))) is not None]
     if len(known) < 3:
         return ""

@@ -8,7 +8,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from agent.contract import CYCLES, EVAL, FAILURE, HEARTBEAT, LOG, PLAN, RECIPE, RUNG, SELECT, SUMMARY, TELEMETRY
+from agent.contract import (
+    CYCLES,
+    EVAL,
+    FAILURE,
+    HEARTBEAT,
+    LOG,
+    PLAN,
+    RECIPE,
+    RUNG,
+    SAMPLES,
+    SELECT,
+    SUMMARY,
+    TELEMETRY,
+)
 from agent.errors import AgentError, Busy, ResourceError, WorkspaceError
 from agent.files import write_atomic
 from agent.hardware.sensors import disk_free
@@ -21,7 +34,7 @@ from agent.run.telemetry import MOST_OBJECT
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
 
-OF_TRAINER = (PLAN, CYCLES, SELECT, RUNG, EVAL, HEARTBEAT, FAILURE, SUMMARY)
+OF_TRAINER = (PLAN, CYCLES, SELECT, RUNG, EVAL, SAMPLES, HEARTBEAT, FAILURE, SUMMARY)
 """What a trainer writes as plain files."""
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from agent.contract import CYCLES, EVAL, FAILURE, HEARTBEAT, LOG, PLAN, RUNG, SELECT, SUMMARY, TELEMETRY
+from agent.contract import CYCLES, EVAL, FAILURE, HEARTBEAT, LOG, PLAN, RUNG, SAMPLES, SELECT, SUMMARY, TELEMETRY
 from agent.files import fsync_folder, write_atomic
 from agent.text import redact, redacted
 
 DOCUMENTS = (FAILURE, PLAN, SUMMARY, HEARTBEAT)
-ROWS = (CYCLES, TELEMETRY)
+ROWS = (CYCLES, SAMPLES, TELEMETRY)
 MEASUREMENTS = (SELECT, RUNG, EVAL)
 """They have no words but the rows' own ids, and are hashed as the trainer wrote them."""
 LARGEST = 16 * 1024 * 1024

@@ -23,6 +23,7 @@ from agent.contract import (
     LOG,
     PLAN,
     RUNG,
+    SAMPLES,
     SELECT,
     SUMMARY,
     TELEMETRY,
@@ -34,6 +35,7 @@ from agent.contract import (
     RunLoad,
     RunPlan,
     Sample,
+    SampleText,
     SelectRow,
     Summary,
 )
@@ -78,6 +80,10 @@ class RunRecord:
     samples: list[Sample] = field(default_factory=list)
     """What the agent saw of the run and of the machine, in order, older ones thinned; none where nobody sampled."""
 
+    texts: list[SampleText] = field(default_factory=list)
+    """What was said to the first prompts of `select` and `search`, in the order of the file; none where the trainer
+    does not write it."""
+
     @cached_property
     def load(self) -> RunLoad | None:
         """What the samples say about how the machine was used; None without samples."""
@@ -101,6 +107,7 @@ def read_run(out: Path) -> RunRecord:
         select=_select(out, problems),
         rung=next(iter(_rows(out / RUNG, SelectRow, _cycle_of, problems)), None),
         samples=_samples(out, problems),
+        texts=_rows(out / SAMPLES, SampleText, _text_of, problems),
         problems=tuple(problems),
     )
 
@@ -113,6 +120,11 @@ def read_select(out: Path) -> list[SelectRow]:
 def read_samples(out: Path) -> list[Sample]:
     """What was sampled in this folder so far, in order; empty where there is no file."""
     return _samples(out, [])
+
+
+def read_texts(out: Path) -> list[SampleText]:
+    """What was said to the first prompts of `select` and `search`; empty where there is no file."""
+    return _rows(out / SAMPLES, SampleText, _text_of, [])
 
 
 def read_heartbeat(out: Path) -> Heartbeat | None:
@@ -218,6 +230,10 @@ def _cycle_of(row: CycleRow | SelectRow) -> int:
 
 def _sample_of(row: EvalRow) -> tuple[str, str, int]:
     return row.split, row.id, row.sample
+
+
+def _text_of(row: SampleText) -> tuple[str, str]:
+    return row.split, row.id
 
 
 def _select(out: Path, problems: list[str]) -> list[SelectRow]:

@@ -16,7 +16,7 @@ from nights import MACHINE, Night
 from agent.campaign.delivered import best_run, on_select
 from agent.campaign.export import lineage, wilson
 from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
-from agent.campaign.story import key_of
+from agent.campaign.stairs import key_of
 from agent.cli.main import register, run
 from agent.errors import Busy, InvalidFile, ResourceError, UsageError
 from agent.ledger.journal import Journal

@@ -17,10 +17,12 @@ from agent.campaign.budget import RunCost
 from agent.campaign.choose import attempts
 from agent.campaign.endgame import confirm_lead, crowds_out, least_seconds, seconds_of_the_end
 from agent.campaign.lead import to_advance
-from agent.campaign.past import Past, lead_of, promising, standing_leads
+from agent.campaign.past import Past, lead_now, lead_of, past_of, promising, standing_leads
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
+from agent.ledger.events import ExperimentJudged, ExperimentPlanned
+from agent.ledger.state import CampaignState, Experiment
 from agent.recipe.files import get_key, with_keys
 
 SLOW = hypothesis("slow", 0.3, set={"learner.learning_rate": 1e-4})
@@ -80,6 +82,29 @@ def test_whatever_happens_the_lead_is_the_last_one_that_stands_and_was_not_confi
     lead, standing = lead_of(story, incumbent), standing_leads(story)
     assert (lead == incumbent) is (len(standing) == confirmed)
     assert lead == incumbent or lead == max(standing)
+
+
+@given(st.lists(st.sampled_from(KINDS), max_size=12))
+def test_looking_back_no_further_than_needed_finds_the_same_lead(kinds: list[str]) -> None:
+    state = CampaignState()
+    state.experiments[0] = Experiment(0, judged=_judged(0, "keep", "baseline"))
+    for number, kind in enumerate(kinds, start=1):
+        outcome = "keep" if kind.startswith("kept") else "crash" if kind == "crash" else "discard"
+        together = [99] if kind in ("lead", "no better", "stack", "kept stack") else None
+        planned = ExperimentPlanned(
+            kind="experiment_planned", seq=1, time=0.0, experiment=number, hypothesis="", axis="", slug="", subject="",
+            files={}, together=together, advance=kind in ("lead", "no better"),
+        )  # fmt: skip
+        state.experiments[number] = Experiment(number, planned=planned, judged=_judged(number, outcome, kind))
+    state.judged_order = list(state.experiments)
+    kept = [number for number, kind in enumerate(kinds, start=1) if kind.startswith("kept")]
+    assert lead_now(state) == lead_of(past_of(state), kept[-1] if kept else 0)
+
+
+def _judged(number: int, outcome: Any, kind: str) -> ExperimentJudged:
+    return ExperimentJudged(
+        kind="experiment_judged", seq=1, time=0.0, experiment=number, outcome=outcome, reason="", numbers={"kind": kind}
+    )
 
 
 # --- when --------------------------------------------------------------------------------------------------

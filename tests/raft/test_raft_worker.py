@@ -18,7 +18,7 @@ import torch
 from raft_recipes import small_recipe
 from torch.nn.functional import linear
 
-from agent.contract import TIMING_FIELDS, CycleRow, EvalRow, RunPlan, SelectRow, Summary
+from agent.contract import TIMING_FIELDS, CycleRow, EvalRow, RunPlan, SampleText, SelectRow, Summary
 from agent.files import read_jsonl
 from agent.recipe.files import resolved_text
 
@@ -128,6 +128,12 @@ def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None
         assert sum(map(sum, one.scores.values())) / 8 == row.select_metric
     evals = [EvalRow(**row) for row in read_jsonl(finished_run / "eval.jsonl")]
     assert len(evals) == 8 * 2 + 4 * 2
+    texts = [SampleText(**row) for row in read_jsonl(finished_run / "samples.jsonl")]
+    first = [row for row in evals if row.split == "search" and row.sample == 0]
+    assert [(row.split, row.id, row.reward, row.tokens) for row in texts] == [
+        (row.split, row.id, row.reward, row.tokens) for row in first
+    ], "the prompts that confirm are nobody's to read"
+    assert all(row.prompt.startswith(row.id) for row in texts)
     told = summary(finished_run)
     for split in ("search", "confirm"):
         passed = [row.passed for row in evals if row.split == split]
@@ -280,6 +286,7 @@ def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
     run(out, model_cache, "--evaluate", str(finished_run / "checkpoint"))
     expected = [row for row in read_jsonl(finished_run / "eval.jsonl") if row["split"] == "search"]
     assert list(read_jsonl(out / "eval.jsonl")) == expected
+    assert list(read_jsonl(out / "samples.jsonl")) == list(read_jsonl(finished_run / "samples.jsonl"))
     assert summary(out).metrics == {"search": summary(finished_run).metrics["search"]}
     untrained = tmp_path / "untrained"
     write_recipe(untrained, SLOW)

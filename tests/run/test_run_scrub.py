@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.contract import CYCLES, FAILURE, LOG, SUMMARY
+from agent.contract import CYCLES, FAILURE, LOG, SAMPLES, SUMMARY
 from agent.run import scrub as scrubbing
 from agent.run.scrub import scrub, scrub_log
 
@@ -28,6 +28,7 @@ def test_every_file_of_the_contract(tmp_path: Path) -> None:
     torn = '{"cycle": 2, "note": "' + TOKEN
     rows = [json.dumps({"cycle": 1, "samples": 123456}), json.dumps({"cycle": 2, "note": said}), torn]
     (tmp_path / CYCLES).write_text("\n".join(rows))
+    (tmp_path / SAMPLES).write_text(json.dumps({"id": "a", "completion": said}) + "\n")
     assert scrub(tmp_path) == ()
     for path in tmp_path.iterdir():
         assert "canary" not in path.read_text(errors="replace"), path.name
