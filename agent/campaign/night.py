@@ -34,7 +34,7 @@ from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
 from agent.plan.planner import Ranking
-from agent.report.night import Gain, Next, Night, Noise, RuledOut, Standing
+from agent.report.night import Gain, Next, Night, Noise, Standing
 from agent.report.words import duration, points
 
 MOST_NEXT = 10
@@ -58,7 +58,6 @@ def night_of(
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
-    ruled_out = ruled_out_of(state)
     near = near_misses_of(state)
     following, note = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
@@ -67,7 +66,7 @@ def night_of(
     return Night(
         campaign=name,
         state=standing,
-        verdict=verdict_of(state, standing, measuring, winner, ruled_out),
+        verdict=verdict_of(state, standing, measuring, winner),
         recipe=started.recipe_path if started else "",
         model=measuring.model,
         task=measuring.task,
@@ -76,7 +75,7 @@ def night_of(
         machine=_machine(started.machine if started else {}),
         started_at=started.time if started else None,
         renewed_at=clock(),
-        budget_s=budget_of(state),
+        budget_s=state.budget_s,
         consumed_s=state.consumed_s,
         stopped=state.stop_reason or "",
         arms=arms_of(state, winner, by),
@@ -90,7 +89,7 @@ def night_of(
         crashes=crashes_of(state),
         limits=tuple(_limit(one) for one in state.constraints),
         shared_layer=tuple(_shared(one) for one in state.shared_changes),
-        ruled_out=ruled_out,
+        ruled_out=ruled_out_of(state),
         next=following,
         next_note=note,
         samples=samples,
@@ -105,9 +104,7 @@ def night_of(
 # --- the first sentence ------------------------------------------------------------------------------------
 
 
-def verdict_of(
-    state: CampaignState, standing: Standing, measuring: Measuring, winner: int, ruled_out: Sequence[RuledOut]
-) -> str:
+def verdict_of(state: CampaignState, standing: Standing, measuring: Measuring, winner: int) -> str:
     """Whether anything improved and whether it is real; else that nothing did, and what was ruled out."""
     if state.started is None and not state.experiments:
         return "nothing has run yet"
@@ -125,7 +122,7 @@ def verdict_of(
     numbers = state.calibration
     detectable = numbers.get("smallest_detectable")
     limit = limit_words(detectable, numbers.get("baseline"), metric=measuring.metric, minimize=measuring.minimize)
-    ruled = ruled_out_words(bounds_by_axis(state, ruled_out), detectable)
+    ruled = ruled_out_words(bounds_by_axis(state), detectable)
     words = NONE if judged else f"{NONE}: no idea was judged yet"
     words += f"; {ruled}" if ruled else ""
     if standing != "finished":
@@ -169,7 +166,7 @@ def _gain(gain: Gain) -> str:
 
 
 def _so_far(state: CampaignState, standing: Standing) -> str:
-    budget = budget_of(state)
+    budget = state.budget_s
     used = duration(state.consumed_s) + (f" of {duration(budget)}" if budget else "")
     if standing == "running":
         return f"running, {used} used"
@@ -218,10 +215,6 @@ def _noise_words(sigma: float | None, df: int | None, detectable: float | None, 
 
 
 # --- the rest ----------------------------------------------------------------------------------------------
-
-
-def budget_of(state: CampaignState) -> float | None:
-    return state.budget_s
 
 
 def _machine(told: Mapping[str, object]) -> str:
