@@ -59,7 +59,8 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
     prompts = measuring_of(state).prompts.get("confirm")
     usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
     return tuple(
-        _near_miss(state.experiments[number], basis, level, rules, usual, prompts) for _, number, basis in found[:MOST_SHOWN]
+        _near_miss(state.experiments[number], basis, level, rules, usual, prompts)
+        for _, number, basis in found[:MOST_SHOWN]
     )
 
 
