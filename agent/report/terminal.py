@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.control import Control
@@ -48,6 +48,10 @@ class PlainConsole(Console):
                 yield segment
             else:
                 yield Segment(visible(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Whoever reads may stop reading: `main` ends the command then, as for any other print."""
+        raise BrokenPipeError
 
 
 def console_for(stream: TextIO | None = None) -> Console:
