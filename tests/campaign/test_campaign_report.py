@@ -139,7 +139,16 @@ def test_samples_before_and_after_are_of_the_same_prompts(reported: Night, tmp_p
     root = copied(reported, tmp_path)
     for run_name, completion, passed in (("untrained-search", "7", False), ("001-confirm-s1100", "8", True)):
         rows = [
-            {"split": "search", "id": f"search-{n}", "prompt": f"{n}+1", "completion": completion, "passed": passed}
+            {
+                "split": "search",
+                "id": f"search-{n}",
+                "prompt": f"{n}+1",
+                "completion": completion,
+                "reward": float(passed),
+                "passed": passed,
+                "finish_reason": "stop",
+                "tokens": 1,
+            }  # fmt: skip
             for n in range(20)
         ]
         path = root / ".raft/runs/night" / run_name / "samples.jsonl"
