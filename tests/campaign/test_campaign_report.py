@@ -148,7 +148,7 @@ def test_samples_before_and_after_are_of_the_same_prompts(reported: Night, tmp_p
                 "passed": passed,
                 "finish_reason": "stop",
                 "tokens": 1,
-            }  # fmt: skip
+            }
             for n in range(20)
         ]
         path = root / ".raft/runs/night" / run_name / "samples.jsonl"
