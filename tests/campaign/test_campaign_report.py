@@ -312,6 +312,23 @@ def test_where_it_cannot_be_written_it_points_elsewhere(reported: Night, report:
     assert report(root, "--out", "elsewhere")[0] == 0
 
 
+def test_what_is_no_report_is_not_written_over_and_a_newer_one_is_told_of(
+    reported: Night, report: Reports, tmp_path: Path
+) -> None:
+    root = copied(reported, tmp_path)
+    record = root / ".raft/runs/night/001-search-s1000/summary.json"
+    before = record.read_text()
+    code, said = report(root, "--out", str(record.parent))
+    assert (code, "summary.json in it is no summary of a campaign" in said) == (2, True)
+    assert record.read_text() == before
+    path = root / ".raft/report/night/summary.json"
+    path.write_text(path.read_text().replace('{"format":1', '{"format":99'))
+    assert report(root, "--out", str(path.parent))[0] == 2
+    code, said = report(root)
+    assert (code, "the report before was written by a newer raft-agent (format 99" in said) == (0, True)
+    assert told(root)["format"] == 1
+
+
 def test_before_any_campaign(tmp_path: Path, report: Reports) -> None:
     code, said = report(new_night(tmp_path).root)
     assert (code, said.splitlines()[0]) == (2, "error: there is no campaign in this workspace yet")
