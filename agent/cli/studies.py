@@ -61,6 +61,7 @@ def study(
     budget_s = parse_duration(budget) if budget is not None else None
     with disk_errors(place):
         found = Results.read(place)
+        _refuse_strangers(found)
         analyse(chosen, found)  # a damaged file is told before hours are spent
         stopped = None
         if not table:
@@ -86,6 +87,21 @@ def _results_path(workspace: Workspace, chosen: Study, given: Path | None) -> Pa
     if given is not None and given.is_dir():
         raise UsageError(f"--results {given} is a folder", hint=f"for example --results {given}/{chosen.name}.jsonl")
     return given.absolute() if given is not None else workspace.studies / "results" / f"{chosen.name}.jsonl"
+
+
+def _refuse_strangers(found: Results) -> None:
+    """Lines would be appended to whatever file it is."""
+    known = found.prompts or found.runs or found.failed
+    if not known and found.path.is_file() and b"\n" in found.path.read_bytes():
+        raise UsageError(
+            f"{found.path} holds no results of a study", hint="name another file, or one that is not there"
+        )
+    if found.unread:
+        print(
+            f"warning: {found.path}: {found.unread} line{'s are' if found.unread > 1 else ' is'} damaged or of a newer "
+            "raft-agent, and not counted",
+            file=sys.stderr,
+        )
 
 
 def _run(
