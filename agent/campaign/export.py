@@ -11,7 +11,7 @@ from agent import __version__
 from agent.campaign.comparison import quantile
 from agent.campaign.decided import comparison_from
 from agent.campaign.delivered import Delivered
-from agent.campaign.headline import holdout_says, span
+from agent.campaign.headline import holdout_says, kept_in, span
 from agent.campaign.night_arms import holdout_of
 from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
@@ -293,7 +293,7 @@ def _limits(state: CampaignState, what: Delivered) -> Iterator[str]:
     if what.number and (judged is None or judged.outcome != "keep"):
         yield f"Not confirmed: {judged.reason if judged else 'there is no verdict on it yet'}."
     holdout = holdout_of(state, _winner(state))
-    if what.is_winner and what.number:
+    if what.is_winner and what.number and kept_in(state).gains:
         said = holdout_says(holdout)
         if said == "contradicts":
             yield "The gain did not reproduce on the holdout."

@@ -211,7 +211,10 @@ def _words(basis: Comparison, seeds: int | None, seconds: float | None, *, confi
             f"{span}; more than {MOST_SEEDS} further seeds of each arm would be needed: more held-out prompts tell more"
         )
     took = f", about {duration(seconds)}" if seconds is not None else ""
-    return f"{span}; about {seeds} further seed{'s' if seeds > 1 else ''} of each arm would settle it{took}"
+    return (
+        f"{span}; if it is as large as measured, about {seeds} further seed{'s' if seeds > 1 else ''} of each arm "
+        f"would show it four times in five{took}"
+    )
 
 
 def _whole(experiment: Experiment) -> list[float]:

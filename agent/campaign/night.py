@@ -15,9 +15,10 @@ from agent.campaign.comparison import RunNoise
 from agent.campaign.decided import comparison_from
 from agent.campaign.headline import (
     NONE,
-    confirmed,
+    Kept,
     headline,
     holdout_says,
+    kept_in,
     limit_words,
     only_crashes,
     ruled_out_words,
@@ -111,10 +112,9 @@ def verdict_of(state: CampaignState, standing: Standing, measuring: Measuring, w
     if not _has_baseline(state):
         return _without_baseline(state, standing)
     ideas = [one for number, one in state.experiments.items() if number > 0]
-    kept = sum(one.outcome == "keep" for one in ideas)
     judged = [one for one in ideas if one.judged]
-    if kept:
-        return _with_a_gain(state, standing, kept, winner)
+    if any(one.outcome == "keep" for one in ideas):
+        return _with_a_keep(state, standing, winner)
     crashed = [one.judged.crash_class or "unknown" for one in judged if one.judged and one.outcome == "crash"]
     so_far = "" if standing == "finished" else f"; {_so_far(state, standing)}"
     if judged and len(crashed) == len(judged):
@@ -127,7 +127,7 @@ def verdict_of(state: CampaignState, standing: Standing, measuring: Measuring, w
     words += f"; {ruled}" if ruled else ""
     if standing != "finished":
         return words + so_far + limit
-    return words + headline(holdout_of(state, winner), winner=0, kept=0, limit=limit).removeprefix(NONE)
+    return words + headline(holdout_of(state, winner), winner=0, kept=Kept(), limit=limit).removeprefix(NONE)
 
 
 def _has_baseline(state: CampaignState) -> bool:
@@ -143,8 +143,9 @@ def _without_baseline(state: CampaignState, standing: Standing) -> str:
     return f"{words}; {standing}{reason}"
 
 
-def _with_a_gain(state: CampaignState, standing: Standing, kept: int, winner: int) -> str:
-    words = confirmed(kept)
+def _with_a_keep(state: CampaignState, standing: Standing, winner: int) -> str:
+    kept = kept_in(state)
+    words = kept.words
     gain = next((one for one in gains_of(state, winner) if one.of == "winner" and one.split == "confirm"), None)
     if gain is not None:
         words += f", {_gain(gain)} on fresh prompts"
@@ -154,7 +155,7 @@ def _with_a_gain(state: CampaignState, standing: Standing, kept: int, winner: in
     if not holdout or "skipped" in holdout:
         return f"{words}; {holdout.get('skipped') or 'the holdout was not evaluated'}"
     told = headline(holdout, winner=winner, kept=kept)
-    agrees = "; the holdout agrees" if holdout_says(holdout) == "proves" else ""
+    agrees = "; the holdout agrees" if kept.gains and holdout_says(holdout) == "proves" else ""
     return f"{words}; {told}{agrees}"
 
 

@@ -19,6 +19,7 @@ from agent.campaign.night import night_of
 from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
 from agent.ledger.state import CampaignState, fold
+from agent.report import look
 from agent.report.night import Night
 from agent.report.night_markdown import markdown
 from agent.report.summary import night_from, summary_text
@@ -121,6 +122,19 @@ def test_a_confirmed_gain_and_what_the_holdout_makes_of_it(holdout: dict[str, ob
     assert {one.name: one.number for one in night.arms} == {"untrained": None, "baseline": 0, "winner": 1}
     commands = [command for command, _ in night.reproduce]
     assert "raft-agent finalize night" in commands
+
+
+def test_what_was_kept_as_cheaper_is_no_gain() -> None:
+    made = MadeJournal().started().baseline()
+    number = made.idea("cheaper", confirmed=2)
+    made.incumbent = number
+    holdout = {"untrained": 0.2, "baseline": 0.5, "winner": 0.49, "prompts": 200}
+    state = made.finished(holdout=holdout | {"winner - baseline": gain(-0.01, -0.04, 0.02)}).state()
+    night = told(state)
+    assert night.verdict.startswith("no confirmed improvement, 1 kept as simpler or cheaper, ")
+    assert night.verdict.endswith("; it was kept as simpler or cheaper, not as better")
+    assert "REPRODUCE" not in night.verdict
+    assert look.headline(night).label == "Simpler or cheaper, not better"
 
 
 def test_running_and_killed() -> None:
