@@ -125,13 +125,15 @@ def _run(
     from agent.study.runs import Place, missing, run_study
 
     workspace.prepare()
+    console = console_for(sys.stderr)
     with (
         hold(workspace, what=f"study {chosen.name}"),
-        survive_hangup(workspace.private / "hangup.log"),
+        survive_hangup(workspace.private / "hangup.log") as to_log,
         polite_interrupt() as stop,
         stay_awake(),
-        console_for(sys.stderr).status("") as spinner,
+        console.status("") as spinner,
     ):
+        console.without_reader = to_log
         machine = machine_of(workspace)
         for arm in chosen.arms:
             refuse_unfit(workspace, arm.recipe, machine, name=f"{chosen.name}: {arm.label}")
