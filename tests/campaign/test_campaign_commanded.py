@@ -173,9 +173,8 @@ def test_ctrl_c_once_ends_in_good_order_and_resume_goes_on(night: Night, open_te
     assert journal(night).damages() == []
 
 
-@pytest.mark.parametrize(
-    "run", ["holdout", pytest.param("baseline", marks=pytest.mark.slow), pytest.param("001", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["holdout", "baseline", "001"])
 def test_ctrl_c_twice_ends_at_once_whatever_runs(night: Night, open_terminal: Open, run: str) -> None:
     """The trainer is deaf to SIGTERM, so that good order would take the whole 20 s that it gets to leave."""
     until(night, run)

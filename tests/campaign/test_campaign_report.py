@@ -378,6 +378,7 @@ def test_intervals_are_over_prompts_and_runs_as_the_campaign_told_them(reported:
     assert told["winner"]["value"] == pytest.approx(reported.session.state.result["holdout"]["winner"])
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_rate_has_intervals_too(tmp_path: Path) -> None:
     night = new_night(tmp_path)
     path = night.root / "recipes/test.yaml"
