@@ -73,7 +73,7 @@ under `budget.train_seconds`."""
 
 
 class Row(BaseModel):
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
 
 class Seconds(Row):

@@ -180,16 +180,38 @@ class Growing:
             self._before = data[max(0, whole - CHECKED_BYTES) : whole]
         return lines
 
+    def each(self) -> Iterator[bytes]:
+        """The same one by one, all that there are: of a long file no more than a line is held in memory. Whoever stops
+        on the way gets the rest when the file has grown again."""
+        try:
+            opened = self._open(self.path)
+        except FileNotFoundError:
+            self._begin_anew()
+            return
+        with opened as file:
+            if not self._is_new(file):
+                return
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                self._before = line[-CHECKED_BYTES:]
+                yield line[:-1]
+
     def _new_bytes(self, file: IO[bytes]) -> bytes:
+        return file.read(self.most) if self._is_new(file) else b""
+
+    def _is_new(self, file: IO[bytes]) -> bool:
+        """Whether there is anything to read, from where the file now stands."""
         status = os.fstat(file.fileno())
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if seen == self._seen:
-            return b""
+            return False
         if not self._is_the_same(file, status):
             self._begin_anew()
         self._seen = seen
         file.seek(self._offset)
-        return file.read(self.most)
+        return True
 
     def _is_the_same(self, file: IO[bytes], status: os.stat_result) -> bool:
         """A file's number is given to another one as soon as it is gone, so what was read last is compared too."""

@@ -37,9 +37,29 @@ def clean(text: str, environment: Mapping[str, str] | None = None) -> str:
     text in another order than it has, those of no width would hide it. Printable text comes back as it is, and
     cleaning twice is cleaning once.
     """
+    if environment is None and len(text) <= LONGEST_KEPT:
+        return _kept(text)
+    return _clean(text, _secrets(environment))
+
+
+def _clean(text: str, secrets: Secrets | None) -> str:
     if UNPRINTED.search(text) is not None:
         text = ANSI.sub("", text)  # first: one may stand in the middle of a secret
-    return visible(redact(text, environment))
+    return visible(_redact(text, secrets))
+
+
+def _kept(text: str) -> str:
+    """`_clean`, from memory where it has been asked before: a report says the same words many times. What was kept is
+    forgotten as soon as what is secret has changed."""
+    global _cleaned
+    secrets = _secrets(None)
+    known = _cleaned
+    if known[0] is not secrets or len(known[1]) >= MOST_KEPT:
+        _cleaned = known = secrets, {}
+    found = known[1].get(text)
+    if found is None:
+        found = known[1][text] = _clean(text, secrets)
+    return found
 
 
 def one_line(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -82,6 +102,10 @@ def _redacted(value: Any, of_text: Callable[[str], str]) -> Any:
 
 Secrets = tuple[re.Pattern[str], dict[str, str]]
 """What to look for, and the name of each spelling."""
+LONGEST_KEPT = 500
+MOST_KEPT = 50_000
+_cleaned: tuple[Secrets | None, dict[str, str]] = (None, {})
+"""Texts of at most LONGEST_KEPT characters as they may be shown, and what was secret then. Both in one, for threads."""
 SHORTEST = 6
 """Characters of a variable's value below which it is no secret worth the name, and too likely a word of any text."""
 SHORT = 8

@@ -199,3 +199,12 @@ def test_a_variable_that_changes_is_a_secret_at_once(monkeypatch: pytest.MonkeyP
         assert redact(f"it is {value}") == "it is [redacted SOME_API_KEY]"
     monkeypatch.delenv("SOME_API_KEY")
     assert redact("it is second-secret") == "it is second-secret"
+
+
+def test_what_was_cleaned_before_it_was_secret_is_cleaned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the password is marmalade-9, said twice"
+    assert clean(text) == text == clean(text)
+    monkeypatch.setenv("LATE_TOKEN", "marmalade-9")
+    assert "marmalade-9" not in clean(text)
+    monkeypatch.delenv("LATE_TOKEN")
+    assert clean(text) == text

@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.campaign.comparison import Comparison, RunNoise
+from agent.campaign.comparison import Comparison, RunNoise, quantile
 from agent.ledger.journal import CampaignState, Experiment
 from agent.report.words import points
 
 NUMBERS = frozenset(field.name for field in dataclasses.fields(Comparison)) - {"noise"}
+NEEDED = frozenset(one.name for one in dataclasses.fields(Comparison) if one.default is dataclasses.MISSING)
+NOISE = {field.name for field in dataclasses.fields(RunNoise)}
 
 
 def measured_by(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +45,19 @@ def comparison_from(told: Mapping[str, Any] | None) -> Comparison | None:
         return Comparison(**known, noise=RunNoise(**noise) if noise else None)
     except TypeError:
         return None
+
+
+def bounds_from(told: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
+    """The difference and its interval, of what `comparison_from` takes for one. A table of thousands of ideas wants no
+    more, and to make a Comparison takes longer than all else of a line of it."""
+    if not told or not told.keys() >= NEEDED or any(told.get(name, 0) is None for name in NUMBERS):
+        return None
+    noise = told.get("noise")
+    if noise and (not isinstance(noise, dict) or noise.keys() != NOISE):
+        return None
+    delta: float = told["delta"]
+    half = quantile(0.975, told["df"]) * told["standard_error"]
+    return delta, delta - half, delta + half
 
 
 # --- what decided ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from agent.campaign.story import search_runs
 from agent.contract import EvalRow
 from agent.ledger.journal import CampaignState
 from agent.recipe.schema import Evaluation
-from agent.report.evidence import PromptLine
+from agent.report.story import PromptLine
 from agent.run.telemetry import read_run
 
 

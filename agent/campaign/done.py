@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import Health
 from agent.campaign.scores import Scores, scores_of, select_scores
+from agent.campaign.stopping import HOPELESS
 from agent.contract import EvalRow, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.recipe.schema import Evaluation
 from agent.run.telemetry import RunRecord
 from agent.run.triage import Diagnosis
-
-PAUSED = "paused for a screening"
-"""Reason of a run that the campaign ended after the first part of its budget; it can go on from there."""
-HOPELESS = "hopeless"
-"""How the reason of a run begins that the campaign ended because it could not win any more; it is finished so."""
 
 
 @dataclass(frozen=True)

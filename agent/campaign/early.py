@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from agent.campaign.comparison import RunNoise, compare, group_noise
-from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.scores import FEWEST_PROMPTS, Scores, scores_of, select_scores
+from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 from agent.report.words import points

@@ -48,12 +48,13 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
     rules = rules or Rules()
     level = level_of_another(state, rules)
     inside = _in_what_was_kept(state)
+    unlikely = max(rules.together_p, default=0.0)
     found: list[tuple[float, int, Comparison]] = []
     for number, experiment in state.experiments.items():
-        if number == 0 or number in inside or not _is_near(experiment):
+        if number == 0 or number in inside or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
             continue
         basis = _basis(experiment)
-        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < max(rules.together_p):
+        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
             found.append((p_value, number, basis))
     found.sort(key=lambda one: one[:2])
     prompts = measuring_of(state).prompts.get("confirm")
@@ -61,6 +62,15 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
     return tuple(
         _near_miss(state.experiments[number], basis, level, rules, usual, prompts)
         for _, number, basis in found[:MOST_SHOWN]
+    )
+
+
+def _may_be_better(experiment: Experiment, unlikely: float) -> bool:
+    """What the journal's own words rule out costs no more: of thousands of ideas most are none."""
+    numbers = experiment.judged.numbers if experiment.judged else {}
+    delta, p_value = (numbers.get("basis") or {}).get("delta"), numbers.get("p_value")
+    return not (isinstance(delta, int | float) and delta <= 0) and not (
+        isinstance(p_value, int | float) and p_value >= unlikely
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from agent.campaign.comparison import RunNoise
 from agent.campaign.decided import comparison_from
@@ -34,9 +35,12 @@ from agent.campaign.night_time import time_slices
 from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
-from agent.plan.planner import Ranking
 from agent.report.night import Gain, Next, Night, Noise, Standing
 from agent.report.words import duration, points
+
+if TYPE_CHECKING:
+    from agent.plan.planner import Ranking
+
 
 MOST_NEXT = 10
 
@@ -59,6 +63,7 @@ def night_of(
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
+    steps = steps_of(state, minimize=measuring.minimize)
     near = near_misses_of(state)
     following, note = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
@@ -84,13 +89,13 @@ def night_of(
         noise=noise_of(state),
         counts=counts_of(state),
         time=time_slices(state),
-        steps=steps_of(state, minimize=measuring.minimize),
+        steps=steps,
         cards=cards_of(state, near),
         near_misses=near,
         crashes=crashes_of(state),
         limits=tuple(_limit(one) for one in state.constraints),
         shared_layer=tuple(_shared(one) for one in state.shared_changes),
-        ruled_out=ruled_out_of(state),
+        ruled_out=ruled_out_of(state, steps),
         next=following,
         next_note=note,
         samples=samples,

@@ -40,7 +40,7 @@ class Yardstick:
 def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]:
     """Those that something is known of. Experiment 0 wins where nothing was kept: then there is no winner."""
     aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
-    runs = [run for run in state.runs.values() if _measured(run) and key_of(run) not in aside]
+    runs = [run for run in state.runs.values() if _measured(run) and not _of_an_idea(run) and key_of(run) not in aside]
     wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
     if winner:
         wanted.append(("winner", winner))
@@ -63,6 +63,11 @@ def _told(state: CampaignState, number: int | None) -> dict[str, Mapping[str, fl
 
 def _measured(run: Run) -> bool:
     return run.finished is not None and run.finished.summary is not None and run.words is not None
+
+
+def _of_an_idea(run: Run) -> bool:
+    """Most runs: `_is_of` says no of it, whatever the arm."""
+    return run.words is not None and run.words.role == "experiment" and run.words.arm != UNTRAINED
 
 
 def _metrics(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from agent.campaign.diffs import diff_of_texts
 from agent.campaign.recipes import texts_of
-from agent.campaign.story import runs_by_key, tell
+from agent.campaign.story import levels_by_idea, runs_by_key, tell
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Card, NearMiss
 
@@ -21,9 +21,9 @@ def cards_of(state: CampaignState, near: Sequence[NearMiss]) -> tuple[Card, ...]
     kept = [number for number, one in state.experiments.items() if number and one.outcome == "keep"]
     crashed = [number for number, one in state.experiments.items() if number and one.outcome == "crash"]
     chosen = [*reversed(kept), *(one.number for one in near), *reversed(crashed)][:MOST_CARDS]
-    known = runs_by_key(state)
+    known, levels = runs_by_key(state), levels_by_idea(state, set(chosen))
     return tuple(
-        Card(tell(state, number, known=known), diff_of(state, number), _parts(state.experiments[number]))
+        Card(tell(state, number, known=known, levels=levels), diff_of(state, number), _parts(state.experiments[number]))
         for number in sorted(set(chosen))
     )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def curves_of(
     state: CampaignState, folders: RunFolders, *, winner: int, near: Sequence[NearMiss], most: int = MOST_BYTES
 ) -> tuple[tuple[Curves, ...], int]:
-    """(curves, how many runs are left out). The winner's and the baseline's first, then those of what was kept, of
-    near-misses, of crashes, then the newest; as many as `most` bytes hold."""
+    """(curves, how many runs are left out), of runs whose folders are there. The winner's and baseline's first, then
+    those of what was kept, of near-misses, of crashes, then the newest; as many as `most` bytes hold."""
     found: list[Curves] = []
     room = most
-    trained = _in_order(state, winner, near)
+    trained = _in_order(state, folders.root, winner, near)
     for place, run in enumerate(trained):
         if room <= 0:
             return tuple(found), len(trained) - place
@@ -111,9 +112,11 @@ def curves_of(
     return tuple(found), 0
 
 
-def _in_order(state: CampaignState, winner: int, near: Sequence[NearMiss]) -> list[Run]:
+def _in_order(state: CampaignState, root: Path, winner: int, near: Sequence[NearMiss]) -> list[Run]:
     """Each folder once, by its last start."""
     by_folder = {run.words.out: run for run in state.runs.values() if run.words and _trains(run)}
+    there = _there(root, by_folder)
+    by_folder = {out: run for out, run in by_folder.items() if out in there}
     close = {one.number for one in near}
 
     def rank(place: int, run: Run) -> tuple[int, int]:
@@ -307,4 +310,30 @@ def _cut(text: str) -> str:
 def gone(state: CampaignState, root: Path) -> int:
     """Folders of finished runs that are not there any more."""
     folders = {run.words.out for run in state.runs.values() if run.words and run.finished and run.finished.summary}
-    return sum(not (root / out).is_dir() for out in folders)
+    return len(folders) - len(_there(root, folders))
+
+
+def _there(root: Path, folders: Collection[str]) -> set[str]:
+    """Those that exist. What is above them is listed once: to ask for each of thousands takes longer than all else, and
+    so does a Path of each."""
+    known: dict[str, set[str] | None] = {}
+    found = set()
+    for folder in folders:
+        above, slash, name = folder.rpartition("/")
+        if slash + above not in known:
+            known[slash + above] = _folders_in(root / (above or slash))
+        names = known[slash + above]
+        if (root / folder).is_dir() if names is None or name in ("", ".", "..") else name in names:
+            found.add(folder)
+    return found
+
+
+def _folders_in(folder: Path) -> set[str] | None:
+    """Their names; None where it cannot be listed, and what is in it may be there nevertheless."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError:
+        return None

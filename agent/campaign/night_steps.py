@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.campaign.comparison import Comparison
-from agent.campaign.decided import comparison_from
+from agent.campaign.decided import bounds_from, comparison_from
 from agent.campaign.stairs import Stair, stairs_of
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Crash, Estimate, RuledOut, Step
@@ -27,9 +26,13 @@ def _step(stair: Stair, *, minimize: bool) -> Step:
     experiment, value = stair.experiment, stair.value
     planned, judged = experiment.planned, experiment.judged
     numbers = judged.numbers if judged else {}
-    basis = comparison_from(numbers.get("basis"))
-    search = comparison_from(numbers.get("search")) or (basis if not experiment.number else None)
-    low, high = _around(search, minimize=minimize) if value is not None else (None, None)
+    told = numbers.get("basis")
+    basis = bounds_from(told)
+    search = bounds_from(on_search := numbers.get("search"))
+    if search is None and not experiment.number:
+        search, on_search = basis, told
+    base = abs(on_search["incumbent"]) if search and on_search else None
+    low, high = _around(base, search, minimize=minimize) if value is not None else (None, None)
     return Step(
         number=experiment.number,
         title=stair.title,
@@ -44,20 +47,21 @@ def _step(stair: Stair, *, minimize: bool) -> Step:
         low=low,
         high=high,
         base=(planned.incumbent if planned else None) or 0,
-        base_value=abs(search.incumbent) if search else None,
+        base_value=base,
         best=stair.best,
-        delta=Estimate(basis.delta, *basis.interval) if basis else None,
+        delta=Estimate(*basis) if basis else None,
         crash_class=judged.crash_class if judged else None,
         commit=experiment.commit,
     )
 
 
-def _around(found: Comparison | None, *, minimize: bool) -> tuple[float | None, float | None]:
+def _around(
+    base: float | None, found: tuple[float, float, float] | None, *, minimize: bool
+) -> tuple[float | None, float | None]:
     """What the base had, plus the interval's ends: in the metric's own direction."""
-    if found is None:
+    if found is None or base is None:
         return None, None
-    low, high = found.interval
-    base = abs(found.incumbent)
+    _, low, high = found
     return (base - high, base - low) if minimize else (base + low, base + high)
 
 
@@ -93,16 +97,13 @@ def counts_of(state: CampaignState) -> dict[str, int]:
     }
 
 
-def ruled_out_of(state: CampaignState) -> tuple[RuledOut, ...]:
+def ruled_out_of(state: CampaignState, steps: Sequence[Step]) -> tuple[RuledOut, ...]:
     """By discarded ideas that were measured whole; those about which most is known first."""
     found = []
-    for number, experiment in state.experiments.items():
-        judged, planned = experiment.judged, experiment.planned
-        if not number or judged is None or planned is None or judged.outcome != "discard":
-            continue
-        basis = comparison_from(judged.numbers.get("basis"))
-        if basis is not None and judged.numbers.get("kind") in TELLING:
-            found.append(RuledOut(number, planned.subject, basis.interval[1]))
+    for step in steps:
+        measured = step.outcome == "discard" and step.kind in TELLING and state.experiments[step.number].planned
+        if step.number and measured and step.delta is not None and step.delta.high is not None:
+            found.append(RuledOut(step.number, step.title, step.delta.high))
     return tuple(sorted(found, key=lambda one: (one.above, one.number)))
 
 

@@ -17,14 +17,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.campaign.night import night_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders
 from agent.errors import AgentError, ResourceError
 from agent.files import remove_leftovers, write_atomic
 from agent.ledger.follow import JournalTail
-from agent.plan.planner import Ranking
 from agent.report.night import Night
+
+if TYPE_CHECKING:
+    from agent.plan.planner import Ranking
+
 
 PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
 PATIENCE_S = 20.0

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.campaign import admission
-from agent.campaign.done import HOPELESS, PAUSED, Done
+from agent.campaign.done import Done
 from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
 from agent.campaign.now import RunNow
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
+from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.campaign.verifier_fix import mended_files
 from agent.contract import FILES_VARIABLE, Failure
 from agent.hardware.sensors import memory

@@ -62,7 +62,10 @@ def stairs_of(state: CampaignState) -> Iterator[Stair]:
 
 def key_of(run: Run) -> str:
     """The name of the run's folder; a run that was begun again has another id in the same folder."""
-    return Path(run.words.out).name if run.words else run.id
+    if not run.words:
+        return run.id
+    name = run.words.out.rpartition("/")[2]  # a Path takes ten times as long, and there are thousands of runs
+    return name if name not in ("", ".") else Path(run.words.out).name
 
 
 class SearchMetrics:

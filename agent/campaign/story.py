@@ -7,18 +7,18 @@ The rule that decided: `decided.py`. What it looks like on a screen: `agent.repo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.decided import comparison_from, direction_of, look_words, measured_by, metric_of, rule_that_decided
-from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.levels import Used, left
 from agent.campaign.rules import Rules
 from agent.campaign.stairs import key_of
+from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves
-from agent.report.evidence import GuardLine, Paired, RunLine, Story
+from agent.report.story import GuardLine, Paired, RunLine, Story
 
 ARMS = {
     ("baseline", None): "baseline",
@@ -33,12 +33,19 @@ ARMS = {
 """Role and arm of a run in the journal -> what it is called on the screen."""
 
 
-def tell(state: CampaignState, number: int, *, known: Mapping[str, Sequence[Run]] | None = None) -> Story:
-    """Of an idea that the journal knows. `known`: `runs_by_key`, for whoever asks for many."""
+def tell(
+    state: CampaignState,
+    number: int,
+    *,
+    known: Mapping[str, Sequence[Run]] | None = None,
+    levels: Mapping[int, tuple[float | None, float | None]] | None = None,
+) -> Story:
+    """Of an idea that the journal knows. `known`: `runs_by_key`, and `levels`: `levels_by_idea`, for whoever asks for
+    many."""
     experiment = state.experiments[number]
     planned, judged = experiment.planned, experiment.judged
     numbers = judged.numbers if judged else {}
-    used, rest = _levels(state, number)
+    used, rest = (levels_by_idea(state, {number}) if levels is None else levels).get(number, (None, None))
     branch = experiment.committed.branch if experiment.committed else None
     return Story(
         number=number,
@@ -73,18 +80,19 @@ def _where_it_stands(experiment: Experiment) -> str:
     return f"{experiment.status}, without an outcome so far{interrupted}"
 
 
-def _levels(state: CampaignState, number: int) -> tuple[float | None, float | None]:
-    """The level of the idea's confirmation, and what the campaign had left after it."""
+def levels_by_idea(state: CampaignState, wanted: Collection[int]) -> dict[int, tuple[float, float]]:
+    """The level of each confirmation of the wanted ones, and what the campaign had left after it."""
     used: list[Used] = []
+    found: dict[int, tuple[float, float]] = {}
     for one in state.judged_order:
         judged = state.experiments[one].judged
         level = judged.numbers.get("level") if judged else None
         if judged is not None and level is not None:
             used.append(Used(float(level), judged.outcome == "keep"))
-        if one == number and judged is not None:
-            alpha = measured_by(judged.numbers).get("alpha") or Rules().alpha
-            return level, left(Rules(alpha=alpha), used) if level is not None else None
-    return None, None
+            if one in wanted:
+                alpha = measured_by(judged.numbers).get("alpha") or Rules().alpha
+                found[one] = level, left(Rules(alpha=alpha), used)
+    return found
 
 
 # --- why it was tried --------------------------------------------------------------------------------------

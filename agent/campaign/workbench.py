@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.campaign import announce, choose, steering
 from agent.campaign.budget import BudgetClock, RunCost
-from agent.campaign.done import PAUSED, Done
+from agent.campaign.done import Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
@@ -27,6 +27,7 @@ from agent.campaign.repair import commit_experiment, evaluate_with_repairs, trai
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Early, Runner, key_of
 from agent.campaign.session import Session, title
+from agent.campaign.stopping import PAUSED
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
 from agent.contract import CHECKPOINT

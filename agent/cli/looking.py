@@ -9,7 +9,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
-from agent.collector import no_collection
+from agent.collector import kept_to_the_end, no_collection
 from agent.errors import UsageError
 from agent.report.words import percent
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent.campaign.session import Session
     from agent.ledger.journal import CampaignState, Experiment
     from agent.ledger.workspace import Workspace
-    from agent.report.evidence import PromptLine
+    from agent.report.story import PromptLine
 
 SHOWN = 100
 """Ideas that `log` prints on a terminal."""
@@ -30,7 +30,7 @@ def state_of(workspace: Workspace, name: str) -> CampaignState:
     """What the campaign's journal adds up to."""
     from agent.ledger.journal import Journal
 
-    return Journal(workspace.journal_path(name)).state()
+    return kept_to_the_end(Journal(workspace.journal_path(name)).state())
 
 
 @app.command()
@@ -41,7 +41,7 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
     from agent.report.status import status_fields, status_lines
 
     workspace = here()
-    snapshot = Onlooker(workspace, campaign_name(workspace, campaign)).look()
+    snapshot = kept_to_the_end(Onlooker(workspace, campaign_name(workspace, campaign))).look()
     if json_output:
         print_json(status_fields(snapshot))
         return

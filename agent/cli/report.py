@@ -13,7 +13,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json
 from agent.cli.workspaces import campaign_name
-from agent.collector import no_collection
+from agent.collector import kept_to_the_end, no_collection
 from agent.errors import InvalidFile, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def night_now(workspace: Workspace, name: str) -> Night:
     from agent.ledger.lock import campaign_holder
 
     journal = Journal(workspace.journal_path(name))
-    state, damages = journal.state_and_damages()
+    state, damages = kept_to_the_end(journal.state_and_damages())
     night = night_of(
         state,
         name=name,

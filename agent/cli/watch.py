@@ -17,6 +17,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.shared import here
 from agent.cli.workspaces import campaign_name
+from agent.collector import kept_to_the_end, no_collection
 
 if TYPE_CHECKING:
     from agent.campaign.onlooker import Onlooker
@@ -52,7 +53,8 @@ def watch(
         campaign = campaign_name(workspace, campaign)
     onlooker = Onlooker(workspace, campaign)
     if once:
-        _print_snapshot(onlooker.look())
+        with no_collection():
+            _print_snapshot(kept_to_the_end(onlooker).look())
         return
     console = console_for()
     with _interruptible() as pause:

@@ -16,11 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-# GitPython refuses to be imported where there is no git; we want to say so ourselves, and only when git is needed.
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-import git
+from types import ModuleType
 
 from agent.errors import AgentError, ResourceError, WorkspaceError
 
@@ -100,6 +96,7 @@ class GitCommands:
         with tempfile.TemporaryFile() as file:
             file.write(stdin or b"")
             file.seek(0)
+            git = _git()
             try:
                 with without_repository_variables():
                     status, output, errors = git.Git(self.folder).execute(
@@ -115,6 +112,15 @@ class GitCommands:
             except git.GitCommandNotFound as error:
                 raise _cannot_start(self.folder) from error
         return status, output if isinstance(output, bytes) else b"", errors
+
+
+def _git() -> ModuleType:
+    """GitPython, imported where git is run: whoever only reads a journal does not wait for it. Where there is no git it
+    refuses to be imported; we want to say so ourselves."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import git
+
+    return git
 
 
 def _cannot_start(folder: Path) -> WorkspaceError:

@@ -35,16 +35,21 @@ class JournalTail:
     def read(self) -> list[Event]:
         """The events that have come since the last call; all of them where the file is another one. A torn line is
         passed over, as `Journal` does. Never raises for what the disk does: see `trouble`."""
+        events: list[Event] = []
         try:
-            lines = self._file.lines()
+            with no_collection():
+                for line in self._file.each():
+                    self._begin_anew_with_the_file()
+                    event = event_of(line)
+                    if event is not None:
+                        events.append(event)
+                        self._folding.add(event)
             self.trouble = None if self.path.exists() else "the journal is gone"
         except OSError as error:
             self.trouble = f"the journal cannot be read: {error.strerror or error}"
-            return []
+        self._begin_anew_with_the_file()
+        return events
+
+    def _begin_anew_with_the_file(self) -> None:
         if self._file.times != self._times:
             self._times, self._folding = self._file.times, Folding()
-        with no_collection():
-            events = [event for line in lines if (event := event_of(line)) is not None]
-            for event in events:
-                self._folding.add(event)
-        return events

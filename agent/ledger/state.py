@@ -390,12 +390,13 @@ def _apply_run(state: CampaignState, event: RunPlanned | RunStarted | RunFinishe
             run.started = run.started or event
         case RunFinished():
             run.finished = run.finished or event
-    number = run.experiment
+    words = run.words
+    number = words.experiment if words else None
     if number is None:
         return
-    experiment = _experiment(state, number)
-    if not any(known is run for known in reversed(experiment.runs)):
-        experiment.runs.append(run)
+    runs = _experiment(state, number).runs
+    if not (runs and runs[-1] is run) and not any(known is run for known in runs):  # mostly it is the last one
+        runs.append(run)
     if run.is_confirmation and number not in state._confirming:
         state._confirming.add(number)
         state.confirm_order.append(number)

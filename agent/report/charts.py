@@ -8,6 +8,7 @@ name of a field.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from agent.report.night import Night, Step
@@ -79,10 +80,20 @@ def colour() -> Spec:
     return {"field": "group", "type": "nominal", "scale": scale, "legend": None}
 
 
-def effects(night: Night) -> Spec | None:
-    """The difference that each verdict rests on, with its interval: the highest ends first; None without any."""
+def effects(night: Night, shown: Collection[int] | None = None) -> Spec | None:
+    """The difference that each verdict rests on, with its interval: the highest ends first; None without any. A click
+    goes to the row of an idea that is among the shown ones; None: all are."""
     numbers = Numbers(night.metric)
     scale = 100 if numbers.rate else 1
+    known = [
+        (step, delta, low, high)
+        for step in night.steps
+        if step.number and (delta := step.delta) is not None and finite(delta.value) is not None
+        if (low := finite(delta.low)) is not None and (high := finite(delta.high)) is not None
+    ]
+    if not known:
+        return None
+    known.sort(key=lambda one: -one[3])
     rows = [
         {
             "idea": said(f"#{step.number} {step.title}", 60),
@@ -91,16 +102,10 @@ def effects(night: Night) -> Spec | None:
             "high": high * scale,
             "group": group_of(step),
             "text": f"{numbers.difference(delta.value)} {numbers.span(delta)}",
-            "go": f"idea-{step.number}",
+            "go": f"idea-{step.number}" if shown is None or step.number in shown else "",
         }
-        for step in night.steps
-        if step.number and (delta := step.delta) is not None and finite(delta.value) is not None
-        if (low := finite(delta.low)) is not None and (high := finite(delta.high)) is not None
+        for step, delta, low, high in known[:EFFECTS]
     ]
-    if not rows:
-        return None
-    rows.sort(key=lambda row: -float(str(row["high"])))
-    rows = rows[:EFFECTS]
     y = {"field": "idea", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": LABEL, "ticks": False}}
     x = {
         "type": "quantitative",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,9 @@ from agent.text import clean
 DIFF_LINES = 200
 """Of one diff that are shown; `raft-agent show N --diff` has all."""
 DIFF_WIDTH = 400
+MOST_CRASHES = 200
+"""That are shown one by one, the last ones."""
+MOST_RULED_OUT = 500
 SPLITS = ("search", "confirm", "holdout")
 DISCARDED = ("inconclusive", "regressed", "underpowered", "tainted", "screened", "lead", "guard")
 """Kinds that `counts` breaks the discarded down to, the usual ones first."""
@@ -151,9 +154,9 @@ def cards(night: Night) -> dict[str, list[Card]]:
 
 
 def crashes(night: Night) -> list[tuple[Crash | None, Card | None]]:
-    """What is known of each crash: its evidence, its card, or both."""
+    """What is known of each of the last crashes: its evidence, its card, or both."""
     carded = {card.story.number: card for card in cards(night)["crash"]}
-    known = [(crash, carded.pop(crash.number, None)) for crash in night.crashes]
+    known = [(crash, carded.pop(crash.number, None)) for crash in night.crashes[-MOST_CRASHES:]]
     return [*known, *((None, card) for card in carded.values())]
 
 
@@ -162,16 +165,19 @@ def ruled_out(night: Night) -> list[RuledOut]:
     return sorted((one for one in night.ruled_out if finite(one.above) is not None), key=lambda one: one.above)
 
 
-def ideas(night: Night) -> list[IdeaRow]:
+def ideas(night: Night, shown: Collection[int]) -> list[IdeaRow]:
+    """Of those that are to be shown (`agent.report.chosen`)."""
     carded = {card.story.number for card in night.cards}
     return [
-        IdeaRow(step, group_of(step), step.number in carded, dict(_order(step))) for step in night.steps if step.number
+        IdeaRow(step, group_of(step), step.number in carded, dict(_order(step)))
+        for step in night.steps
+        if step.number and step.number in shown
     ]
 
 
-def stairs(night: Night) -> list[Step]:
+def stairs(night: Night, shown: Collection[int]) -> list[Step]:
     """The steps at which the best changed: the staircase as a table."""
-    return [step for step in night.steps if step.number == 0 or step.outcome == "keep"]
+    return [step for step in night.steps if step.number in shown and (step.number == 0 or step.outcome == "keep")]
 
 
 def outcome_class(outcome: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agent.report.evidence import Story
+from agent.report.story import Story
 
 FORMAT = 1
 """Of `summary.json`. It goes up where a reader of an older format would misread a newer one."""

@@ -12,22 +12,20 @@ import functools
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
-from jinja2.runtime import Context
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from agent import __version__
 from agent.report import charts as drawings
-from agent.report import look
+from agent.report import chosen, look
 from agent.report.night import Night
 from agent.report.numbers import Numbers, moment, plain, time_of
-from agent.report.staircase import has_values, staircase
+from agent.report.staircase import has_values, marks_of, staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
 from agent.text import clean, one_line
 
@@ -44,16 +42,23 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
     library = script_text(charts) if charts else None
     scripts = [script, *([library] if library else [])]
     page = _environment().get_template("page.html.j2")
+    shown = chosen.shown(night)
+    effects = drawings.effects(night, shown)
+    crashes, ruled_out = look.crashes(night), look.ruled_out(night)
     return page.render(
-        variables=dict(os.environ),
         night=night,
         numbers=Numbers(night.metric),
         headline=look.headline(night),
         cards=look.cards(night),
-        crashes=look.crashes(night),
-        ruled_out=look.ruled_out(night),
-        ideas=look.ideas(night),
-        stairs=look.stairs(night),
+        crashes=crashes,
+        crashes_in_all=max(len(crashes), len(night.crashes)),
+        ruled_out=ruled_out[: look.MOST_RULED_OUT],
+        ruled_out_in_all=len(ruled_out),
+        worse=sum(one.above < 0 for one in ruled_out),
+        shown=shown,
+        ideas=look.ideas(night, shown),
+        ideas_in_all=sum(step.number > 0 for step in night.steps),
+        stairs=look.stairs(night, shown),
         slices=look.slices(night),
         arms=look.arms(night),
         counts=look.counts(night),
@@ -62,9 +67,9 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
         script=Markup(script),
         library=Markup(library) if library else None,
         why_no_charts=why_no_charts or NO_CHARTS,
-        data=Markup(as_data(_data(night, curves))) if charts else None,
+        data=Markup(as_data(_data(night, curves, effects, shown))) if charts else None,
         has_staircase=has_values(night),
-        has_effects=drawings.effects(night) is not None,
+        has_effects=effects is not None,
         guard_value=look.guard_value,
         curves=curves,
         curves_left_out=night.curves_left_out + left_out,
@@ -72,12 +77,15 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
     )
 
 
-def _data(night: Night, curves: list[dict[str, Any]]) -> dict[str, Any]:
+def _data(
+    night: Night, curves: list[dict[str, Any]], effects: drawings.Spec | None, shown: Collection[int]
+) -> dict[str, Any]:
     """What the page's script draws from."""
+    marks = marks_of(night, shown)
     specs = {
-        "staircase-time": staircase(night),
-        "staircase-idea": staircase(night, by="idea"),
-        "effects": drawings.effects(night),
+        "staircase-time": staircase(night, marks=marks),
+        "staircase-idea": staircase(night, by="idea", marks=marks),
+        "effects": effects,
         "curve": drawings.curve(),
     }
     return {"specs": specs, "curves": curves}
@@ -140,7 +148,7 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     environment.filters.update(
-        cut=_cut,
+        cut=cut,
         line=_line,
         duration=time_of,
         moment=moment,
@@ -151,31 +159,23 @@ def _environment() -> Environment:
     return environment
 
 
-@pass_context
-def _shown(context: Context, value: Any) -> Any:
+def _shown(value: Any) -> Any:
     """What a template writes: markup of the page's own as it is, everything else as clean text of bounded length."""
     if value is None:
         return ""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return cut(value, LONGEST, context.get("variables"))
+        return cut(value, LONGEST)
     return value
 
 
-@pass_context
-def _cut(context: Context, text: str, most: int) -> str:
-    return cut(text, most, context.get("variables"))
-
-
-@pass_context
-def _line(context: Context, text: str) -> str:
+def _line(text: str) -> str:
     """As one line of prose, with an arrow that no line ends within."""
-    return one_line(text, context.get("variables")).replace(" -> ", " \u2192 ")
+    return one_line(text).replace(" -> ", " \u2192 ")
 
 
-def cut(text: str, most: int, variables: Mapping[str, str] | None = None) -> str:
-    """Clean text of at most `most` characters, and a word about the rest. `variables` is the environment whose secrets
-    do not get out: taken once for a page, which is much of its time else."""
-    shown = clean(text, variables)
+def cut(text: str, most: int) -> str:
+    """Clean text of at most `most` characters, and a word about the rest."""
+    shown = clean(text)
     return shown if len(shown) <= most else f"{shown[:most]} ... ({len(shown) - most} more characters)"
 
 

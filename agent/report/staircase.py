@@ -5,6 +5,9 @@ On the search split, where every idea is measured first. Better is always up.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+
 from agent.report.charts import GROUPS, HEIGHT, SHAPES, Spec, chart, colour, group_of, said
 from agent.report.night import Night
 from agent.report.numbers import Numbers, finite, time_of
@@ -23,10 +26,12 @@ LED: Spec = {"type": "line", "color": "var(--lead)", "strokeWidth": 1.5, "stroke
 NUMBER: Spec = {"type": "text", "dy": -14, "fontWeight": "bold", "fontSize": 12}
 
 
-def staircase(night: Night, *, by: str = "time") -> Spec:
-    """Every idea: over the consumed time, or with `by="idea"` over its number."""
-    rows = _rows(night, by)
-    line = _line(night, by, rows)
+def staircase(night: Night, *, by: str = "time", marks: Sequence[Spec] | None = None) -> Spec:
+    """Over the consumed time, or with `by="idea"` over the ideas' numbers. `marks`: `marks_of`, for whoever draws both;
+    every idea without."""
+    places = _places(night, by)
+    rows = [{"x": places[mark["number"]], **mark} for mark in (marks_of(night) if marks is None else marks)]
+    line = _line(night, by, places, rows)
     low, high = _range(rows, line)
     for row in rows:
         if row["group"] == "crash" or row["y"] is None:
@@ -138,19 +143,19 @@ def has_values(night: Night) -> bool:
 # --- its data ----------------------------------------------------------------------------------------------
 
 
-def _rows(night: Night, by: str) -> list[Spec]:
+def marks_of(night: Night, shown: Collection[int] | None = None) -> list[Spec]:
+    """The ideas without their places: all, or those that are to be shown (`agent.report.chosen`)."""
     numbers = Numbers(night.metric)
     carded = {card.story.number for card in night.cards}
     rows: list[Spec] = []
-    for step, x in zip(night.steps, _places(night, by), strict=True):
+    for step in night.steps:
         group = group_of(step)
-        if group == "open" and finite(step.value) is None:
+        if (group == "open" and finite(step.value) is None) or not (shown is None or step.number in shown):
             continue
         why = f"{step.kind}: {step.reason}" if step.kind and not step.reason.startswith(step.kind) else step.reason
         crash = f" ({step.crash_class})" if step.crash_class else ""
         rows.append(
             {
-                "x": x,
                 "y": finite(step.value),
                 "low": finite(step.low),
                 "high": finite(step.high),
@@ -162,37 +167,40 @@ def _rows(night: Night, by: str) -> list[Spec]:
                 "delta": f"{numbers.difference(step.delta.value)} {numbers.span(step.delta)}" if step.delta else "",
                 "took": time_of(step.took_s),
                 "reason": said(why + crash, REASON),
-                "go": f"card-{step.number}" if step.number in carded else f"idea-{step.number}",
+                "go": _place_of(step.number, carded),
             }
         )
     return sorted(rows, key=lambda row: (BEHIND[row["group"]], row["number"]))
 
 
-def _places(night: Night, by: str) -> list[float]:
-    """Where each step stands; one whose time is not known stands with the one before it."""
-    places, last = [], 0.0
+def _place_of(number: int, carded: Collection[int]) -> str:
+    """Where a click on its mark goes; the baseline has no row."""
+    return f"card-{number}" if number in carded else f"idea-{number}" if number else ""
+
+
+def _places(night: Night, by: str) -> dict[int, float]:
+    """Where each step stands, by its number; one whose time is not known stands with the one before it."""
+    places, last = {}, 0.0
     _, unit = _unit(night)
     for step in night.steps:
         at = finite(step.at_s)
         last = float(step.number) if by != "time" else round(at / unit, 4) if at is not None else last
-        places.append(last)
+        places[step.number] = last
     return places
 
 
-def _line(night: Night, by: str, rows: list[Spec]) -> list[Spec]:
-    """The incumbent's metric, with two sigma_run about it, to where the night stands."""
+def _line(night: Night, by: str, places: Mapping[int, float], rows: list[Spec]) -> list[Spec]:
+    """The incumbent's metric where it changes, with two sigma_run about it, to where the night stands."""
     half = 2 * (finite(night.noise.sigma_run) or 0.0)
     _, unit = _unit(night)
-    points = [
-        (x, best)
-        for step, x in zip(night.steps, _places(night, by), strict=True)
-        if (best := finite(step.best)) is not None
-    ]
+    points = [(places[step.number], best) for step in night.steps if (best := finite(step.best)) is not None]
     points.sort(key=lambda point: point[0])
     if points:
         last = max(row["x"] for row in rows) if rows else points[-1][0]
         points.append((max(last, night.consumed_s / unit if by == "time" else last), points[-1][1]))
-    return [{"x": x, "y": best, "low": best - half, "high": best + half} for x, best in points]
+    changes = [after for before, after in itertools.pairwise(points) if after[1] != before[1]]
+    drawn = [*points[:1], *changes, *points[-1:]]
+    return [{"x": x, "y": best, "low": best - half, "high": best + half} for x, best in drawn]
 
 
 def _leads(night: Night, rows: list[Spec]) -> list[Spec]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +23,7 @@ from agent.text import redact
 
 def summary_of(night: Night) -> dict[str, Any]:
     """As JSON has it, without secrets."""
-    told = {field.name: _plain(getattr(night, field.name)) for field in dataclasses.fields(night)}
+    told: dict[str, Any] = _plain(night, cache(_text))
     return {"format": told.pop("format"), **told}
 
 
@@ -65,17 +65,28 @@ def _night() -> TypeAdapter[Night]:
     return TypeAdapter(Night)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def _plain(value: Any, of_text: Callable[[str], str]) -> Any:
+    """`of_text` remembers: a long night says the same words many times."""
     if isinstance(value, str):
-        return redact(value.encode("utf-8", "replace").decode())  # a lone surrogate is no text
+        return of_text(value)
     if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, of_text) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {str(key): _plain(item, of_text) for key, item in value.items()}
+    if names := _fields(cast(Hashable, type(value))):
+        return {name: _plain(getattr(value, name), of_text) for name in names}
     return str(value)
+
+
+@cache
+def _fields(kind: Hashable) -> tuple[str, ...]:
+    """Of a dataclass; nothing of any other type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+
+
+def _text(text: str) -> str:
+    return redact(text if text.isascii() else text.encode("utf-8", "replace").decode())  # a lone surrogate is no text

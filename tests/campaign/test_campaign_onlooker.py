@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,11 @@ def test_only_what_is_new_is_read(workspace: Workspace, night: Journal) -> None:
             data = self.real.read(size)
             reads.append(len(data))
             return data
+
+        def __iter__(self) -> Iterator[bytes]:
+            for line in self.real:
+                reads.append(len(line))
+                yield line
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.real, name)

@@ -6,12 +6,12 @@ import dataclasses
 import math
 import random
 
-from agent.report.evidence import GuardLine, Paired, RunLine, Story
 from agent.report.night import (
     Curves,
     Shown,
     Step,
 )
+from agent.report.story import GuardLine, Paired, RunLine, Story
 
 
 def story(draw: random.Random, step: Step, campaign: str, sign: float) -> Story:

@@ -7,17 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from agent.report.evidence import (
-    DIFF_LINES,
-    GuardLine,
-    Paired,
-    PromptLine,
-    RunLine,
-    Story,
-    diff_lines,
-    prompts_table,
-    screen,
-)
+from agent.report.evidence import DIFF_LINES, diff_lines, prompts_table, screen
+from agent.report.story import GuardLine, Paired, PromptLine, RunLine, Story
 
 RUN = RunLine("001-search-s1000", "comparator", 999_999, {"search": 1.0, "confirm": 1.0}, 99_999, 9_999_999, 123_456.0,
               123.45, 35_999.0, "resource")  # fmt: skip

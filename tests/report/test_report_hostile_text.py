@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from agent.campaign.observer import Activity, Board, Pulse
-from agent.report.evidence import PromptLine, prompts_table
+from agent.report.evidence import prompts_table
+from agent.report.story import PromptLine
 from agent.report.terminal import PlainConsole, TerminalObserver, console_for, rows_table
 
 HOSTILE = "\x1b]52;c;cHdu\x07\x1b[2J[red]x[/red] [link=http://evil]y[/link] :skull: \u202ez\x9b31m\x07"

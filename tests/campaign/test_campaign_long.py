@@ -1,0 +1,96 @@
+"""What is worked out in another way for thousands of ideas says the same as what it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_journals import long_night
+
+from agent.campaign.decided import bounds_from, comparison_from
+from agent.campaign.night_runs import _there
+from agent.campaign.stairs import key_of
+from agent.campaign.story import levels_by_idea, tell
+from agent.ledger.events import RunPlanned
+from agent.ledger.state import Run
+
+numbers = st.floats(-1.0, 1.0)
+noises = st.none() | st.just({}) | st.just({"between": 1e-4}) | st.just({"between": 1e-4, "within": 1e-5, "df": 3})
+comparisons = st.fixed_dictionaries(
+    dict.fromkeys(("delta", "standard_error", "pair_error", "run_error", "candidate", "incumbent"), numbers)
+    | {
+        "df": st.floats(1.0, 100.0),
+        "prompts": st.just(64),
+        "seeds_candidate": st.just(1),
+        "seeds_incumbent": st.just(2),
+    },
+    optional={"better": st.none() | st.just(3), "worse": st.just(1), "noise": noises, "later": st.just("words")},
+)
+
+
+@settings(deadline=None)
+@given(told=comparisons, change=st.sampled_from(["nothing", "lacks", "unknown"]), data=st.data())
+def test_bounds_are_those_of_the_comparison(told: dict[str, Any], change: str, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(told)))
+    if change == "lacks":
+        del told[name]
+    elif change == "unknown":
+        told[name] = None
+    whole = comparison_from(told)
+    assert bounds_from(told) == ((whole.delta, *whole.interval) if whole else None)
+
+
+def test_nothing_has_no_bounds() -> None:
+    assert bounds_from(None) is None
+    assert bounds_from({}) is None
+
+
+@pytest.mark.parametrize("out", ["a/b/run-1", "run-1", "/x/run-1", "a/run-1/", "a/./run-1/.", "a/..", "", ".", "/"])
+def test_a_run_is_named_by_its_folder(out: str) -> None:
+    words = RunPlanned(
+        kind="run_planned",
+        seq=1,
+        time=0.0,
+        run="id",
+        role="baseline",
+        rung="full",
+        seed=1,
+        recipe_signature="s",
+        out=out,
+    )
+    assert key_of(Run("id", planned=words)) == Path(out).name
+    assert key_of(Run("id")) == "id"
+
+
+def test_folders_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/two").write_text("a file")
+    (tmp_path / "runs/three").symlink_to(tmp_path / "runs/one")
+    (tmp_path / "runs/four").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "alone").mkdir()
+    absolute = str(tmp_path / "runs/one")
+    asked = ["runs/one", "runs/two", "runs/three", "runs/four", "runs/five", "alone", "gone/one", "runs/one/", absolute,
+             "runs/two/x", "/", "runs/../alone"]  # fmt: skip
+    assert _there(tmp_path, asked) == {out for out in asked if (tmp_path / out).is_dir()}
+
+
+def test_folders_in_one_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs/one").mkdir(parents=True)
+
+    def refused(folder: object) -> object:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.scandir", refused)
+    assert _there(tmp_path, ["runs/one", "runs/two"]) == {"runs/one"}
+
+
+def test_levels_of_many_are_those_of_each() -> None:
+    state = long_night(60).state()
+    levels = levels_by_idea(state, state.experiments)
+    assert levels, "something was confirmed"
+    for number in state.experiments:
+        told = tell(state, number)
+        assert (told.level, told.level_left) == levels.get(number, (None, None))
