@@ -103,7 +103,7 @@ def _redacted(value: Any, of_text: Callable[[str], str]) -> Any:
 Secrets = tuple[re.Pattern[str], dict[str, str]]
 """What to look for, and the name of each spelling."""
 LONGEST_KEPT = 500
-MOST_KEPT = 50_000
+MOST_KEPT = 10_000
 _cleaned: tuple[Secrets | None, dict[str, str]] = (None, {})
 """Texts of at most LONGEST_KEPT characters as they may be shown, and what was secret then. Both in one, for threads."""
 SHORTEST = 6

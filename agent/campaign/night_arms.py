@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agent.campaign.comparison import Comparison, RunNoise, quantile
 from agent.campaign.decided import comparison_from
-from agent.campaign.stairs import key_of
+from agent.campaign.stairs import key_of, number_in
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Arm, Estimate, Gain
@@ -40,7 +40,10 @@ class Yardstick:
 def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]:
     """Those that something is known of. Experiment 0 wins where nothing was kept: then there is no winner."""
     aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
-    runs = [run for run in state.runs.values() if _measured(run) and not _of_an_idea(run) and key_of(run) not in aside]
+    numbers = {"000", f"{winner:03d}"}
+    runs = [
+        run for run in state.runs.values() if _measured(run) and _may_be_of(run, numbers) and key_of(run) not in aside
+    ]
     wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
     if winner:
         wanted.append(("winner", winner))
@@ -65,9 +68,12 @@ def _measured(run: Run) -> bool:
     return run.finished is not None and run.finished.summary is not None and run.words is not None
 
 
-def _of_an_idea(run: Run) -> bool:
-    """Most runs: `_is_of` says no of it, whatever the arm."""
-    return run.words is not None and run.words.role == "experiment" and run.words.arm != UNTRAINED
+def _may_be_of(run: Run, numbers: Collection[str]) -> bool:
+    """Not so of most runs: `_is_of` says no of those, whatever the arm."""
+    words = run.words
+    if words is None or words.arm == UNTRAINED or words.role not in ("experiment", "confirm"):
+        return True
+    return words.role == "confirm" and number_in(key_of(run)) in numbers
 
 
 def _metrics(
@@ -108,8 +114,7 @@ def _is_of(run: Run, name: str, number: int | None, split: str) -> bool:
         return name == "baseline" and words.arm is None
     if words.role != "confirm":
         return False
-    of = str(key_of(run))[:3]
-    return of == f"{number or 0:03d}" and words.arm in ("candidate", "incumbent")
+    return number_in(key_of(run)) == f"{number or 0:03d}" and words.arm in ("candidate", "incumbent")
 
 
 def _estimate(

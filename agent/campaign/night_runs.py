@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.campaign.stairs import key_of
+from agent.campaign.stairs import key_of, number_in
 from agent.campaign.story import ARMS
 from agent.contract import CYCLES, SAMPLES, TELEMETRY, SampleText
 from agent.files import Stamp, stamp_or_none
@@ -144,8 +144,8 @@ def _trains(run: Run) -> bool:
 
 def number_of(run: Run) -> int:
     """The experiment whose recipe it ran; an incumbent's run is of no experiment in the journal."""
-    key = key_of(run)
-    return run.experiment or (int(key[:3]) if key[:3].isdigit() else 0)
+    number = number_in(key_of(run))
+    return run.experiment or (int(number) if number.isdecimal() else 0)
 
 
 def _curves(folders: RunFolders, run: Run) -> Curves | None:

@@ -68,6 +68,11 @@ def key_of(run: Run) -> str:
     return name if name not in ("", ".") else Path(run.words.out).name
 
 
+def number_in(key: str) -> str:
+    """The number of the experiment whose recipe the run had, as its name begins; `1000` is not one of `100`."""
+    return key.partition("-")[0]
+
+
 class SearchMetrics:
     """What recipes measured on the search split, by what their runs told the journal."""
 

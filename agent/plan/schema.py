@@ -33,7 +33,7 @@ REFERENCE = re.compile(r"\{(recipe|verifier|observed)\.([A-Za-z0-9_.]+)\}")
 
 
 class Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 
 
 class Condition(Entry):

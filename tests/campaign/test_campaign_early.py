@@ -16,10 +16,10 @@ from nights import BETTER_RATE, Dies, Night, Recorder, fake_launch, forked_launc
 
 from agent.campaign import early
 from agent.campaign.comparison import RunNoise
-from agent.campaign.done import HOPELESS, PAUSED
 from agent.campaign.early import LOOK_EVERY_S, PLACES, Hopeless, Pause, share_that_tells
 from agent.campaign.lab import Order
 from agent.campaign.scores import Scores
+from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.contract import EVAL, RUNG, SELECT, EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from made_journals import long_night
 
 from agent.campaign.decided import bounds_from, comparison_from
-from agent.campaign.night_runs import _there
-from agent.campaign.stairs import key_of
+from agent.campaign.night_runs import _there, number_of
+from agent.campaign.stairs import key_of, number_in
 from agent.campaign.story import levels_by_idea, tell
 from agent.ledger.events import RunPlanned
 from agent.ledger.state import Run
@@ -94,3 +94,19 @@ def test_levels_of_many_are_those_of_each() -> None:
     for number in state.experiments:
         told = tell(state, number)
         assert (told.level, told.level_left) == levels.get(number, (None, None))
+
+
+def test_runs_of_idea_1000_are_not_those_of_idea_100() -> None:
+    assert number_in("100-candidate-s3") == "100"
+    assert number_in("1000-candidate-s3") == "1000"
+    words = {
+        "seq": 1,
+        "time": 0.0,
+        "role": "confirm",
+        "rung": "confirm",
+        "seed": 1,
+        "recipe_signature": "",
+        "run": "id",
+    }
+    planned = RunPlanned(kind="run_planned", out=".raft/runs/night/1000-candidate-s3", **words)
+    assert number_of(Run("id", planned=planned)) == 1000

@@ -10,13 +10,13 @@ import pytest
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, fake_launch, forked_launch, hypothesis
 
 from agent.campaign import workbench
-from agent.campaign.done import PAUSED
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import MANY_IDEAS, Order
 from agent.campaign.past import past_of
 from agent.campaign.rules import Rules
 from agent.campaign.screening import screen_batch, worth_screening
 from agent.campaign.search import search
+from agent.campaign.stopping import PAUSED
 from agent.campaign.workbench import PAUSED_TO_CHECKPOINT, SPARE_DISK_GB
 from agent.hardware.sensors import GIB
 from agent.recipe.schema import Budget
