@@ -73,11 +73,16 @@ def text_between(
             return Repository(workspace).diff(old, new), None
         except AgentError as error:
             trouble = f"this diff is from the journal, since git cannot tell: {error.message}"
+    return diff_of_texts(before, after), trouble
+
+
+def diff_of_texts(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """As `diff -u` writes it, file by file."""
     lines: list[str] = []
     for path in sorted({*before, *after}):
         pair = before.get(path, "").splitlines(), after.get(path, "").splitlines()
         lines += difflib.unified_diff(*pair, f"a/{path}", f"b/{path}", lineterm="")
-    return "\n".join(lines), trouble
+    return "\n".join(lines)
 
 
 def _moves(state: CampaignState, old: Version, new: Version, notes: list[str]) -> Moves:

@@ -11,6 +11,8 @@ from agent import __version__
 from agent.campaign.comparison import quantile
 from agent.campaign.decided import comparison_from
 from agent.campaign.delivered import Delivered
+from agent.campaign.headline import holdout_says, kept_in, span
+from agent.campaign.night_arms import holdout_of
 from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
 from agent.campaign.stairs import key_of
@@ -154,7 +156,7 @@ def _measured(workspace: Path, state: CampaignState, what: Delivered) -> Iterato
     """Untrained, baseline and winner on the holdout, then this checkpoint on whatever it was measured on."""
     if what.number is not None:
         for arm in (UNTRAINED, "baseline", "winner"):
-            runs = [run for run in state.runs.values() if _is_holdout(run, arm)]
+            runs = [run for run in state.runs.values() if _is_holdout(run, arm, _winner(state))]
             if runs:
                 yield _arm(workspace, runs, arm, what.recipe)
     own, split = _own_score(state, what)
@@ -166,9 +168,16 @@ def _measured(workspace: Path, state: CampaignState, what: Delivered) -> Iterato
             yield _of_rows([what.out], name, "this checkpoint", what.recipe, value)
 
 
-def _is_holdout(run: Run, arm: str) -> bool:
+def _winner(state: CampaignState) -> int:
+    return (state.incumbent.experiment if state.incumbent else None) or 0
+
+
+def _is_holdout(run: Run, arm: str, winner: int) -> bool:
+    """Of this winner: a campaign that was given more time has looked at the holdout for another one before."""
     summary = run.finished.summary if run.finished else None
-    return bool(summary) and run.words is not None and run.words.role == HOLDOUT and run.words.arm == arm
+    if not summary or run.words is None or run.words.role != HOLDOUT or run.words.arm != arm:
+        return False
+    return arm != "winner" or key_of(run).startswith(f"{HOLDOUT}-winner-{winner:03d}-")
 
 
 def _arm(workspace: Path, runs: Sequence[Run], arm: str, recipe: Recipe) -> Measured:
@@ -207,13 +216,12 @@ def _value(value: float, recipe: Recipe) -> str:
 
 def _gains(state: CampaignState, what: Delivered) -> Iterator[str]:
     """Paired differences of the holdout, run noise included."""
-    holdout = state.result.get("holdout") or {} if what.is_winner else {}
+    holdout = holdout_of(state, _winner(state)) if what.is_winner else {}
     for pair in (f"baseline - {UNTRAINED}", "winner - baseline"):
         gain = holdout.get(pair)
         if gain:
             better, worse = pair.split(" - ")
-            span = f"[{points(gain['low'])}, {points(gain['high'])}]"
-            yield f"{better} against {worse} on the holdout: {points(gain['delta'])} {span}, paired by prompt"
+            yield f"{better} against {worse} on the holdout: {span(gain)}, paired by prompt"
 
 
 # --- what was changed, and how it was judged ---------------------------------------------------------------
@@ -249,7 +257,7 @@ def _gain(experiment: Experiment) -> str:
     if basis is None:
         return "not measured"
     low, high = basis.interval
-    return f"{points(basis.delta)} [{points(low)}, {points(high)}]"
+    return span({"delta": basis.delta, "low": low, "high": high})
 
 
 def _judged(state: CampaignState, number: int | None) -> Iterator[str]:
@@ -284,12 +292,13 @@ def _limits(state: CampaignState, what: Delivered) -> Iterator[str]:
     judged = experiment.judged if experiment else None
     if what.number and (judged is None or judged.outcome != "keep"):
         yield f"Not confirmed: {judged.reason if judged else 'there is no verdict on it yet'}."
-    holdout = state.result.get("holdout") or {}
-    gain = holdout.get("winner - baseline")
-    if what.is_winner and what.number and gain and gain["delta"] <= 0:
-        yield "The gain did not reproduce on the holdout."
-    elif what.is_winner and what.number and gain and gain["low"] <= 0:
-        yield "The holdout agrees with the confirmed gain, and alone would not prove it."
+    holdout = holdout_of(state, _winner(state))
+    if what.is_winner and what.number and kept_in(state).gains:
+        said = holdout_says(holdout)
+        if said == "contradicts":
+            yield "The gain did not reproduce on the holdout."
+        elif said == "agrees":
+            yield "The holdout agrees with the confirmed gain, and alone would not prove it."
     if "skipped" in holdout:
         yield f"{holdout['skipped']}."
     for arm, why in (holdout.get("not evaluated") or {}).items():

@@ -12,7 +12,7 @@ from agent.campaign.comparison import Comparison, compare
 from agent.campaign.delivered import on_select
 from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence, arm_scores, estimate_of
-from agent.campaign.headline import headline, limit_words
+from agent.campaign.headline import headline, kept_in, limit_words
 from agent.campaign.health import unmeasured
 from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
@@ -169,7 +169,7 @@ def _tell(
     checkpoint = None
     if best is not None:
         checkpoint = (best.record.out / CHECKPOINT).relative_to(session.workspace).as_posix()
-    first = _headline(session, winner, kept, holdout)
+    first = _headline(session, winner, holdout)
     counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
     lines = [
         first,
@@ -182,7 +182,7 @@ def _tell(
     return Ending(reason, first, winner, kept, len(ideas), checkpoint, holdout, share, tuple(lines))
 
 
-def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dict[str, Any]) -> str:
+def _headline(session: Session, winner: int, holdout: dict[str, Any]) -> str:
     numbers, evaluation = session.state.calibration, session.evaluation
     limit = limit_words(
         numbers.get("smallest_detectable"),
@@ -190,7 +190,7 @@ def _headline(session: Session, winner: int, kept: tuple[int, ...], holdout: dic
         metric=evaluation.metric,
         minimize=evaluation.direction == "minimize",
     )
-    return headline(holdout, winner=winner, kept=len(kept), limit=limit)
+    return headline(holdout, winner=winner, kept=kept_in(session.state), limit=limit)
 
 
 def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:

@@ -7,31 +7,54 @@ the holdout makes of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from agent.contract import UNTRAINED
+from agent.ledger.state import CampaignState
 from agent.report.words import percent, points
 
 NONE = "no confirmed improvement"
+NO_GAIN = ("simpler", "cheaper")
+"""Kinds of keeps that claim none."""
 Says = Literal["contradicts", "agrees", "proves", "nothing"]
 
 
-def confirmed(kept: int) -> str:
-    """`2 confirmed gains`, or that there is none."""
-    return f"{kept} confirmed gain{'s' if kept != 1 else ''}" if kept else NONE
+@dataclass(frozen=True)
+class Kept:
+    """How many ideas were kept, and as what."""
+
+    gains: int = 0
+    others: int = 0
+    """Not worse, and simpler or cheaper."""
+
+    @property
+    def words(self) -> str:
+        """`2 confirmed gains`, or that there is none."""
+        others = f"{self.others} kept as simpler or cheaper" if self.others else ""
+        gains = f"{self.gains} confirmed gain{'s' if self.gains != 1 else ''}" if self.gains else NONE
+        return f"{gains}, {others}" if others else gains
 
 
-def headline(holdout: Mapping[str, Any], *, winner: int, kept: int, limit: str = "") -> str:
+def kept_in(state: CampaignState) -> Kept:
+    ideas = [one.judged for number, one in state.experiments.items() if number > 0]
+    kept = [one.numbers.get("kind") for one in ideas if one is not None and one.outcome == "keep"]
+    others = sum(kind in NO_GAIN for kind in kept)
+    return Kept(len(kept) - others, others)
+
+
+def headline(holdout: Mapping[str, Any], *, winner: int, kept: Kept, limit: str = "") -> str:
     """Of a night that has come to its end. `limit`: what would have been found, had it been there."""
     if "skipped" in holdout:
-        return f"{confirmed(kept)} ({holdout['skipped']})"
+        return f"{kept.words} ({holdout['skipped']})"
     n = holdout.get("prompts", 0)
     base = f"{UNTRAINED} {_value(holdout, UNTRAINED)} -> baseline {_value(holdout, 'baseline')}"
     if not winner:
         return f"{NONE}; holdout (n={n}): {base}{limit}"
     gain = holdout.get("winner - baseline")
     over = f" ({span(gain)} over the baseline)" if gain else ""
-    return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{over}{_said(holdout)}"
+    said = _said(holdout) if kept.gains else "; it was kept as simpler or cheaper, not as better"
+    return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{over}{said}"
 
 
 def holdout_says(holdout: Mapping[str, Any]) -> Says:

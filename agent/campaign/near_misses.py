@@ -12,6 +12,9 @@ for which the confirmation finds the measured difference with 80% power, at the 
 the lower bound at that level, and the 80% bound, both with the degrees of freedom that the run noise then has
 (`Comparison.lower`, `Comparison.upper`).
 
+`pair` and `within` are of the prompts that were measured, and shrink with their number: for an idea that only the
+search split has seen they are taken for as many prompts as the confirm split has.
+
 It supposes that the measured difference is the true one. An idea that was looked at because it measured well is more
 likely worse than that, so k is a least number.
 """
@@ -27,6 +30,7 @@ from collections.abc import Sequence
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison
 from agent.campaign.decided import comparison_from
 from agent.campaign.levels import Used, left, next_level
+from agent.campaign.night_recipe import measuring_of
 from agent.campaign.rules import Rules
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Estimate, NearMiss
@@ -53,9 +57,11 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
         if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
             found.append((p_value, number, basis))
     found.sort(key=lambda one: one[:2])
+    prompts = measuring_of(state).prompts.get("confirm")
     usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
     return tuple(
-        _near_miss(state.experiments[number], basis, level, rules, usual) for _, number, basis in found[:MOST_SHOWN]
+        _near_miss(state.experiments[number], basis, level, rules, usual, prompts)
+        for _, number, basis in found[:MOST_SHOWN]
     )
 
 
@@ -88,13 +94,21 @@ def level_of_another(state: CampaignState, rules: Rules) -> float:
 
 
 def further_seeds(
-    found: Comparison, *, level: float, standing: tuple[int, int] = (0, 0), least: int = 1, most: int = MOST_SEEDS
+    found: Comparison,
+    *,
+    level: float,
+    standing: tuple[int, int] = (0, 0),
+    prompts: int | None = None,
+    least: int = 1,
+    most: int = MOST_SEEDS,
 ) -> int | None:
     """Further seeds of each arm after which the measured difference would probably be shown; None where more than
     `most` would be needed, or the run noise is not known. `standing`: seeds of candidate and incumbent that count
-    already."""
+    already. `prompts`: how many the further seeds answer, where not as many as were measured."""
     if found.noise is None or found.delta <= 0:
         return None
+    if prompts is not None:
+        found = _with_prompts(found, prompts)
     more = bisect.bisect_left(
         range(least, most + 1), True, key=lambda more: _is_enough(found, level, standing[0] + more, standing[1] + more)
     )
@@ -105,6 +119,19 @@ def _is_enough(found: Comparison, level: float, ours: int, theirs: int) -> bool:
     """Whether a confirmation with so many seeds finds the measured difference."""
     then = _with_seeds(found, ours, theirs)
     return (then.delta - then.lower(level)) + (then.upper(1 - POWER) - then.delta) <= found.delta
+
+
+def _with_prompts(found: Comparison, prompts: int) -> Comparison:
+    """The same difference on another number of prompts of the same kind; the runs themselves differ as before."""
+    assert found.noise is not None
+    share, noise = found.prompts / prompts, found.noise
+    within = noise.within * share
+    return dataclasses.replace(
+        found,
+        prompts=prompts,
+        pair_error=found.pair_error * math.sqrt(share),
+        noise=dataclasses.replace(noise, between=noise.between - noise.within + within, within=within),
+    )
 
 
 def _with_seeds(found: Comparison, ours: int, theirs: int) -> Comparison:
@@ -157,14 +184,20 @@ def _in_what_was_kept(state: CampaignState) -> set[int]:
 
 
 def _near_miss(
-    experiment: Experiment, basis: Comparison, level: float, rules: Rules, usual_s: float | None
+    experiment: Experiment, basis: Comparison, level: float, rules: Rules, usual_s: float | None, prompts: int | None
 ) -> NearMiss:
-    """`usual_s`: seconds of a run, for an idea without a whole one of its own."""
+    """`usual_s`: seconds of a run, for an idea without a whole one of its own. `prompts`: of the confirm split."""
     judged, planned = experiment.judged, experiment.planned
     assert judged is not None
     confirmed = bool((judged.numbers.get("runs") or {}).get("candidate"))
     standing = (basis.seeds_candidate, basis.seeds_incumbent) if confirmed else (0, 0)
-    seeds = further_seeds(basis, level=level, standing=standing, least=1 if confirmed else rules.confirm_seeds)
+    seeds = further_seeds(
+        basis,
+        level=level,
+        standing=standing,
+        prompts=None if confirmed else prompts,
+        least=1 if confirmed else rules.confirm_seeds,
+    )
     a_run = _median(_whole(experiment)) or usual_s
     seconds = 2 * seeds * a_run if seeds and a_run is not None else None
     return NearMiss(
@@ -188,7 +221,10 @@ def _words(basis: Comparison, seeds: int | None, seconds: float | None, *, confi
             f"{span}; more than {MOST_SEEDS} further seeds of each arm would be needed: more held-out prompts tell more"
         )
     took = f", about {duration(seconds)}" if seconds is not None else ""
-    return f"{span}; about {seeds} further seed{'s' if seeds > 1 else ''} of each arm would settle it{took}"
+    return (
+        f"{span}; if it is as large as measured, about {seeds} further seed{'s' if seeds > 1 else ''} of each arm "
+        f"would show it four times in five{took}"
+    )
 
 
 def _whole(experiment: Experiment) -> list[float]:

@@ -16,9 +16,10 @@ from agent.campaign.comparison import RunNoise
 from agent.campaign.decided import comparison_from
 from agent.campaign.headline import (
     NONE,
-    confirmed,
+    Kept,
     headline,
     holdout_says,
+    kept_in,
     limit_words,
     only_crashes,
     ruled_out_words,
@@ -34,7 +35,7 @@ from agent.campaign.night_time import time_slices
 from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
-from agent.report.night import Gain, Next, Night, Noise, RuledOut, Standing
+from agent.report.night import Gain, Next, Night, Noise, Standing
 from agent.report.words import duration, points
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def night_of(
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
     steps = steps_of(state, minimize=measuring.minimize)
-    ruled_out = ruled_out_of(state, steps)
     near = near_misses_of(state)
     following, note = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
@@ -72,7 +72,7 @@ def night_of(
     return Night(
         campaign=name,
         state=standing,
-        verdict=verdict_of(state, standing, measuring, winner, ruled_out),
+        verdict=verdict_of(state, standing, measuring, winner),
         recipe=started.recipe_path if started else "",
         model=measuring.model,
         task=measuring.task,
@@ -81,7 +81,7 @@ def night_of(
         machine=_machine(started.machine if started else {}),
         started_at=started.time if started else None,
         renewed_at=clock(),
-        budget_s=budget_of(state),
+        budget_s=state.budget_s,
         consumed_s=state.consumed_s,
         stopped=state.stop_reason or "",
         arms=arms_of(state, winner, by),
@@ -95,7 +95,7 @@ def night_of(
         crashes=crashes_of(state),
         limits=tuple(_limit(one) for one in state.constraints),
         shared_layer=tuple(_shared(one) for one in state.shared_changes),
-        ruled_out=ruled_out,
+        ruled_out=ruled_out_of(state, steps),
         next=following,
         next_note=note,
         samples=samples,
@@ -110,19 +110,16 @@ def night_of(
 # --- the first sentence ------------------------------------------------------------------------------------
 
 
-def verdict_of(
-    state: CampaignState, standing: Standing, measuring: Measuring, winner: int, ruled_out: Sequence[RuledOut]
-) -> str:
+def verdict_of(state: CampaignState, standing: Standing, measuring: Measuring, winner: int) -> str:
     """Whether anything improved and whether it is real; else that nothing did, and what was ruled out."""
     if state.started is None and not state.experiments:
         return "nothing has run yet"
     if not _has_baseline(state):
         return _without_baseline(state, standing)
     ideas = [one for number, one in state.experiments.items() if number > 0]
-    kept = sum(one.outcome == "keep" for one in ideas)
     judged = [one for one in ideas if one.judged]
-    if kept:
-        return _with_a_gain(state, standing, kept, winner)
+    if any(one.outcome == "keep" for one in ideas):
+        return _with_a_keep(state, standing, winner)
     crashed = [one.judged.crash_class or "unknown" for one in judged if one.judged and one.outcome == "crash"]
     so_far = "" if standing == "finished" else f"; {_so_far(state, standing)}"
     if judged and len(crashed) == len(judged):
@@ -130,12 +127,12 @@ def verdict_of(
     numbers = state.calibration
     detectable = numbers.get("smallest_detectable")
     limit = limit_words(detectable, numbers.get("baseline"), metric=measuring.metric, minimize=measuring.minimize)
-    ruled = ruled_out_words(bounds_by_axis(state, ruled_out), detectable)
+    ruled = ruled_out_words(bounds_by_axis(state), detectable)
     words = NONE if judged else f"{NONE}: no idea was judged yet"
     words += f"; {ruled}" if ruled else ""
     if standing != "finished":
         return words + so_far + limit
-    return words + headline(holdout_of(state, winner), winner=0, kept=0, limit=limit).removeprefix(NONE)
+    return words + headline(holdout_of(state, winner), winner=0, kept=Kept(), limit=limit).removeprefix(NONE)
 
 
 def _has_baseline(state: CampaignState) -> bool:
@@ -151,8 +148,9 @@ def _without_baseline(state: CampaignState, standing: Standing) -> str:
     return f"{words}; {standing}{reason}"
 
 
-def _with_a_gain(state: CampaignState, standing: Standing, kept: int, winner: int) -> str:
-    words = confirmed(kept)
+def _with_a_keep(state: CampaignState, standing: Standing, winner: int) -> str:
+    kept = kept_in(state)
+    words = kept.words
     gain = next((one for one in gains_of(state, winner) if one.of == "winner" and one.split == "confirm"), None)
     if gain is not None:
         words += f", {_gain(gain)} on fresh prompts"
@@ -162,7 +160,7 @@ def _with_a_gain(state: CampaignState, standing: Standing, kept: int, winner: in
     if not holdout or "skipped" in holdout:
         return f"{words}; {holdout.get('skipped') or 'the holdout was not evaluated'}"
     told = headline(holdout, winner=winner, kept=kept)
-    agrees = "; the holdout agrees" if holdout_says(holdout) == "proves" else ""
+    agrees = "; the holdout agrees" if kept.gains and holdout_says(holdout) == "proves" else ""
     return f"{words}; {told}{agrees}"
 
 
@@ -174,7 +172,7 @@ def _gain(gain: Gain) -> str:
 
 
 def _so_far(state: CampaignState, standing: Standing) -> str:
-    budget = budget_of(state)
+    budget = state.budget_s
     used = duration(state.consumed_s) + (f" of {duration(budget)}" if budget else "")
     if standing == "running":
         return f"running, {used} used"
@@ -223,10 +221,6 @@ def _noise_words(sigma: float | None, df: int | None, detectable: float | None, 
 
 
 # --- the rest ----------------------------------------------------------------------------------------------
-
-
-def budget_of(state: CampaignState) -> float | None:
-    return state.budget_s
 
 
 def _machine(told: Mapping[str, object]) -> str:

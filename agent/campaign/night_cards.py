@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
+from agent.campaign.diffs import diff_of_texts
+from agent.campaign.recipes import texts_of
 from agent.campaign.story import levels_by_idea, runs_by_key, tell
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Card, NearMiss
@@ -31,27 +32,10 @@ def diff_of(state: CampaignState, number: int) -> str:
     """Of its recipe files against those that it changes, as `diff -u` writes it; from the journal's texts."""
     experiment = state.experiments[number]
     base = (experiment.planned.incumbent if experiment.planned else None) or 0
-    before, after = files_of(state, base), files_of(state, number)
-    lines: list[str] = []
-    for path in sorted(after):
-        if before.get(path) != after[path]:
-            old, new = before.get(path, "").splitlines(), after[path].splitlines()
-            lines += difflib.unified_diff(old, new, f"a/{path}", f"b/{path}", lineterm="")
-    text = "\n".join(lines)
+    text = diff_of_texts(texts_of(state, base), texts_of(state, number))
     if len(text) <= LONGEST_DIFF:
         return text
     return f"{text[:LONGEST_DIFF]}\n... cut: raft-agent show {number} --diff"
-
-
-def files_of(state: CampaignState, number: int) -> dict[str, str]:
-    """Path -> text as the idea's branch holds them; 0 is the baseline."""
-    started = state.started
-    files = dict(started.files or {started.recipe_path: started.recipe}) if started else {}
-    for one in dict.fromkeys((0, number)):
-        known = state.experiments.get(one)
-        if known is not None:
-            files.update(known.files)
-    return files
 
 
 def _parts(experiment: Experiment) -> tuple[int, ...]:

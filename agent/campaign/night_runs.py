@@ -17,11 +17,12 @@ from typing import Any
 
 from agent.campaign.stairs import key_of, number_in
 from agent.campaign.story import ARMS
-from agent.contract import CYCLES, SAMPLES, TELEMETRY
+from agent.contract import CYCLES, SAMPLES, TELEMETRY, SampleText
 from agent.files import Stamp, stamp_or_none
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Curves, NearMiss, Shown
 from agent.run.plain import read_plain
+from agent.run.telemetry import read_texts
 
 MOST_CYCLES = 60
 MOST_SECONDS = 120
@@ -55,22 +56,23 @@ class RunFolders:
     _known: dict[Path, tuple[Stamp | None, Any]] = field(default_factory=dict)
 
     def cycles(self, out: Path) -> Series:
-        found: Series = self._once(out / CYCLES, _cycles)
+        found: Series = self._once(out / CYCLES, lambda: _cycles(list(_rows(out / CYCLES))))
         return found
 
     def seconds(self, out: Path) -> Series:
-        found: Series = self._once(out / TELEMETRY, _seconds)
+        found: Series = self._once(out / TELEMETRY, lambda: _seconds(list(_rows(out / TELEMETRY))))
         return found
 
-    def samples(self, out: Path) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._once(out / SAMPLES, lambda rows: rows[:MOST_SHOWN])
+    def samples(self, out: Path) -> list[SampleText]:
+        """Of the search split, the first few."""
+        found: list[SampleText] = self._once(out / SAMPLES, lambda: _on_search(read_texts(out)))
         return found
 
-    def _once(self, path: Path, read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+    def _once(self, path: Path, read: Callable[[], Any]) -> Any:
         stamp = stamp_or_none(path)
         known = self._known.get(path)
         if known is None or known[0] != stamp:
-            known = stamp, read(list(_rows(path)) if stamp else [])
+            known = stamp, read()
             self._known[path] = known
         return known[1]
 
@@ -142,8 +144,7 @@ def _trains(run: Run) -> bool:
 
 def number_of(run: Run) -> int:
     """The experiment whose recipe it ran; an incumbent's run is of no experiment in the journal."""
-    number = number_in(key_of(run))
-    return run.experiment or (int(number) if number.isdecimal() else 0)
+    return run.experiment or number_in(key_of(run))
 
 
 def _curves(folders: RunFolders, run: Run) -> Curves | None:
@@ -271,22 +272,19 @@ def samples_of(state: CampaignState, folders: RunFolders, *, winner: int) -> tup
     before, after = _run_with_samples(state, folders, None), _run_with_samples(state, folders, winner)
     if before is None or after is None:
         return (), ""
-    first, last = ({_prompt_of(row): row for row in rows} for _, rows in (before, after))
+    first, last = ({row.id: row for row in rows} for _, rows in (before, after))
     found = [
-        Shown(
-            _text(row, "prompt"), _text(row, "completion"), _passed(row),
-            _text(last[key], "completion"), _passed(last[key]),
-        )
+        Shown(_cut(row.prompt), _cut(row.completion), row.passed, _cut(last[key].completion), last[key].passed)
         for key, row in first.items()
         if key in last
-    ]  # fmt: skip
+    ]
     whose = f"the winner #{winner}" if winner else "the baseline"
     return tuple(found), f"before: the untrained model ({before[0]}); after: {whose} ({after[0]})" if found else ""
 
 
 def _run_with_samples(
     state: CampaignState, folders: RunFolders, number: int | None
-) -> tuple[str, list[dict[str, Any]]] | None:
+) -> tuple[str, list[SampleText]] | None:
     """The last run of the recipe that has samples of the search split; None stands for the untrained model. Of a winner
     that is a confirming run, where there is one: it was not chosen."""
     for run in sorted(state.runs.values(), key=lambda run: run.words is not None and run.words.role == "confirm")[::-1]:
@@ -294,24 +292,18 @@ def _run_with_samples(
             continue
         if (run.words.arm == "untrained") != (number is None) or (number is not None and number_of(run) != number):
             continue
-        rows = [row for row in folders.samples(folders.root / run.words.out) if row.get("split") == "search"]
+        rows = folders.samples(folders.root / run.words.out)
         if rows:
             return key_of(run), rows
     return None
 
 
-def _prompt_of(row: Mapping[str, Any]) -> str:
-    return str(row.get("id"))
+def _on_search(rows: Sequence[SampleText]) -> list[SampleText]:
+    return [row for row in rows if row.split == "search"][:MOST_SHOWN]
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    text = str(row.get(name) or "")
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
-
-
-def _passed(row: Mapping[str, Any]) -> bool | None:
-    passed = row.get("passed")
-    return passed if isinstance(passed, bool) else None
 
 
 def gone(state: CampaignState, root: Path) -> int:

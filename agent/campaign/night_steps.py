@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.campaign.decided import bounds_from
+from agent.campaign.decided import bounds_from, comparison_from
 from agent.campaign.stairs import Stair, stairs_of
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Crash, Estimate, RuledOut, Step
 
 TELLING = ("inconclusive", "regressed")
 """Kinds of discards whose interval says how large a gain can still be."""
+SAYS_NOTHING = ("screened", "underpowered", "tainted", "suspect")
+"""Kinds of discards that say nothing about the idea."""
 
 
 def steps_of(state: CampaignState, *, minimize: bool) -> tuple[Step, ...]:
@@ -105,14 +107,27 @@ def ruled_out_of(state: CampaignState, steps: Sequence[Step]) -> tuple[RuledOut,
     return tuple(sorted(found, key=lambda one: (one.above, one.number)))
 
 
-def bounds_by_axis(state: CampaignState, ruled_out: Sequence[RuledOut]) -> dict[str, float]:
-    """Axis -> the largest gain that any of its ideas may still have."""
+def bounds_by_axis(state: CampaignState) -> dict[str, float]:
+    """Axis -> the largest gain that any idea of it may still have, of those axes on which every idea has an interval.
+
+    One that was promising counts as what was ruled out does, and about one that crashed, was screened, stays open or
+    has no outcome yet nothing is known: then nothing is ruled out on that axis.
+    """
     bounds: dict[str, float] = {}
-    for one in ruled_out:
-        planned = state.experiments[one.number].planned
-        axis = planned.axis if planned else ""
-        bounds[axis] = max(one.above, bounds.get(axis, one.above))
-    return {axis: bound for axis, bound in bounds.items() if axis and axis not in ("together", "ablation")}
+    for number, experiment in state.experiments.items():
+        axis = experiment.planned.axis if experiment.planned else ""
+        if number and axis and axis not in ("together", "ablation"):
+            bounds[axis] = max(_may_gain(experiment), bounds.get(axis, -math.inf))
+    return {axis: bound for axis, bound in bounds.items() if math.isfinite(bound)}
+
+
+def _may_gain(experiment: Experiment) -> float:
+    """At 95%, on what it changed; infinite where nothing is known of it."""
+    judged = experiment.judged
+    basis = comparison_from(judged.numbers.get("basis")) if judged and judged.outcome != "crash" else None
+    if judged is None or basis is None or judged.numbers.get("kind") in SAYS_NOTHING:
+        return math.inf
+    return basis.interval[1]
 
 
 def crashes_of(state: CampaignState) -> tuple[Crash, ...]:

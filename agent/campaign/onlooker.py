@@ -6,11 +6,9 @@ Whatever is missing, torn, unreadable or written in bad faith is unknown in the 
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from agent.campaign.now import machine_of, running_of, what_runs
@@ -31,7 +29,7 @@ from agent.ledger.events import (
 )
 from agent.ledger.follow import JournalTail
 from agent.ledger.journal import CampaignState, Run
-from agent.ledger.lock import campaign_holder
+from agent.ledger.lock import Holder, holder_of
 from agent.ledger.workspace import Workspace
 from agent.report.snapshot import MachineNow, Running, Snapshot, waiting
 from agent.run.view import RunView
@@ -92,8 +90,9 @@ class Onlooker:
         if self._journal is None or self.name is None:
             return waiting(self.clock(), self._trouble)
         self.news = self._journal.read()
-        holder = _quietly(functools.partial(campaign_holder, self.workspace, self.name))
-        told = self._standing(holder.pid if holder else None)
+        holder = _quietly(functools.partial(holder_of, self.workspace))
+        is_here = holder is not None and holder.works_on(self.name)
+        told = self._standing(holder.pid if holder and is_here else None)
         at, used = self.clock(), self._journal.consumed_s
         seen = replace(
             told,
@@ -102,6 +101,7 @@ class Onlooker:
             left_s=time_left(self._journal.state, used_s=used, at=at),
             trouble=self._journal.trouble or self._trouble or told.trouble,
             report=self._report(),
+            busy=_busy(holder) if holder and not is_here else "",
         )
         if seen.state != "running" or self._open is None:
             self._view = None
@@ -114,8 +114,11 @@ class Onlooker:
     def _find(self) -> None:
         try:
             names = self.workspace.campaign_names()
-            self._trouble = _closed(self.workspace.campaigns)
-        except (AgentError, OSError) as error:
+            self._trouble = ""
+        except AgentError as error:
+            self._trouble = one_line(f"{error.where or ''} {error.message}")
+            return
+        except OSError as error:
             self._trouble = one_line(str(error))
             return
         name = self.fixed or (names[-1] if names else None)
@@ -194,10 +197,9 @@ class Onlooker:
         )
 
 
-def _closed(folder: Path) -> str:
-    """What is to be said of a folder that is there and cannot be read."""
-    readable = not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
-    return "" if readable else f"{folder} cannot be read: permission denied"
+def _busy(holder: Holder) -> str:
+    what = one_line(holder.what) or "something that has not said what it is"
+    return f"{what}, process {holder.pid}" if holder.pid else what
 
 
 def _quietly(read: Callable[[], T]) -> T | None:

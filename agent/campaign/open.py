@@ -261,7 +261,7 @@ def resume(
     `take_back_pause`: what was asked by `raft-agent pause`, and not carried out yet, is asked no more."""
     names = workspace.campaign_names()
     if not names:
-        raise WorkspaceError("no campaign to resume", where=str(workspace.root), hint="raft-agent run starts one")
+        raise UsageError("no campaign to resume in this workspace", hint="raft-agent run --budget 8h starts one")
     chosen = name or names[-1]
     if chosen not in names:
         raise UsageError(f"there is no campaign {chosen}", hint=f"there are: {', '.join(names)}")

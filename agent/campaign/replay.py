@@ -242,7 +242,10 @@ def changed_files(
         if then is not None and then != now:
             yield f"{name} ({'gone' if now == 'missing' else 'another content'})"
     source = recipe.model.source
-    kind = kind_of(source, base=workspace)
+    kind, prefix = kind_of(source, base=workspace), _model_prefix(recipe)
+    files = [name.removeprefix(prefix) for name in sorted(known) if name.startswith(prefix)]
+    if kind == "hub" and files and COMMIT not in files:
+        kind = "folder"  # that is gone; its name could be a hub's
     if kind not in ("folder", "gguf"):
         return
     place = model_place(workspace, source)
@@ -252,10 +255,8 @@ def changed_files(
             f"the model of that run is gone: no {'file' if kind == 'gguf' else 'folder'} {source}",
             hint="put it back at that place; a replay of another model would be another experiment",
         )
-    prefix = _model_prefix(recipe)
-    for name in sorted(known) if kind == "folder" else ():
-        file = name.removeprefix(prefix)
-        if name.startswith(prefix) and "." in file and digests.of(place / file) != known[name]:
+    for file in files if kind == "folder" else ():
+        if "." in file and digests.of(place / file) != known[f"{prefix}{file}"]:
             yield f"{file} of the model {source}"
 
 

@@ -191,12 +191,13 @@ def _campaign(
         with (
             disk_errors(workspace.private),
             hold(workspace, what=f"{CAMPAIGN}{name}"),
-            survive_hangup(workspace.private / "hangup.log"),
+            survive_hangup(workspace.private / "hangup.log") as to_log,
             polite_interrupt() as stop,
             stay_awake() as awake,
             TerminalObserver(console) as observer,
             Notifier(channels, folder=workspace.root, warn=observer.warn) as notifier,
         ):
+            console.without_reader = to_log
             notices = Notices(name, notifier.send)
             session = opened(Several(observer, notices), stop)
             bench = Workbench(session)

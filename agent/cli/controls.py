@@ -12,7 +12,7 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
-from agent.errors import Unavailable, UsageError, WorkspaceError
+from agent.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from agent.campaign.session import Session
@@ -63,7 +63,7 @@ def _running(workspace: Workspace, name: str | None) -> str:
 
     names = workspace.campaign_names()
     if not names:
-        raise WorkspaceError("no campaign to pause", where=str(workspace.root), hint="raft-agent run starts one")
+        raise UsageError("no campaign to pause in this workspace", hint="raft-agent run --budget 8h starts one")
     if name is not None and name not in names:
         raise UsageError(f"there is no campaign {name}", hint=f"there are: {', '.join(names)}")
     running = running_campaign(workspace)

@@ -42,9 +42,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:  # the reader of a pipe has gone: `raft-agent log | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _without_reader()
+    except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # which typer turns into this
+            return _without_reader()
+        raise
     except typer.Exit as leave:
         return int(leave.exit_code)
     except OSError as error:
@@ -55,6 +58,12 @@ def _run(arguments: Sequence[str] | None) -> int:
             print(f"error: {error.format_message()}\n  raft-agent --help lists the commands", file=sys.stderr)
             return int(error.exit_code)
         return bug(error)
+
+
+def _without_reader() -> int:
+    """The reader of a pipe has enough, as in `raft-agent log | head`: no failure, and nothing more to be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
 
 
 def print_error(error: AgentError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +79,16 @@ def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Ni
     from agent.campaign.report import SUMMARY
     from agent.report.summary import read_summary
 
+    path = workspace.report_folder(name) / SUMMARY
     try:
-        before = read_summary(workspace.report_folder(name) / SUMMARY)
-    except InvalidFile:
+        before = read_summary(path)
+    except InvalidFile as error:
+        if path.exists():
+            print(
+                f"the report before {error.message}; what the campaign would try next, as that one may say, is not in "
+                "this one",
+                file=sys.stderr,
+            )
         return night
     if before.campaign != name or len(before.steps) != len(night.steps) or not before.next:
         return night
@@ -92,9 +100,23 @@ def _written(workspace: Workspace, name: str, night: Night, out: Path | None) ->
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder", hint="name a folder; it is made where there is none")
+    if out is not None:
+        _refuse_strangers(out)
     charts, why = Charts(model_cache()).get()
     folder = workspace.report_folder(name) if out is None else out.absolute()
     return write_report(night, folder, charts=charts, why_no_charts=why), why
+
+
+def _refuse_strangers(out: Path) -> None:
+    """A run has a summary.json too, which is its record."""
+    from agent.campaign.report import SUMMARY
+    from agent.report.summary import read_summary
+
+    if (out / SUMMARY).exists():
+        try:
+            read_summary(out / SUMMARY)
+        except InvalidFile as error:
+            raise UsageError(f"--out {out}: {SUMMARY} in it {error.message}", hint="name another folder") from None
 
 
 def reporter_of(workspace: Workspace, session: Session, bench: Workbench) -> Reporter:

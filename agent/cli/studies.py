@@ -61,6 +61,7 @@ def study(
     budget_s = parse_duration(budget) if budget is not None else None
     with disk_errors(place):
         found = Results.read(place)
+        _refuse_strangers(found)
         analyse(chosen, found)  # a damaged file is told before hours are spent
         stopped = None
         if not table:
@@ -88,6 +89,21 @@ def _results_path(workspace: Workspace, chosen: Study, given: Path | None) -> Pa
     return given.absolute() if given is not None else workspace.studies / "results" / f"{chosen.name}.jsonl"
 
 
+def _refuse_strangers(found: Results) -> None:
+    """Lines would be appended to whatever file it is."""
+    known = found.prompts or found.runs or found.failed
+    if not known and found.path.is_file() and b"\n" in found.path.read_bytes():
+        raise UsageError(
+            f"{found.path} holds no results of a study", hint="name another file, or one that is not there"
+        )
+    if found.unread:
+        print(
+            f"warning: {found.path}: {found.unread} line{'s are' if found.unread > 1 else ' is'} damaged or of a newer "
+            "raft-agent, and not counted",
+            file=sys.stderr,
+        )
+
+
 def _run(
     workspace: Workspace,
     chosen: Study,
@@ -109,13 +125,15 @@ def _run(
     from agent.study.runs import Place, missing, run_study
 
     workspace.prepare()
+    console = console_for(sys.stderr)
     with (
         hold(workspace, what=f"study {chosen.name}"),
-        survive_hangup(workspace.private / "hangup.log"),
+        survive_hangup(workspace.private / "hangup.log") as to_log,
         polite_interrupt() as stop,
         stay_awake(),
-        console_for(sys.stderr).status("") as spinner,
+        console.status("") as spinner,
     ):
+        console.without_reader = to_log
         machine = machine_of(workspace)
         for arm in chosen.arms:
             refuse_unfit(workspace, arm.recipe, machine, name=f"{chosen.name}: {arm.label}")

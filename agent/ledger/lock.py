@@ -68,6 +68,9 @@ class Holder:
         what = f" ({self.what})" if self.what else ""
         return f"process {self.pid} on {self.host}{what}, since {began}, {minutes} min ago"
 
+    def works_on(self, campaign: str) -> bool:
+        return self.what == f"{CAMPAIGN}{campaign}"
+
     def has_gone(self) -> bool:
         """Surely: the same machine has booted since, or has no such process any more."""
         if self.host != socket.gethostname():
@@ -110,7 +113,7 @@ def holder_of(workspace: Workspace) -> Holder | None:
 def campaign_holder(workspace: Workspace, name: str) -> Holder | None:
     """The process that runs this campaign, or None: whoever holds the workspace for something else runs none."""
     holder = holder_of(workspace)
-    return holder if holder is not None and holder.what == f"{CAMPAIGN}{name}" else None
+    return holder if holder is not None and holder.works_on(name) else None
 
 
 def running_campaign(workspace: Workspace) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from agent.errors import UsageError, WorkspaceError
+from agent.errors import ResourceError, UsageError, WorkspaceError
 from agent.files import read_jsonl, write_atomic
 from agent.ledger.disk import disk_errors
 
@@ -85,7 +85,13 @@ class Workspace:
 
     def campaign_names(self) -> list[str]:
         """Campaigns with a journal, the one written last at the end. One whose first line was never written whole, for
-        a kill or a full disk, was not started: its name is free."""
+        a kill or a full disk, was not started: its name is free. Raises ResourceError where it may not be looked."""
+        if self.campaigns.exists() and not os.access(self.campaigns, os.R_OK | os.X_OK):
+            raise ResourceError(
+                "cannot be read: permission denied",
+                where=str(self.campaigns),
+                hint="check who owns the folder and its permissions",
+            )
         journals = [path for path in self.campaigns.glob("*/journal.jsonl") if path.is_file() and _has_a_line(path)]
         journals.sort(key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
         return [path.parent.name for path in journals]

@@ -333,7 +333,7 @@ def subject(axis: str, hypothesis: Hypothesis, variant: Variant, moves: Moves) -
 
 
 def subject_of(axis: str, what: str, moves: Moves, shown: Iterable[str]) -> str:
-    head = f"{axis}: {what}, "
+    head = f"{axis}: {' '.join(what.split())}, "
     room = max(12, (SUBJECT_LENGTH - len(head) - 4) // 2)
     old, new = ("/".join(_in_subject(moves[key][side]) for key in shown) for side in (0, 1))
     return f"{head}{_cut(old, room)} -> {_cut(new, room)}"

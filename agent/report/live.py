@@ -119,7 +119,7 @@ def _parts(snapshot: Snapshot, view: View) -> list[Part]:
 
 def _waiting(snapshot: Snapshot, view: View) -> list[Line]:
     words = f"no campaign in this workspace yet; waiting for one ({snapshot.next} starts it)"
-    words = snapshot.trouble or words
+    words = snapshot.trouble.strip() or words
     lines: list[Line] = [[(line, "")] for line in wrap(words, view.width, view.glyphs, most=view.height)]
     return lines[: view.height]
 
@@ -210,8 +210,9 @@ def _standing_still(snapshot: Snapshot, view: View) -> list[Line]:
         return [[("between two runs", "dim")]]
     words = snapshot.stopped or {"killed": "its process is gone", "new": "not started yet"}.get(snapshot.state, "")
     next_: Line = [(f"{snapshot.next}", "bold")] if snapshot.next else []
+    busy: Line = [(f"held by {snapshot.busy}", "warning")] if snapshot.busy else []
     lines: list[Line] = [[(text, "")] for text in wrap(words, view.room, view.glyphs, most=2)]
-    return [*lines, *flow([next_], view.room, view.glyphs)]
+    return [*lines, *flow([busy, next_], view.room, view.glyphs)]
 
 
 def _progress(running: Running, view: View) -> list[Line]:

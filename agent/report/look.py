@@ -81,7 +81,10 @@ class IdeaRow:
 def headline(night: Night) -> Headline:
     state = STATES.get(night.state, "")
     ideas = [step for step in night.steps if step.number]
-    if any(step.outcome == "keep" for step in ideas):
+    kept = [step for step in ideas if step.outcome == "keep"]
+    if kept and all(step.kind in ("simpler", "cheaper") for step in kept):
+        return Headline("good", "Simpler or cheaper, not better", state)
+    if kept:
         held = [
             gain.delta for gain in night.gains if (gain.of, gain.over, gain.split) == ("winner", "baseline", "holdout")
         ]

@@ -6,7 +6,7 @@ Templates of this folder are filled without jinja's own escaping, which is for H
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,38 +14,54 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from agent.text import clean, one_line
 
-SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&!])")
-BLOCK = re.compile(r"^(?:#{1,6}(?=\s|$)|[+-](?=\s|$)|\d{1,9}[.)](?=\s|$)|[=-]+\s*$|[:-]+\s)")
-"""What would begin a heading, a list, a rule or a table at the beginning of a line."""
+SPECIAL = re.compile(
+    r"([\\`*|~<$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|^[#>\[]|^[=+-](?=[=+\s-]|$)|^:(?=-))"
+)
+"""What Markdown takes for markup where it stands: not an underscore within a word, nor brackets without a link, nor the
+sign of a number."""
+LINKS = re.compile(r"@|://|www\.|mailto:|xmpp:", re.IGNORECASE)
+"""GitHub makes a link of what stands around one of these, whatever is escaped."""
 
 
-def inline(text: object) -> str:
+def prose(text: object) -> str:
     """On one line, as the words that they are: in a table's cell, a list's item, a paragraph."""
-    line = SPECIAL.sub(r"\\\1", one_line(str(text))).replace("://", r"\://").replace("www.", r"www\.")
-    begins = BLOCK.match(line)
-    if begins is None:
-        return line
-    at = len(line) - len(line.lstrip("0123456789"))  # of a numbered list it is the point that makes it one
-    return f"{line[:at]}\\{line[at:]}"
+    line = one_line(str(text))
+    if LINKS.search(line):
+        return code(line)
+    escaped = SPECIAL.sub(r"\\\1", line).replace("&", "&amp;")
+    return re.sub(r"^(\d+)(?=[.)](?:\s|$))", r"\1\\", escaped)  # what would begin a list
 
 
 def code(text: object) -> str:
-    """On one line, in a fixed width; what has a bar in it is plain text, for a table would be cut there."""
-    line = one_line(str(text))
-    if "|" in line:
-        return inline(line)
-    longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
-    ticks = "`" * (longest + 1)
-    pad = " " if longest or not line else ""
+    """On one line, in a fixed width; a bar could still end a table's cell, and is shown as a broken one."""
+    line = one_line(str(text)).replace("|", "¦") or " "
+    ticks = "`" * (_longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block whose fence is longer than any in the text."""
-    content = clean(text).rstrip("\n")
-    longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
-    fence = "`" * max(3, longest + 1)
+    """A block of code, its lines as they are; the fence is longer than any in the text."""
+    content = clean(text)
+    fence = "`" * max(3, _longest_run(content) + 1)
     return f"{fence}{language}\n{content}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Aligned, so that it can be read as it stands. Cells are escaped already."""
+    widths = [max(3, *(len(row[place]) for row in [head, *rows])) for place in range(len(head))]
+    yield _row(head, widths)
+    yield _row(["-" * width for width in widths], widths)
+    for row in rows:
+        yield _row(row, widths)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return f"| {' | '.join(f'{text:<{width}}' for text, width in zip(cells, widths, strict=True))} |"
 
 
 def front_matter(values: Mapping[str, Any]) -> str:
@@ -63,7 +79,7 @@ def _clean(value: Any) -> Any:
 
 
 def filled(template: str, **values: Any) -> str:
-    """A Markdown template of this room, with the filters `inline`, `code` and `fenced`."""
+    """A Markdown template of this room, with the filters `prose`, `code` and `fenced`."""
     environment = Environment(
         loader=PackageLoader("agent.report"),
         autoescape=False,
@@ -72,5 +88,5 @@ def filled(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"inline": inline, "code": code, "fenced": fenced}
+    environment.filters |= {"prose": prose, "code": code, "fenced": fenced}
     return environment.get_template(template).render(**values)

@@ -7,17 +7,13 @@ data. `prose` and `code` let none of it become a heading, a row of a table, a li
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from agent.report.markdown import code, fenced, prose, table
 from agent.report.night import Estimate, Night, Shown, Step
 from agent.report.words import duration, percent, points
-from agent.text import clean, one_line
+from agent.text import one_line
 
-SPECIAL = re.compile(r"([\\`*|~<]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|^[#>\[+=-])")
-"""What Markdown takes for markup where it stands: not an underscore within a word, nor brackets without a link."""
-LINKS = re.compile(r"@|://|www\.|mailto:|xmpp:", re.IGNORECASE)
-"""GitHub makes a link of what stands around one of these, whatever is escaped."""
 SHOWN_SAMPLES = 3
 LONGEST_SAMPLE = 600
 LONGEST_CELL = 160
@@ -136,7 +132,12 @@ def _near_misses(night: Night) -> Iterator[str]:
             ]
             for one in night.near_misses
         ]
-        yield from table(["", "idea", "difference", "would settle it"], rows)
+        yield from table(["", "idea", "difference", "would show it"], rows)
+        yield ""
+        yield (
+            "Seeds that would show it four times in five, were it as large as measured; what is picked because it "
+            "measured well is usually smaller."
+        )
 
 
 def _further(seeds: int | None, seconds: float | None) -> str:
@@ -225,7 +226,7 @@ def _samples(night: Night) -> Iterator[str]:
     yield prose(night.samples_of)
     for shown in night.samples[:SHOWN_SAMPLES]:
         yield ""
-        yield from fence(_sample(shown))
+        yield fenced(_sample(shown), "text")
 
 
 def _sample(shown: Shown) -> str:
@@ -249,7 +250,7 @@ def _reproduce(night: Night) -> Iterator[str]:
         yield ""
         width = max(len(one_line(command)) for command, _ in night.reproduce)
         lines = [f"{one_line(command):<{width}}  # {one_line(does)}" for command, does in night.reproduce]
-        yield from fence("\n".join(lines))
+        yield fenced("\n".join(lines), "text")
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
@@ -283,51 +284,7 @@ def _difference(one: Estimate | None, metric: str) -> str:
     return f"{value} ({_points(one.low, metric)} to {_points(one.high, metric)})"
 
 
-# --- Markdown ----------------------------------------------------------------------------------------------
-
-
-def prose(text: str) -> str:
-    """One line of text from outside, as text."""
-    line = one_line(text)
-    if LINKS.search(line):
-        return code(line)
-    escaped = SPECIAL.sub(r"\\\1", line).replace("&", "&amp;")
-    return re.sub(r"^(\d+)(?=[.)])", r"\1\\", escaped)  # what would begin a list
-
-
 def cell(text: str) -> str:
-    """The same in a table, cut where it is long."""
+    """Text from outside in a table, cut where it is long."""
     line = one_line(text)
     return prose(line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 4]} ...")
-
-
-def code(text: str) -> str:
-    """A span of code, within which nothing is markup; a bar could still end a cell, and is shown as a broken one."""
-    line = one_line(text).replace("|", "¦")
-    if not line:
-        return ""
-    ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"
-
-
-def fence(text: str) -> Iterator[str]:
-    """A block of code, its lines as they are."""
-    text = clean(text)
-    ticks = "`" * max(3, max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    yield f"{ticks}text"
-    yield from text.split("\n")
-    yield ticks
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Aligned, so that it can be read as it stands. Cells are escaped already."""
-    widths = [max(3, *(len(row[place]) for row in [head, *rows])) for place in range(len(head))]
-    yield _row(head, widths)
-    yield _row(["-" * width for width in widths], widths)
-    for row in rows:
-        yield _row(row, widths)
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return f"| {' | '.join(f'{text:<{width}}' for text, width in zip(cells, widths, strict=True))} |"

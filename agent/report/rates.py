@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agent.recipe.rates import STEPS, Course
+from agent.report.vega import PALETTE
 
 CELL = 9
 LABEL = 6
@@ -13,7 +14,8 @@ LABEL = 6
 LONGEST_BAR = 32
 MOST_POINTS = 512
 """Of one line in a plot."""
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
+COLOURS = (*PALETTE, "#888888")
+"""One for each of the nine schedules that there may be in a picture."""
 
 
 def side_by_side(courses: Sequence[Course], *, width: int) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from agent.report.markdown import prose
 from agent.text import one_line
 
 
@@ -30,9 +31,6 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        lines = [self.columns, ("---", *("---:" for _ in self.columns[1:])), *self.rows]
-        return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return one_line(text).replace("|", "\\|")
+        lines = [map(prose, self.columns), ("---", *("---:" for _ in self.columns[1:]))]
+        lines += [(prose(row[0]), *row[1:]) for row in self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -148,6 +148,8 @@ class Snapshot:
     """Path of the report, from the workspace."""
     next: str = ""
     """The command that goes on from here."""
+    busy: str = ""
+    """What else works in the workspace just now, and keeps the campaign from going on: a study, a replay."""
     trouble: str = ""
     """What is wrong with the record itself."""
 

@@ -9,7 +9,20 @@ from agent.report.words import duration, percent
 
 FORMAT = 1
 """Of the fields for programs. It goes up where one changes its meaning or goes; new ones do not count."""
-LABELS = ("recipe", "budget", "untrained", "baseline", "best", "leads", "noise", "ideas", "now", "stopped", "next")
+LABELS = (
+    "recipe",
+    "budget",
+    "untrained",
+    "baseline",
+    "best",
+    "leads",
+    "noise",
+    "ideas",
+    "now",
+    "stopped",
+    "next",
+    "busy",
+)
 
 
 def status_lines(snapshot: Snapshot) -> list[str]:
@@ -114,6 +127,7 @@ def _words(snapshot: Snapshot) -> dict[str, Any]:
         f"{counts.get('crash', 0)} crashed",
         "stopped": snapshot.stopped or None,
         "next": snapshot.next or None,
+        "busy": f"the workspace is held by {snapshot.busy}" if snapshot.busy else None,
     }
     if snapshot.sigma_run is not None:
         found = f", gains from about {100 * snapshot.detectable:.1f}pp can be confirmed" if snapshot.detectable else ""

@@ -41,6 +41,8 @@ class PlainConsole(Console):
 
     def __init__(self, **keys: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **keys)
+        self.without_reader: Callable[[int], None] | None = None
+        """Gives the descriptor another place, for what has to go on when nobody reads what it prints."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -49,8 +51,14 @@ class PlainConsole(Console):
             else:
                 yield Segment(visible(segment.text), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """Whoever reads may stop reading: `main` ends the command then, as for any other print."""
+        if self.without_reader is None:
+            raise BrokenPipeError
+        self.without_reader(self.file.fileno())
 
-def console_for(stream: TextIO | None = None) -> Console:
+
+def console_for(stream: TextIO | None = None) -> PlainConsole:
     """Colours and width only on a terminal; 80 columns and no wrapping of words into nowhere where piped."""
     stream = stream or sys.stdout
     stream = getattr(stream, "beneath", stream)  # rich's own escape sequences have to come through

@@ -74,30 +74,35 @@ def _spawn(
 
 
 @contextlib.contextmanager
-def survive_hangup(log: Path) -> Iterator[None]:
+def survive_hangup(log: Path) -> Iterator[Callable[[int], None]]:
     """Within the block, SIGHUP (the terminal or the ssh connection has gone) sends output to `log` and ends nothing.
 
     Without the redirection the next write to the vanished terminal would raise and end the campaign after all.
-    Only the main thread can set this up; elsewhere it does nothing.
+    Only the main thread can set this up; elsewhere it does nothing. The block gets what sends one descriptor there: for
+    a pipe whose reader has gone.
     """
 
-    def to_log(number: int, frame: FrameType | None) -> None:
+    def to_log(*descriptors: int) -> None:
         with contextlib.suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
             target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            for descriptor in descriptors:
+                os.dup2(target, descriptor)
+            os.close(target)
+
+    def hung_up(number: int, frame: FrameType | None) -> None:
+        to_log(1, 2)
+        with contextlib.suppress(OSError):
             nothing = os.open(os.devnull, os.O_RDONLY)
             os.dup2(nothing, 0)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
-            os.close(target)
             os.close(nothing)
 
     try:
-        before = signal.signal(signal.SIGHUP, to_log)
+        before = signal.signal(signal.SIGHUP, hung_up)
     except ValueError:
-        yield
+        yield to_log
         return
     try:
-        yield
+        yield to_log
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -14,6 +14,7 @@ from pathlib import Path
 from agent.errors import UsageError
 from agent.files import write_atomic
 from agent.report.curves import Curve, Measure, curves_spec
+from agent.report.markdown import code, prose
 from agent.report.vega import to_svg
 from agent.study.analysis import Analysis, ArmResult
 from agent.study.words import arms_sheet, comparisons_sheet, sentences
@@ -46,14 +47,14 @@ def write_page(analysis: Analysis, path: Path, *, command: str) -> list[Path]:
 def _block(analysis: Analysis, picture: str, command: str) -> Iterator[str]:
     study = analysis.study
     if analysis.done:
-        yield f"![{study.description or study.name}]({picture})\n"
+        yield f"![{prose(study.description or study.name)}]({picture})\n"
     yield arms_sheet(analysis).markdown() + "\n"
     comparisons = comparisons_sheet(analysis)
     if comparisons is not None:
         yield comparisons.markdown() + "\n"
     for sentence in sentences(analysis):
-        yield f"- {sentence}"
-    yield f"\n`{command}`, {analysis.done} runs{_machines(analysis)}.\n"
+        yield f"- {prose(sentence)}"
+    yield f"\n{code(command)}, {analysis.done} runs{_machines(analysis)}.\n"
 
 
 def _machines(analysis: Analysis) -> str:
@@ -61,7 +62,7 @@ def _machines(analysis: Analysis) -> str:
     for one in analysis.provenance:
         versions = " ".join(f"{name} {one[name]}" for name in ("raft_agent", "torch", "transformers") if name in one)
         told.append(f"{one.get('machine', 'a machine that is not known')} ({versions})")
-    return f" on {'; '.join(dict.fromkeys(told))}" if told else ""
+    return f" on {prose('; '.join(dict.fromkeys(told)))}" if told else ""
 
 
 def chart(analysis: Analysis) -> dict[str, object]:

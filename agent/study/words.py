@@ -170,7 +170,7 @@ def _points(found: Estimate | None) -> str:
     """`+1.2 [-0.3,+2.7]` in percentage points."""
     if found is None:
         return ""
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.low == found.high:  # seeds that are alike tell of no spread
         return _signed(found.mean)
     return f"{_signed(found.mean)} [{_signed(found.low)},{_signed(found.high)}]"
 
@@ -182,7 +182,7 @@ def _signed(value: float) -> str:
 def _share(found: Estimate | None) -> str:
     if found is None:
         return ""
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.low == found.high:
         return percent(found.mean)
     return f"{percent(found.mean)} [{100 * found.low:.1f},{100 * found.high:.1f}]"
 

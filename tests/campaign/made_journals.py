@@ -103,7 +103,7 @@ class MadeJournal:
                 beside = f"{self.incumbent:03d}-incumbent-s{number}50{index}"
                 self.run(beside, None, "confirm", "confirm", "incumbent", {"confirm": abs(theirs[index].mean)})
             basis = compare(ours, theirs, self.noise)
-        outcome = "keep" if kind == "gain" else "discard"
+        outcome = "keep" if kind in ("gain", "simpler", "cheaper") else "discard"
         self.judged(number, outcome, kind, basis=basis, on_search=on_search, search=[key], candidate=confirming)
         if kind == "gain":
             self.incumbent, self.base = number, worth

@@ -25,6 +25,22 @@ from agent.run.request import RunRequest
 COMMAND = (sys.executable, str(Path(__file__).with_name("commanded.py")))
 
 
+@pytest.mark.slow
+def test_a_campaign_goes_on_when_nobody_reads_what_it_prints(night: Night) -> None:
+    """`raft-agent run | tee log`, and tee is gone."""
+    night.playbook(NOTHING)
+    arguments = ("run", "test", "--budget", "10m", "--seeds", "2", "--max-experiments", "1", "--name", "night")
+    with subprocess.Popen(
+        [*COMMAND, *arguments], cwd=night.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline()
+        run.stdout.close()
+        run.wait(timeout=60)
+    assert Journal(night.workspace.journal_path("night")).state().status == "finished"
+    assert "discard #1" in (night.workspace.private / "hangup.log").read_text()
+
+
 class Terminal:
     """A campaign in the foreground of a terminal: Ctrl-C reaches all of its process group, as it does there."""
 
@@ -157,9 +173,8 @@ def test_ctrl_c_once_ends_in_good_order_and_resume_goes_on(night: Night, open_te
     assert journal(night).damages() == []
 
 
-@pytest.mark.parametrize(
-    "run", ["holdout", pytest.param("baseline", marks=pytest.mark.slow), pytest.param("001", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["holdout", "baseline", "001"])
 def test_ctrl_c_twice_ends_at_once_whatever_runs(night: Night, open_terminal: Open, run: str) -> None:
     """The trainer is deaf to SIGTERM, so that good order would take the whole 20 s that it gets to leave."""
     until(night, run)

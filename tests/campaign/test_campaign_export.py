@@ -13,9 +13,10 @@ import pytest
 import yaml
 from nights import MACHINE, Night
 
-from agent.campaign.delivered import best_run, on_select
-from agent.campaign.export import lineage, wilson
+from agent.campaign.delivered import Delivered, best_run, on_select
+from agent.campaign.export import _gains, _is_holdout, _limits, lineage, wilson
 from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
+from agent.campaign.recipes import loaded, texts_of
 from agent.campaign.stairs import key_of
 from agent.cli.main import register, run
 from agent.errors import Busy, InvalidFile, ResourceError, UsageError
@@ -125,17 +126,17 @@ def test_the_card_has_what_the_campaign_found(said: Said, copy: Path) -> None:
     front = yaml.safe_load(text.split("---\n")[1])
     result = front["model-index"][0]["results"][0]["metrics"][0]
     assert result == {"type": "pass_rate", "name": "pass_rate on holdout", "value": 0.715}
-    assert "holdout (n=200): untrained 19.0% -\\> baseline 42.0% -\\> winner 71.0%" in text
+    assert "holdout (n=200): untrained 19.0% -> baseline 42.0% -> winner 71.0%" in text
     rows = [re.split(r" *\| *", line.strip("| ")) for line in text.splitlines() if line.startswith("|")]
     by_arm = {row[0]: row for row in rows}
     assert by_arm["untrained"][2:5] == ["19.0%", "13.5% to 24.5%", "200"]
     assert by_arm["baseline, mean of 2 runs"][2] == "42.0%"
     assert by_arm["winner, mean of 2 runs"][2] == "71.0%"
     assert by_arm["1"][1:3] == [
-        "learning-rate: better rate, 0.0005 -\\> 0.002 (better-rate: learner.learning\\_rate 0.0005 -\\> 0.002)",
-        "+27.3pp \\[+21.0pp, +33.5pp\\]",
+        "learning-rate: better rate, 0.0005 -> 0.002 (better-rate: learner.learning_rate 0.0005 -> 0.002)",
+        "+27.3pp [+21.0pp, +33.5pp]",
     ]
-    assert "winner against baseline on the holdout: +29.0pp \\[+22.6pp, +35.4pp\\], paired by prompt" in text
+    assert "winner against baseline on the holdout: +29.0pp [+22.6pp, +35.4pp], paired by prompt" in text
     assert "#1 was decided by look 2 of the confirmation" in text
     assert "raft-agent replay 1 --campaign night --seed 1100" in text
     assert "learning_rate: 0.002" in text
@@ -144,6 +145,17 @@ def test_the_card_has_what_the_campaign_found(said: Said, copy: Path) -> None:
     told = json.loads((copy / "model" / MANIFEST).read_text())
     assert (told["campaign"], told["number"], told["run"]) == ("night", 1, "001-confirm-s1100")
     assert set(told["files"]) == {"README.md", "model.safetensors"}
+
+
+def test_a_later_winner_has_nothing_of_an_earlier_ones_holdout(judged: Night) -> None:
+    state = Journal(judged.workspace.journal_path("night")).state()
+    assert any(_is_holdout(run, "winner", 1) for run in state.runs.values())
+    assert not any(_is_holdout(run, "winner", 2) for run in state.runs.values())
+    what = Delivered(1, "001-confirm-s1100", judged.root, loaded(texts_of(state, 1), "recipes/test.yaml"), {}, True)
+    assert len(list(_gains(state, what))) == 2
+    state.result["winner"] = 7  # as it was told of the winner before
+    assert not list(_gains(state, what))
+    assert not any("oldout" in line for line in _limits(state, what))
 
 
 def test_what_is_not_the_winner_is_called_provisional(said: Said, copy: Path) -> None:

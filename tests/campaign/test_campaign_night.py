@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from made_journals import A_RUN, MadeJournal, long_night
 
 from agent.campaign.comparison import Comparison, RunNoise
+from agent.campaign.decided import comparison_from
 from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
+from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
 from agent.ledger.state import CampaignState, fold
+from agent.report import look
 from agent.report.night import Night
 from agent.report.night_markdown import markdown
 from agent.report.summary import night_from, summary_text
@@ -68,6 +71,24 @@ def test_no_improvement_says_what_was_ruled_out() -> None:
     assert "clipping" in night.verdict
 
 
+def test_an_axis_is_ruled_out_only_where_all_that_was_tried_of_it_is_known() -> None:
+    made = MadeJournal().started().baseline()
+    made.idea("regressed", effect=-0.2, axis="clipping")
+    for kind in ("screened", "tainted"):
+        made.idea("regressed", effect=-0.2, axis=kind)
+        made.idea(kind, axis=kind)
+    made.idea("regressed", effect=-0.2, axis="batch")
+    made.crash(axis="batch")
+    made.idea("regressed", effect=-0.2, axis="rate")
+    made.idea("promising", effect=0.04, axis="rate")
+    state = made.finished().state()
+    bounds = bounds_by_axis(state)
+    assert set(bounds) == {"clipping", "rate"}
+    promising = comparison_from(state.experiments[max(state.experiments)].judged.numbers["basis"])  # type: ignore[union-attr]
+    assert promising is not None
+    assert bounds["rate"] == promising.interval[1] > 0 > bounds["clipping"]
+
+
 def test_only_crashes() -> None:
     made = MadeJournal().started().baseline()
     for crash_class in ("oom", "oom", "typo"):
@@ -101,6 +122,19 @@ def test_a_confirmed_gain_and_what_the_holdout_makes_of_it(holdout: dict[str, ob
     assert {one.name: one.number for one in night.arms} == {"untrained": None, "baseline": 0, "winner": 1}
     commands = [command for command, _ in night.reproduce]
     assert "raft-agent finalize night" in commands
+
+
+def test_what_was_kept_as_cheaper_is_no_gain() -> None:
+    made = MadeJournal().started().baseline()
+    number = made.idea("cheaper", confirmed=2)
+    made.incumbent = number
+    holdout = {"untrained": 0.2, "baseline": 0.5, "winner": 0.49, "prompts": 200}
+    state = made.finished(holdout=holdout | {"winner - baseline": gain(-0.01, -0.04, 0.02)}).state()
+    night = told(state)
+    assert night.verdict.startswith("no confirmed improvement, 1 kept as simpler or cheaper, ")
+    assert night.verdict.endswith("; it was kept as simpler or cheaper, not as better")
+    assert "REPRODUCE" not in night.verdict
+    assert look.headline(night).label == "Simpler or cheaper, not better"
 
 
 def test_running_and_killed() -> None:
@@ -206,6 +240,15 @@ def test_further_seeds_are_fewer_for_larger_effects() -> None:
     assert further_seeds(dataclasses.replace(NEAR, delta=0.005), level=0.025) is None
     assert further_seeds(dataclasses.replace(NEAR, noise=None), level=0.025) is None
     assert further_seeds(dataclasses.replace(NEAR, delta=-0.01), level=0.025) is None
+
+
+def test_further_seeds_are_fewer_where_a_confirmation_has_more_prompts() -> None:
+    near = dataclasses.replace(NEAR, delta=0.06, prompts=100, pair_error=0.02)
+    needed = [further_seeds(near, level=0.025, prompts=prompts) for prompts in (50, 100, 200, 800)]
+    assert needed[1] == further_seeds(near, level=0.025)
+    known = [one or MOST_SEEDS + 1 for one in needed]
+    assert known == sorted(known, reverse=True)
+    assert known[0] > known[1] > known[3]
 
 
 def test_further_seeds_find_the_difference_four_times_in_five() -> None:

@@ -20,7 +20,7 @@ from agent.ledger.follow import JournalTail
 from agent.ledger.journal import Journal, fold
 from agent.ledger.lock import hold, holder_of
 from agent.ledger.workspace import Workspace
-from agent.report.status import status_fields
+from agent.report.status import status_fields, status_lines
 
 register()
 RUN = "002-search-s2000"
@@ -127,6 +127,16 @@ def night(workspace: Workspace) -> Journal:
     journal = Journal(workspace.journal_path("night"), clock=Clock())
     write_night(journal)
     return journal
+
+
+def test_a_study_that_holds_the_workspace_is_named(workspace: Workspace, night: Journal) -> None:
+    with hold(workspace, what="study rates"):
+        seen = Onlooker(workspace, "night").look()
+    assert (seen.state, seen.process) == ("killed", None)
+    assert seen.busy.startswith("study rates, process ")
+    assert any("held by study rates" in line for line in status_lines(seen))
+    assert status_fields(seen)["busy"] == f"the workspace is held by {seen.busy}"
+    assert Onlooker(workspace, "night").look().busy == ""
 
 
 def test_everything_is_in_the_snapshot(workspace: Workspace, night: Journal) -> None:
@@ -277,9 +287,10 @@ def test_what_may_not_be_read_is_said(workspace: Workspace, night: Journal, monk
     after = onlooker.look()
     assert after.trouble == "the journal cannot be read: Permission denied"
     assert after.marks == before.marks
-    monkeypatch.setattr(Workspace, "campaign_names", lambda self: [])
-    monkeypatch.setattr("agent.campaign.onlooker.os.access", lambda *ignored: False)
+    monkeypatch.setattr("agent.ledger.workspace.os.access", lambda *ignored: False)
     assert "permission denied" in Onlooker(workspace).look().trouble
+    monkeypatch.chdir(workspace.root)
+    assert run(["status"]) == 9, "which is not the same as no campaign"
 
 
 def test_a_clock_that_was_set_back_leaves_no_negative_times(workspace: Workspace, night: Journal) -> None:

@@ -219,6 +219,10 @@ def test_a_model_that_has_moved_or_changed_is_missed(once_more: Any, tmp_path: P
     assert list(changed_files(tmp_path, recipe, known, {})) == ["config.json of the model ./model"]
     known["model ./model config.json"] = digest_of(b"{}")
     assert list(changed_files(tmp_path, recipe, known, {})) == []
+    recipe = with_keys(once_more[0].recipe, {"model.source": "models/mine"})  # as a hub's would be called
+    with pytest.raises(Unavailable, match=r"no folder models/mine"):
+        list(changed_files(tmp_path, recipe, {"model models/mine config.json": "0" * 32}, {}))
+    assert list(changed_files(tmp_path, recipe, {"model models/mine commit": "0" * 40}, {})) == []
     recipe = with_keys(once_more[0].recipe, {"model.source": "gone.gguf"})
     with pytest.raises(Unavailable, match=r"no file gone\.gguf"):
         list(changed_files(tmp_path, recipe, {}, {}))

@@ -139,7 +139,16 @@ def test_samples_before_and_after_are_of_the_same_prompts(reported: Night, tmp_p
     root = copied(reported, tmp_path)
     for run_name, completion, passed in (("untrained-search", "7", False), ("001-confirm-s1100", "8", True)):
         rows = [
-            {"split": "search", "id": f"search-{n}", "prompt": f"{n}+1", "completion": completion, "passed": passed}
+            {
+                "split": "search",
+                "id": f"search-{n}",
+                "prompt": f"{n}+1",
+                "completion": completion,
+                "reward": float(passed),
+                "passed": passed,
+                "finish_reason": "stop",
+                "tokens": 1,
+            }
             for n in range(20)
         ]
         path = root / ".raft/runs/night" / run_name / "samples.jsonl"
@@ -303,6 +312,23 @@ def test_where_it_cannot_be_written_it_points_elsewhere(reported: Night, report:
     assert report(root, "--out", "elsewhere")[0] == 0
 
 
+def test_what_is_no_report_is_not_written_over_and_a_newer_one_is_told_of(
+    reported: Night, report: Reports, tmp_path: Path
+) -> None:
+    root = copied(reported, tmp_path)
+    record = root / ".raft/runs/night/001-search-s1000/summary.json"
+    before = record.read_text()
+    code, said = report(root, "--out", str(record.parent))
+    assert (code, "summary.json in it is no summary of a campaign" in said) == (2, True)
+    assert record.read_text() == before
+    path = root / ".raft/report/night/summary.json"
+    path.write_text(path.read_text().replace('{"format":1', '{"format":99'))
+    assert report(root, "--out", str(path.parent))[0] == 2
+    code, said = report(root)
+    assert (code, "the report before was written by a newer raft-agent (format 99" in said) == (0, True)
+    assert told(root)["format"] == 1
+
+
 def test_before_any_campaign(tmp_path: Path, report: Reports) -> None:
     code, said = report(new_night(tmp_path).root)
     assert (code, said.splitlines()[0]) == (2, "error: there is no campaign in this workspace yet")
@@ -352,6 +378,7 @@ def test_intervals_are_over_prompts_and_runs_as_the_campaign_told_them(reported:
     assert told["winner"]["value"] == pytest.approx(reported.session.state.result["holdout"]["winner"])
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_rate_has_intervals_too(tmp_path: Path) -> None:
     night = new_night(tmp_path)
     path = night.root / "recipes/test.yaml"

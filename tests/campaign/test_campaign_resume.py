@@ -226,7 +226,7 @@ def test_a_campaign_whose_first_line_was_torn_was_never_started(cut_short: Night
     path.write_text(lines(cut_short)[0][:50])
     assert cut_short.workspace.campaign_names() == []
     assert unfinished(cut_short.workspace, asked_for(cut_short), name="night") is None
-    with pytest.raises(WorkspaceError, match="no campaign to resume"):
+    with pytest.raises(UsageError, match="no campaign to resume"):
         cut_short.resume()
 
 

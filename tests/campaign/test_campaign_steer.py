@@ -220,6 +220,7 @@ def test_a_folder_in_its_place_stops_nothing(night: Night, bench: Workbench) -> 
 # --- stop, pause -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pauses_wait_for_the_idea_and_stop_ends_the_search(night: Night, folder: Path) -> None:
     """One campaign: paused by the file after its first idea, by a request after the second, stopped after the third."""
     with pytest.raises(Paused, match=r"steer.md:1 \(pause after this one\)"):

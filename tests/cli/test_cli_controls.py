@@ -53,7 +53,7 @@ def begin(workspace: Workspace, name: str = "night") -> Journal:
 
 
 def test_a_pause_without_a_campaign_that_runs_is_refused_in_words(workspace: Workspace, capsys: Printed) -> None:
-    assert "no campaign to pause" in said(capsys, "pause", code=5)
+    assert "no campaign to pause" in said(capsys, "pause", code=2)
     journal = begin(workspace)
     assert "campaign night is not running" in said(capsys, "pause", code=2)
     assert "there is no campaign other" in said(capsys, "pause", "other", code=2)

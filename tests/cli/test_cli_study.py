@@ -51,6 +51,16 @@ def test_a_held_workspace_is_not_run_in(workspace: Workspace, capsys: pytest.Cap
     assert "campaign night" in capsys.readouterr().err
 
 
+def test_a_file_of_something_else_is_not_appended_to(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    register()
+    mine = workspace.root / "mine.txt"
+    for text in ('{"question": "1+1", "answer": 2}\n', "# notes\n"):
+        mine.write_text(text)
+        assert run(["study", "learning-rate-tiny", "--results", str(mine)]) == 2
+        assert "holds no results of a study" in capsys.readouterr().err
+        assert mine.read_text() == text
+
+
 @pytest.mark.slow
 def test_a_small_study_of_the_built_in_model(workspace: Workspace, tmp_path: Path) -> None:
     from small_model import plant_small_model

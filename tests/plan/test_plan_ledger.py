@@ -136,8 +136,9 @@ def test_an_attempt_of_this_campaign_has_number_form_symptom_and_what_ran(
         symptom="learning_too_slow", incumbent=None, model_extra={"variant": "far-up"},
     )  # fmt: skip
     judged = SimpleNamespace(outcome="discard", reason="regressed", numbers={"delta": -0.02}, crash_class=None)
-    experiment = SimpleNamespace(planned=planned, judged=judged, outcome="discard", fixes={1: object()})
-    session.state = SimpleNamespace(judged_order=[0, 5], experiments={0: experiment, 5: experiment})
+    known = {"planned": planned, "judged": judged, "outcome": "discard", "fixes": {1: object()}}
+    experiments = {number: SimpleNamespace(number=number, **known) for number in (0, 5)}
+    session.state = SimpleNamespace(judged_order=[0, 5], experiments=experiments)
     recipes = {0: tiny(), 5: tiny(learner__learning_rate=1e-3)}
     monkeypatch.setattr(Campaign, "recipe_of", lambda self, experiment: recipes[experiment])
     (attempt,) = choose.attempts(session)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.report.card import Card, Example, Kept, Measured, card_text, snippet
-from agent.report.markdown import code, fenced, inline
+from agent.report.markdown import code, fenced, prose
 
 CARD = Card(
     name="night-winner",
@@ -61,7 +61,7 @@ def test_a_card_says_what_was_measured() -> None:
     assert result["metrics"] == [{"type": "pass_rate", "name": "pass_rate on holdout", "value": 0.715}]
     assert "| winner | holdout | 71.0% | 65.0% to 77.0% | 200 |" in text
     assert "| 1 | raise the rate (rate-up) | +27.3pp | keep, gain | `244a9c3` |" in text
-    assert "- winner against baseline on the holdout: +29.0pp \\[+22.6pp, +35.4pp\\]" in text
+    assert "- winner against baseline on the holdout: +29.0pp [+22.6pp, +35.4pp]" in text
     assert "**Provisional:**" not in text
     assert "**Provisional:** not finished" in card_text(dataclasses.replace(CARD, provisional="not finished"))
     empty = card_text(dataclasses.replace(CARD, kept=(), measured=(), score=None))
@@ -102,7 +102,7 @@ def outside_of_fences(text: str) -> list[str]:
     """Lines that Markdown reads, without those of fenced blocks. Every block that is opened has to be closed."""
     lines, fence = [], ""
     for line in text.split("\n"):
-        opens = re.match(r"`{3,}|~{3,}", line)
+        opens = re.match(r"`{3,}(?=[^`]*$)|~{3,}", line)
         if not fence and opens:
             fence = opens.group()
         elif fence and line.startswith(fence) and not line.strip("`"):
@@ -133,7 +133,7 @@ def check(text: str) -> None:
         assert cells(line) == cells(one), line
     body = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", "\n".join(lines).split("\n---\n", 1)[1])
     assert re.search(r"(?<!\\)<script", body) is None
-    assert body.count("</details>") == 1
+    assert len(re.findall(r"(?<!\\)</details>", body)) == 1
     assert [line for line in lines if re.match(r"#+\s", line)][1:] == [
         line for line in expected if re.match(r"#+\s", line)
     ][1:]
@@ -146,12 +146,12 @@ def cells(line: str) -> int:
 
 
 def test_the_filters() -> None:
-    assert inline("a|b\n`c` <d>") == "a\\|b \\`c\\` \\<d\\>"
-    assert [inline(text) for text in ("# a", "- a", "1. a", "+3.1pp", "0.0%", "-")] == [
+    assert prose("a|b\n`c` <d>") == "a\\|b \\`c\\` \\<d>"
+    assert [prose(text) for text in ("# a", "- a", "1. a", "+3.1pp", "0.0%", "-")] == [
         "\\# a", "\\- a", "1\\. a", "+3.1pp", "0.0%", "\\-",
     ]  # fmt: skip
-    assert code("a``b") == "``` a``b ```"
-    assert fenced("```\nx\n````\n", "yaml") == "`````yaml\n```\nx\n````\n`````"
+    assert code("a``b") == "```a``b```"
+    assert fenced("```\nx\n````", "yaml") == "`````yaml\n```\nx\n````\n`````"
     assert snippet(Example(None, [1, 2], 6, "")).startswith("import torch\n")
 
 

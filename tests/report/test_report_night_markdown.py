@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from agent.errors import InvalidFile
+from agent.report.markdown import code, fenced, prose, table
 from agent.report.night import FORMAT, Crash, Estimate, Gain, NearMiss, Next, Night, Shown
-from agent.report.night_markdown import cell, code, fence, markdown, prose, table
+from agent.report.night_markdown import cell, markdown
 from agent.report.summary import night_from, read_summary, summary_of, summary_text
 from agent.text import clean, one_line
 
@@ -25,7 +26,7 @@ PIECES = (
     "|", "||", "\\|", "`", "``", "```", "\n", "\n\n", "# ", "- ", "1. ", "> ", "---", "===", "<b>", "<script>", "<!--",
     "&lt;", "&#60;", "[a](javascript:x)", "![a](http://x)", "[a]: http://x", "[a][b]", "http://x.y", "www.x.y",
     "a@b.cd", "<http://x>", "*", "**", "__", "_a_", "~~", "~", "\\", "\u202e", "\x1b[31m", "\t", " ", "    ", "a", "1",
-    "é",
+    "é", ":-", "+", "$x$",
 )  # fmt: skip
 HOSTILE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 ALLOWED_INLINE = {"text", "code_inline", "strong_open", "strong_close", "softbreak"}
@@ -65,7 +66,7 @@ def test_no_text_breaks_a_table(rows: list[tuple[str, str]]) -> None:
 @given(HOSTILE)
 @settings(max_examples=100, deadline=None)
 def test_no_text_ends_a_block_of_code(text: str) -> None:
-    tokens = PARSER.parse("\n".join([*fence(text), "", "after"]))
+    tokens = PARSER.parse(f"{fenced(text)}\n\nafter")
     assert [token.type for token in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
     assert tokens[0].content == f"{clean(text)}\n"
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -139,3 +141,14 @@ def test_durations(seconds: float, words: str) -> None:
 def test_rates_and_their_differences() -> None:
     assert [percent(rate) for rate in (0.5234, 0.0, None)] == ["52.3%", "0.0%", ""]
     assert [points(value) for value in (0.0312, -0.0, -0.0004, -0.5)] == ["+3.1pp", "+0.0pp", "+0.0pp", "-50.0pp"]
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    """`raft-agent show 1 | head`: rich would end the process with 1."""
+    program = "from agent.cli.main import main; import sys; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "lr", "--visualize"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (0, b"")
