@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.campaign.recipes import loaded, texts_of
 from agent.campaign.replay import runs_of
-from agent.campaign.stairs import key_of
+from agent.campaign.stairs import key_of, number_in
 from agent.contract import CHECKPOINT, RECIPE
 from agent.errors import InvalidFile, Unavailable, UsageError
 from agent.ledger.journal import CampaignState, Run
@@ -100,7 +100,7 @@ def _named(state: CampaignState, name: str) -> tuple[Run, int]:
         hint = f"did you mean {' or '.join(near)}?" if near else "raft-agent show N lists an idea's runs"
         raise UsageError(f"campaign {state.campaign} has no run {name} with a summary", hint=hint)
     key = key_of(chosen)
-    return chosen, int(key[:3]) if key[:3].isdigit() else 0
+    return chosen, number_in(key)
 
 
 def _checked(workspace: Path, state: CampaignState, run: Run, number: int, winner: int) -> Delivered:

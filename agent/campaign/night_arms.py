@@ -40,10 +40,8 @@ class Yardstick:
 def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]:
     """Those that something is known of. Experiment 0 wins where nothing was kept: then there is no winner."""
     aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
-    numbers = {"000", f"{winner:03d}"}
-    runs = [
-        run for run in state.runs.values() if _measured(run) and _may_be_of(run, numbers) and key_of(run) not in aside
-    ]
+    known = [run for run in state.runs.values() if _measured(run) and _may_be_of(run, {0, winner})]
+    runs = [run for run in known if key_of(run) not in aside]
     wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
     if winner:
         wanted.append(("winner", winner))
@@ -68,7 +66,7 @@ def _measured(run: Run) -> bool:
     return run.finished is not None and run.finished.summary is not None and run.words is not None
 
 
-def _may_be_of(run: Run, numbers: Collection[str]) -> bool:
+def _may_be_of(run: Run, numbers: Collection[int]) -> bool:
     """Not so of most runs: `_is_of` says no of those, whatever the arm."""
     words = run.words
     if words is None or words.arm == UNTRAINED or words.role not in ("experiment", "confirm"):
@@ -114,7 +112,7 @@ def _is_of(run: Run, name: str, number: int | None, split: str) -> bool:
         return name == "baseline" and words.arm is None
     if words.role != "confirm":
         return False
-    return number_in(key_of(run)) == f"{number or 0:03d}" and words.arm in ("candidate", "incumbent")
+    return number_in(key_of(run)) == (number or 0) and words.arm in ("candidate", "incumbent")
 
 
 def _estimate(

@@ -144,8 +144,7 @@ def _trains(run: Run) -> bool:
 
 def number_of(run: Run) -> int:
     """The experiment whose recipe it ran; an incumbent's run is of no experiment in the journal."""
-    number = number_in(key_of(run))
-    return run.experiment or (int(number) if number.isdecimal() else 0)
+    return run.experiment or number_in(key_of(run))
 
 
 def _curves(folders: RunFolders, run: Run) -> Curves | None:

@@ -21,6 +21,7 @@ from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_c
 from agent.campaign.now import RunNow
 from agent.campaign.observer import Activity, Pulse
 from agent.campaign.session import Session
+from agent.campaign.stairs import number_in
 from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.campaign.verifier_fix import mended_files
 from agent.contract import FILES_VARIABLE, Failure
@@ -152,7 +153,7 @@ class Runner:
             ended_s = run.finished.consumed_s or ended_s
             gave_up = run.finished.ended_by == "stop" and run.finished.reason.startswith(HOPELESS)
             ended_early = run.finished.reason if gave_up else ended_early
-        number = int(key[:3]) if key[:3].isdigit() else 0
+        number = number_in(key)
         rewards = self.session.recipe_of(number).task.reward.range()
         if diagnosis is None and record.summary is not None:
             for split in record.summary.metrics:

@@ -68,9 +68,11 @@ def key_of(run: Run) -> str:
     return name if name not in ("", ".") else Path(run.words.out).name
 
 
-def number_in(key: str) -> str:
-    """The number of the experiment whose recipe the run had, as its name begins; `1000` is not one of `100`."""
-    return key.partition("-")[0]
+def number_in(key: str) -> int:
+    """The number of the experiment whose recipe the run had, with which its name begins (1000 is not 100); 0 where it
+    begins with none."""
+    number = key.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 class SearchMetrics:

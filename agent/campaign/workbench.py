@@ -27,6 +27,7 @@ from agent.campaign.repair import commit_experiment, evaluate_with_repairs, trai
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Early, Runner, key_of
 from agent.campaign.session import Session, title
+from agent.campaign.stairs import number_in
 from agent.campaign.stopping import PAUSED
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
@@ -263,7 +264,7 @@ class Workbench(Lab):
         self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
-            number = int(key[:3]) if key[:3].isdigit() else 0
+            number = number_in(key)
             if arm is None or self._is_of_open_verdict(number, arm, words) or not self._counts(number, arm, key):
                 continue
             run = self.runner.read_back(key)

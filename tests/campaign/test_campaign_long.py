@@ -96,17 +96,11 @@ def test_levels_of_many_are_those_of_each() -> None:
         assert (told.level, told.level_left) == levels.get(number, (None, None))
 
 
-def test_runs_of_idea_1000_are_not_those_of_idea_100() -> None:
-    assert number_in("100-candidate-s3") == "100"
-    assert number_in("1000-candidate-s3") == "1000"
-    words = {
-        "seq": 1,
-        "time": 0.0,
-        "role": "confirm",
-        "rung": "confirm",
-        "seed": 1,
-        "recipe_signature": "",
-        "run": "id",
-    }
-    planned = RunPlanned(kind="run_planned", out=".raft/runs/night/1000-candidate-s3", **words)
-    assert number_of(Run("id", planned=planned)) == 1000
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [("100-candidate-s3", 100), ("1000-candidate-s3", 1000), ("003-search-s3.2", 3), ("holdout-winner-003-s1", 0)],
+)
+def test_the_name_of_a_run_begins_with_the_number_of_its_idea(key: str, number: int) -> None:
+    assert number_in(key) == number
+    words = {"seq": 1, "time": 0.0, "role": "confirm", "rung": "confirm", "seed": 1, "recipe_signature": ""}
+    assert number_of(Run("id", planned=RunPlanned(kind="run_planned", run="id", out=f"night/{key}", **words))) == number
