@@ -173,7 +173,7 @@ def over_baseline(state: CampaignState, winner: int) -> dict[str, Comparison]:
     if not changed:
         told.setdefault("search", comparison_from(numbers.get("search")))
         told.setdefault("confirm", comparison_from(numbers.get("basis")))
-    return {split: told[split] for split in HELD_OUT if (told.get(split)) is not None}  # type: ignore[misc]
+    return {split: found for split in HELD_OUT if (found := told.get(split)) is not None}
 
 
 def _numbers(state: CampaignState, number: int) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from agent.campaign.lockbox import Lockbox
 from agent.campaign.observer import Board, Observer
 from agent.campaign.past import lead_now
 from agent.campaign.pausing import NOW, asked_to_pause
+from agent.campaign.recipes import texts_of
 from agent.campaign.seal import Seal
 from agent.campaign.settings import Settings
 from agent.campaign.standing import standing
@@ -129,12 +130,7 @@ class Session:
 
     def files_of(self, experiment: int) -> dict[str, str]:
         """All recipe files as an experiment's branch holds them; 0 is the baseline."""
-        files = dict(self.start_files())
-        for number in dict.fromkeys((0, experiment)):
-            known = self.state.experiments.get(number)
-            if known:
-                files.update(known.files)
-        return files
+        return texts_of(self.state, experiment) or self.start_files()
 
     def recipe_of(self, experiment: int) -> Recipe:
         """The validated recipe of an experiment, without the shared layer. RecipeError where it is not valid."""

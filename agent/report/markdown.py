@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from agent.report.templates_of import templates
 from agent.text import clean, one_line
 
 SPECIAL = re.compile(
@@ -80,13 +80,5 @@ def _clean(value: Any) -> Any:
 
 def filled(template: str, **values: Any) -> str:
     """A Markdown template of this room, with the filters `prose`, `code` and `fenced`."""
-    environment = Environment(
-        loader=PackageLoader("agent.report"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"prose": prose, "code": code, "fenced": fenced}
-    return environment.get_template(template).render(**values)
+    filters = {"prose": prose, "code": code, "fenced": fenced}
+    return templates(autoescape=False, filters=filters).get_template(template).render(**values)

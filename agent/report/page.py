@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from agent import __version__
@@ -27,6 +27,7 @@ from agent.report.night import Night
 from agent.report.numbers import Numbers, moment, plain, time_of
 from agent.report.staircase import has_values, marks_of, staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
+from agent.report.templates_of import templates
 from agent.text import clean, one_line
 
 LONGEST = 4000
@@ -139,24 +140,16 @@ def _known(value: Any) -> Any:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("agent.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters.update(
-        cut=cut,
-        line=_line,
-        duration=time_of,
-        moment=moment,
-        plain=plain,
-        diff=look.diff_of,
-        outcome=look.outcome_class,
-    )
-    return environment
+    filters = {
+        "cut": cut,
+        "line": _line,
+        "duration": time_of,
+        "moment": moment,
+        "plain": plain,
+        "diff": look.diff_of,
+        "outcome": look.outcome_class,
+    }
+    return templates(autoescape=True, filters=filters, finalize=_shown)
 
 
 def _shown(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Night:
         patch.setenv("GIT_TEST_FSYNC", "0")
         night.start(max_experiments=3)
     return night
+
+
+@pytest.fixture
+def copy(judged: Night, tmp_path: Path) -> Path:
+    """Of that night's workspace, to be changed."""
+    root = tmp_path / "ws"
+    shutil.copytree(judged.root, root)
+    return root

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,6 @@ TOLD = {
     "versions": {"python": "3.11", "torch": "2.6", "transformers": "5.8", "peft": "0.17"},
     "license": None,
 }
-
-
-@pytest.fixture
-def copy(judged: Night, tmp_path: Path) -> Path:
-    root = tmp_path / "ws"
-    shutil.copytree(judged.root, root)
-    return root
 
 
 Said = Callable[..., tuple[int, str, str]]

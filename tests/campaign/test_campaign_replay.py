@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +27,6 @@ from agent.recipe.yardstick import digest_of
 from agent.run.telemetry import RunRecord, read_run
 
 register()
-
-
-@pytest.fixture
-def copy(judged: Night, tmp_path: Path) -> Path:
-    root = tmp_path / "ws"
-    shutil.copytree(judged.root, root)
-    return root
 
 
 Said = Callable[..., tuple[int, str, str]]
