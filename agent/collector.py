@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
-import os
-import sys
-import threading
 from collections.abc import Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 Thing = TypeVar("Thing")
-_kept: Any = None
+_something_is_kept = False
 
 
 @contextlib.contextmanager
@@ -24,29 +20,20 @@ def no_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        if _kept is not None:
+        if _something_is_kept:
             gc.freeze()  # or the first thing it does is to look through all that is there
         if was:
             gc.enable()
 
 
 def kept_to_the_end(thing: Thing) -> Thing:
-    """For a command that ends when it has shown what it has read. `leave` then does not take it apart, which takes a
-    tenth of the time to read it. One thing at a time: the next one takes its place."""
-    global _kept
-    _kept = thing
+    """For a command that ends when it has shown what it has read: the thing is not taken apart when the process ends,
+    which takes a tenth of the time to read it. The system takes the memory back at once.
+
+    A cycle is not freed by counting references, and what is frozen is not looked at by the collector of cycles."""
+    global _something_is_kept
+    cycle: list[Any] = [thing]
+    cycle.append(cycle)
+    gc.freeze()
+    _something_is_kept = True
     return thing
-
-
-def leave(code: int) -> NoReturn:
-    """End this process. Where something is `kept_to_the_end`, without freeing all objects first: what is to be done at
-    the end is done, what was printed is printed, and the system takes the memory back at once."""
-    if _kept is None or threading.active_count() > 1:
-        sys.exit(code)
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # as Python itself says it
-        sys.exit(code)
-    atexit._run_exitfuncs()
-    os._exit(code)

@@ -16,7 +16,6 @@ import typer
 from agent import __version__
 from agent.cli.app import app
 from agent.cli.output import clean_output
-from agent.collector import leave
 from agent.errors import INTERRUPTED_EXIT_CODE, AgentError
 from agent.text import one_line, redact
 
@@ -24,7 +23,7 @@ from agent.text import one_line, redact
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     register()
-    leave(run(arguments))
+    sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
