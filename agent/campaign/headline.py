@@ -95,11 +95,12 @@ def limit_words(detectable: float | None, baseline: float | None, *, metric: str
 def ruled_out_words(bounds: Mapping[str, float], detectable: float | None, *, most: int = 6) -> str:
     """`ruled out gains above 2.4pp on: clipping, batch`, from the largest gain that each axis may still have.
 
-    Axes are listed that are known as well as the night could know them; all of them where none is.
+    Axes are listed that are known as well as the night could know them: a wider bound, of an idea that ran once, says
+    less than what a confirmation would have found, and beside that would read as a contradiction.
     """
-    if not bounds:
+    sharp = {axis: bound for axis, bound in bounds.items() if not detectable or bound <= detectable}
+    if not sharp:
         return ""
-    sharp = {axis: bound for axis, bound in bounds.items() if detectable and bound <= detectable} or dict(bounds)
     axes = sorted(sharp, key=lambda axis: (sharp[axis], axis))[:most]
     above = max(0.0, max(sharp[axis] for axis in axes))
     more = len(sharp) - len(axes)

@@ -180,11 +180,13 @@ def _signed(value: float) -> str:
 
 
 def _share(found: Estimate | None) -> str:
+    """`94.4% [88.5,100.0]`: what lies outside of 0 to 100% is cut off Student's interval, where no rate can be."""
     if found is None:
         return ""
     if found.low is None or found.high is None or found.low == found.high:
         return percent(found.mean)
-    return f"{percent(found.mean)} [{100 * found.low:.1f},{100 * found.high:.1f}]"
+    low, high = max(0.0, found.low), min(1.0, found.high)
+    return f"{percent(found.mean)} [{100 * low:.1f},{100 * high:.1f}]"
 
 
 def _p(value: float | None) -> str:

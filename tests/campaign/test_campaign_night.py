@@ -14,6 +14,7 @@ from made_journals import A_RUN, MadeJournal, long_night
 
 from agent.campaign.comparison import Comparison, RunNoise
 from agent.campaign.decided import comparison_from
+from agent.campaign.headline import ruled_out_words
 from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
 from agent.campaign.night_steps import bounds_by_axis
@@ -69,6 +70,13 @@ def test_no_improvement_says_what_was_ruled_out() -> None:
     assert (first.number, second.number) == (1, 2)
     assert first.above < 0 < second.above == bound
     assert "clipping" in night.verdict
+
+
+def test_a_bound_wider_than_what_would_have_been_found_is_not_said_beside_it() -> None:
+    """`ruled out gains above 23.6pp` beside `effects above 6.9pp would have been found` reads as a contradiction."""
+    assert ruled_out_words({"batch": 0.236, "rate": 0.08}, 0.069) == ""
+    assert ruled_out_words({"batch": 0.236, "rate": 0.05}, 0.069) == "ruled out gains above 5.0pp on: rate"
+    assert ruled_out_words({"batch": 0.236}, None) == "ruled out gains above 23.6pp on: batch"
 
 
 def test_an_axis_is_ruled_out_only_where_all_that_was_tried_of_it_is_known() -> None:

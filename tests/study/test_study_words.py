@@ -72,6 +72,16 @@ def test_few_runs_say_little(study, tmp_path: Path) -> None:  # type: ignore[no-
     assert comparisons_sheet(analysis) is None
 
 
+def test_no_interval_of_an_accuracy_passes_100_percent(study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    results = Results(tmp_path / "r.jsonl")
+    for seed, right in ((1, 400), (2, 400), (3, 380)):
+        counts = np.zeros((13, 400), np.int64)
+        counts[:, :right] = 1
+        results.add(made_line(study, "low, constant", seed, counts), ids=IDS)
+    sheet = arms_sheet(analyse(study, results))
+    assert dict(zip(sheet.columns, sheet.rows[0], strict=True))["final [95%]"] == "98.3% [91.2,100.0]"
+
+
 def test_arms_are_compared_by_the_seeds_that_both_have(study, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     rng, results = np.random.default_rng(0), Results(tmp_path / "r.jsonl")
     for label, seeds in (("low, constant", (1, 2, 4)), ("low, x0.5", (2, 3, 4))):
