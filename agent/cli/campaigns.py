@@ -58,8 +58,8 @@ def run(
     The baseline with several seeds, then ideas from the playbook one by one, each committed, trained, judged and
     recorded; what holds is confirmed with fresh seeds on fresh prompts; the holdout once, at the end.
 
-    Where the last campaign of this recipe was cut short by a kill, a shutdown, a power cut or a full disk, or the named
-    one is not finished, that one is gone on with, as `resume` does; so a service may simply run this again.
+    Where the last campaign had this recipe and was cut short by a kill, a shutdown, a power cut or a full disk, or the
+    named one is not finished, that one is gone on with, as `resume` does; so a service may simply run this again.
     """
     from agent.campaign.budget import parse_deadline, parse_duration
     from agent.campaign.open import machine_of, start, unfinished
