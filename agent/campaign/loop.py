@@ -71,6 +71,7 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
     if not bench.has_baseline():
         session.tell("campaign_paused", reason=reason)
         raise Paused(f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it")
+    bench.rank_anew()
     try:
         return finish(session, bench.runner, evidence, reason=reason)
     except CutShort as cut:

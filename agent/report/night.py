@@ -153,6 +153,7 @@ class Next:
     why: str
     score: float
     seconds: float | None = None
+    """Of its first run, as the campaign's own runs predict it; a confirmation takes at least four more."""
 
 
 @dataclass(frozen=True)
@@ -245,5 +246,7 @@ class Night:
     """(command, what it does)."""
     warnings: tuple[str, ...]
     """What is wrong with the record itself: events of a newer version, run folders that are gone, a journal's gap."""
+    next_after: int | None = None
+    """Verdicts, the baseline's among them, after which `next` was ranked; None where it was not since the last one."""
     format: int = FORMAT
     extra: Mapping[str, Any] = field(default_factory=dict)
