@@ -233,7 +233,7 @@ def _progress(running: Running, view: View) -> list[Line]:
 
 
 def _share_of(running: Running) -> float | None:
-    """Of the whole run, where its length is predicted."""
+    """Of this start of the run, where its length is predicted."""
     left, elapsed = running.left_s, running.elapsed_s
     if left is None or elapsed is None:
         return running.share

@@ -45,9 +45,9 @@ class Running:
     """start, load, compile, generate, verify, train, evaluate, save."""
     elapsed_s: float | None
     predicted_s: float | None
-    """Seconds that the whole run was predicted to take, by runs before it."""
+    """Seconds that this start of the run was predicted to take, by runs before it."""
     share: float | None = None
-    """Of the training's budget that is spent."""
+    """Of the training's budget that is spent, by all starts."""
     cycle: int | None = None
     note: str = ""
     metric: float | None = None
@@ -56,20 +56,24 @@ class Running:
     """The same, cycle by cycle."""
     pass_rate: float | None = None
     """Of the samples of the last cycle."""
+    share_before: float | None = 0.0
+    """What of `share` earlier starts have spent; None where that is not known."""
 
     @property
     def left_s(self) -> float | None:
         """Seconds that it will still take; negative where it is late.
 
-        At first as predicted; the more of its budget is spent, the more by how fast it was.
+        At first as predicted; the more is spent of what this start has to spend, the more by how fast it was.
         """
         if self.predicted_s is None or self.elapsed_s is None:
             return None
         by_prediction = self.predicted_s - self.elapsed_s
-        if self.share is None or not 0 < self.share < 1:
+        share, before = self.share, self.share_before
+        if share is None or before is None or not before < share < 1:
             return by_prediction
-        by_pace = self.elapsed_s * (1 - self.share) / self.share
-        return self.share * by_pace + (1 - self.share) * max(0.0, by_prediction)
+        by_pace = self.elapsed_s * (1 - share) / (share - before)
+        done = (share - before) / (1 - before)
+        return done * by_pace + (1 - done) * max(0.0, by_prediction)
 
 
 @dataclass(frozen=True)
