@@ -86,7 +86,10 @@ def _after(state: CampaignState, name: str, stands: Standing) -> str:
 
 
 def time_left(state: CampaignState, *, used_s: float, at: float) -> float | None:
-    """Seconds until the budget or the deadline, whichever is nearer; None where there is neither."""
+    """Seconds until the budget or the deadline, whichever is nearer; None where there is neither, and of a campaign
+    that is finished: it uses no more."""
+    if state.status == "finished":
+        return None
     left = [state.budget_s - used_s] if state.budget_s is not None else []
     deadline = (state.started.options if state.started else {}).get("deadline")
     if isinstance(deadline, str):

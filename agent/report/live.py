@@ -137,7 +137,8 @@ def _head(snapshot: Snapshot, view: View) -> Line:
 def _time(snapshot: Snapshot, view: View) -> list[Line]:
     used = f"{duration(snapshot.used_s)} used"
     if snapshot.left_s is None:
-        return [[(used, "")]]
+        of = f" of {duration(snapshot.budget_s)}" if snapshot.budget_s else ""
+        return flow([[(used + of, "")]], view.room, view.glyphs)
     whole = snapshot.used_s + snapshot.left_s
     left: Line = [(f"{duration(snapshot.left_s)} left", "bold")]
     total: Line = [(f"{used} of {duration(snapshot.budget_s or whole)}", "")]
