@@ -11,7 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.report.night import Standing
+    from agent.report.night import Estimate, Standing
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Untrained, baseline and best as one split has measured them, so that they can be compared
+    (`agent.campaign.one_split`). None is not known on that split, whatever another one says."""
+
+    split: str = "search"
+    """search, confirm or holdout."""
+    untrained: float | None = None
+    baseline: float | None = None
+    best: float | None = None
+    """The baseline's where nothing is kept."""
+    gain: Estimate | None = None
+    """Of the best over the baseline, on the same prompts; larger is better. None where the baseline is the best."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +129,14 @@ class Snapshot:
     budget_s: float | None = None
     used_s: float = 0.0
     left_s: float | None = None
-    """Until the budget or the deadline, whichever is nearer; None where neither is known."""
-    untrained: float | None = None
-    baseline: float | None = None
-    best: float | None = None
+    """Until the budget or the deadline, whichever is nearer; None where neither is known, and once it is finished."""
+    arms: Arms = field(default_factory=Arms)
     best_number: int = 0
     """0 is the baseline."""
     best_title: str = ""
     best_commit: str | None = None
     lead: float | None = None
-    """What the next ideas build on unconfirmed; None where nothing does."""
+    """What the next ideas build on unconfirmed, on the search split; None where nothing does."""
     lead_number: int | None = None
     lead_title: str = ""
     sigma_run: float | None = None
@@ -133,7 +146,7 @@ class Snapshot:
     marks: tuple[Mark, ...] = ()
     """Every idea in the order of their numbers; the baseline is not among them."""
     base: float | None = None
-    """The baseline's metric on the split of the marks."""
+    """The baseline's metric on the search split, as that of the marks."""
     judged: tuple[int, ...] = ()
     """Numbers of the ideas with an outcome, in the order in which they were judged."""
     running: Running | None = None

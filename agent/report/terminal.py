@@ -179,7 +179,7 @@ class TerminalObserver:
         """Of this moment."""
         board, now = self._board, self.clock()
         since = now - self._board_at
-        told = board.snapshot or Snapshot(now, clean(board.campaign), "running", best=board.best)
+        told = board.snapshot or Snapshot(now, clean(board.campaign), "running", arms=board.arms)
         left = told.left_s if board.snapshot else board.left_s
         running, machine = self._running()
         return replace(
