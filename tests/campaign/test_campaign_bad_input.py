@@ -118,6 +118,7 @@ def test_two_prompts_on_which_nothing_differs_prove_no_equality(night: Night) ->
     )
 
 
+@pytest.mark.slow
 def test_where_many_prompts_do_not_differ_the_simpler_recipe_is_kept(night: Night) -> None:
     night.playbook(SIMPLER)
     half = rewriting(lambda rows: [{**row, "passed": int(row["id"].split("-")[1]) % 2 == 0} for row in rows])
@@ -155,6 +156,7 @@ def test_a_training_is_not_given_up_for_a_single_prompt(tmp_path: Path) -> None:
 # --- calibration -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_seed_that_crashes_is_left_out_and_said(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     ending = night.start(launcher=crashing("baseline-s2"), max_experiments=2)

@@ -195,6 +195,7 @@ def test_ctrl_c_twice_ends_at_once_whatever_runs(night: Night, open_terminal: Op
     assert night.resume().holdout["baseline"]
 
 
+@pytest.mark.slow
 def test_pause_now_reaches_a_campaign_in_another_process_and_messages_come(
     night: Night, open_terminal: Open, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def made(module: str, arguments: list[str], **ignored: Any) -> dict[str, Any]:
 # --- which checkpoint --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: Path, judged: Night) -> None:
     state = Journal(judged.workspace.journal_path("night")).state()
     code, out, err = said("export", "--out", "model")

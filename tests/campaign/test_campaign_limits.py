@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nights import MACHINE, NOTHING, Night, forked_launch, hypothesis
 
 from agent.campaign.capacity import check_memory, refuse_too_large
@@ -33,6 +34,7 @@ def out_of_memory(recipe: Recipe) -> Limit:
     return limit
 
 
+@pytest.mark.slow
 def test_a_later_campaign_never_starts_what_is_known_not_to_fit(night: Night) -> None:
     night.playbook(LARGE, NOTHING)
     night.start(max_experiments=1, launcher=holding_all)

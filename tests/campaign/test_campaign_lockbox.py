@@ -635,6 +635,7 @@ def test_rows_of_the_baseline_that_were_edited_between_sessions_count_no_more(lo
     assert sum("changed after it had ended" in words for words in locked.observer.warnings) >= 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_swapped_before_the_holdout_is_named(locked: Night) -> None:
     def tamper(night: Night) -> None:
         for path in night.folder("").glob("001-confirm-*/checkpoint/quality"):

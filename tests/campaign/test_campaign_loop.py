@@ -245,6 +245,7 @@ def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_
     assert "fix" not in night.git("log", "--format=%s", "raft/night/exp/000-baseline")  # it is of no single recipe
 
 
+@pytest.mark.slow
 def test_a_fault_that_a_small_training_does_not_have_is_repeated_and_changes_nothing(night: Night) -> None:
     (night.root / "kernel-breaks-once").touch()
     night.playbook(RATE_UP)

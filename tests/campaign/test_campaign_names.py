@@ -24,6 +24,7 @@ def named(night: Night) -> Night:
     return night
 
 
+@pytest.mark.slow
 def test_such_a_campaign_runs_dies_is_resumed_and_is_told(named: Night) -> None:
     assert len(DEEP) > 300
     named.playbook(BETTER_RATE, NOTHING)

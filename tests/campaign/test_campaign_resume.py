@@ -173,6 +173,7 @@ def asked_for(night: Night, **options: Any) -> Settings:
     return Settings(campaign="any", **told)
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_what_was_cut_short_and_with_a_named_one_that_was_paused(cut_short: Night) -> None:
     workspace, same = cut_short.workspace, asked_for(cut_short)
     assert unfinished(workspace, same) == "night"

@@ -54,6 +54,7 @@ def every_object(root: Path) -> bytes:
     ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_secret_is_in_any_file_commit_note_row_or_answer(
     night: Night, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

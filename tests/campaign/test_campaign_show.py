@@ -217,6 +217,7 @@ def test_a_screened_and_a_superseded_idea(tmp_path: Path, monkeypatch: pytest.Mo
     assert "incumbent so far" in screened
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_to_fall_is_shown_in_its_own_direction(night: Night) -> None:
     path = night.root / "recipes/test.yaml"
     path.write_text(RECIPE.replace("temperature: 0}", "temperature: 0, direction: minimize}"))

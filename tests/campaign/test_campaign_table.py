@@ -156,6 +156,7 @@ def another_header(path: Path) -> None:
 SPOILED = [a_folder, a_pipe, a_device, a_circle, another_header]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", some(SPOILED, [another_header]))
 def test_where_it_cannot_be_written_the_campaign_goes_on_and_the_rows_are_beside_the_journal(
     night: Night, spoil: Callable[[Path], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import pytest
 from made import MadeLab, MadeRun, run
 from nights import Night, hypothesis
 
@@ -193,6 +194,7 @@ def test_only_changes_that_leave_speed_alone_are_held_against_it(night: Night) -
     assert bench.touches_speed(number)
 
 
+@pytest.mark.slow
 def test_a_disturbed_confirming_run_is_set_aside_and_the_next_seed_stands_in(night: Night) -> None:
     """One of the candidate's, one of the incumbent's; a session that goes on leaves them out too."""
     (night.root / "slow-seeds").write_text("1100 501")
@@ -223,6 +225,7 @@ def test_a_candidate_that_is_disturbed_twice_is_open_again(night: Night) -> None
     assert [attempt.open for attempt in attempts(night.session)] == [True]
 
 
+@pytest.mark.slow
 def test_a_disturbed_training_is_repeated_once_and_one_that_stays_so_is_tainted(night: Night) -> None:
     """The first idea's repeat is as fast as it should be, both runs of the second are slow."""
     (night.root / "slow-seeds").write_text("1000 2000 2001")

@@ -146,6 +146,7 @@ def test_a_playbook_with_a_typo(workspace: Workspace, capsys: pytest.CaptureFixt
     assert "mine.yaml" in message
 
 
+@pytest.mark.slow
 def test_check_lists_every_problem_and_fails(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace.recipes / "one.yaml").write_text("")
     (workspace.recipes / "two.yaml").write_text("model: 3\n")
@@ -167,6 +168,7 @@ def test_status_log_and_show_before_any_campaign(workspace: Workspace, capsys: p
     assert run(["log"]) == 0
 
 
+@pytest.mark.slow
 def test_init_with_data_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], know_machine: KnowMachine
 ) -> None:

@@ -164,6 +164,7 @@ def test_which_memory_counts(workspace: Workspace) -> None:
 # What keeps untrusted code in ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_that_runs_code_says_what_keeps_it_in(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

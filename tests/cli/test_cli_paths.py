@@ -46,6 +46,7 @@ INSIDE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_inside_works(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace.recipes / "sub dir").mkdir()
     for other in ("größe mit leer.yaml", "sub dir/深い.yaml", "-dash.yaml", "x" * 240 + ".yaml", "$(x).yaml"):
@@ -101,6 +102,7 @@ OUTSIDE = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_not_is_refused_by_every_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     odd(workspace)
     for place, (name, said) in enumerate(OUTSIDE):
@@ -117,6 +119,7 @@ def test_what_is_not_is_refused_by_every_command(workspace: Workspace, capsys: p
     assert not workspace.campaign_names()
 
 
+@pytest.mark.slow
 def test_all_recipes_are_checked_whatever_lies_there(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     odd(workspace)
     assert run(["check"]) == 3
@@ -126,6 +129,7 @@ def test_all_recipes_are_checked_whatever_lies_there(workspace: Workspace, capsy
     assert "\u202e" not in told
 
 
+@pytest.mark.slow
 def test_a_campaigns_name_cannot_lead_anywhere(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ["../../../x", "a/b", "..", ".", "a\nb", "a b", "", "x" * 65, "-x", "a.lock", "é", "~"]:
         before = sorted(workspace.root.parent.rglob("*"))
@@ -162,6 +166,7 @@ def with_code(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     return workspace
 
 
+@pytest.mark.slow
 def test_code_is_confirmed_once_by_a_command_that_says_what_it_means(
     with_code: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

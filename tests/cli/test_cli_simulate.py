@@ -15,6 +15,7 @@ register()
 FEW = ("simulate", "--nights", "3", "--ideas", "6", "--prompts", "64", "--workers", "1")
 
 
+@pytest.mark.slow
 def test_null_nights_count_false_keeps_by_policy(tmp_path: Path) -> None:
     told = json.loads(agent(tmp_path, *FEW, "--null", "--json").stdout)
     assert told["nights"] == 3

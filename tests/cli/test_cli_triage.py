@@ -92,6 +92,7 @@ def test_bad_input(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in str(told(capsys, "colours")["evidence"])
 
 
+@pytest.mark.slow
 def test_rules_are_listed_and_a_workspaces_own_come_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register()
 
 
+@pytest.mark.slow
 def test_the_text_fits_a_terminal_and_commands_can_be_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_answer_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert told["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     replace(HEALTHY, cards=()).build(tmp_path / "root")
     arguments = ["doctor", "--quick", "--root", str(tmp_path / "root")]

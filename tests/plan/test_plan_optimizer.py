@@ -344,6 +344,7 @@ def test_the_process_that_draws_answers_whatever_else_prints_and_ends_with_its_i
     assert done.stderr.endswith("end")
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_points_from_one_process() -> None:
     one = sampler.Sampler()
     asked = {"knobs": {"a": [1.0, 4.0]}, "trials": [[{"a": 2.0}, 0.0], [{"a": 3.0}, 0.1]], "worst": 0.0, "seed": 3}

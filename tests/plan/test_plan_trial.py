@@ -60,6 +60,7 @@ def test_a_repair_is_among_the_first_three_ideas_far_more_often_than_by_chance()
     assert in_three > 3 * sum(row.random_in_three for row in rows)
 
 
+@pytest.mark.slow
 def test_the_same_holds_for_faults_that_the_playbook_was_not_made_with() -> None:
     rows = [judge(fault, replay(fault)) for fault in FRESH]
     print(table(rows))

@@ -358,6 +358,7 @@ def test_whole_cycles_are_measured(model_cache: Path, tmp_path: Path) -> None:
     assert found["cycle_s"] == pytest.approx(sum(found[name] for name in PHASES if name != "cycle_s"))
 
 
+@pytest.mark.slow
 def test_a_machine_is_measured(model_cache: Path) -> None:
     found = measure_machine(SMALL, cache=model_cache, environment={"OMP_NUM_THREADS": "1"}, say=quiet)
     json.dumps(found)

@@ -381,6 +381,7 @@ def test_no_key_is_dead(
         assert seen.told != bases[name].told if entry.told else seen != bases[name]
 
 
+@pytest.mark.slow
 def test_the_inert_keys_change_nothing(model_cache: Path, workspace: Path, tmp_path: Path, undisturbed: None) -> None:
     """And with that, that the comparison above sees differences of the key only, not of chance."""
     seen = [

@@ -102,6 +102,7 @@ def finished_run(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+@pytest.mark.slow
 def test_a_measurement_on_the_way_is_asked_for_on_the_command_line(model_cache: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path, SLOW)
     run(tmp_path, model_cache, "--rung", "0.5")

@@ -32,6 +32,7 @@ class Endless(io.RawIOBase):
         return end
 
 
+@pytest.mark.slow
 def test_a_log_of_two_gigabytes_is_read_in_one_pass_with_its_line_numbers() -> None:
     line = b"2026-11-26 10:00:00 INFO step loss ok and so on and on and on\n"
     lines = (2 << 30) // len(line)

@@ -166,6 +166,7 @@ def test_every_policy_spends_a_night_on_every_mix(name: str, policy: str) -> Non
 NULL = dataclasses.replace(MIXES["null"], ideas=12)
 
 
+@pytest.mark.slow
 def test_nights_without_any_effect_keep_something_in_one_of_twenty_at_most() -> None:
     nights = [one_night(plan(NULL), seed) for seed in range(150)]
     wrong = sum(night.false > 0 for night in nights)

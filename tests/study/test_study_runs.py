@@ -156,6 +156,7 @@ Bench(Workspace(Path({root!r}))).run()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_doubles_nothing(bench: Bench) -> None:
     bench.with_seeds("[1]")
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]

@@ -212,6 +212,7 @@ def slow_partition(questions: Sequence[Sequence[str]]) -> set[frozenset[str]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(texts_of_few_words, questions_in_other_words()))
 def test_every_pair_compared_finds_the_same_groups(questions: list[list[str]]) -> None:

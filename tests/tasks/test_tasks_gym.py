@@ -129,6 +129,7 @@ def test_rules_that_evaluate_answers_are_known() -> None:
     assert not any(map(executes_answers, ["chain_sum", "basic_arithmetic", "gcd", "maze"]))
 
 
+@pytest.mark.slow
 @needs_gym
 def test_the_rule_of_a_row_gives_partial_credit(in_thread: Callable[[Callable[[], Any]], Any]) -> None:
     row = gym_rows("chain_sum", {"size": 1})[0]
