@@ -280,7 +280,7 @@ def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> No
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:
         print(f"plan (times are guesses until the first run): {plan_first(Workbench(session)).words()}")
-    for line in steering_lines(session):
+    for line in steering_lines(session, None):
         print(line)
     if channels.words():
         print(f"messages would go to {' and '.join(channels.words())} (raft-agent notify sends one)")
