@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 WEBHOOK_VARIABLE, NOTIFY_VARIABLE = "RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"
 WEBHOOK = typer.Option(
-    None, "--webhook", envvar=WEBHOOK_VARIABLE, metavar="URL", help="Address that gets a message on a keep and the end."
+    None,
+    "--webhook",
+    envvar=WEBHOOK_VARIABLE,
+    metavar="URL",
+    help="Address that gets a message on a keep, on ideas that crash in a row, on a pause and on the end.",
 )
 NOTIFY = typer.Option(
     None, "--notify", envvar=NOTIFY_VARIABLE, metavar="COMMAND", help="Command that gets it: JSON on standard input."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.campaign.pausing import AFTER, asked_to_pause
-from agent.cli.controls import hand_on
+from agent.cli.controls import WEBHOOK, hand_on
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.main import register, run
 from agent.ledger.journal import Journal
@@ -207,6 +207,14 @@ def test_notify_tries_the_channels_and_shows_no_address(workspace: Workspace, ca
     told = said(capsys, "notify", "--webhook", "http:/secret", code=2)
     assert "secret" not in told
     assert os.environ["RAFT_AGENT_WEBHOOK"] == "http:/secret"
+
+
+def test_the_help_names_all_that_is_sent() -> None:
+    page = (ROOT / "docs/controls.md").read_text()
+    events = {"keep": "keep", "crashes": "crash", "paused": "pause", "failed": "end", "finished": "end", "test": ""}
+    table = page.split("| event | when |")[1].split("\n\n")[0]
+    assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == list(events)
+    assert [word for word in events.values() if word not in WEBHOOK.help] == []
 
 
 def test_the_address_is_a_secret_from_then_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
