@@ -78,9 +78,9 @@ def _running(workspace: Workspace, name: str | None) -> str:
     chosen = name or names[-1]
     state = _state(workspace, chosen)
     if state.status == "finished":
-        raise UsageError(
-            f"campaign {chosen} is finished: {state.stop_reason}", hint=f"raft-agent resume {chosen} --budget 1h"
-        )
+        from agent.campaign.more import hint_for
+
+        raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=hint_for(state, chosen))
     is_paused = f"is paused already: {state.stop_reason}" if state.status == "paused" else "is not running"
     raise UsageError(
         f"campaign {chosen} {is_paused}",

@@ -60,7 +60,9 @@ def test_a_pause_without_a_campaign_that_runs_is_refused_in_words(workspace: Wor
     journal.append("campaign_paused", reason="stopped by Ctrl-C")
     assert "is paused already: stopped by Ctrl-C" in said(capsys, "pause", code=2)
     journal.append("campaign_finished", reason="out of time")
-    assert "is finished: out of time" in said(capsys, "pause", code=2)
+    told = said(capsys, "pause", code=2)
+    assert "is finished: out of time" in told
+    assert "raft-agent resume night --budget 1h gives it more" in told
     begin(workspace, "later")
     with hold(workspace, what="campaign later"):
         told = said(capsys, "pause", "night", code=2)
