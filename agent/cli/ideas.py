@@ -167,13 +167,17 @@ def diagnose(
     known = signals(observation)
     findings, readings = find(observation, playbook), read_bottleneck(observation, playbook)
     crash = _crash(out) if record.summary is None else None
+    rule = playbook.crash_rule(crash.crash_class) if crash else None
+    fixes = playbook.fixes_after(crash.crash_class) if crash else 0
     if json_output:
         import dataclasses
 
         print_json(
             {
                 "run": out.name,
-                "crash": dataclasses.asdict(crash) if crash else None,
+                "crash": dataclasses.asdict(crash) | {"first": rule.first if rule else None, "fixes": fixes}
+                if crash
+                else None,
                 "signals": known,
                 "symptoms": [dataclasses.asdict(finding) for finding in findings],
                 "readings": [dataclasses.asdict(reading) for reading in readings],
@@ -183,6 +187,7 @@ def diagnose(
     summary = record.summary
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
+        print(f"  in a campaign: {rule.first if rule else ''} (At most {fixes} fixes and repeats of an idea.)")
     elif summary is not None:
         metrics = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
         print(f"{out.name}: {summary.cycles} cycles, {summary.optimizer_steps} steps, {metrics}")
