@@ -274,6 +274,17 @@ def test_every_kind_of_verdict_is_explained() -> None:
     assert set(rows) == set(get_args(Kind))
 
 
+@pytest.mark.parametrize("name", ["cost_of_reporting.py", "report_pages.py"])
+def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/benchmarks" / name), "--help"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python tests/benchmarks/{name}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_script_is_explained_and_takes_the_options_that_are_named() -> None:
     scripts = sorted((ROOT / "tests/benchmarks").glob("*.py"))
     table = (ROOT / "docs/benchmarks.md").read_text("utf-8").split("## Scripts")[1].split("\n## ")[0]
