@@ -323,9 +323,9 @@ class Sample(Row):
     swap_used_gb: float | None = None
     pressure_some: float | None = None
     pressure_full: float | None = None
+    """Percent of the last ten seconds in which some (all) tasks of the machine waited for memory."""
     pressure_disk: float | None = None
     """Percent of the last ten seconds in which some task of the machine waited for a disk."""
-    """Share of the last 10 s in which some (all) tasks of the machine waited for memory, percent."""
     cards: list[CardSample] = []
     device_allocated_gb: float | None = None
     device_reserved_gb: float | None = None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,12 +18,17 @@ import pytest
 import typer
 
 from agent.campaign.verdict import Kind
-from agent.cli.app import app
-from agent.cli.main import register
-from agent.errors import PlaybookError
+from agent.cli.app import EPILOG, app
+from agent.cli.main import register, run
+from agent.cli.watch import TERMINATED
+from agent.errors import INTERRUPTED_EXIT_CODE, AgentError, PlaybookError
+from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.events import KINDS
+from agent.ledger.journal import Journal
+from agent.ledger.lock import hold
 from agent.ledger.messages import TRAILERS
 from agent.ledger.table import COLUMNS
+from agent.ledger.workspace import Workspace
 from agent.plan.planner import plan
 from agent.plan.playbook import load_playbook
 from agent.recipe.files import field_at, load_recipe
@@ -122,6 +128,54 @@ def test_the_search_for_command_lines_finds_what_is_wrong() -> None:
     assert sorted(found) == ["frob", "lr --nope", "plan --wrong", "show 1 2"]
 
 
+# --- exit codes ----------------------------------------------------------------------------------------------
+
+
+def kinds_of(error: type[AgentError]) -> Iterator[type[AgentError]]:
+    yield error
+    for kind in error.__subclasses__():
+        if kind.__module__.startswith("agent."):
+            yield from kinds_of(kind)
+
+
+def test_the_help_has_every_exit_code() -> None:
+    listed = [int(code) for code in re.findall(r"(?:: |, )(\d+) ", EPILOG)]
+    assert listed == sorted(set(listed))
+    assert set(listed) == {0, TERMINATED, INTERRUPTED_EXIT_CODE, *(kind.exit_code for kind in kinds_of(AgentError))}
+
+
+def held(workspace: Workspace) -> AbstractContextManager[object]:
+    """A campaign runs in it."""
+    workspace.prepare()
+    journal = Journal(workspace.journal_path("night"))
+    journal.append("campaign_started", campaign="night", recipe_path="x", recipe="", base_commit="0" * 40)
+    return hold(workspace, what="campaign night")
+
+
+def nothing(workspace: Workspace) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+CODES = [
+    ("controls.md", "Exit codes of `pause`: 0 asked", "pause", held, 0),
+    ("controls.md", "2 no such campaign runs.", "pause", nothing, 2),
+    ("controls.md", "2 no such campaign runs.", "pause another", held, 2),
+    ("status.md", "(2 where there is no campaign)", "watch --once", nothing, 2),
+]
+"""Page, what it says, a command, what goes on in the workspace, the code that the command ends with."""
+
+
+@pytest.mark.parametrize(("page", "words", "command", "setting", "code"), CODES)
+def test_a_command_ends_with_the_code_that_the_page_names(
+    page: str, words: str, command: str, setting: Any, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert words in " ".join((ROOT / "docs" / page).read_text("utf-8").split())
+    workspace = create_workspace(tmp_path / "ws", shipped=shipped_folder()).workspace
+    monkeypatch.chdir(workspace.root)
+    with setting(workspace):
+        assert run(command.split()) == code
+
+
 # --- links, paths, keys --------------------------------------------------------------------------------------
 
 
@@ -218,6 +272,17 @@ def test_every_kind_of_verdict_is_explained() -> None:
         r"^\| `([a-z]+)` \| (?:keep|discard|crash) \|", (ROOT / "docs/verdicts.md").read_text("utf-8"), re.M
     )
     assert set(rows) == set(get_args(Kind))
+
+
+@pytest.mark.parametrize("name", ["cost_of_reporting.py", "report_pages.py"])
+def test_a_script_that_is_asked_for_help_explains_itself_and_does_nothing(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/benchmarks" / name), "--help"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python tests/benchmarks/{name}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_script_is_explained_and_takes_the_options_that_are_named() -> None:

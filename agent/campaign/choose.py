@@ -51,7 +51,7 @@ def rank(session: Session, evidence: Evidence | None) -> Ranking:
     return plan(session.playbook, only=session.settings.only, seed=recipe.seed, steering=in_force(session), **known)
 
 
-def asked_of(session: Session, evidence: Evidence, instruction: Instruction) -> tuple[Proposal | None, str]:
+def asked_of(session: Session, evidence: Evidence | None, instruction: Instruction) -> tuple[Proposal | None, str]:
     """What a person asks to try, as a proposal; None, and why it is refused."""
     known = _known(session, evidence)
     return asked_for(instruction, session.playbook, steering=in_force(session), **known)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent.campaign.observer import Closing, Silent
+from agent.campaign.search import CRASHES_IN_A_ROW
 from agent.text import one_line
 
-FIRST_CRASHES = 2
-"""In a row, that are told; then at each doubling."""
+TOLD_CRASHES = (2, CRASHES_IN_A_ROW)
+"""In a row; the latter end the search."""
 LONGEST = 1800
 """Characters of the text: Discord takes 2000."""
 NUMBERS = ("metric_name", "metric_value", "incumbent_value", "delta", "ci_low", "ci_high", "seeds")
@@ -30,7 +31,7 @@ class Notices(Silent):
         what = f"#{row['index']} {row.get('description') or ''}: {row.get('reason') or ''}"
         if status == "keep":
             self._tell("keep", f"kept {what}", {name: row.get(name) for name in ("index", *NUMBERS)})
-        elif self.crashes >= FIRST_CRASHES and self.crashes & (self.crashes - 1) == 0:
+        elif self.crashes in TOLD_CRASHES:
             self._tell(
                 "crashes", f"{self.crashes} ideas in a row crashed, the last one {what}", _crash(row, self.crashes)
             )

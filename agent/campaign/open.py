@@ -11,6 +11,7 @@ from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
+from agent.campaign.more import changed_limits, has_passed, limits_met, settings_of, what_gives_more, with_more
 from agent.campaign.observer import Observer
 from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
@@ -20,7 +21,7 @@ from agent.errors import RecipeError, UsageError, WorkspaceError
 from agent.hardware.isolation import isolation
 from agent.hardware.probe import MACHINE, Machine, probe_machine
 from agent.ledger.disk import disk_errors
-from agent.ledger.events import CampaignPaused, CampaignResumed, CampaignStarted
+from agent.ledger.events import CampaignPaused, CampaignStarted
 from agent.ledger.git import Repository
 from agent.ledger.journal import Journal
 from agent.ledger.table import create_table
@@ -255,10 +256,14 @@ def resume(
     model_cache: Path,
     stop_request: Callable[[], str | None],
     extra_budget_s: float = 0.0,
+    deadline: str | None = None,
+    max_experiments: int | None = None,
+    target: str | None = None,
     take_back_pause: bool = False,
 ) -> Session:
-    """Open a campaign that was paused or killed; the last one without a name. `extra_budget_s` adds to its budget.
-    `take_back_pause`: what was asked by `raft-agent pause`, and not carried out yet, is asked no more."""
+    """Open a campaign that was paused or killed, or one that is finished and is given more (`more.py`); the last one
+    without a name. `take_back_pause`: what was asked by `raft-agent pause`, and not carried out yet, is asked no more.
+    """
     names = workspace.campaign_names()
     if not names:
         raise UsageError("no campaign to resume in this workspace", hint="raft-agent run --budget 8h starts one")
@@ -269,34 +274,42 @@ def resume(
     journal.refuse_foreign(chosen)
     state = journal.state()
     assert state.started is not None
-    if state.status == "finished" and not extra_budget_s:
-        raise UsageError(
-            f"campaign {chosen} is finished: {state.stop_reason}",
-            hint="give it more time with --budget, e.g. --budget 1h",
-        )
+    latest = last_moment(event.time for event in journal.events())
+    before = settings_of(state)
+    settings = with_more(
+        before,
+        state,
+        deadline_passed=has_passed(before, latest),
+        budget_s=extra_budget_s,
+        deadline=deadline,
+        max_experiments=max_experiments,
+        target=target,
+    )
+    limits = limits_met(state, settings, deadline_passed=has_passed(settings, latest))
+    if state.status == "finished" and (settings == before or any(limit.is_of_time for limit in limits)):
+        raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=what_gives_more(chosen, limits))
     if take_back_pause or state.status != "running":
         take_back(workspace.campaign_folder(chosen))
-    settings = Settings(**state.started.options)
-    for event in journal.events():
-        if isinstance(event, CampaignResumed) and (event.model_extra or {}).get("budget_s"):
-            settings = dataclasses.replace(settings, budget_s=(event.model_extra or {})["budget_s"])
-    if extra_budget_s and settings.budget_s is not None:
-        settings = dataclasses.replace(settings, budget_s=max(settings.budget_s, state.consumed_s) + extra_budget_s)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
+    if target is not None:
+        parse_target(target, metric=session.evaluation.metric)
     session.clock = BudgetClock(
-        settings.budget_s,
-        consumed_s=state.consumed_s,
-        deadline=settings.deadline_time,
-        latest=last_moment(event.time for event in journal.events()),
+        settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time, latest=latest
     )
     session.journal.consumed = lambda: session.clock.consumed_s
     session.stop_request = stop_request
     with _time_kept(session):
         for damage in journal.damages():
             observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
+        for limit in limits:
+            lifted = f"; {limit.lifted_by} lifts that" if limit.lifted_by else ""
+            observer.say(f"{limit.words}: no further idea is tried{lifted}")
         branch(session)
         session.lockbox.check_journal()
         session.lockbox.check("when it was resumed")
-        session.tell("campaign_resumed", reason="", budget_s=settings.budget_s)
+        changed = changed_limits(before, settings)
+        session.tell(
+            "campaign_resumed", reason="", budget_s=settings.budget_s, **({"options": changed} if changed else {})
+        )
     return session

@@ -25,12 +25,10 @@ from agent.recipe.editing import edit_text
 from agent.recipe.files import get_key, with_keys
 from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
-from agent.run.remedies import Limit, Remedy, Response, repair_values, respond
+from agent.run.remedies import Limit, Remedy, Response, not_helped, repair_values, respond
 from agent.run.telemetry import RunRecord
 from agent.run.triage import Diagnosis, Evidence, triage
 
-MAX_ATTEMPTS = 3
-"""Fixes and repeats of one idea before it is recorded as a crash."""
 SAME_STEP = {
     "learner.microbatch_tokens", "learner.gradient_accumulation", "learner.gradient_checkpointing", "rollout.slots",
 }  # fmt: skip
@@ -74,8 +72,7 @@ def train_with_repairs(
             if probing is not None:
                 _adopt(session, probing, experiment)
             return done
-        more = fixes + repeats < MAX_ATTEMPTS
-        remedy = _answer(session, runner, plan, done, tried, ruled_out) if more else None
+        remedy = _answer(session, runner, plan, done, tried, ruled_out, spent=fixes + repeats)
         if remedy is None:
             return done
         tried.append(remedy)
@@ -101,7 +98,9 @@ def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
         done = runner.run(job)
         if done.ok:
             _refuse_a_verifier_that_passes_all(session, done)
-        if done.ok or done.diagnosis is None or len(session.state.experiments[0].fixes) >= MAX_ATTEMPTS:
+        if done.ok or done.diagnosis is None:
+            return done
+        if len(session.state.experiments[0].fixes) >= session.playbook.fixes_after(done.diagnosis.crash_class):
             return done
         mended = verifier_fix(session, 0, done.record.failure, done.diagnosis)
         if mended is None:
@@ -211,25 +210,37 @@ def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
 
 
 def _answer(
-    session: Session, runner: Runner, plan: Plan, done: Done, tried: list[Remedy], ruled_out: list[Remedy]
+    session: Session,
+    runner: Runner,
+    plan: Plan,
+    done: Done,
+    tried: list[Remedy],
+    ruled_out: list[Remedy],
+    *,
+    spent: int,
 ) -> Remedy | None:
-    """What to do about the crash, told to the observer; None where nothing sensible is left.
+    """What to do about the crash, told to the observer; None where nothing sensible is left, or as many fixes and
+    repeats are `spent` as the playbook gives. What such a crash teaches is learned all the same.
 
     Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
-    mended = verifier_fix(session, plan.experiment, done.record.failure, done.diagnosis)
+    most = session.playbook.fixes_after(done.diagnosis.crash_class)
+    mended = verifier_fix(session, plan.experiment, done.record.failure, done.diagnosis) if spent < most else None
     if mended is not None:
         session.observer.warn(f"{done.diagnosis.reason}; {mended.why}")
         return mended
     parent = session.recipe_of(session.base_of(plan.experiment))
     while True:
-        response = _response(session, plan.experiment, done.diagnosis, parent, tried, ruled_out)
+        response = _response(session, plan.experiment, done.diagnosis, parent, tried, ruled_out, most)
         limit = response.limit or (response.remedy.limit if response.remedy else None)
         if limit is not None:
             _learn(session, plan.experiment, limit, done)
         if response.stops_campaign:
             raise _stopping(done, done.diagnosis, response)
+        if spent >= most:
+            session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {not_helped(spent)}")
+            return None
         remedy = response.remedy
         first = not ruled_out and all(one.kind not in ("retry", "shared") for one in tried)
         if remedy and remedy.needs_probe and first and not _fails_in_small(session, runner, plan, done):
@@ -292,6 +303,7 @@ def _response(
     parent: Recipe,
     tried: list[Remedy],
     ruled_out: list[Remedy],
+    most: int,
 ) -> Response:
     try:
         recipe = session.recipe_of(experiment)
@@ -304,7 +316,12 @@ def _response(
         remedy = Remedy("shrink", values, {}, f"{changes} (the same step)")
         return Response(remedy, remedy.why)
     return respond(
-        diagnosis, recipe=shared, parent=session.with_shared_layer(parent), history=tried, ruled_out=ruled_out
+        diagnosis,
+        recipe=shared,
+        parent=session.with_shared_layer(parent),
+        history=tried,
+        ruled_out=ruled_out,
+        most=most,
     )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from agent.campaign.night import night_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders
-from agent.errors import AgentError, ResourceError
+from agent.errors import AgentError, ResourceError, UsageError
 from agent.files import remove_leftovers, write_atomic
 from agent.ledger.follow import JournalTail
 from agent.report.night import Night
@@ -44,7 +44,8 @@ CURVE_BYTES = 250_000
 
 
 def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> Path:
-    """Returns the page. Raises ResourceError where the folder cannot be written.
+    """Returns the page. Raises ResourceError where the folder cannot be written, UsageError where the report in it is
+    of a newer version: that stays as it is.
 
     The page comes last: where it is, the others are not older.
     """
@@ -52,6 +53,7 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
     from agent.report.page import render_page
     from agent.report.summary import summary_text
 
+    refuse_newer(folder)
     try:
         write_atomic(folder / SUMMARY, summary_text(night))
         write_atomic(folder / MARKDOWN, markdown(night))
@@ -63,6 +65,18 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
             hint="raft-agent report --out DIR writes it elsewhere",
         ) from None
     return folder / PAGE
+
+
+def refuse_newer(folder: Path) -> None:
+    """UsageError where the report in the folder is of a newer version, which says what this one would not."""
+    from agent.report.summary import newer_words
+
+    words = newer_words(folder / SUMMARY)
+    if words:
+        raise UsageError(
+            f"the report in {folder} {words}, and is not written over",
+            hint="raft-agent report --out DIR writes one into another folder",
+        )
 
 
 class Charts:

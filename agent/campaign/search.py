@@ -22,6 +22,8 @@ from agent.report.words import duration
 
 CRASHES_IN_A_ROW = 4
 """After this many crashed ideas in a row something is wrong with the machine, not with the ideas."""
+NEXT_NEEDS = "the next idea would need"
+"""How the words begin for an end by lack of time."""
 
 
 def spend_the_night(lab: Lab, evidence: Evidence) -> str:
@@ -124,12 +126,17 @@ def why_stop(lab: Lab) -> str | None:
         return wish
     judged = lab.outcomes()
     if lab.max_experiments is not None and len(judged) >= lab.max_experiments:
-        return f"--max-experiments {lab.max_experiments} reached"
+        return reached("max-experiments", lab.max_experiments)
     if _target_reached(lab):
-        return f"--target {lab.target} reached"
+        return reached("target", lab.target)
     if crashed_in_a_row(lab):
         return f"{CRASHES_IN_A_ROW} ideas in a row crashed: something is wrong with the machine or the recipe"
     return None
+
+
+def reached(option: str, value: object) -> str:
+    """In words: an end by a limit of the user's."""
+    return f"--{option} {value} reached"
 
 
 def crashed_in_a_row(lab: Lab) -> bool:
@@ -142,7 +149,7 @@ def out_of_time(lab: Lab, needed: float) -> str | None:
     reserve = lab.reserve_s
     if not lab.clock.affords(needed, reserve_s=reserve):
         return (
-            f"the next idea would need {duration(needed)} and {duration(reserve)} are held back, "
+            f"{NEXT_NEEDS} {duration(needed)} and {duration(reserve)} are held back, "
             f"{duration(lab.clock.left_s)} are left"
         )
     return None

@@ -53,7 +53,7 @@ class Settings:
     baseline_seeds: int = 3
     max_experiments: int | None = None
     per_experiment_s: float | None = None
-    """Longest wall-clock of all runs of one idea, seconds."""
+    """Longest wall-clock of one run, seconds."""
     target: str | None = None
     only: str | None = None
     """Axis or hypothesis id of a directed campaign."""

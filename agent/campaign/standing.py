@@ -63,7 +63,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         judged=tuple(number for number in state.judged_order if number > 0),
         idea_s=cost.total_s if cost else None,
         reserve_s=reserve_seconds(cost) if cost else None,
-        stops=tuple(_stops(started.options if started else {})),
+        stops=tuple(_stops(state.options)),
         stopped=one_line(state.stop_reason or ""),
         headline=one_line(str(state.result.get("headline") or "")),
         next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
@@ -91,7 +91,7 @@ def time_left(state: CampaignState, *, used_s: float, at: float) -> float | None
     if state.status == "finished":
         return None
     left = [state.budget_s - used_s] if state.budget_s is not None else []
-    deadline = (state.started.options if state.started else {}).get("deadline")
+    deadline = state.options.get("deadline")
     if isinstance(deadline, str):
         with contextlib.suppress(ValueError):
             left.append(datetime.datetime.fromisoformat(deadline).timestamp() - at)

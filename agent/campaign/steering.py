@@ -2,8 +2,9 @@
 that it is said and written down when it changes.
 
 The file is the user's and is never written. What was carried out is known by its words from the journal, so that a
-campaign that was killed and goes on does nothing twice. The journal also has, with every idea, what was in force when
-it was planned: reading it again gives the same night.
+campaign that was killed and goes on does nothing twice. A reading of the file without these words is written down too:
+from then on they count again. The journal also has, with every idea, what was in force when it was planned: reading it
+again gives the same night.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agent.text import redact
 MOST_BYTES = 64 << 10
 STOPS = "steer_stop"
 DONE = "steer_done"
+GONE = "steer_gone"
 IN_FORCE = "steering"
 PROBLEMS = "steer_problems"
 """Fields of the journal's notes."""
@@ -54,37 +56,43 @@ def text_of(path: Path) -> str | Problem | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Problem(0, f"cannot be read ({(error.strerror or str(error)).lower()}); nothing of it is in force")
+        return _unread(f"cannot be read ({(error.strerror or str(error)).lower()})")
     try:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
             what = "a folder" if stat.S_ISDIR(kind) else "no plain file"
-            return Problem(0, f"is {what}; nothing of it is in force")
+            return _unread(f"is {what}")
         content = os.pread(descriptor, MOST_BYTES + 1, 0)
     except OSError as error:
-        return Problem(0, f"cannot be read ({error.strerror}); nothing of it is in force")
+        return _unread(f"cannot be read ({error.strerror})")
     finally:
         os.close(descriptor)
     if len(content) > MOST_BYTES:
-        return Problem(0, f"is larger than {MOST_BYTES >> 10} KiB; nothing of it is in force")
+        return _unread(f"is larger than {MOST_BYTES >> 10} KiB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        return Problem(line, "is not UTF-8; nothing of the file is in force")
+        return Problem(line, "is not UTF-8; nothing of the file is in force", hides=True)
+
+
+def _unread(why: str) -> Problem:
+    return Problem(0, f"{why}; nothing of it is in force", hides=True)
 
 
 # --- said and written down ---------------------------------------------------------------------------------
 
 
 def tell_changes(session: Session) -> Steering:
-    """What is in force, said and journaled where it is not what the journal knows; each problem is shown once."""
+    """What is in force, said and journaled where it is not what the journal knows; each problem is shown once. What was
+    carried out and has left the file is journaled too: written again, it counts again."""
     steering = in_force(session)
     done = carried_out(session.state)
     holds = [one.text for one in steering.instructions if not (one.is_once and one.text in done)]
     wrong = [redact(problem.text) for problem in steering.problems]  # as the journal has it
-    before, told = _told_last(session)
-    if holds == before and wrong == told:
+    gone = sorted(done - {one.text for one in steering.instructions}) if steering.is_whole else []
+    before, told = _told_last(session, done)
+    if holds == before and wrong == told and not gone:
         return steering
     words = _words(steering, holds)
     if holds != before:
@@ -92,7 +100,7 @@ def tell_changes(session: Session) -> Steering:
     for problem in steering.problems:
         if redact(problem.text) not in told:
             session.observer.warn(problem.words)
-    session.tell("note", text=words, **{IN_FORCE: holds, PROBLEMS: wrong})
+    session.tell("note", text=words, **{IN_FORCE: holds, PROBLEMS: wrong}, **({GONE: gone} if gone else {}))
     return steering
 
 
@@ -101,9 +109,8 @@ def _words(steering: Steering, holds: list[str]) -> str:
     return f"{FILE}: {'; '.join(shown)}" if shown else f"{FILE}: nothing is in force"
 
 
-def _told_last(session: Session) -> tuple[list[str], list[str]]:
+def _told_last(session: Session, done: set[str]) -> tuple[list[str], list[str]]:
     """Instructions, less those that are done since, and problems, as they were told last."""
-    done = carried_out(session.state)
     for note in reversed(session.state.notes):
         told = note.model_extra or {}
         if IN_FORCE in told:
@@ -121,10 +128,15 @@ def planned_under(session: Session) -> dict[str, Any]:
 
 
 def carried_out(state: CampaignState) -> set[str]:
-    """Words of the instructions that were tried, refused or obeyed in this campaign."""
-    planned = [one.planned.model_extra or {} for one in state.experiments.values() if one.planned]
-    notes = [note.model_extra or {} for note in state.notes]
-    return {told[DONE] for told in (*planned, *notes) if DONE in told}
+    """Words of the instructions that were tried, refused or obeyed in this campaign, and stand in the file since."""
+    events = [*(one.planned for one in state.experiments.values() if one.planned), *state.notes]
+    done: set[str] = set()
+    for event in sorted(events, key=lambda event: event.seq):
+        told = event.model_extra or {}
+        done -= set(told.get(GONE, ()))
+        if DONE in told:
+            done.add(told[DONE])
+    return done
 
 
 def to_do(session: Session, kind: str) -> list[Instruction]:
@@ -142,6 +154,8 @@ def stop(session: Session) -> str | None:
     that, it goes on searching."""
     asked = next((note for note in reversed(session.state.notes) if STOPS in (note.model_extra or {})), None)
     if asked is not None and not _finished_since(session, asked):
+        for instruction in to_do(session, "stop"):  # written again for the end that is under way
+            is_done(session, instruction, instruction.words)
         return str((asked.model_extra or {})[STOPS])
     for instruction in to_do(session, "stop"):
         words = f"{instruction.words}"

@@ -7,9 +7,10 @@ import typer
 from agent import __version__
 
 EPILOG = (
-    "Exit codes: 0 good, 2 wrong argument, 3 invalid recipe, playbook or data, 4 model or data not to be had, "
-    "5 workspace or git, 6 budget, 7 busy, 8 training failed, 9 disk or limits, 10 not finite, 11 unsupported here, "
-    "130 stopped by Ctrl-C."
+    "Exit codes: 0 good, 1 a mistake in raft-agent itself, or what has no code of its own, 2 wrong argument, "
+    "3 invalid recipe, playbook or data, 4 model or data not to be had, 5 workspace or git, 6 budget, 7 busy, "
+    "8 training failed, 9 disk or limits, 10 not finite, 11 unsupported here, 130 paused, or stopped by Ctrl-C, "
+    "143 watch ended by SIGTERM."
 )
 
 app = typer.Typer(

@@ -123,21 +123,26 @@ def run(
 def resume(
     name: str | None = typer.Argument(None, help="Campaign to go on with. Default: the last one."),
     budget: str | None = typer.Option(None, help="Further time, on top of what the campaign had."),
+    deadline: str | None = typer.Option(None, help="Another time to stop by: 07:30, or 2026-01-02T07:30."),
+    max_experiments: int | None = typer.Option(None, min=1, help="Another number of ideas to attempt, in all."),
+    target: str | None = typer.Option(None, help="Another confirmed metric to stop at: 'pass_rate>=0.9'."),
     webhook: str | None = WEBHOOK,
     notify: str | None = NOTIFY,
     json_output: bool = typer.Option(False, "--json", help="Print the ending as JSON."),
 ) -> None:
     """Go on with a stopped campaign.
 
-    One that was paused, killed, or has used up its time; the time in which it did not run is not charged.
+    One that was paused or killed; the time in which it did not run is not charged. One that is finished needs more of
+    what ended it: time (--budget; a deadline that has passed counts no more then), --max-experiments or --target.
     """
-    from agent.campaign.budget import parse_duration
+    from agent.campaign.budget import parse_deadline, parse_duration
     from agent.campaign.open import machine_of
     from agent.campaign.open import resume as reopen
 
     channels = channels_here(webhook, notify)
     workspace = here()
     extra = parse_duration(budget) if budget else 0.0
+    end = parse_deadline(deadline, datetime.datetime.now().astimezone()).isoformat() if deadline else None
 
     def opened(observer: Observer, stop: Callable[[], str | None]) -> Session:
         return reopen(
@@ -148,6 +153,9 @@ def resume(
             model_cache=model_cache(),
             stop_request=stop,
             extra_budget_s=extra,
+            deadline=end,
+            max_experiments=max_experiments,
+            target=target,
             take_back_pause=True,
         )
 
@@ -280,7 +288,7 @@ def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> No
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")
     if settings.budget_s is not None:
         print(f"plan (times are guesses until the first run): {plan_first(Workbench(session)).words()}")
-    for line in steering_lines(session):
+    for line in steering_lines(session, None):
         print(line)
     if channels.words():
         print(f"messages would go to {' and '.join(channels.words())} (raft-agent notify sends one)")

@@ -12,9 +12,11 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
-from agent.errors import Unavailable, UsageError
+from agent.errors import AgentError, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from agent.campaign.done import Done
+    from agent.campaign.evidence import Evidence
     from agent.campaign.session import Session
     from agent.ledger.journal import CampaignState
     from agent.ledger.workspace import Workspace
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 WEBHOOK_VARIABLE, NOTIFY_VARIABLE = "RAFT_AGENT_WEBHOOK", "RAFT_AGENT_NOTIFY"
 WEBHOOK = typer.Option(
-    None, "--webhook", envvar=WEBHOOK_VARIABLE, metavar="URL", help="Address that gets a message on a keep and the end."
+    None,
+    "--webhook",
+    envvar=WEBHOOK_VARIABLE,
+    metavar="URL",
+    help="Address that gets a message on a keep, on ideas that crash in a row, on a pause and on the end.",
 )
 NOTIFY = typer.Option(
     None, "--notify", envvar=NOTIFY_VARIABLE, metavar="COMMAND", help="Command that gets it: JSON on standard input."
@@ -72,9 +78,9 @@ def _running(workspace: Workspace, name: str | None) -> str:
     chosen = name or names[-1]
     state = _state(workspace, chosen)
     if state.status == "finished":
-        raise UsageError(
-            f"campaign {chosen} is finished: {state.stop_reason}", hint=f"raft-agent resume {chosen} --budget 1h"
-        )
+        from agent.campaign.more import hint_for
+
+        raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=hint_for(state, chosen))
     is_paused = f"is paused already: {state.stop_reason}" if state.status == "paused" else "is not running"
     raise UsageError(
         f"campaign {chosen} {is_paused}",
@@ -128,60 +134,116 @@ def steer(
 ) -> None:
     """Show what steer.md asks for, and what is wrong with it.
 
-    The file in the workspace is yours: it is read before every plan, and never written.
+    The file in the workspace is yours: it is read before every plan, and never written. What it asks to try is looked
+    at as the campaign that is not finished would now, else as the next one would.
     """
     from agent.plan.steer import EXAMPLE, FILE
 
     if example:
         print(EXAMPLE, end="")
         return
-    from agent.campaign.steering import carried_out, read
+    from agent.campaign.steering import read
     from agent.plan.playbook import load_playbook
 
     workspace = here()
     names = workspace.campaign_names()
     state = _state(workspace, names[-1]) if names else None
-    only = state.started.options.get("only") if state and state.started else None
+    started = state.started if state and state.status != "finished" else None
+    only = started.options.get("only") if started else None
     steering = read(workspace.root, load_playbook(workspace.hypotheses), only=only)
-    done = carried_out(state) if state else set()
+    done = _done(state)
+    refused, unknown = _refused_now(workspace, steering, done, only)
     if json_output:
-        print_json(_json(steering, done))
+        print_json(_json(steering, done, refused) | {"unknown": unknown or None})
         return
-    for line in _lines(steering, done):
+    for line in _lines(steering, done, refused):
         print(line)
+    if unknown:
+        print(f"unknown   whether what is asked to try can be tried: {unknown}")
     if not steering.instructions and not steering.problems:
         print(f"{FILE} asks for nothing; raft-agent steer --example shows what it could")
 
 
-def steering_lines(session: Session) -> list[str]:
+def steering_lines(session: Session, evidence: Evidence[Done] | None) -> list[str]:
     """For `plan` and `--dry-run`: what a file asks for, and what is wrong with it."""
-    from agent.campaign.steering import carried_out, in_force
-
-    return _lines(in_force(session), carried_out(session.state))
+    return _lines(*_told(session, evidence))
 
 
-def steering_json(session: Session) -> dict[str, object]:
-    from agent.campaign.steering import carried_out, in_force
-
-    return _json(in_force(session), carried_out(session.state))
+def steering_json(session: Session, evidence: Evidence[Done] | None) -> dict[str, object]:
+    return _json(*_told(session, evidence))
 
 
-def _lines(steering: Steering, done: set[str]) -> list[str]:
-    asked = [f"steered   {one.words}{_is_done(one, done)}" for one in steering.instructions]
-    return asked + [f"problem   {one.words}" for one in steering.problems]
+def _told(session: Session, evidence: Evidence[Done] | None) -> tuple[Steering, set[str], dict[str, str]]:
+    from agent.campaign.steering import in_force
+
+    steering, done = in_force(session), _done(session.state)
+    return steering, done, _refused(session, evidence, steering, done)
+
+
+def _done(state: CampaignState | None) -> set[str]:
+    """What is not done again: nothing, once the campaign is finished and another one begins."""
+    from agent.campaign.steering import carried_out
+
+    return carried_out(state) if state is not None and state.status != "finished" else set()
+
+
+def _refused_now(
+    workspace: Workspace, steering: Steering, done: set[str], only: str | None
+) -> tuple[dict[str, str], str]:
+    """As `_refused`; and why that cannot be known, where the recipe or the campaign cannot be read."""
+    from agent.cli.ideas import session_of
+
+    if not any(one.text not in done for one in steering.of_kind("try")):
+        return {}, ""
+    try:
+        session, evidence = session_of(workspace, None, only, unfinished=True)
+        return _refused(session, evidence, steering, done), ""
+    except AgentError as error:
+        return {}, f"{error.where}: {error.message}" if error.where else error.message
+
+
+def _refused(session: Session, evidence: Evidence[Done] | None, steering: Steering, done: set[str]) -> dict[str, str]:
+    """What would not be tried now, by its words, and why: by the campaign's own admission."""
+    from agent.campaign.choose import asked_of
+
+    asked = [(one, asked_of(session, evidence, one)) for one in steering.of_kind("try") if one.text not in done]
+    return {one.text: why_not for one, (proposal, why_not) in asked if proposal is None}
+
+
+def _lines(steering: Steering, done: set[str], refused: dict[str, str]) -> list[str]:
+    asked = [one for one in steering.instructions if one.text not in refused]
+    return [f"steered   {one.words}{_is_done(one, done)}" for one in asked] + [
+        f"problem   {words}" for words in _problems(steering, refused)
+    ]
+
+
+def _problems(steering: Steering, refused: dict[str, str]) -> list[str]:
+    told = [(one.line, one.words) for one in steering.problems]
+    told += [
+        (one.line, f"{one.words} would not be tried: {refused[one.text]}")
+        for one in steering.instructions
+        if one.text in refused
+    ]
+    return [words for _, words in sorted(told, key=lambda problem: problem[0])]
 
 
 def _is_done(one: Instruction, done: set[str]) -> str:
-    again = ", raft-agent pause does it again" if one.kind == "pause" else ""
-    return f": done, and not done twice{again}" if one.is_once and one.text in done else ""
+    if not one.is_once or one.text not in done:
+        return ""
+    return ": done; it counts again once the campaign has read the file without it"
 
 
-def _json(steering: Steering, done: set[str]) -> dict[str, object]:
+def _json(steering: Steering, done: set[str], refused: dict[str, str]) -> dict[str, object]:
     told = [
-        {"line": one.line, "instruction": one.text, "done": one.is_once and one.text in done}
+        {
+            "line": one.line,
+            "instruction": one.text,
+            "done": one.is_once and one.text in done,
+            "refused": refused.get(one.text),
+        }
         for one in steering.instructions
     ]
-    return {"instructions": told, "problems": [one.words for one in steering.problems]}
+    return {"instructions": told, "problems": _problems(steering, refused)}
 
 
 # --- notify ------------------------------------------------------------------------------------------------

@@ -37,17 +37,20 @@ def plan(
 
     ranking = choose.rank(session, evidence)
     if json_output:
-        print_json(_ranking_json(ranking) | {"steering": steering_json(session)})
+        print_json(_ranking_json(ranking) | {"steering": steering_json(session, evidence)})
         return
     known = f"after campaign {session.settings.campaign}" if evidence else "without telemetry"
     print(f"{session.recipe_path}, {known}, on {session.machine.summary}")
-    for line in steering_lines(session):
+    for line in steering_lines(session, evidence):
         print(line)
     _print_ranking(ranking, most=most, with_skipped=skipped)
 
 
-def session_of(workspace: Workspace, recipe: str | None, only: str | None) -> tuple[Session, Any]:
-    """The last campaign with this recipe, or an empty one."""
+def session_of(
+    workspace: Workspace, recipe: str | None, only: str | None, *, unfinished: bool = False
+) -> tuple[Session, Any]:
+    """The last campaign with this recipe, or an empty one. `unfinished`: an empty one of the same recipe also where
+    that campaign is finished."""
     from agent.campaign.observer import Silent
     from agent.campaign.open import machine_of, prepare
     from agent.campaign.settings import Settings
@@ -57,13 +60,15 @@ def session_of(workspace: Workspace, recipe: str | None, only: str | None) -> tu
     path = recipe_path(workspace, recipe) if recipe is not None else None
     chosen = None
     for name in reversed(workspace.campaign_names()):
-        started = Journal(workspace.journal_path(name)).state().started
-        if started is not None and path in (None, started.recipe_path):
-            chosen, path = name, started.recipe_path
+        state = Journal(workspace.journal_path(name)).state()
+        if state.started is not None and path in (None, state.started.recipe_path):
+            chosen = None if unfinished and state.status == "finished" else name
+            path = state.started.recipe_path
             break
     settings = Settings(recipe_path=path or recipe_path(workspace, None), campaign=chosen or "plan", only=only)
     workspace.prepare()
     session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
+    session.folder = workspace.campaign_folder("plan")  # the campaign may run, and reads recipes in its own
     if chosen is None:
         return session, None
     bench = Workbench(session)
@@ -162,13 +167,17 @@ def diagnose(
     known = signals(observation)
     findings, readings = find(observation, playbook), read_bottleneck(observation, playbook)
     crash = _crash(out) if record.summary is None else None
+    rule = playbook.crash_rule(crash.crash_class) if crash else None
+    fixes = playbook.fixes_after(crash.crash_class) if crash else 0
     if json_output:
         import dataclasses
 
         print_json(
             {
                 "run": out.name,
-                "crash": dataclasses.asdict(crash) if crash else None,
+                "crash": dataclasses.asdict(crash) | {"first": rule.first if rule else None, "fixes": fixes}
+                if crash
+                else None,
                 "signals": known,
                 "symptoms": [dataclasses.asdict(finding) for finding in findings],
                 "readings": [dataclasses.asdict(reading) for reading in readings],
@@ -178,6 +187,7 @@ def diagnose(
     summary = record.summary
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
+        print(f"  in a campaign: {rule.first if rule else ''} (At most {fixes} fixes and repeats of an idea.)")
     elif summary is not None:
         metrics = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
         print(f"{out.name}: {summary.cycles} cycles, {summary.optimizer_steps} steps, {metrics}")

@@ -35,16 +35,18 @@ def report(
     """Write the report of a campaign: report.html, report.md, summary.json.
 
     Of one that runs, too; a campaign renews its own after every idea. The page loads nothing and can be sent as it is.
+    A report that a newer raft-agent wrote is not written over.
     """
     from agent.report.summary import summary_of
 
     workspace = here()
     name = campaign_name(workspace, campaign)
-    night = night_now(workspace, name)
     if json_output:
-        print_json(summary_of(night))
+        print_json(summary_of(night_now(workspace, name)))
         return
-    page, why_no_charts = _written(workspace, name, night, out)
+    folder = _folder(workspace, name, out)
+    night = night_now(workspace, name)
+    page, why_no_charts = _written(night, folder)
     print(night.verdict)
     for words in night.warnings:
         print(f"  warning: {words}")
@@ -96,15 +98,23 @@ def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Ni
     return dataclasses.replace(night, next=before.next, next_note=before.next_note, next_after=judged)
 
 
-def _written(workspace: Workspace, name: str, night: Night, out: Path | None) -> tuple[Path, str]:
-    from agent.campaign.report import Charts, write_report
+def _folder(workspace: Workspace, name: str, out: Path | None) -> Path:
+    """Where the report is written. UsageError where it cannot be."""
+    from agent.campaign.report import refuse_newer
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder", hint="name a folder; it is made where there is none")
+    folder = workspace.report_folder(name) if out is None else out.absolute()
+    refuse_newer(folder)
     if out is not None:
         _refuse_strangers(out)
+    return folder
+
+
+def _written(night: Night, folder: Path) -> tuple[Path, str]:
+    from agent.campaign.report import Charts, write_report
+
     charts, why = Charts(model_cache()).get()
-    folder = workspace.report_folder(name) if out is None else out.absolute()
     return write_report(night, folder, charts=charts, why_no_charts=why), why
 
 

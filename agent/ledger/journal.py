@@ -37,7 +37,7 @@ __all__ = ["CampaignState", "Event", "Experiment", "Incumbent", "Journal", "Pend
 
 VERBATIM = frozenset(
     {"files", "recipe", "changes", "options", "campaign", "recipe_path", "run", "out", "branch", "slug", "commit"}
-    | {"steering", "steer_done"}
+    | {"steering", "steer_done", "steer_gone"}
 )
 """Fields that hold the user's recipes, their keys in steer.md, and names by which things are found again. The
 secrets in every other text are replaced (`agent.text`)."""

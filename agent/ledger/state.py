@@ -165,6 +165,8 @@ class CampaignState:
     """Budget used, seconds. Time between sessions is not in it."""
     resumed_budget_s: float | None = None
     """The budget as a resumption has raised it."""
+    resumed_options: dict[str, Any] = field(default_factory=dict)
+    """Options that a resumption has changed."""
     calibration: dict[str, Any] = field(default_factory=dict)
     experiments: dict[int, Experiment] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -190,6 +192,11 @@ class CampaignState:
     def budget_s(self) -> float | None:
         """Seconds that the campaign may use in all; None where only a deadline or nothing limits it."""
         return self.resumed_budget_s or (self.started.budget_s if self.started else None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As the campaign was started, with what resumptions have changed since."""
+        return {**(self.started.options if self.started else {}), **self.resumed_options}
 
     @property
     def confirmations(self) -> int:
@@ -322,7 +329,9 @@ def _apply_campaign(state: CampaignState, event: Event) -> None:
         case CampaignResumed():
             state.sessions += 1
             state.status, state.stop_reason = "running", None
-            state.resumed_budget_s = (event.model_extra or {}).get("budget_s") or state.resumed_budget_s
+            told = event.model_extra or {}
+            state.resumed_budget_s = told.get("budget_s") or state.resumed_budget_s
+            state.resumed_options |= dict(told.get("options") or {})
         case CampaignPaused():
             state.status, state.stop_reason = "paused", event.reason
         case CampaignFinished():

@@ -192,6 +192,12 @@ class _Check:
                     getattr(rule, part), {*self.pointers, *self._forms()}, "axis, tag, hypothesis or form", place
                 )
             self._keys([condition.key for condition in rule.when], self._at("resources", rule.id, "when"))
+        classes: dict[str, str] = {}
+        for crash in book.crashes.values():
+            first = classes.setdefault(crash.crash_class, crash.id)
+            if first != crash.id:
+                place = self._at("crashes", crash.id, "crash_class")
+                raise PlaybookError(f"{crash.crash_class} has a rule already, {first}", where=place)
         for queue in book.queues.values():
             self._names(queue.then, book.hypotheses, "hypothesis", self._at("queues", queue.id, "then"))
             self._keys(queue.after_kept, self._at("queues", queue.id, "after_kept"))

@@ -309,14 +309,21 @@ class ResourceRule(Entry):
         return self
 
 
+FIXES = 3
+"""Of an idea that crashes, where a playbook says no number."""
+
+
 class CrashRule(Entry):
+    """What becomes of an idea that crashes; at most one rule a class."""
+
     id: Identifier
     crash_class: CrashClass | Literal["any"]
+    """`any`: all that have no rule of their own, or one that leaves `fixes` open."""
     says: str
     first: str
-    """The answer that is tried first."""
-    fixes: Annotated[int, Field(ge=0, le=10)] = 0
-    """Fixes before the idea is recorded as a crash."""
+    """The answer that is tried first, for people: `raft-agent diagnose` prints it."""
+    fixes: Annotated[int, Field(ge=0, le=10)] | None = None
+    """Fixes and repeats of an idea before a further crash of this class is recorded as its outcome."""
 
 
 class Queue(Entry):
@@ -430,6 +437,17 @@ class Playbook:
     def tags_of(self, hypothesis: str) -> set[str]:
         """The axis and the tags of a hypothesis: what readings and resource rules point to."""
         return {self.axis_of[hypothesis], *self.hypotheses[hypothesis].tags}
+
+    def crash_rule(self, crash_class: str) -> CrashRule | None:
+        """Of this class, else of any."""
+        rules = {rule.crash_class: rule for rule in self.crashes.values()}
+        return rules.get(crash_class) or rules.get("any")  # type: ignore[call-overload]
+
+    def fixes_after(self, crash_class: str) -> int:
+        """Fixes and repeats that an idea has before a crash of this class is its outcome."""
+        rules = [rule for rule in self.crashes.values() if rule.crash_class in (crash_class, "any")]
+        rules.sort(key=lambda rule: rule.crash_class == "any")
+        return next((rule.fixes for rule in rules if rule.fixes is not None), FIXES)
 
     def watches_of(self, hypothesis: str) -> list[str]:
         """Watch ids: the hypothesis' own first, then those of its axis."""

@@ -1,7 +1,8 @@
 """`steer.md`, the file by which a person steers a running campaign: text to instructions and problems.
 
-A list item is an instruction, or a problem that says what is wrong with it; everything else is prose: paragraphs,
-headings, quotes, HTML comments, fenced code. docs/controls.md has every form. Nothing raises, whatever the text is.
+A list item, of a list with bullets or numbers, is an instruction, or a problem that says what is wrong with it;
+everything else is prose: paragraphs, headings, quotes, HTML comments, fenced code. What looks like an instruction in a
+list and is none to Markdown is a problem too. docs/controls.md has every form. Nothing raises, whatever the text is.
 Who may be tried is not decided here: `planner.py` leaves out what is barred, `asked.py` admits what is asked for.
 """
 
@@ -27,6 +28,8 @@ REFINE = "refine-"
 MOST_INSTRUCTIONS = 200
 LONGEST = 2000
 """Characters of an instruction."""
+FURTHEST = 12
+"""Columns by which an item may be indented, a tab being up to four: two lists inside of a list."""
 
 Kind = Literal["pin", "ban", "try", "stop", "pause"]
 Of = Literal["", "axis", "hypothesis", "key", "values"]
@@ -55,8 +58,10 @@ Lines like this one are prose. Each list item is an instruction; take it out to 
 -->
 """
 
-_ITEM = re.compile(r" {0,3}[-*+][ \t]+(?P<rest>.*)")
-_FENCE = re.compile(r" {0,3}(?P<fence>```+|~~~+)")
+_ITEM = re.compile(r"(?P<indent>[ \t]*)(?:[-*+]|\d{1,9}[.)])[ \t]+(?P<rest>.*)")
+_NEARLY = re.compile(rf"[ \t]*(?:[-+\u2013\u2014\u2022]|\d+[.)])[ \t]*(?P<verb>{'|'.join(VERBS)})[ \t]", re.IGNORECASE)
+"""What stands as in a list and is no item of one: without a space behind the mark, or with a dash or dot for it."""
+_FENCE = re.compile(r"[ \t]*(?P<fence>```+|~~~+)")
 _COMMENT = re.compile(r"<!--.*?-->")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(?:/[\w.-]+)?")
 _MAPPING = re.compile(r"[A-Za-z_][\w.]*[ \t]*:(?:[ \t]|$)")
@@ -91,6 +96,8 @@ class Problem:
     line: int
     """0 where it is of the whole file."""
     text: str
+    hides: bool = False
+    """There may be instructions that it keeps from being read."""
 
     @property
     def words(self) -> str:
@@ -101,6 +108,11 @@ class Problem:
 class Steering:
     instructions: tuple[Instruction, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """What is not here does not stand in the file."""
+        return not any(problem.hides for problem in self.problems)
 
     def of_kind(self, *kinds: Kind) -> list[Instruction]:
         return [one for one in self.instructions if one.kind in kinds]
@@ -151,7 +163,8 @@ def read_steering(text: str, playbook: Playbook, *, only: str | None = None) -> 
         if words in first:
             problems.append(Problem(line, f"the same as line {first[words]}; it counts once"))
         elif len(instructions) >= MOST_INSTRUCTIONS:
-            problems.append(Problem(line, f"more than {MOST_INSTRUCTIONS} instructions; this one is left out"))
+            words = f"more than {MOST_INSTRUCTIONS} instructions; this one is left out"
+            problems.append(Problem(line, words, hides=True))
         else:
             first[words] = line
             instructions.append(instruction)
@@ -185,10 +198,15 @@ def _items(text: str) -> Iterator[tuple[int, str | Problem]]:
             in_comment, opened = True, number
         found = _ITEM.fullmatch(line)
         if found and found["rest"].strip():
-            yield number, found["rest"]
+            columns = len(found["indent"].expandtabs(4))
+            far = Problem(number, f"stands {columns} columns to the right, too far for a list ({FURTHEST} at most)")
+            yield number, found["rest"] if columns <= FURTHEST else far
+        elif nearly := _NEARLY.match(line):
+            yield number, Problem(number, f"is no list item: write - {nearly['verb'].lower()} ..., with a space")
     if fence or in_comment:
         what = "the fenced code" if fence else "the comment"
-        yield opened, Problem(opened, f"{what} that begins here has no end, so nothing after it counts")
+        words = f"{what} that begins here has no end, so nothing after it counts"
+        yield opened, Problem(opened, words, hides=True)
 
 
 class _Wrong(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
 from pathlib import Path
@@ -42,16 +43,29 @@ def read_summary(path: Path) -> Night:
     return night_from(told, where=str(path))
 
 
+HEAD = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\b')
+
+
+def newer_words(path: Path) -> str:
+    """How to say that the summary there is of a newer version; nothing where it is not. Only its head is read."""
+    try:
+        with path.open("rb") as file:
+            found = HEAD.match(file.read(200))
+    except OSError:
+        return ""
+    return _newer_words(int(found[1])) if found and int(found[1]) > FORMAT else ""
+
+
+def _newer_words(of: int) -> str:
+    return f"was written by a newer raft-agent (format {of}, this version reads {FORMAT})"
+
+
 def night_from(told: object, *, where: str = "summary.json") -> Night:
     """Raises InvalidFile for what is no summary, or one of a newer version."""
     if not isinstance(told, Mapping) or not isinstance(told.get("format"), int):
         raise InvalidFile("is no summary of a campaign", where=where, hint="raft-agent report writes one")
     if told["format"] > FORMAT:
-        raise InvalidFile(
-            f"was written by a newer raft-agent (format {told['format']}, this version reads {FORMAT})",
-            where=where,
-            hint="read it with that version",
-        )
+        raise InvalidFile(_newer_words(told["format"]), where=where, hint="read it with that version")
     try:
         return _night().validate_python(dict(told))
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """What to do about a crash: pure functions from a diagnosis and two recipes to a changed recipe, or to why not.
 
-Nothing here runs, commits or probes. At most `MAX_ATTEMPTS` remedies are tried on one idea. A remedy never
+Nothing here runs, commits or probes. Only so many remedies are tried on one idea. A remedy never
 touches a locked key, and never gives back the parent: then nothing of the idea would be left to try.
 """
 
@@ -29,7 +29,8 @@ from agent.run.suspects import (
 )
 from agent.run.triage import Diagnosis
 
-MAX_ATTEMPTS = 3
+MOST = 3
+"""Remedies of one idea, where nobody says another number."""
 SMALLEST_MICROBATCH = 64
 
 Kind = Literal["fix", "shrink", "shared", "calm", "retry"]
@@ -100,10 +101,11 @@ def respond(
     parent: Recipe,
     history: Sequence[Remedy] = (),
     ruled_out: Sequence[Remedy] = (),
+    most: int = MOST,
 ) -> Response:
     """What to do after `recipe`, made from `parent` (itself, for a baseline) and `history`, has crashed.
 
-    `ruled_out`: remedies that a trial has shown not to help; they cost no attempt.
+    `ruled_out`: remedies that a trial has shown not to help; they cost no attempt. `most`: attempts in all.
     """
     if diagnosis.signature == "stop":
         return Response(None, "it was stopped, it did not crash")
@@ -111,11 +113,15 @@ def respond(
     answer = _ANSWERS[diagnosis.crash_class](case)
     if answer.remedy is None:
         return answer
-    if len(history) >= MAX_ATTEMPTS:
-        return Response(None, f"{len(history)} remedies have not helped", limit=answer.limit)
+    if len(history) >= most:
+        return Response(None, not_helped(len(history)), limit=answer.limit)
     if case.nothing_left(answer.remedy):
         return Response(None, f"nothing of the idea would be left: {answer.remedy.why}", limit=answer.limit)
     return answer
+
+
+def not_helped(tried: int) -> str:
+    return f"{tried} remed{'y has' if tried == 1 else 'ies have'} not helped" if tried else "no remedy is to be tried"
 
 
 class _Case:

@@ -69,5 +69,7 @@ def measure(ideas: int) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     for number in [int(word) for word in sys.argv[1:]] or [10, 100, 500]:
         measure(number)

@@ -22,6 +22,8 @@ LOOKS = {"desktop": (DESKTOP, False), "phone": (PHONE, False), "dark": (DESKTOP,
 
 
 def main() -> None:
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     charts = bundle(out / "cache")

@@ -224,6 +224,41 @@ def test_an_out_of_memory_is_shrunk_on_the_branch_and_remembered(night: Night) -
     assert ("learner.microbatch_tokens", "<") in learned
 
 
+def crash_rules(night: Night, **fixes: int) -> None:
+    rules = [
+        {"id": f"rule-{name}", "crash_class": name, "says": "x", "first": "Mend it.", "fixes": number}
+        for name, number in fixes.items()
+    ]
+    (night.workspace.hypotheses / "crash-rules.yaml").write_text(yaml.safe_dump({"crashes": rules}))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_playbook_says_how_many_fixes_an_idea_has(
+    night: Night, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two would have done. What the last crash has taught is known all the same."""
+    night.playbook(hypothesis("pack", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 8192}))
+    crash_rules(night, oom=number, any=2)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    assert (night.rows[1]["status"], night.rows[1]["crash_class"]) == ("crash", "oom")
+    assert len(night.session.state.experiments[1].fixes) == number
+    learned = [limit.value for limit in night.session.state.constraints]
+    assert min(learned) == 8192 >> number
+    monkeypatch.chdir(night.root)
+    main.register()
+    assert main.run(["diagnose", "001-search-s1000"]) == 0
+    assert f"in a campaign: Mend it. (At most {number} fixes and repeats of an idea.)" in capsys.readouterr().out
+
+
+def test_missing_data_ends_the_campaign_also_where_nothing_is_to_be_fixed(night: Night) -> None:
+    night.playbook(NOTHING)
+    crash_rules(night, any=0)
+    (night.root / "data-is-missing").touch()
+    with pytest.raises(DataError, match="no such data"):
+        night.start(max_experiments=1)
+
+
 def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_that_it_helps(night: Night) -> None:
     (night.root / "kernel-is-broken").write_text("eager")
     night.playbook(RATE_UP)

@@ -12,6 +12,7 @@ from nights import BETTER_RATE, NOTHING, Night, Recorder, new_night
 from agent.campaign.loop import Paused
 from agent.campaign.notices import LONGEST, Notices, crashes_in_a_row, message
 from agent.campaign.observer import Closing, Several
+from agent.campaign.search import CRASHES_IN_A_ROW
 from agent.errors import AgentError
 
 
@@ -24,13 +25,13 @@ def row(index: int, status: str) -> dict[str, Any]:
     return {"index": index, "status": status, "description": "axis: what, 1 -> 2", "reason": "why"}
 
 
-def test_crashes_are_told_at_two_and_each_doubling() -> None:
+def test_crashes_are_told_at_two_and_where_they_end_the_search() -> None:
     observer, sent = notices()
     for index in range(1, 10):
         observer.recorded(row(index, "crash"))
     observer.recorded(row(10, "discard"))
     observer.recorded(row(11, "crash"))
-    assert [one["numbers"]["in_a_row"] for one in sent] == [2, 4, 8]
+    assert [one["numbers"]["in_a_row"] for one in sent] == [2, CRASHES_IN_A_ROW]
 
 
 def test_a_session_that_goes_on_counts_on() -> None:

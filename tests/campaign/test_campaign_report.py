@@ -348,7 +348,7 @@ def test_where_it_cannot_be_written_it_points_elsewhere(reported: Night, report:
     assert report(root, "--out", "elsewhere")[0] == 0
 
 
-def test_what_is_no_report_is_not_written_over_and_a_newer_one_is_told_of(
+def test_what_is_no_report_and_what_is_a_newer_one_is_not_written_over(
     reported: Night, report: Reports, tmp_path: Path
 ) -> None:
     root = copied(reported, tmp_path)
@@ -358,11 +358,41 @@ def test_what_is_no_report_is_not_written_over_and_a_newer_one_is_told_of(
     assert (code, "summary.json in it is no summary of a campaign" in said) == (2, True)
     assert record.read_text() == before
     path = root / ".raft/report/night/summary.json"
-    path.write_text(path.read_text().replace('{"format":1', '{"format":99'))
-    assert report(root, "--out", str(path.parent))[0] == 2
-    code, said = report(root)
+    newer = path.read_text().replace('{"format":1', '{ "format": 99')
+    path.write_text(newer)
+    refused = (
+        f"error: the report in {path.parent} was written by a newer raft-agent (format 99, this version reads 1), and "
+        "is not written over\n  raft-agent report --out DIR writes one into another folder\n"
+    )
+    assert report(root, "--out", str(path.parent)) == (2, refused)
+    assert report(root) == (2, refused)
+    assert path.read_text() == newer
+    code, said = report(root, "--out", "elsewhere")
     assert (code, "the report before was written by a newer raft-agent (format 99" in said) == (0, True)
-    assert told(root)["format"] == 1
+    assert read_summary(root / "elsewhere" / SUMMARY).campaign == "night"
+    assert report(root, "--json")[0] == 0
+
+
+def test_a_campaign_that_runs_leaves_a_newer_report_and_says_so_once(tmp_path: Path) -> None:
+    folder, warnings = tmp_path / "report", list[str]()
+    folder.mkdir()
+    (folder / SUMMARY).write_text('{"format":2}')
+    reporter = Reporter(
+        tmp_path / "journal.jsonl", name="night", root=tmp_path, folder=folder, charts=NoCharts(tmp_path),
+        warn=warnings.append, least_pause_s=0.0,
+    )  # fmt: skip
+    Journal(tmp_path / "journal.jsonl").append(
+        "campaign_started", campaign="night", recipe_path="x", recipe="", base_commit="0" * 40
+    )
+    reporter.request()
+    until(lambda: not reporter._troubles.empty())
+    reporter.request()
+    assert len(warnings) == 1
+    reporter.close()  # writes once more
+    assert len(warnings) == 1
+    assert "was written by a newer raft-agent (format 2, this version reads 1), and is not written over" in warnings[0]
+    assert [path.name for path in folder.iterdir()] == [SUMMARY]
+    assert (folder / SUMMARY).read_text() == '{"format":2}'
 
 
 def test_before_any_campaign(tmp_path: Path, report: Reports) -> None:

@@ -139,6 +139,79 @@ def test_a_session_that_goes_on_says_and_tries_nothing_twice(night: Night, bench
     assert len(told[1]) == 1
 
 
+def done_notes(bench: Workbench) -> list[str]:
+    return [note.text for note in bench.session.journal.state().notes if "steer_done" in (note.model_extra or {})]
+
+
+def forget_all_but_the_journal(bench: Workbench) -> None:
+    """As a kill does."""
+    bench.session.steering = None
+    bench.session.journal._folding = None
+
+
+def test_what_has_left_the_file_and_is_written_again_counts_again(night: Night, bench: Workbench) -> None:
+    """Each reading may be the last before a kill: what it has seen, and what was done, is in the journal by then."""
+    for _ in range(2):
+        steer(night, "pause after this one", "try seed 7")
+        for _ in range(3):
+            forget_all_but_the_journal(bench)
+            bench.wish_to_pause()
+        bench.next_idea()
+        bench.next_idea()
+        steer(night, "ban hypothesis decay")
+        for _ in range(3):
+            forget_all_but_the_journal(bench)
+            assert not bench.wish_to_pause()
+    assert [text.split(" is not tried")[0] for text in done_notes(bench)] == [
+        "steer.md:1 (pause after this one)", "steer.md:2 (try seed 7)",
+        "steer.md:1 (pause after this one)", "steer.md:2 (try seed 7)",
+    ]  # fmt: skip
+    gone = [note.model_extra["steer_gone"] for note in bench.session.state.notes if "steer_gone" in note.model_extra]
+    assert gone == [["pause after this one", "try seed 7"]] * 2
+    assert night.observer.said.count("steer.md: ban hypothesis decay (line 1)") == 2
+
+
+def test_what_was_read_before_a_kill_and_not_done_yet_is_done_once(night: Night, bench: Workbench) -> None:
+    steer(night, "stop after this one")
+    assert bench.wish_to_stop()
+    bench.session.tell("campaign_finished", reason="by steer.md")
+    bench.session.tell("campaign_resumed")
+    assert bench.wish_to_stop() is None, "it was done, and still stands there"
+    steer(night)
+    assert bench.wish_to_stop() is None
+    steer(night, "stop after this one")
+    assert not bench.asked_for()  # this reads the file, and does nothing about it
+    forget_all_but_the_journal(bench)
+    assert bench.wish_to_stop() == "steer.md:1 (stop after this one)"
+    forget_all_but_the_journal(bench)
+    assert bench.wish_to_stop() == "steer.md:1 (stop after this one)", "until the campaign has ended"
+    assert len(done_notes(bench)) == 2
+    steer(night)
+    assert bench.wish_to_stop()
+    steer(night, "stop after this one")
+    assert bench.wish_to_stop()
+    bench.session.tell("campaign_finished", reason="by steer.md")
+    bench.session.tell("campaign_resumed")
+    assert bench.wish_to_stop() is None, "it was for the end that has come"
+
+
+@pytest.mark.parametrize("text", ["<!-- now\n- pause after this one\n", b"\xff\n", "x" * (65 << 10), None])
+def test_a_file_that_cannot_be_read_to_its_end_has_lost_nothing(night: Night, bench: Workbench, text: Any) -> None:
+    path = night.root / "steer.md"
+    steer(night, "pause after this one")
+    assert bench.wish_to_pause()
+    if text is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert bench.wish_to_pause() is None
+    path.rmdir() if text is None else path.unlink()
+    steer(night, "pause after this one")
+    assert bench.wish_to_pause() is None
+    assert len(done_notes(bench)) == 1
+
+
 def test_a_line_that_looks_like_a_secret_is_known_again_too(night: Night, bench: Workbench) -> None:
     token = f"hf_{'a1' * 12}"
     steer(night, f'try prompt.system: "{token}"', f"nonsense {token}")
@@ -271,7 +344,10 @@ def test_what_leads_when_it_is_stopped_is_confirmed(night: Night) -> None:
 def test_stopping_counts_once_also_for_a_campaign_that_gets_more_time(night: Night) -> None:
     steer(night, "stop after this one")
     assert night.start().ideas == 0
-    assert night.resume(extra_budget_s=600.0).ideas > 0
+    (night.root / "steer.md").unlink()
+    again = when_run("001-search", lambda: steer(night, "stop after this one"))
+    assert night.resume(extra_budget_s=600.0, launcher=again).ideas == 1
+    assert night.resume(extra_budget_s=600.0).ideas > 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", '{"now": 3}', '{"now": false}'])

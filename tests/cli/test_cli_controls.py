@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.campaign.pausing import AFTER, asked_to_pause
-from agent.cli.controls import hand_on
+from agent.cli.controls import WEBHOOK, hand_on
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.main import register, run
 from agent.ledger.journal import Journal
@@ -60,7 +60,9 @@ def test_a_pause_without_a_campaign_that_runs_is_refused_in_words(workspace: Wor
     journal.append("campaign_paused", reason="stopped by Ctrl-C")
     assert "is paused already: stopped by Ctrl-C" in said(capsys, "pause", code=2)
     journal.append("campaign_finished", reason="out of time")
-    assert "is finished: out of time" in said(capsys, "pause", code=2)
+    told = said(capsys, "pause", code=2)
+    assert "is finished: out of time" in told
+    assert "raft-agent resume night --budget 1h gives it more" in told
     begin(workspace, "later")
     with hold(workspace, what="campaign later"):
         told = said(capsys, "pause", "night", code=2)
@@ -93,6 +95,78 @@ def test_steer_shows_what_is_asked_and_writes_nothing(workspace: Workspace, caps
     assert "(stop after this one): done" in told
     assert "no axis 'promt': did you mean prompt?" in told
     assert json.loads(said(capsys, "steer", "--json"))["instructions"][-1]["done"] is True
+
+
+ASKED = """\
+- try seed 7
+- try learner.learning_rate -1
+- try learner.learning_rate .nan
+- try model.source: "other/model"
+- try learner.learning_rate: 1e-3, rollout.temperature: 0.5
+- try learner.warmup 0.2
+"""
+REFUSED = ["seed is locked", "not make a valid recipe", "not make a valid recipe", "model.source", "change together"]
+
+
+def refusals(told: str) -> list[str]:
+    return [line for line in told.splitlines() if "would not be tried" in line]
+
+
+def test_what_the_campaign_would_refuse_to_try_is_a_problem_now(workspace: Workspace, capsys: Printed) -> None:
+    (workspace.root / "steer.md").write_text(ASKED)
+    for command in (["steer"], ["plan"], ["run", "--budget", "9h", "--dry-run"]):
+        told = said(capsys, *command)
+        lines = refusals(told)
+        assert [line.split(" (")[0] for line in lines] == [f"problem   steer.md:{n}" for n in range(1, 6)]
+        assert [words for words, line in zip(REFUSED, lines, strict=True) if words not in line] == []
+        assert "steered   steer.md:6 (try learner.warmup 0.2)" in told
+    known = json.loads(said(capsys, "steer", "--json"))
+    assert [bool(one["refused"]) for one in known["instructions"]] == [True] * 5 + [False]
+    assert len(known["problems"]) == 5
+
+
+def test_what_is_asked_to_try_is_judged_by_the_best_recipe_of_a_campaign_that_is_not_finished(
+    workspace: Workspace, capsys: Printed
+) -> None:
+    """And by the recipe as it stands once the campaign is finished, as the next one would; nothing is done by then."""
+    recipe = (workspace.recipes / "tiny-addition.yaml").read_text()
+    kept = recipe + "\n# kept\n"
+    assert "warmup: 0.25" not in kept
+    kept = kept.replace("learner:\n", "learner:\n  warmup: 0.25\n")
+    assert kept.count("warmup: 0.25") == 1
+    workspace.prepare()
+    journal = Journal(workspace.journal_path("night"))
+    path = "recipes/tiny-addition.yaml"
+    journal.append(
+        "campaign_started",
+        campaign="night",
+        recipe_path=path,
+        recipe=recipe,
+        base_commit="0" * 40,
+        files={path: recipe},
+    )
+    words = {"hypothesis": "steer", "axis": "steer", "slug": "x", "subject": "x", "steer_done": "try learner.beta2 0.9"}
+    journal.append("experiment_planned", experiment=1, files={path: kept}, **words)
+    journal.append("experiment_judged", experiment=1, outcome="keep", reason="good")
+    (workspace.root / "steer.md").write_text("- try learner.warmup 0.25\n- try learner.beta2 0.9\n")
+    told = said(capsys, "steer")
+    assert refusals(told) == [
+        "problem   steer.md:1 (try learner.warmup 0.25) would not be tried: the recipe has it already"
+    ]
+    assert "steer.md:2 (try learner.beta2 0.9): done; it counts again once" in told
+    assert not (workspace.campaign_folder("night") / "recipes").exists(), "the campaign may be reading there"
+    journal.append("campaign_finished", reason="out of time")
+    assert said(capsys, "steer").splitlines() == [
+        "steered   steer.md:1 (try learner.warmup 0.25)", "steered   steer.md:2 (try learner.beta2 0.9)",
+    ]  # fmt: skip
+
+
+def test_where_the_recipe_cannot_be_read_the_file_is_shown_all_the_same(workspace: Workspace, capsys: Printed) -> None:
+    begin(workspace)  # its journal has an empty recipe
+    (workspace.root / "steer.md").write_text("- try learner.warmup 0.25\n")
+    steered, unknown = said(capsys, "steer").splitlines()
+    assert steered == "steered   steer.md:1 (try learner.warmup 0.25)"
+    assert unknown.startswith("unknown   whether what is asked to try can be tried: ")
 
 
 def test_plan_shows_what_is_in_force_and_what_it_takes_out(workspace: Workspace, capsys: Printed) -> None:
@@ -135,6 +209,14 @@ def test_notify_tries_the_channels_and_shows_no_address(workspace: Workspace, ca
     told = said(capsys, "notify", "--webhook", "http:/secret", code=2)
     assert "secret" not in told
     assert os.environ["RAFT_AGENT_WEBHOOK"] == "http:/secret"
+
+
+def test_the_help_names_all_that_is_sent() -> None:
+    page = (ROOT / "docs/controls.md").read_text()
+    events = {"keep": "keep", "crashes": "crash", "paused": "pause", "failed": "end", "finished": "end", "test": ""}
+    table = page.split("| event | when |")[1].split("\n\n")[0]
+    assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == list(events)
+    assert [word for word in events.values() if word not in WEBHOOK.help] == []
 
 
 def test_the_address_is_a_secret_from_then_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

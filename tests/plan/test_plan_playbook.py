@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from plan_fixtures import BOOK, ROOT, machine, shipped, tiny
 
+from agent.contract import CRASH_CLASSES
 from agent.errors import PlaybookError
 from agent.plan.fit import build_change, fill, lacking
 from agent.plan.memory import below
 from agent.plan.playbook import check_playbook, load_playbook
-from agent.plan.schema import Hypothesis
+from agent.plan.schema import CrashRule, Hypothesis, Playbook
 from agent.recipe.files import load_recipe
 from agent.recipe.schema import leaf_keys
 
@@ -258,6 +259,10 @@ HEAD = "axis: batch\nhypotheses:\n  - id: mine\n    claim: c\n    what: w\n"
             HEAD + "    premise: [rollout.temprature]\n    variants: [{name: v, toggle: [learner.packing]}]\n",
             ["hypotheses.0 (mine).premise", "did you mean rollout.temperature?"],
         ),
+        (
+            "crashes:\n  - {id: c, crash_class: oom, says: s, first: f, fixes: 1}\n",
+            ["zz.yaml: crashes.0 (c).crash_class", "oom has a rule already, out-of-memory"],
+        ),
         ("symptom: []\n", ["zz.yaml: symptom: unknown key", "did you mean symptoms?"]),
         (
             "watches:\n  - {id: w, read: r, probe: [{name: p, set: {rollout.top_k: 3}}]}\n",
@@ -343,6 +348,17 @@ def test_references_are_filled_and_other_braces_stay() -> None:
     }
     filled = fill(value, recipe, facts={"weakest_tag": "hard"})
     assert filled == {"hard": ["<answer>{answer}", "Q: {question}!", "", 3]}
+
+
+def test_fixes_are_those_of_the_class_else_of_any_else_three() -> None:
+    def book(**fixes: int | None) -> Playbook:
+        rules = [CrashRule(id=name, crash_class=name, says="s", first="f", fixes=of) for name, of in fixes.items()]
+        return Playbook(folder=ROOT, crashes={rule.id: rule for rule in rules})
+
+    assert [book(any=5, oom=0).fixes_after(name) for name in ("oom", "typo")] == [0, 5]
+    assert [book(oom=None).fixes_after("oom"), book(oom=None, any=1).fixes_after("oom")] == [3, 1]
+    assert {BOOK.fixes_after(name) for name in CRASH_CLASSES} == {3}
+    assert BOOK.crash_rule("numeric") is BOOK.crashes["give-up"]
 
 
 def test_an_unknown_fact_is_a_reason_not_a_crash() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,14 +52,45 @@ def test_every_form_is_read() -> None:
 
 
 def test_prose_is_passed_over_and_the_example_holds() -> None:
-    text = (
-        "# pin axis prompt\n\npin axis prompt\n> - ban axis batch\n    - ban axis batch\n```\n- ban axis batch\n```\n"
-    )
+    text = "# pin axis prompt\n\npin axis prompt\n> - ban axis batch\n```\n- ban axis batch\n```\n*ban* nothing\n"
     assert read(f"{text}<!-- - ban axis batch\n- ban axis batch\n--> \n---\n- \n") == FREE
     example = read(EXAMPLE)
     assert not example.problems
     assert {one.kind for one in example.instructions} == {"pin", "ban", "try"}
     assert read("\ufeff- pin axis prompt\r\n* ban axis batch <!-- why -->\r+ stop after this one").problems == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["1. ban axis batch", "12) ban axis batch", "    - ban axis batch", "\t* ban axis batch", "  \t3.  ban axis batch",
+     "            + ban axis batch"],
+)  # fmt: skip
+def test_a_list_may_be_numbered_and_indented(line: str) -> None:
+    steering = read(f"Tonight:\n{line}\n")
+    assert [(one.line, one.kind, one.name) for one in steering.instructions] == [(2, "ban", "batch")]
+    assert not steering.problems
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("             - ban axis batch", "13 columns to the right"),
+        ("\t\t\t\t1. ban axis batch", "16 columns to the right"),
+        ("-ban axis batch", "is no list item: write - ban ..., with a space"),
+        ("1.ban axis batch", "is no list item: write - ban ..., with a space"),
+        ("\u2022 Ban axis batch", "is no list item: write - ban ..., with a space"),
+        ("\u2013 ban axis batch", "is no list item: write - ban ..., with a space"),
+    ],
+)
+def test_what_looks_like_an_item_and_is_none_is_a_problem(line: str, words: str) -> None:
+    steering = read(f"{line}\n- pin axis prompt\n")
+    assert [one.text for one in steering.instructions] == ["pin axis prompt"]
+    assert [(problem.line, words in problem.text) for problem in steering.problems] == [(1, True)]
+
+
+def test_fenced_code_is_passed_over_also_in_a_list() -> None:
+    text = "- pin axis prompt\n\t```\n\t- ban axis batch\n\t1. ban axis batch\n\t```\n"
+    assert read(text) == read("- pin axis prompt\n")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +138,12 @@ WORDS = st.sampled_from(
      "learner.learning_rate", "learner", "seed", "2e-4", "[", "{", "}", "'", '"', ",", "<!--", "-->", "```", "&a", "*a",
      "!!python/x", "\x00", "\u2028", "null", "~", "9" * 50, "/", "`", "%"]
 )  # fmt: skip
-ITEM = st.lists(WORDS, max_size=7).map(lambda words: f"- {' '.join(words)}")
+MARKS = st.sampled_from(["- ", "* ", "1. ", "23) ", "    - ", "\t+ ", f"{' ' * 40}- "])
+ITEM = st.tuples(MARKS, st.lists(WORDS, max_size=7)).map(lambda item: item[0] + " ".join(item[1]))
 TEXT = st.lists(st.one_of(ITEM, st.text(max_size=40)), max_size=8).map("\n".join)
+
+
+MARKED = re.compile(r"[ \t]*(?:[-*+]|1\.|23\))[ \t]+\S")
 
 
 @given(TEXT)
@@ -116,7 +153,7 @@ def test_any_text_is_read_and_every_item_is_an_instruction_or_a_problem(text: st
     hides = any("has no end" in problem.text for problem in steering.problems)
     assert len(lines) - len(set(lines)) <= hides  # an item may begin a comment
     if "<!--" not in text and "```" not in text and "~~~" not in text and "\r" not in text:
-        items = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith("- ") and line[2:].strip()]
+        items = [n for n, line in enumerate(text.split("\n"), 1) if MARKED.match(line)]
         assert set(items) <= set(lines)
         assert not hides
     assert read(text) == steering

@@ -1,0 +1,197 @@
+"""A campaign that has met a limit is given more: which limit it was is said, and the option that lifts it does."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nights import MACHINE, NOTHING, Night, hypothesis, new_night
+
+from agent.campaign.more import hint_for, limits_met, settings_of
+from agent.campaign.open import resume
+from agent.campaign.session import Session
+from agent.campaign.standing import standing, time_left
+from agent.errors import UsageError
+from agent.ledger.journal import CampaignState, Journal
+
+HOUR = 3600.0
+A = hypothesis("beta", 0.95, set={"learner.beta2": 0.9})
+B = hypothesis("clip", 0.9, set={"learner.max_grad_norm": 0.5})
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    night = new_night(tmp_path)
+    night.playbook(A, B, NOTHING)
+    return night
+
+
+def reopened(night: Night, **more: Any) -> Session:
+    """Resumed, and closed before anything is run."""
+    session = resume(
+        night.workspace, None, observer=night.observer, machine=MACHINE, model_cache=night.models,
+        stop_request=lambda: None, **more,
+    )  # fmt: skip
+    session.close()
+    return session
+
+
+def refused(night: Night, **more: Any) -> UsageError:
+    with pytest.raises(UsageError) as error:
+        reopened(night, **more)
+    return error.value
+
+
+def journal(night: Night) -> Journal:
+    return Journal(night.workspace.journal_path("night"))
+
+
+def finished(night: Night, reason: str, **started: Any) -> None:
+    """As after a night of two ideas."""
+    session = night.open(**started)
+    for number in (1, 2):
+        session.tell("experiment_planned", experiment=number, hypothesis="x", axis="x", slug="x", subject="x", files={})
+        session.tell("experiment_judged", experiment=number, outcome="discard", reason="x")
+    session.tell("campaign_finished", reason=reason)
+    session.close()
+
+
+def iso(in_s: float) -> str:
+    return (datetime.datetime.now().astimezone() + datetime.timedelta(seconds=in_s)).isoformat()
+
+
+def time_goes_on(night: Night, seconds: float) -> None:
+    """The campaign has seen a clock that shows so many seconds later."""
+    Journal(journal(night).path, clock=lambda: time.time() + seconds).append("note", text="later")
+
+
+# --- ideas -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ideas_are_tried_on_where_their_number_is_raised(night: Night) -> None:
+    assert night.start(max_experiments=1).ideas == 1
+    assert night.resume(extra_budget_s=60.0).ideas == 1
+    assert night.observer.said.count(
+        "1 idea was tried, and --max-experiments is 1: no further idea is tried; --max-experiments 2 lifts that"
+    ) == 1  # fmt: skip
+    assert night.resume(max_experiments=2).ideas == 2
+    assert refused(night).message == "campaign night is finished: --max-experiments 2 reached"
+    assert [row["hypothesis"] for row in night.rows] == ["baseline", "beta", "clip"]
+
+
+def test_a_finished_campaign_says_which_limit_it_met_and_what_lifts_it(night: Night) -> None:
+    finished(night, "--max-experiments 2 reached", max_experiments=2)
+    error = refused(night)
+    assert error.message == "campaign night is finished: --max-experiments 2 reached"
+    assert error.hint == hint_for(journal(night).state(), "night")
+    assert error.hint == "raft-agent resume night --max-experiments 4 gives it more"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_new_number_is_of_all_ideas_and_above_what_was_tried(night: Night, number: int) -> None:
+    finished(night, "--max-experiments 2 reached", max_experiments=2)
+    error = refused(night, max_experiments=number)
+    assert error.message == f"--max-experiments {number} is the number of ideas in all, and 2 were tried"
+    assert journal(night).state().status == "finished"
+
+
+def test_what_was_given_holds_in_later_sessions_too(night: Night) -> None:
+    finished(night, "--max-experiments 2 reached", max_experiments=2, target="pass_rate>=0.5")
+    assert reopened(night, max_experiments=5, target="pass_rate>=0.9").settings.max_experiments == 5
+    again = reopened(night)  # as after a kill
+    assert (again.settings.max_experiments, again.settings.target) == (5, "pass_rate>=0.9")
+    assert again.settings.budget_s == 600.0
+    stops = standing(again.state, name="night", at=0.0, process=None).stops
+    assert stops == ("after 5 ideas", "at pass_rate>=0.9")
+    told = [event.model_extra for event in journal(night).events() if event.kind == "campaign_resumed"]
+    assert told[0] == {"budget_s": 600.0, "options": {"max_experiments": 5, "target": "pass_rate>=0.9"}}
+    assert told[1] == {"budget_s": 600.0}
+
+
+def test_a_target_is_of_the_metric_and_another_one_lifts_it(night: Night) -> None:
+    finished(night, "--target pass_rate>=0.5 reached", target="pass_rate>=0.5")
+    assert refused(night).hint == "raft-agent resume night --target METRIC>=X gives it more"
+    assert "names reward, the recipe measures pass_rate" in refused(night, target="reward>=0.9").message
+    before = list(night.observer.said)
+    assert reopened(night, target="pass_rate>=0.9").settings.target == "pass_rate>=0.9"
+    assert night.observer.said == before
+
+
+def test_crashes_in_a_row_are_lifted_by_nothing(night: Night) -> None:
+    finished(night, "4 ideas in a row crashed")
+    for number in range(3, 7):
+        journal(night).append("experiment_judged", experiment=number, outcome="crash", reason="x")
+    assert refused(night).hint == (
+        "the last 4 ideas crashed, which no option lifts: raft-agent run --new starts another one"
+    )
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def test_time_that_was_used_up_is_not_lifted_by_another_limit(night: Night) -> None:
+    finished(night, "the next idea would need 2m 00s and 9m 00s are held back, 10s are left", max_experiments=9)
+    error = refused(night, max_experiments=12)
+    assert (error.message, error.hint) == (
+        "campaign night is finished: the next idea would need 2m 00s and 9m 00s are held back, 10s are left",
+        "raft-agent resume night --budget 1h gives it more",
+    )
+    assert reopened(night, extra_budget_s=HOUR).settings.budget_s == 600.0 + HOUR
+
+
+def test_all_limits_that_are_met_are_named(night: Night) -> None:
+    finished(night, "--max-experiments 2 reached", max_experiments=2)
+    Journal(journal(night).path, consumed=lambda: 601.0).append("note", text="used up")
+    assert refused(night).hint == "raft-agent resume night --max-experiments 4 --budget 1h gives it more"
+    assert refused(night, max_experiments=9).hint == "raft-agent resume night --budget 1h gives it more"
+    assert reopened(night, extra_budget_s=HOUR).settings.budget_s == pytest.approx(601.0 + HOUR, abs=1.0)
+    assert night.observer.said[-1].endswith("no further idea is tried; --max-experiments 4 lifts that")
+
+
+def test_a_deadline_that_has_passed_gives_way_to_a_budget(night: Night) -> None:
+    night.open(budget_s=None, deadline=iso(HOUR)).close()
+    assert reopened(night).clock.left_s == pytest.approx(HOUR, abs=60)
+    assert reopened(night, extra_budget_s=60.0).clock.left_s == pytest.approx(60.0, abs=5)
+    session = reopened(night, extra_budget_s=9 * HOUR)
+    assert session.clock.left_s == pytest.approx(HOUR, abs=60), "the deadline is still ahead"
+    time_goes_on(night, 2 * HOUR)
+    night.observer.said.clear()
+    assert reopened(night).clock.left_s < 0
+    assert night.observer.said == ["its deadline has passed: no further idea is tried; --budget 1h lifts that"]
+    session = reopened(night, extra_budget_s=HOUR)
+    assert (session.settings.deadline, session.clock.left_s > HOUR) == (None, True)
+    again = reopened(night)
+    assert (again.settings.deadline, again.clock.left_s > HOUR) == (None, True)
+    left = time_left(again.state, used_s=again.state.consumed_s, at=time.time())
+    assert left is not None
+    assert left > HOUR
+
+
+def test_a_finished_campaign_gets_another_deadline(night: Night) -> None:
+    finished(night, "the next idea would need 2m 00s", budget_s=None, deadline=iso(HOUR))
+    time_goes_on(night, 2 * HOUR)
+    assert refused(night, max_experiments=9).hint == "raft-agent resume night --budget 1h gives it more"
+    session = reopened(night, deadline=iso(4 * HOUR))
+    assert session.clock.left_s == pytest.approx(2 * HOUR, abs=60)
+    assert reopened(night, extra_budget_s=HOUR).clock.left_s == pytest.approx(HOUR, abs=60)
+
+
+def test_a_journal_of_before_adds_up_to_what_it_did(tmp_path: Path) -> None:
+    """A resumption said nothing but the budget, and only where there was one."""
+    old = Journal(tmp_path / "journal.jsonl")
+    options = {"recipe_path": "x", "campaign": "night", "budget_s": 60.0, "deadline": None, "max_experiments": 2}
+    old.append(
+        "campaign_started", campaign="night", recipe_path="x", recipe="", base_commit="0" * 40, budget_s=60.0,
+        options=options,
+    )  # fmt: skip
+    old.append("campaign_resumed", reason="", budget_s=100.0)
+    old.append("campaign_resumed", reason="")
+    state: CampaignState = old.state()
+    assert state.options == options
+    settings = settings_of(state)
+    assert (settings.budget_s, settings.max_experiments, settings.deadline) == (100.0, 2, None)
+    assert limits_met(state, settings, deadline_passed=False) == []
