@@ -12,7 +12,7 @@ from study_made import IDS, STUDY, fill, made_line, small, workspace_with
 
 from agent.study.analysis import Analysis, analyse, as_json
 from agent.study.definition import Study
-from agent.study.falls import Courses, peaks_at_the_end
+from agent.study.falls import Courses, first_half, peaks_at_the_end
 from agent.study.results import Results
 from agent.study.words import arms_sheet, comparisons_sheet, sentences
 
@@ -144,6 +144,28 @@ def test_what_is_beyond_noise_was_measured_wherever_the_other_arm_peaks(study: S
     text = "\n".join(sentences(analysis))
     assert "The other 2 arms whose late fall was measured did not fall beyond noise" in text
     assert "A difference of late fall beyond noise (Holm over all comparisons): low, x0.5 against constant -" in text
+
+
+def test_a_fall_beyond_noise_was_measured_wherever_half_of_its_peaks_are(study: Study, tmp_path: Path) -> None:
+    """Picked on the first half of the prompts the peak is early, and the other half falls; picked on that half it is a
+    last leap."""
+    first = first_half(IDS)
+    results = Results(tmp_path / "r.jsonl")
+    for seed in study.seeds:
+        share = np.full((13, 400), 0.5)
+        share[3, first] = 0.9
+        share[:, ~first] = 0.8
+        share[11, ~first], share[12, ~first] = 0.02 * seed, 0.95
+        place = np.where(first, np.cumsum(first) - 1, np.cumsum(~first) - 1) / 200
+        counts = (place < share).astype(np.int64)
+        results.add(made_line(study, "low, constant", seed, counts), ids=IDS)
+    (arm, *_) = analyse(study, results).arms
+    assert arm.late_p is not None
+    assert arm.late_p < 0.05
+    assert arm.unmeasured is None
+    # 0.8 less the mean of 0.95 and 0.02 to 0.12, and 0 the other way round
+    assert arm.measures["late_fall"].mean == pytest.approx((0.8 - (0.95 + 0.07) / 2) / 2, abs=0.005)
+    assert cells(analyse(study, results), "late fall [95%]")["low, constant"].startswith("+14.5 [")
 
 
 def test_programs_are_told_too(study: Study, tmp_path: Path) -> None:
