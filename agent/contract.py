@@ -266,6 +266,9 @@ class Heartbeat(Row):
     time: float
     """Unix seconds."""
     budget_spent: float | None = None
+    """Share of the training budget, by all starts in this folder."""
+    budget_before: float | None = None
+    """What of it earlier starts have spent; None where a trainer does not tell."""
     note: str | None = None
     """For people: `bootstrapping the built-in model, 40%`."""
     select_metric: float | None = None

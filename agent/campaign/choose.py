@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.campaign.done import Done
@@ -23,6 +23,25 @@ from agent.plan.schema import Playbook
 from agent.plan.steer import OWN, Instruction
 from agent.plan.symptoms import Observation
 from agent.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking for the report, which shows it until another idea has an outcome."""
+
+    ranking: Ranking
+    judged: int
+    """How many ideas had one when it was made, the baseline counted."""
+    seconds: Mapping[str, float]
+    """Signature of a proposal's recipe -> predicted length of its first run; of the first few proposals."""
+
+
+def rank_for_report(session: Session, ranking: Ranking, *, most: int = 10) -> Ranked:
+    lead = session.recipe_of(session.lead)
+    seconds = {
+        one.recipe.signature(): session.cost(one.recipe, else_of=[lead]).total_s for one in ranking.proposals[:most]
+    }
+    return Ranked(ranking, len(session.state.judged_order), seconds)
 
 
 def rank(session: Session, evidence: Evidence | None) -> Ranking:

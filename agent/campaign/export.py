@@ -24,7 +24,7 @@ from agent.recipe.files import resolved_text
 from agent.recipe.places import kind_of
 from agent.recipe.schema import Recipe
 from agent.report.card import HOLDOUT, Card, Example, Kept, Measured
-from agent.report.words import percent, points
+from agent.report.numbers import Numbers
 from agent.run.telemetry import read_plan, read_run
 from agent.text import redacted_values
 
@@ -51,11 +51,11 @@ def card_of(workspace: Path, state: CampaignState, what: Delivered, told: Mappin
         dataset=recipe.task.dataset.removeprefix("jsonl:"),
         measured=tuple(_measured(workspace, state, what)),
         gains=tuple(_gains(state, what)),
-        kept=tuple(_kept(state, number)),
+        kept=tuple(_kept(state, number, _numbers(what))),
         unchanged="Nothing: this is the recipe as the campaign found it."
         if number is not None
         else "That is not known: the run belongs to no campaign.",
-        judged=tuple(_judged(state, number)),
+        judged=tuple(_judged(state, number, _numbers(what))),
         limits=tuple(_limits(state, what)),
         data=tuple(_data(what)),
         recipe=_without_places(resolved_text(_shown(recipe)), recipe, base),
@@ -161,7 +161,7 @@ def _measured(workspace: Path, state: CampaignState, what: Delivered) -> Iterato
                 yield _arm(workspace, runs, arm, what.recipe)
     own, split = _own_score(state, what)
     if own is not None and split == HOLDOUT:
-        yield Measured("this checkpoint", HOLDOUT, _value(own, what.recipe), "", None)
+        yield Measured("this checkpoint", HOLDOUT, _numbers(what).value(own), "", None)
     for name in HELD_OUT:
         value = (what.summary.get("metrics") or {}).get(name)
         if value is not None:
@@ -191,16 +191,17 @@ def _of_rows(folders: Sequence[Path], split: str, arm: str, recipe: Recipe, valu
     """The interval is over prompts: what other prompts of the same kind would give these very weights."""
     scored = [scores_of(read_run(out).evals, split=split, evaluation=recipe.evaluation) for out in folders]
     known = [scores for scores in scored if scores is not None]
-    shown = _value(value, recipe)
+    numbers = Numbers(recipe.evaluation.metric)
+    shown = numbers.value(value)
     if not known or any(scores.ids != known[0].ids for scores in known) or len(known[0].ids) < 2:
         return Measured(arm, split, shown, "unknown", len(known[0].ids) if known else None)
     values = table(known).mean(axis=0)
     n = len(values)
     half = quantile(0.975, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     low, high = value - half, value + half
-    if recipe.evaluation.metric != "mean_reward":
+    if numbers.rate:
         low, high = (max(0.0, low), min(1.0, high)) if half else wilson(value, n)
-    return Measured(arm, split, shown, f"{_value(low, recipe)} to {_value(high, recipe)}", n)
+    return Measured(arm, split, shown, f"{numbers.value(low)} to {numbers.value(high)}", n)
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:
@@ -210,8 +211,8 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
 
 
-def _value(value: float, recipe: Recipe) -> str:
-    return f"{value:.3f}" if recipe.evaluation.metric == "mean_reward" else percent(value)
+def _numbers(what: Delivered) -> Numbers:
+    return Numbers(what.recipe.evaluation.metric)
 
 
 def _gains(state: CampaignState, what: Delivered) -> Iterator[str]:
@@ -221,7 +222,7 @@ def _gains(state: CampaignState, what: Delivered) -> Iterator[str]:
         gain = holdout.get(pair)
         if gain:
             better, worse = pair.split(" - ")
-            yield f"{better} against {worse} on the holdout: {span(gain)}, paired by prompt"
+            yield f"{better} against {worse} on the holdout: {span(gain, _numbers(what))}, paired by prompt"
 
 
 # --- what was changed, and how it was judged ---------------------------------------------------------------
@@ -237,7 +238,7 @@ def lineage(state: CampaignState, number: int | None) -> list[int]:
     return found[::-1]
 
 
-def _kept(state: CampaignState, number: int | None) -> Iterator[Kept]:
+def _kept(state: CampaignState, number: int | None, numbers: Numbers) -> Iterator[Kept]:
     for one in lineage(state, number):
         experiment = state.experiments[one]
         planned, judged = experiment.planned, experiment.judged
@@ -246,21 +247,21 @@ def _kept(state: CampaignState, number: int | None) -> Iterator[Kept]:
             one,
             planned.subject if planned else "",
             f"{planned.hypothesis}: {describe_moves(moves)}" if planned else "",
-            _gain(experiment),
+            _gain(experiment, numbers),
             f"{judged.outcome}, {judged.numbers.get('kind') or ''}".rstrip(", ") if judged else "open",
             (version_of(state, one).commit or "")[:12],
         )
 
 
-def _gain(experiment: Experiment) -> str:
+def _gain(experiment: Experiment, numbers: Numbers) -> str:
     basis = comparison_from(experiment.judged.numbers.get("basis")) if experiment.judged else None
     if basis is None:
         return "not measured"
     low, high = basis.interval
-    return span({"delta": basis.delta, "low": low, "high": high})
+    return span({"delta": basis.delta, "low": low, "high": high}, numbers)
 
 
-def _judged(state: CampaignState, number: int | None) -> Iterator[str]:
+def _judged(state: CampaignState, number: int | None, numbers: Numbers) -> Iterator[str]:
     if number is None:
         yield "It was not judged."
         return
@@ -272,9 +273,10 @@ def _judged(state: CampaignState, number: int | None) -> Iterator[str]:
     for look in story.looks:
         yield f"confirmation, {look}"
     for paired in story.paired:
+        told = span({"delta": paired.delta, "low": paired.low, "high": paired.high}, numbers)
         yield (
             f"on {paired.split} against the {paired.against}: {paired.seeds_candidate}+{paired.seeds_incumbent} seeds, "
-            f"{paired.prompts} prompts, {points(paired.delta)} [{points(paired.low)}, {points(paired.high)}]"
+            f"{paired.prompts} prompts, {told}"
         )
     for guard in story.guards:
         yield f"guard {guard.name}: {'broken' if guard.broken else 'held'}"

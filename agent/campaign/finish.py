@@ -12,10 +12,11 @@ from agent.campaign.comparison import Comparison, compare
 from agent.campaign.delivered import on_select
 from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence, arm_scores, estimate_of
-from agent.campaign.headline import headline, kept_in, limit_words
 from agent.campaign.health import unmeasured
 from agent.campaign.jobs import Job
 from agent.campaign.lab import CutShort
+from agent.campaign.night_recipe import measuring_of
+from agent.campaign.night_verdict import verdict_of
 from agent.campaign.record import close_table
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
@@ -169,7 +170,7 @@ def _tell(
     checkpoint = None
     if best is not None:
         checkpoint = (best.record.out / CHECKPOINT).relative_to(session.workspace).as_posix()
-    first = _headline(session, winner, holdout)
+    first = verdict_of(state, "finished", measuring_of(state), winner, holdout=holdout)
     counts = {name: sum(one.outcome == name for one in ideas.values()) for name in ("keep", "discard", "crash")}
     lines = [
         first,
@@ -180,17 +181,6 @@ def _tell(
         *_kept_lines(session, kept),
     ]
     return Ending(reason, first, winner, kept, len(ideas), checkpoint, holdout, share, tuple(lines))
-
-
-def _headline(session: Session, winner: int, holdout: dict[str, Any]) -> str:
-    numbers, evaluation = session.state.calibration, session.evaluation
-    limit = limit_words(
-        numbers.get("smallest_detectable"),
-        numbers.get("baseline"),
-        metric=evaluation.metric,
-        minimize=evaluation.direction == "minimize",
-    )
-    return headline(holdout, winner=winner, kept=kept_in(session.state), limit=limit)
 
 
 def _kept_lines(session: Session, kept: tuple[int, ...]) -> list[str]:

@@ -1,7 +1,6 @@
-"""The words for what a night came to, the same in the closing words of `run`, in the report and in `status`.
+"""The words of a night's first sentence: what was kept, what the holdout makes of it, what was ruled out.
 
-No confirmed improvement is said with the first words, and with what was ruled out. A confirmed gain is said with what
-the holdout makes of it.
+`night_verdict.py` puts them together, once for the closing words of `run`, the report, `status` and messages.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from agent.contract import UNTRAINED
 from agent.ledger.state import CampaignState
-from agent.report.words import percent, points
+from agent.report.numbers import Numbers
 
 NONE = "no confirmed improvement"
 NO_GAIN = ("simpler", "cheaper")
@@ -43,18 +42,20 @@ def kept_in(state: CampaignState) -> Kept:
     return Kept(len(kept) - others, others)
 
 
-def headline(holdout: Mapping[str, Any], *, winner: int, kept: Kept, limit: str = "") -> str:
-    """Of a night that has come to its end. `limit`: what would have been found, had it been there."""
+def holdout_words(holdout: Mapping[str, Any], *, winner: int, kept: Kept, numbers: Numbers) -> str:
+    """`holdout (n=128): untrained 16.9% -> baseline 60.1% -> winner ...`, or why there is none."""
+    if not holdout:
+        return "the holdout was not evaluated"
     if "skipped" in holdout:
-        return f"{kept.words} ({holdout['skipped']})"
-    n = holdout.get("prompts", 0)
-    base = f"{UNTRAINED} {_value(holdout, UNTRAINED)} -> baseline {_value(holdout, 'baseline')}"
+        return str(holdout["skipped"])
+    base = f"{UNTRAINED} {_value(holdout, UNTRAINED, numbers)} -> baseline {_value(holdout, 'baseline', numbers)}"
+    told = f"holdout (n={holdout.get('prompts', 0)}): {base}"
     if not winner:
-        return f"{NONE}; holdout (n={n}): {base}{limit}"
+        return told
     gain = holdout.get("winner - baseline")
-    over = f" ({span(gain)} over the baseline)" if gain else ""
+    over = f" ({span(gain, numbers)} over the baseline)" if gain else ""
     said = _said(holdout) if kept.gains else "; it was kept as simpler or cheaper, not as better"
-    return f"holdout (n={n}): {base} -> winner {_value(holdout, 'winner')}{over}{said}"
+    return f"{told} -> winner {_value(holdout, 'winner', numbers)}{over}{said}"
 
 
 def holdout_says(holdout: Mapping[str, Any]) -> Says:
@@ -74,6 +75,7 @@ def _said(holdout: Mapping[str, Any]) -> str:
     words: dict[Says, str] = {
         "contradicts": " THE GAIN DID NOT REPRODUCE ON THE HOLDOUT",
         "agrees": "; the holdout agrees with the confirmed gain, but alone it would not prove it",
+        "proves": "; the holdout agrees",
     }
     return words.get(holdout_says(holdout), "")
 
@@ -82,30 +84,45 @@ def _missing(holdout: Mapping[str, Any]) -> list[str]:
     return [name for name in ("baseline", "winner") if name in holdout.get("not evaluated", {})]
 
 
-def limit_words(detectable: float | None, baseline: float | None, *, metric: str, minimize: bool) -> str:
+def limit_words(detectable: float | None, baseline: float | None, *, numbers: Numbers, minimize: bool) -> str:
     """What would have been found, had it been there; nothing where that is not known."""
     if not detectable or baseline is None:
         return ""
     room = baseline if minimize else 1 - baseline
-    if metric != "mean_reward" and detectable > room:
-        return "; the held-out prompts were too few to show any gain that was left"
-    return f"; effects above {points(detectable).lstrip('+')} would probably have been found"
+    if numbers.rate and detectable > room:
+        return "the held-out prompts were too few to show any gain that was left"
+    return f"effects above {numbers.size(detectable)} would probably have been found"
 
 
-def ruled_out_words(bounds: Mapping[str, float], detectable: float | None, *, most: int = 6) -> str:
-    """`ruled out gains above 2.4pp on: clipping, batch`, from the largest gain that each axis may still have.
+def ruled_out_words(
+    by_axis: Mapping[str, float],
+    by_idea: Sequence[float],
+    detectable: float | None,
+    *,
+    measured: int,
+    numbers: Numbers,
+    most: int = 6,
+) -> str:
+    """`ruled out gains above 2.4pp on: clipping, batch`, or `... by 8 of 10 ideas`, from the largest gain that each
+    axis and each idea may still have; `measured` is how many ideas say anything.
 
-    Axes are listed that are known as well as the night could know them: a wider bound, of an idea that ran once, says
-    less than what a confirmation would have found, and beside that would read as a contradiction.
+    Only what is known as well as the night could know it counts: a wider bound, of an idea that ran once, says less
+    than what a confirmation would have found, and beside that would read as a contradiction.
     """
-    sharp = {axis: bound for axis, bound in bounds.items() if not detectable or bound <= detectable}
-    if not sharp:
-        return ""
-    axes = sorted(sharp, key=lambda axis: (sharp[axis], axis))[:most]
-    above = max(0.0, max(sharp[axis] for axis in axes))
-    more = len(sharp) - len(axes)
-    named = ", ".join(axes) + (f" and {more} more" if more > 0 else "")
-    return f"ruled out gains above {points(above).lstrip('+')} on: {named}"
+    axes = {axis: bound for axis, bound in by_axis.items() if not detectable or bound <= detectable}
+    ideas = [bound for bound in by_idea if not detectable or bound <= detectable]
+    if axes:
+        first = sorted(axes, key=lambda axis: (axes[axis], axis))[:most]
+        more = f" and {len(axes) - len(first)} more" if len(axes) > len(first) else ""
+        return f"ruled out gains above {_most(axes.values(), numbers)} on: {', '.join(first)}{more}"
+    if ideas:
+        count = f"{len(ideas)} of {measured} ideas" if measured > 1 else "the only idea"
+        return f"ruled out gains above {_most(ideas, numbers)} by {count}"
+    return ""
+
+
+def _most(bounds: Any, numbers: Numbers) -> str:
+    return numbers.size(max(0.0, *bounds)) or "0"
 
 
 def only_crashes(crashed: int, classes: Sequence[tuple[str, int]]) -> str:
@@ -114,10 +131,11 @@ def only_crashes(crashed: int, classes: Sequence[tuple[str, int]]) -> str:
     return f"{NONE}: {'the only idea' if crashed == 1 else f'all {crashed} ideas'} crashed ({told})"
 
 
-def span(gain: Mapping[str, float]) -> str:
+def span(gain: Mapping[str, float], numbers: Numbers) -> str:
     """`+3.1pp [+0.9pp, +5.3pp]`."""
-    return f"{points(gain['delta'])} [{points(gain['low'])}, {points(gain['high'])}]"
+    delta, low, high = (numbers.difference(gain[name]) for name in ("delta", "low", "high"))
+    return f"{delta} [{low}, {high}]"
 
 
-def _value(holdout: Mapping[str, Any], arm: str) -> str:
-    return percent(holdout.get(arm)) or "unknown"
+def _value(holdout: Mapping[str, Any], arm: str, numbers: Numbers) -> str:
+    return numbers.value(holdout.get(arm)) or "unknown"

@@ -18,6 +18,7 @@ from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
 from agent.errors import AgentError
 from agent.ledger.disk import disk_errors
+from agent.report.arms import arms_fields
 from agent.run.ending import AtOnce
 
 
@@ -71,6 +72,7 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
     if not bench.has_baseline():
         session.tell("campaign_paused", reason=reason)
         raise Paused(f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it")
+    bench.rank_anew()
     try:
         return finish(session, bench.runner, evidence, reason=reason)
     except CutShort as cut:
@@ -87,8 +89,9 @@ def _numbers(session: Session) -> dict[str, Any]:
         board = session.board()
     except (AgentError, OSError):
         return {}
-    names = ("metric", "untrained", "baseline", "best", "ideas", "kept", "consumed_s", "left_s")
-    return {name: getattr(board, name) for name in names}
+    told = {name: getattr(board, name) for name in ("metric", "ideas", "kept", "consumed_s")}
+    left_s = board.snapshot.left_s if board.snapshot else None
+    return {**told, "left_s": left_s, **arms_fields(board.arms)}
 
 
 def _pause_if_asked(bench: Workbench, reason: str) -> None:

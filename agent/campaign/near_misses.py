@@ -29,12 +29,14 @@ from collections.abc import Sequence
 
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison
 from agent.campaign.decided import comparison_from
+from agent.campaign.headline import span
 from agent.campaign.levels import Used, left, next_level
 from agent.campaign.night_recipe import measuring_of
 from agent.campaign.rules import Rules
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Estimate, NearMiss
-from agent.report.words import duration, points
+from agent.report.numbers import Numbers
+from agent.report.words import duration
 
 KINDS = ("inconclusive", "promising", "lead")
 MOST_SEEDS = 20
@@ -44,23 +46,27 @@ MOST_SHOWN = 12
 
 
 def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple[NearMiss, ...]:
-    """Those most likely to be better first."""
+    """Those most likely to be better first. What can gain no more than a confirmation finds is no near miss."""
     rules = rules or Rules()
     level = level_of_another(state, rules)
     inside = _in_what_was_kept(state)
     unlikely = max(rules.together_p, default=0.0)
+    too_small = state.calibration.get("smallest_detectable") or 0.0
     found: list[tuple[float, int, Comparison]] = []
     for number, experiment in state.experiments.items():
         if number == 0 or number in inside or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
             continue
         basis = _basis(experiment)
-        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
+        if basis is None or basis.delta <= 0 or basis.interval[1] <= too_small:  # the last is ruled out
+            continue
+        if (p_value := _p_value(experiment, basis)) < unlikely:
             found.append((p_value, number, basis))
     found.sort(key=lambda one: one[:2])
-    prompts = measuring_of(state).prompts.get("confirm")
+    measuring = measuring_of(state)
+    prompts, numbers = measuring.prompts.get("confirm"), Numbers(measuring.metric)
     usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
     return tuple(
-        _near_miss(state.experiments[number], basis, level, rules, usual, prompts)
+        _near_miss(state.experiments[number], basis, level, rules, usual, prompts, numbers)
         for _, number, basis in found[:MOST_SHOWN]
     )
 
@@ -184,7 +190,13 @@ def _in_what_was_kept(state: CampaignState) -> set[int]:
 
 
 def _near_miss(
-    experiment: Experiment, basis: Comparison, level: float, rules: Rules, usual_s: float | None, prompts: int | None
+    experiment: Experiment,
+    basis: Comparison,
+    level: float,
+    rules: Rules,
+    usual_s: float | None,
+    prompts: int | None,
+    numbers: Numbers,
 ) -> NearMiss:
     """`usual_s`: seconds of a run, for an idea without a whole one of its own. `prompts`: of the confirm split."""
     judged, planned = experiment.judged, experiment.planned
@@ -206,23 +218,21 @@ def _near_miss(
         delta=Estimate(basis.delta, *basis.interval),
         seeds=seeds,
         seconds=seconds,
-        words=_words(basis, seeds, seconds, confirmed=confirmed),
+        words=_words(basis, seeds, seconds, numbers, confirmed=confirmed),
     )
 
 
-def _words(basis: Comparison, seeds: int | None, seconds: float | None, *, confirmed: bool) -> str:
+def _words(basis: Comparison, seeds: int | None, seconds: float | None, numbers: Numbers, *, confirmed: bool) -> str:
     low, high = basis.interval
     where = "confirm" if confirmed else "search"
-    span = f"{points(basis.delta)} [{points(low)}, {points(high)}] on {where}, unconfirmed"
+    known = f"{span({'delta': basis.delta, 'low': low, 'high': high}, numbers)} on {where}, unconfirmed"
     if basis.noise is None:
-        return f"{span}; the run noise is not known, so neither is what would settle it"
+        return f"{known}; the run noise is not known, so neither is what would settle it"
     if seeds is None:
-        return (
-            f"{span}; more than {MOST_SEEDS} further seeds of each arm would be needed: more held-out prompts tell more"
-        )
+        return f"{known}; more than {MOST_SEEDS} further seeds of each arm would be needed: more held-out prompts help"
     took = f", about {duration(seconds)}" if seconds is not None else ""
     return (
-        f"{span}; if it is as large as measured, about {seeds} further seed{'s' if seeds > 1 else ''} of each arm "
+        f"{known}; if it is as large as measured, about {seeds} further seed{'s' if seeds > 1 else ''} of each arm "
         f"would show it four times in five{took}"
     )
 

@@ -17,7 +17,8 @@ from agent.ledger.events import (
     SharedLayerChanged,
 )
 from agent.ledger.journal import CampaignState
-from agent.report.words import duration, percent
+from agent.report.numbers import Numbers
+from agent.report.words import duration
 from agent.text import one_line
 
 
@@ -34,8 +35,9 @@ def news(event: Event, state: CampaignState) -> str | None:
         case CampaignFinished():
             words = f"finished: {event.reason}; {event.result.get('headline') or 'no headline'}"
         case Calibrated():
-            untrained, baseline = event.values.get("untrained"), event.values.get("baseline")
-            words = f"untrained {percent(untrained)} -> baseline {percent(baseline)}"
+            numbers = Numbers(str(event.values.get("metric")))
+            untrained, baseline = (numbers.value(event.values.get(name)) for name in ("untrained", "baseline"))
+            words = f"on search: untrained {untrained} -> baseline {baseline}"
         case RunPlanned():
             run = state.runs.get(event.run)
             words = f"run {event.run}: {what_runs(state, run)}, seed {event.seed}" if run else f"run {event.run}"
@@ -54,8 +56,10 @@ def news(event: Event, state: CampaignState) -> str | None:
 
 def _ended(event: RunFinished) -> str:
     took = f" after {duration(event.elapsed_s)}" if event.elapsed_s is not None else ""
-    metrics = (event.summary or {}).get("metrics") or {}
+    summary = event.summary or {}
+    metrics = summary.get("metrics") or {}
     if metrics:
-        measured = ", ".join(f"{split} {percent(value)}" for split, value in metrics.items())
+        numbers = Numbers(str(summary.get("metric")))
+        measured = ", ".join(f"{split} {numbers.value(value)}" for split, value in metrics.items())
         return f"measured {measured}{took}"
     return f"ended{took}" + (f": {event.reason}" if event.reason else "")

@@ -2,47 +2,38 @@
 
 The journal suffices for all but samples and curves, which are in the run folders and are left out where those are
 gone. Parts are in files of their own: arms and gains (`night_arms.py`), ideas (`night_steps.py`), near-misses
-(`near_misses.py`), time (`night_time.py`), the recipe's words (`night_recipe.py`).
+(`near_misses.py`), time (`night_time.py`), the recipe's words (`night_recipe.py`), the first sentence
+(`night_verdict.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agent.campaign.comparison import RunNoise
 from agent.campaign.decided import comparison_from
-from agent.campaign.headline import (
-    NONE,
-    Kept,
-    headline,
-    holdout_says,
-    kept_in,
-    limit_words,
-    only_crashes,
-    ruled_out_words,
-    span,
-)
 from agent.campaign.near_misses import near_misses_of
-from agent.campaign.night_arms import Yardstick, arms_of, gains_of, holdout_of
+from agent.campaign.night_arms import Yardstick, arms_of, gains_of
 from agent.campaign.night_cards import cards_of
-from agent.campaign.night_recipe import Measuring, measuring_of
+from agent.campaign.night_recipe import measuring_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, samples_of
-from agent.campaign.night_steps import bounds_by_axis, counts_of, crashes_of, ruled_out_of, steps_of
+from agent.campaign.night_steps import counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
+from agent.campaign.night_verdict import verdict_of
 from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
-from agent.report.night import Gain, Next, Night, Noise, Standing
-from agent.report.words import duration, points
+from agent.report.night import Next, Night, Noise, Standing
+from agent.report.numbers import Numbers
 
 if TYPE_CHECKING:
-    from agent.plan.planner import Ranking
+    from agent.campaign.choose import Ranked
 
 
 MOST_NEXT = 10
+NOT_RANKED = "raft-agent plan ranks what it would try next"
 
 
 def night_of(
@@ -50,7 +41,7 @@ def night_of(
     *,
     name: str,
     running: bool,
-    ranking: Ranking | None = None,
+    ranking: Ranked | None = None,
     folders: RunFolders | None = None,
     curve_bytes: int = MOST_BYTES,
     warnings: Sequence[str] = (),
@@ -65,7 +56,7 @@ def night_of(
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
     steps = steps_of(state, minimize=measuring.minimize)
     near = near_misses_of(state)
-    following, note = _next(state, ranking, standing)
+    following, note, ranked_after = _next(state, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
     curves, left_out = curves_of(state, folders, winner=winner, near=near, most=curve_bytes) if folders else ((), 0)
     started = state.started
@@ -86,7 +77,7 @@ def night_of(
         stopped=state.stop_reason or "",
         arms=arms_of(state, winner, by),
         gains=gains_of(state, winner),
-        noise=noise_of(state),
+        noise=noise_of(state, Numbers(measuring.metric)),
         counts=counts_of(state),
         time=time_slices(state),
         steps=steps,
@@ -98,6 +89,7 @@ def night_of(
         ruled_out=ruled_out_of(state, steps),
         next=following,
         next_note=note,
+        next_after=ranked_after,
         samples=samples,
         samples_of=samples_words,
         curves=curves,
@@ -105,79 +97,6 @@ def night_of(
         reproduce=reproduce(state, name, winner, standing),
         warnings=(*warnings, *_warnings(state, folders)),
     )
-
-
-# --- the first sentence ------------------------------------------------------------------------------------
-
-
-def verdict_of(state: CampaignState, standing: Standing, measuring: Measuring, winner: int) -> str:
-    """Whether anything improved and whether it is real; else that nothing did, and what was ruled out."""
-    if state.started is None and not state.experiments:
-        return "nothing has run yet"
-    if not _has_baseline(state):
-        return _without_baseline(state, standing)
-    ideas = [one for number, one in state.experiments.items() if number > 0]
-    judged = [one for one in ideas if one.judged]
-    if any(one.outcome == "keep" for one in ideas):
-        return _with_a_keep(state, standing, winner)
-    crashed = [one.judged.crash_class or "unknown" for one in judged if one.judged and one.outcome == "crash"]
-    so_far = "" if standing == "finished" else f"; {_so_far(state, standing)}"
-    if judged and len(crashed) == len(judged):
-        return only_crashes(len(crashed), Counter(crashed).most_common()) + so_far
-    numbers = state.calibration
-    detectable = numbers.get("smallest_detectable")
-    limit = limit_words(detectable, numbers.get("baseline"), metric=measuring.metric, minimize=measuring.minimize)
-    ruled = ruled_out_words(bounds_by_axis(state), detectable)
-    words = NONE if judged else f"{NONE}: no idea was judged yet"
-    words += f"; {ruled}" if ruled else ""
-    if standing != "finished":
-        return words + so_far + limit
-    return words + headline(holdout_of(state, winner), winner=0, kept=Kept(), limit=limit).removeprefix(NONE)
-
-
-def _has_baseline(state: CampaignState) -> bool:
-    baseline = state.experiments.get(0)
-    return baseline is not None and baseline.judged is not None
-
-
-def _without_baseline(state: CampaignState, standing: Standing) -> str:
-    words = "the baseline is not measured yet"
-    if standing == "running":
-        return f"{words}; running"
-    reason = f": {state.stop_reason}" if state.stop_reason else ""
-    return f"{words}; {standing}{reason}"
-
-
-def _with_a_keep(state: CampaignState, standing: Standing, winner: int) -> str:
-    kept = kept_in(state)
-    words = kept.words
-    gain = next((one for one in gains_of(state, winner) if one.of == "winner" and one.split == "confirm"), None)
-    if gain is not None:
-        words += f", {_gain(gain)} on fresh prompts"
-    holdout = holdout_of(state, winner)
-    if standing != "finished":
-        return f"{words}; the holdout is not evaluated yet; {_so_far(state, standing)}"
-    if not holdout or "skipped" in holdout:
-        return f"{words}; {holdout.get('skipped') or 'the holdout was not evaluated'}"
-    told = headline(holdout, winner=winner, kept=kept)
-    agrees = "; the holdout agrees" if kept.gains and holdout_says(holdout) == "proves" else ""
-    return f"{words}; {told}{agrees}"
-
-
-def _gain(gain: Gain) -> str:
-    low, high = gain.delta.low, gain.delta.high
-    if low is None or high is None:
-        return points(gain.delta.value)
-    return span({"delta": gain.delta.value, "low": low, "high": high})
-
-
-def _so_far(state: CampaignState, standing: Standing) -> str:
-    budget = state.budget_s
-    used = duration(state.consumed_s) + (f" of {duration(budget)}" if budget else "")
-    if standing == "running":
-        return f"running, {used} used"
-    reason = f" ({state.stop_reason})" if state.stop_reason else ""
-    return f"{standing} after {used}{reason}"
 
 
 # --- what the night could see ------------------------------------------------------------------------------
@@ -193,26 +112,23 @@ def last_noise(state: CampaignState) -> RunNoise | None:
     return None
 
 
-def noise_of(state: CampaignState) -> Noise:
-    numbers, known = state.calibration, last_noise(state)
-    sigma = known.sigma if known else numbers.get("sigma_run")
-    seeds = numbers.get("seeds")
+def noise_of(state: CampaignState, numbers: Numbers) -> Noise:
+    told, known = state.calibration, last_noise(state)
+    sigma = known.sigma if known else told.get("sigma_run")
+    seeds = told.get("seeds")
     df = known.df if known else (seeds - 1 if isinstance(seeds, int) and seeds > 1 else None)
-    detectable = numbers.get("smallest_detectable")
-    return Noise(sigma, df, detectable, _noise_words(sigma, df, detectable, numbers))
+    detectable = told.get("smallest_detectable")
+    words = _noise_words(sigma, df, detectable, numbers) if told else "not measured yet"
+    return Noise(sigma, df, detectable, words)
 
 
-def _noise_words(sigma: float | None, df: int | None, detectable: float | None, numbers: Mapping[str, object]) -> str:
-    if not numbers:
-        return "not measured yet"
+def _noise_words(sigma: float | None, df: int | None, detectable: float | None, numbers: Numbers) -> str:
     if sigma is None:
         return "one baseline run: the noise between runs is not known"
-    words = (
-        f"runs of one recipe differ by {points(sigma).lstrip('+')} (one standard deviation, {df} degrees of freedom)"
-    )
+    words = f"runs of one recipe differ by {numbers.size(sigma)} (one standard deviation, {df} degrees of freedom)"
     if detectable is None:
         return f"{words}; what a confirmation can find is not known"
-    words += f"; a confirmation finds gains from about {points(detectable).lstrip('+')}"
+    words += f"; a confirmation finds gains from about {numbers.size(detectable)}"
     coarse = detectable > 2 * max(sigma, 1e-9)
     more = (
         "more held-out prompts (evaluation.search_prompts, confirm_prompts)" if coarse else "longer trainings or seeds"
@@ -249,19 +165,24 @@ def _shared(event: SharedLayerChanged) -> str:
     return f"{', '.join(moves)} ({event.why})" if moves else event.why
 
 
-def _next(state: CampaignState, ranking: Ranking | None, standing: Standing) -> tuple[tuple[Next, ...], str]:
-    """Of the ranking what was not tried since it was made."""
-    if ranking is None:
-        return (), "raft-agent plan ranks what it would try next"
-    experiments = state.experiments.values()
-    tried = {one.planned.recipe_signature for one in experiments if one.planned}
-    tried |= {one.recipe_signature for one in experiments}
-    waiting = [one for one in ranking.proposals if one.recipe.signature() not in tried]
+def _next(state: CampaignState, ranked: Ranked | None, standing: Standing) -> tuple[tuple[Next, ...], str, int | None]:
+    """What was ranked since the last verdict, less what runs now; a note; and how many verdicts there were."""
+    if ranked is None or ranked.judged != len(state.judged_order):
+        return (), "it ranks anew with its next idea" if standing == "running" else NOT_RANKED, None
+    ranking = ranked.ranking
+    begun = {one.planned.recipe_signature for one in state.experiments.values() if one.planned}
+    waiting = [one for one in ranking.proposals if one.recipe.signature() not in begun][:MOST_NEXT]
     told = tuple(
-        Next(one.subject, "; ".join(reason.rstrip(".") for reason in one.why), one.score) for one in waiting[:MOST_NEXT]
+        Next(
+            one.subject,
+            "; ".join(reason.rstrip(".") for reason in one.why),
+            one.score,
+            ranked.seconds.get(one.recipe.signature()),
+        )
+        for one in waiting
     )
     more = "; raft-agent resume --budget 1h gives it more time" if standing == "finished" and told else ""
-    return told, f"{ranking.note}{more}"
+    return told, f"{ranking.note}{more}", ranked.judged
 
 
 def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) -> tuple[tuple[str, str], ...]:

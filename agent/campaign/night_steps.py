@@ -121,6 +121,12 @@ def bounds_by_axis(state: CampaignState) -> dict[str, float]:
     return {axis: bound for axis, bound in bounds.items() if math.isfinite(bound)}
 
 
+def bounds_by_idea(state: CampaignState) -> dict[int, float]:
+    """Idea -> the largest gain that it may still have, of those that say anything."""
+    bounds = {number: _may_gain(one) for number, one in state.experiments.items() if number and one.planned}
+    return {number: bound for number, bound in bounds.items() if math.isfinite(bound)}
+
+
 def _may_gain(experiment: Experiment) -> float:
     """At 95%, on what it changed; infinite where nothing is known of it."""
     judged = experiment.judged

@@ -39,12 +39,21 @@ def running_of(
         elapsed_s=elapsed_s,
         predicted_s=predicted_s,
         share=beat.budget_spent if beat else None,
+        share_before=_share_before(view),
         cycle=beat.cycle if beat else None,
         note=one_line(beat.note or "") if beat else "",
         metric=metric if metric is not None else curve[-1] if curve else None,
         curve=curve,
         pass_rate=cycles[-1].pass_rate if cycles else None,
     )
+
+
+def _share_before(view: RunView) -> float | None:
+    """A trainer that does not tell has spent nothing before its first start."""
+    told = view.heartbeat.budget_before if view.heartbeat else None
+    if told is not None:
+        return told
+    return 0.0 if view.sample is None or view.sample.start <= 1 else None
 
 
 class RunNow:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from agent.report.snapshot import MachineNow, Running, Snapshot
+from agent.report.snapshot import Arms, MachineNow, Running, Snapshot
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class Board:
     ideas: int
     kept: int
     metric: str
-    untrained: float | None = None
-    baseline: float | None = None
-    best: float | None = None
+    arms: Arms = field(default_factory=Arms)
     best_is: str = "baseline"
     """Which recipe is best so far: `baseline`, or `#7 learning rate up`."""
     lead: float | None = None

@@ -14,7 +14,7 @@ from agent.campaign.scores import FEWEST_PROMPTS, scores_of
 from agent.contract import EvalRow, Summary
 from agent.ledger.journal import CampaignState
 from agent.recipe.yardstick import differences
-from agent.report.words import points
+from agent.report.numbers import Numbers
 from agent.run.telemetry import RunRecord, read_run
 
 VERSIONS = ("python", "torch", "transformers", "device", "threads", "products", "data")
@@ -67,10 +67,11 @@ def result_of(again: Again, replayed: RunRecord, state: CampaignState) -> Result
     elif recorded is not None and not rows_are_as_left(recorded):
         notes.append(f"the rows of {recorded.key} were changed after it had ended, and are not compared")
         rows = ()
-    noise, whence = noise_of(state)
+    numbers = Numbers(again.recipe.evaluation.metric)
+    noise, whence = noise_of(state, numbers)
     told = dict(recorded.summary) if recorded else {}
     splits = tuple(_on_split(again, split, told, replayed, rows, noise) for split in again.splits)
-    verdict, sentence = _said(again, splits, noise, whence)
+    verdict, sentence = _said(again, splits, whence, numbers)
     if recorded is not None and told.get("ended_by") not in (None, replayed.summary.ended_by):
         notes.append(f"{recorded.key} was ended by {told['ended_by']}, the replay by {replayed.summary.ended_by}")
     notes += _about_seconds(again, told, replayed.summary)
@@ -84,18 +85,18 @@ def result_of(again: Again, replayed: RunRecord, state: CampaignState) -> Result
     )
 
 
-def noise_of(state: CampaignState) -> tuple[RunNoise | None, str]:
+def noise_of(state: CampaignState, numbers: Numbers) -> tuple[RunNoise | None, str]:
     """The campaign's run noise as it was known last, and what to say of it."""
     for number in reversed(state.judged_order):
         judged = state.experiments[number].judged
         for name in ("basis", "search") if judged else ():
             found = comparison_from(judged.numbers.get(name)) if judged else None
             if found is not None and found.noise is not None:
-                return found.noise, f"sigma_run {_size(found.noise.sigma)}, {found.noise.df} degrees of freedom"
+                return found.noise, f"sigma_run {numbers.size(found.noise.sigma)}, {found.noise.df} degrees of freedom"
     sigma, seeds = state.calibration.get("sigma_run"), state.calibration.get("seeds") or 0
     if sigma is None or seeds < 2:
         return None, "run noise unknown"
-    return RunNoise(sigma**2, 0.0, seeds - 1), f"sigma_run {_size(sigma)} of the calibration"
+    return RunNoise(sigma**2, 0.0, seeds - 1), f"sigma_run {numbers.size(sigma)} of the calibration"
 
 
 def _on_split(
@@ -153,7 +154,7 @@ def _passes(samples: Mapping[int, EvalRow]) -> int:
 # --- in words ----------------------------------------------------------------------------------------------
 
 
-def _said(again: Again, splits: Sequence[OnSplit], noise: RunNoise | None, whence: str) -> tuple[str, str]:
+def _said(again: Again, splits: Sequence[OnSplit], whence: str, numbers: Numbers) -> tuple[str, str]:
     recorded = again.recorded
     known = [one for one in splits if one.difference is not None]
     if recorded is None or not known:
@@ -162,19 +163,15 @@ def _said(again: Again, splits: Sequence[OnSplit], noise: RunNoise | None, whenc
     if all(one.prompts and one.same_answers == one.prompts and not one.difference for one in known):
         answers = ", ".join(f"{one.prompts} of {one.split}" for one in known)
         return "identical", f"identical: the answers to all prompts ({answers}) are the same, sample by sample"
-    moved = ", ".join(f"{points(float(one.difference or 0.0))} on {one.split}" for one in known)
+    moved = ", ".join(f"{numbers.difference(float(one.difference or 0.0))} on {one.split}" for one in known)
     if any(one.allowed is None for one in known):
         return "unknown", f"{moved}: whether that is more than noise cannot be told, the campaign measured no run noise"
     beyond = [one for one in known if abs(one.difference or 0.0) > (one.allowed or 0.0)]
     widest = max(known, key=lambda one: one.allowed or 0.0)
-    span = f"two runs of one recipe differ by up to {_size(widest.allowed or 0.0)} (95%; {whence})"
+    span = f"two runs of one recipe differ by up to {numbers.size(widest.allowed or 0.0)} (95%; {whence})"
     if beyond:
         return "beyond noise", f"differs beyond noise: {moved}, where {span}"
     return "within noise", f"the same within run noise: {moved}, and {span}"
-
-
-def _size(value: float) -> str:
-    return points(value).lstrip("+")
 
 
 def _about_seconds(again: Again, told: Mapping[str, Any], now: Summary) -> list[str]:

@@ -27,7 +27,7 @@ from agent.ledger.follow import JournalTail
 from agent.report.night import Night
 
 if TYPE_CHECKING:
-    from agent.plan.planner import Ranking
+    from agent.campaign.choose import Ranked
 
 
 PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
@@ -96,7 +96,7 @@ class Reporter:
         folder: Path,
         charts: Charts,
         warn: Callable[[str], None],
-        ranking: Callable[[], Ranking | None] = lambda: None,
+        ranking: Callable[[], Ranked | None] = lambda: None,
         least_pause_s: float = LEAST_PAUSE_S,
     ) -> None:
         """`root` is the workspace, `folder` where the report lies. `ranking` gives the one that the loop made last."""

@@ -37,6 +37,7 @@ from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
 from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
+from agent.run.view import RunView
 from agent.run.watching import Progress
 
 SLACK_S = 60.0
@@ -263,9 +264,10 @@ class Runner:
             "recipe_signature": job.recipe.signature(),
             "out": out.relative_to(session.workspace).as_posix(),
         }
-        session.tell("run_planned", **words, what=job.what, predicted_s=round(predicted, 3))
-        now = RunNow(out, what=job.what, seed=job.seed, number=job.experiment, predicted_s=predicted)
-        session.observer.started(Activity(job.what, f"seed {job.seed}", predicted, now.look))
+        rest = predicted if attempt == 1 or job.evaluate else predicted - _spent_before(out) * cost.train_s
+        session.tell("run_planned", **words, what=job.what, predicted_s=round(rest, 3))
+        now = RunNow(out, what=job.what, seed=job.seed, number=job.experiment, predicted_s=rest)
+        session.observer.started(Activity(job.what, f"seed {job.seed}", rest, now.look))
         free_gb = memory().available
         result = self._launch(
             self._request(job, out, self._time_limit(predicted)),
@@ -402,6 +404,14 @@ class Runner:
         for name in ("evaluation", "model"):
             (summary or {}).get("provenance", {}).pop(name, None)
         self.session.tell("run_finished", run=run, summary=summary, diagnosis=diagnosis, **fields, **told)
+
+
+def _spent_before(out: Path) -> float:
+    """Share of the training budget by the cycles in a folder: what was saved last may be less, so no limit is set by
+    it."""
+    seen = RunView(out)
+    seen.look()
+    return min(1.0, max(0.0, seen.cycles[-1].budget_spent or 0.0)) if seen.cycles else 0.0
 
 
 def _took(result: RunResult, free_gb: float) -> bool:

@@ -284,30 +284,20 @@ class Session:
         return tokens / GUESSED_TOKENS_PER_S[self.machine.kind]
 
     def board(self) -> Board:
-        state = self.state
-        numbers = state.calibration
-        ideas = [experiment for number, experiment in state.experiments.items() if number > 0]
-        best, metric, name = self.incumbent, numbers.get("baseline"), "baseline"
-        if best:
-            judged, planned = state.experiments[best].judged, state.experiments[best].planned
-            metric = self.estimate if self.estimate is not None else judged.row.get("metric_value") if judged else None
-            name = f"#{best} {planned.hypothesis if planned else ''}".strip()
-        lead = self.lead
-        leading = state.experiments[lead].judged if lead != best else None
+        told, best = self.snapshot(), self.incumbent
+        planned = self.state.experiments[best].planned if best else None
         return Board(
             campaign=self.settings.campaign,
             left_s=self.clock.left_s,
             consumed_s=self.clock.consumed_s,
-            ideas=len(ideas),
-            kept=sum(experiment.outcome == "keep" for experiment in ideas),
-            metric=str(numbers.get("metric", "metric")),
-            untrained=numbers.get("untrained"),
-            baseline=numbers.get("baseline"),
-            best=metric,
-            best_is=name,
-            lead=leading.row.get("metric_value") if leading else None,
-            lead_is=f"#{lead}" if leading else "",
-            snapshot=self.snapshot(),
+            ideas=told.counts["ideas"],
+            kept=told.counts["keep"],
+            metric=told.metric,
+            arms=told.arms,
+            best_is=f"#{best} {planned.hypothesis if planned else ''}".strip() if best else "baseline",
+            lead=told.lead,
+            lead_is=f"#{told.lead_number}" if told.lead_number is not None else "",
+            snapshot=told,
         )
 
     def snapshot(self) -> Snapshot:
@@ -318,8 +308,7 @@ class Session:
         return replace(
             told,
             used_s=self.clock.consumed_s,
-            left_s=max(0.0, left) if math.isfinite(left) else None,
-            best=self.estimate if told.best_number and self.estimate is not None else told.best,
+            left_s=max(0.0, left) if math.isfinite(left) and told.state != "finished" else None,
         )
 
 

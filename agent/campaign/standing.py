@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.campaign.budget import RunCost, reserve_seconds
 from agent.campaign.night_recipe import measuring_of
+from agent.campaign.one_split import number_or_none, on_one_split
 from agent.campaign.past import lead_now
 from agent.campaign.stairs import Stair, stairs_of
 from agent.ledger.journal import CampaignState, Experiment, Run
@@ -31,6 +32,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
     cost = cost_so_far(state)
     measuring = measuring_of(state)
     stairs = list(stairs_of(state))
+    base = next((stair.value for stair in stairs if not stair.number), None)
     stands = standing_of(state, running=process is not None)
     return Snapshot(
         at=at,
@@ -43,23 +45,21 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         budget_s=state.budget_s,
         used_s=state.consumed_s,
         left_s=time_left(state, used_s=state.consumed_s, at=at),
-        untrained=_number(numbers.get("untrained")),
-        baseline=_number(numbers.get("baseline")),
-        best=_best(state, best),
+        arms=on_one_split(state, best, minimize=measuring.minimize),
         best_number=best,
         best_title=_title(state.experiments.get(best)) if best else "",
         best_commit=incumbent.commit if incumbent and numbers else None,
         lead=_metric(state.experiments[lead]) if lead != best else None,
         lead_number=lead if lead != best else None,
         lead_title=_title(state.experiments[lead]) if lead != best else "",
-        sigma_run=_number(numbers.get("sigma_run")),
-        detectable=_number(numbers.get("smallest_detectable")),
+        sigma_run=number_or_none(numbers.get("sigma_run")),
+        detectable=number_or_none(numbers.get("smallest_detectable")),
         counts={
             "ideas": len(ideas),
             **{what: outcomes[what] for what in ("keep", "discard", "crash", "open")},
         },
         marks=tuple(_mark(stair) for stair in stairs if stair.number),
-        base=next((stair.value for stair in stairs if not stair.number), None),
+        base=base if base is not None else number_or_none(numbers.get("baseline")),
         judged=tuple(number for number in state.judged_order if number > 0),
         idea_s=cost.total_s if cost else None,
         reserve_s=reserve_seconds(cost) if cost else None,
@@ -86,29 +86,16 @@ def _after(state: CampaignState, name: str, stands: Standing) -> str:
 
 
 def time_left(state: CampaignState, *, used_s: float, at: float) -> float | None:
-    """Seconds until the budget or the deadline, whichever is nearer; None where there is neither."""
+    """Seconds until the budget or the deadline, whichever is nearer; None where there is neither, and of a campaign
+    that is finished: it uses no more."""
+    if state.status == "finished":
+        return None
     left = [state.budget_s - used_s] if state.budget_s is not None else []
     deadline = (state.started.options if state.started else {}).get("deadline")
     if isinstance(deadline, str):
         with contextlib.suppress(ValueError):
             left.append(datetime.datetime.fromisoformat(deadline).timestamp() - at)
     return max(0.0, min(left)) if left else None
-
-
-def _best(state: CampaignState, best: int) -> float | None:
-    """By all that has been measured of it since its verdict."""
-    if not best:
-        return _number(state.calibration.get("baseline"))
-    for experiment in _backwards(state):
-        if experiment.recorded is not None and experiment.recorded.best is not None:
-            return experiment.recorded.best
-        if experiment.number == best:
-            break  # what was recorded before is another one's
-    return _metric(state.experiments[best])
-
-
-def _backwards(state: CampaignState) -> Iterator[Experiment]:
-    return (state.experiments[number] for number in reversed(state.judged_order))
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -128,15 +115,7 @@ def _title(experiment: Experiment | None) -> str:
 
 
 def _metric(experiment: Experiment) -> float | None:
-    return _number(experiment.judged.row.get("metric_value")) if experiment.judged else None
-
-
-def _number(value: Any) -> float | None:
-    """A cell, or a number of the journal; None for what is none."""
-    try:
-        return None if value is None or value == "" else float(value)
-    except (TypeError, ValueError):
-        return None
+    return number_or_none(experiment.judged.row.get("metric_value")) if experiment.judged else None
 
 
 def _stops(options: dict[str, Any]) -> Iterator[str]:
@@ -186,7 +165,7 @@ def _whole(run: Run) -> tuple[float, dict[str, Any]] | None:
 
 def predicted_s(state: CampaignState, run: Run) -> float | None:
     """Seconds that a run was predicted to take: as the loop wrote it down, else as long as those before it."""
-    told = _number((run.planned.model_extra or {}).get("predicted_s")) if run.planned else None
+    told = number_or_none((run.planned.model_extra or {}).get("predicted_s")) if run.planned else None
     if told is not None:
         return told
     cost = cost_so_far(state)

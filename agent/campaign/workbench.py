@@ -6,6 +6,7 @@ outcome is written in `record.py`, which idea comes next in `choose.py`.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ class Workbench(Lab):
         self._first: Done | None = None
         """Of the baseline."""
         self._ranked: tuple[tuple[Any, ...], Ranking] | None = None
+        self.last_ranking: choose.Ranked | None = None
+        """The one that was made last, for the report's thread."""
         self._known: tuple[int, list[Past], list[Past] | None] | None = None
         """What was judged and what waits, as of a line of the journal."""
         self.evaluation = session.evaluation
@@ -208,12 +211,15 @@ class Workbench(Lab):
         known = (self.session.state.last_seq, self.evidence.count, steering.in_force(self.session))
         if self._ranked is None or self._ranked[0] != known:
             self._ranked = known, choose.rank(self.session, self.evidence)
+            before, self.last_ranking = self.last_ranking, choose.rank_for_report(self.session, self._ranked[1])
+            if before is None or before.judged != self.last_ranking.judged:
+                self.session.renew()  # the report that came with the verdict could not say yet what is next
         return self._ranked[1]
 
-    @property
-    def last_ranking(self) -> Ranking | None:
-        """The one that was made last, for the report."""
-        return self._ranked[1] if self._ranked else None
+    def rank_anew(self) -> None:
+        """So that `last_ranking` is of things as they stand. That it fails fails nothing: it is for the report."""
+        with contextlib.suppress(AgentError):
+            self._ranking()
 
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""

@@ -82,7 +82,7 @@ def _print_ranking(ranking: Ranking, *, most: int, with_skipped: bool) -> None:
         print(f"symptom   {finding.symptom} ({finding.severity:.2f}{explained}): {finding.evidence}")
     for advice in ranking.actions:
         print(f"action    {advice.action}: {advice.does} ({advice.why})")
-    print(f"{len(ranking.proposals)} ideas; {ranking.note}" if ranking.note else f"{len(ranking.proposals)} ideas")
+    print(ranking.note)
     for place, proposal in enumerate(ranking.proposals[:most], start=1):
         print(f"{place:3d}. {proposal.score:.3f}  {proposal.subject}")
         for line in textwrap.wrap("; ".join(proposal.why), width=72):

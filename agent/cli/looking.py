@@ -11,7 +11,6 @@ from agent.cli.shared import here, print_json
 from agent.cli.workspaces import campaign_name
 from agent.collector import kept_to_the_end, no_collection
 from agent.errors import UsageError
-from agent.report.words import percent
 
 if TYPE_CHECKING:
     from agent.campaign.finish import Ending
@@ -183,14 +182,15 @@ def _diff(workspace: Workspace, state: CampaignState, number: int, *, whole: boo
 
 
 def closing_words(session: Session, ending: Ending) -> list[str]:
-    """The end of `run`: untrained -> baseline -> winner, what was kept, the checkpoint, the diff, the next command."""
+    """The end of `run`: baseline and winner on one split, what was kept, the checkpoint, the diff, the next command."""
+    from agent.report.arms import path_words
+    from agent.report.numbers import Numbers
+
     lines = ["", *ending.lines, ""]
-    numbers = session.state.calibration
-    path = [("untrained", numbers.get("untrained")), ("baseline", numbers.get("baseline"))]
-    if ending.winner:
-        judged = session.state.experiments[ending.winner].judged
-        path.append((f"winner #{ending.winner}", judged.row.get("metric_value") if judged else None))
-    lines.append(" -> ".join(f"{name} {percent(value)}" for name, value in path if value is not None))
+    told = session.snapshot()
+    path = path_words(told.arms, Numbers(told.metric), number=told.best_number)
+    if path and told.arms.split != "holdout":  # whose numbers are in the headline
+        lines.append(path)
     if ending.checkpoint:
         lines.append(f"checkpoint: {ending.checkpoint}")
     if ending.kept and session.branches is not None:

@@ -90,9 +90,10 @@ def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Ni
                 file=sys.stderr,
             )
         return night
-    if before.campaign != name or len(before.steps) != len(night.steps) or not before.next:
+    judged = sum(one.outcome != "open" for one in night.steps)
+    if before.campaign != name or before.next_after is None or before.next_after != judged:
         return night
-    return dataclasses.replace(night, next=before.next, next_note=before.next_note)
+    return dataclasses.replace(night, next=before.next, next_note=before.next_note, next_after=judged)
 
 
 def _written(workspace: Workspace, name: str, night: Night, out: Path | None) -> tuple[Path, str]:

@@ -115,8 +115,9 @@ def _print_snapshot(snapshot: Snapshot) -> None:
     from agent.report.glyphs import glyphs_for
     from agent.report.live import View, live_lines
     from agent.report.screen import plain
+    from agent.report.terminal import console_for
 
-    view = View(PLAIN_WIDTH, PLAIN_LINES, glyphs_for(sys.stdout.encoding))
+    view = View(min(PLAIN_WIDTH, console_for().width), PLAIN_LINES, glyphs_for(sys.stdout.encoding))
     for line in live_lines(snapshot, view):
         print(plain(line))
     sys.stdout.flush()

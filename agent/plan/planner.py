@@ -602,7 +602,10 @@ def _note(proposals: list[Proposal], skipped: list[Skipped], only: str | None) -
     if proposals:
         left = {proposal.hypothesis for proposal in proposals}
         without = len({skip.hypothesis.partition("/")[0] for skip in skipped} - left)
-        return f"{len(left)} hypotheses{scope} in {len(proposals)} forms can be tried, {without} are skipped"
+        ideas = "1 hypothesis" if len(left) == 1 else f"{len(left)} hypotheses"
+        forms = "" if len(proposals) == len(left) else f" in {len(proposals)} forms"
+        rest = f", {without} {'is' if without == 1 else 'are'} skipped" if without else ""
+        return f"{ideas}{scope}{forms} can be tried{rest}"
     reasons: dict[str, int] = {}
     for skip in skipped:
         tried = "the same recipe again" in skip.reason or TRIED in skip.reason

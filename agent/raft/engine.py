@@ -509,6 +509,7 @@ class Training:
         saved = self.state.load()
         if saved is None or saved["made_by"] != self._identity():
             files.keep_cycles(self.out, -1)
+            self.pulse.budget_before = 0.0
             return
         self.policy.restore(saved["weights"])
         self.trainer.load_state_dict(saved["trainer"])
@@ -528,7 +529,7 @@ class Training:
         self._set_deadline()
         files.keep_cycles(self.out, self.spending.cycles)
         self.pulse.cycle, self.pulse.select_metric = self.spending.cycles + 1, self.best.metric
-        self.pulse.budget_spent = self.spending.share()
+        self.pulse.budget_before = self.pulse.budget_spent = self.spending.share()
         self.settled = self._standing()
 
 

@@ -43,6 +43,8 @@ class Pulse:
         self.step = 0
         self.cycle: int | None = None
         self.budget_spent: float | None = None
+        self.budget_before: float | None = None
+        """What of it earlier starts have spent."""
         self.select_metric: float | None = None
         self.terminated = False
         """Set by the SIGTERM handler."""
@@ -79,6 +81,7 @@ class Pulse:
             pid=os.getpid(),
             time=time.time(),
             budget_spent=self.budget_spent,
+            budget_before=self.budget_before,
             note=note,
             select_metric=self.select_metric,
             device_allocated_gb=allocated,

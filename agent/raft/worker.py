@@ -257,7 +257,8 @@ class Worker(Preparation):
         self._make_room()
         self.pulse.check()
         checkpoint = self.options.out / CHECKPOINT
-        told = self.pulse.cycle, self.pulse.budget_spent, self.pulse.select_metric
+        pulse = self.pulse
+        told = pulse.cycle, pulse.budget_spent, pulse.budget_before, pulse.select_metric
         try:
             self.examined = self.apart.ask(
                 {
@@ -307,7 +308,7 @@ class Worker(Preparation):
         """In the copy of this process: evaluate the checkpoint that the training has delivered."""
         options = argparse.Namespace(**vars(self.options) | {"evaluate": order["checkpoint"]})
         pulse = self.pulse = Pulse(options.out)
-        pulse.cycle, pulse.budget_spent, pulse.select_metric = order["told"]
+        pulse.cycle, pulse.budget_spent, pulse.budget_before, pulse.select_metric = order["told"]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(pulse, "terminated", True))
         try:

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.contract import HELD_OUT
+from agent.report.numbers import Numbers
 from agent.report.screen import STYLES
 from agent.report.story import Paired, PromptLine, Story
-from agent.report.words import duration, percent, points
+from agent.report.words import duration, percent
 from agent.text import clean, one_line
 
 LABEL = 11
@@ -62,15 +63,15 @@ def _runs(story: Story, width: int) -> Iterator[RenderableType]:
         return
     measured = {split for run in shown for split in run.metrics}
     splits = [*(split for split in HELD_OUT if split in measured), *sorted(measured - set(HELD_OUT))]
-    table = _table(gap=1)
+    numbers, table = Numbers(story.metric), _table(gap=1)
     table.add_column("runs", no_wrap=True, min_width=LABEL - 1)
     for name in ("seed", *splits, "steps", "kept", "tok/s", "GB", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for run in shown:
-        metrics = [percent(run.metrics.get(split)) for split in splits]
-        numbers = [_whole(run.steps), _whole(run.kept), _number(run.tokens_per_s, ".0f"), _number(run.memory_gb, ".2f")]
-        table.add_row(run.arm, _whole(run.seed), *metrics, *numbers, _time(run.seconds), run.state)
+        metrics = [numbers.value(run.metrics.get(split)) for split in splits]
+        others = [_whole(run.steps), _whole(run.kept), _number(run.tokens_per_s, ".0f"), _number(run.memory_gb, ".2f")]
+        table.add_row(run.arm, _whole(run.seed), *metrics, *others, _time(run.seconds), run.state)
     yield table
     probes = len(story.runs) - len(shown)
     if probes:
@@ -84,7 +85,7 @@ def _paired(story: Story, width: int) -> Iterator[RenderableType]:
     table.add_column("paired", no_wrap=True, min_width=22)
     for one in story.paired:
         table.add_column(f"{one.split}", justify="right", no_wrap=True)
-    for label, cells in _rows(story.paired):
+    for label, cells in _rows(story.paired, Numbers(story.metric)):
         table.add_row(label, *cells)
     yield table
     if story.minimize:
@@ -103,18 +104,18 @@ def _confirmation(story: Story, width: int) -> Iterator[Text]:
         yield from _prose("level", "none used: there was no confirmation", width)
 
 
-def _rows(paired: Sequence[Paired]) -> Iterator[tuple[str, list[str]]]:
+def _rows(paired: Sequence[Paired], numbers: Numbers) -> Iterator[tuple[str, list[str]]]:
     """Line by line, so that an interval has room."""
     yield "against", [one.against for one in paired]
     yield "seeds, prompts", [f"{one.seeds_candidate}+{one.seeds_incumbent}, {one.prompts}" for one in paired]
     yield "better, worse, equal", [f"{one.better}, {one.worse}, {one.equal}" for one in paired]
-    yield "candidate, incumbent", [f"{percent(one.candidate)}, {percent(one.incumbent)}" for one in paired]
-    yield "difference", [points(one.delta) for one in paired]
-    yield "95% interval", [f"[{points(one.low)}, {points(one.high)}]" for one in paired]
+    yield "candidate, incumbent", [f"{numbers.value(one.candidate)}, {numbers.value(one.incumbent)}" for one in paired]
+    yield "difference", [numbers.difference(one.delta) for one in paired]
+    yield "95% interval", [f"[{numbers.difference(one.low)}, {numbers.difference(one.high)}]" for one in paired]
     yield "one-sided p", [_p(one.p_value) for one in paired]
-    yield "error", [f"{_error(one.error)}, {one.df:.1f} df" for one in paired]
-    yield "  from prompts, runs", [f"{_error(one.pair_error)}, {_error(one.run_error)}" for one in paired]
-    yield "run noise sigma", [_noise(one) for one in paired]
+    yield "error", [f"{numbers.size(one.error)}, {one.df:.1f} df" for one in paired]
+    yield "  from prompts, runs", [f"{numbers.size(one.pair_error)}, {numbers.size(one.run_error)}" for one in paired]
+    yield "run noise sigma", [_noise(one, numbers) for one in paired]
 
 
 def _guards(story: Story, width: int) -> Iterator[RenderableType]:
@@ -217,14 +218,10 @@ def _p(value: float) -> str:
     return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _error(value: float) -> str:
-    return points(value).lstrip("+")
-
-
-def _noise(one: Paired) -> str:
+def _noise(one: Paired, numbers: Numbers) -> str:
     if one.sigma_run is None or one.noise_df is None:
         return "unknown"
-    return f"{_error(one.sigma_run)}, {one.noise_df} df"
+    return f"{numbers.size(one.sigma_run)}, {one.noise_df} df"
 
 
 def _in_unit(value: float | None, unit: str) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
+from agent.report.arms import gain_words
 from agent.report.glyphs import Glyphs, Line, bar, cut, flow, sparkline, width_of, wrap
+from agent.report.numbers import Numbers
 from agent.report.snapshot import MachineNow, Running, Snapshot
 from agent.report.stairs import stairs
-from agent.report.words import duration, percent, points
+from agent.report.words import duration, percent
 
 LABEL = 9
 """Columns of the words on the left, where the view is wide enough for them."""
@@ -95,7 +97,7 @@ def _parts(snapshot: Snapshot, view: View) -> list[Part]:
         Part("noise", 8, _noise(snapshot, view)),
         Part("now", 3, _now(running, view) if running else _standing_still(snapshot, view)),
         Part("progress", 4, _progress(running, view) if running else [], label_shown=False),
-        Part("select", 7, _select(running, view) if running else []),
+        Part("select", 7, _select(running, Numbers(snapshot.metric), view) if running else []),
         Part("machine", 9, _machine(snapshot.machine, view) if snapshot.machine else []),
         Part("ideas", 5, _counts(snapshot, view)),
     ]
@@ -105,13 +107,14 @@ def _parts(snapshot: Snapshot, view: View) -> list[Part]:
     tall = min(TALLEST_STAIRS, spare if not outcomes else max(LOWEST_STAIRS, spare // 2))
     chart = stairs(
         snapshot.marks,
-        snapshot.base if snapshot.base is not None else snapshot.baseline,
+        snapshot.base,
         view.room,
         tall if LOWEST_STAIRS <= tall <= spare else 1,
         view.glyphs,
+        numbers=Numbers(snapshot.metric),
         minimize=snapshot.minimize,
     )
-    return [*above, Part("stairs", 6, chart, label_shown=False), *below, Part("last", 11, outcomes)]
+    return [*above, Part("search", 6, chart), *below, Part("last", 11, outcomes)]
 
 
 # --- parts -------------------------------------------------------------------------------------------------
@@ -137,7 +140,8 @@ def _head(snapshot: Snapshot, view: View) -> Line:
 def _time(snapshot: Snapshot, view: View) -> list[Line]:
     used = f"{duration(snapshot.used_s)} used"
     if snapshot.left_s is None:
-        return [[(used, "")]]
+        of = f" of {duration(snapshot.budget_s)}" if snapshot.budget_s else ""
+        return flow([[(used + of, "")]], view.room, view.glyphs)
     whole = snapshot.used_s + snapshot.left_s
     left: Line = [(f"{duration(snapshot.left_s)} left", "bold")]
     total: Line = [(f"{used} of {duration(snapshot.budget_s or whole)}", "")]
@@ -153,49 +157,66 @@ def _with_bar(share: float | None, parts: list[Line], view: View) -> list[Line]:
 
 
 def _verdict(snapshot: Snapshot, view: View) -> list[Line]:
-    steps: list[Line] = []
-    arrow = f" {view.glyphs.arrow} "
-    if snapshot.headline and snapshot.state == "finished":
-        steps += [[(text, "bold")] for text in wrap(snapshot.headline, view.room, view.glyphs, most=3)]
-    path: Line = []
-    for name, value in (("untrained", snapshot.untrained), ("baseline", snapshot.baseline)):
-        if value is not None:
-            path += [*([(arrow, "dim")] if path else []), (f"{name} ", "dim"), (percent(value), "")]
-    if snapshot.best_number and snapshot.best is not None:
-        path += [
-            (arrow, "dim"),
-            ("best ", "dim"),
-            (percent(snapshot.best), "keep"),
-            (f" (#{snapshot.best_number})", ""),
-        ]
+    numbers, arms = Numbers(snapshot.metric), snapshot.arms
     lead: Line = []
     if snapshot.lead_number is not None:
-        lead = [(f"#{snapshot.lead_number} leads with {percent(snapshot.lead) or '?'}, unconfirmed", "lead")]
-    if not path:
-        path = [("the baseline is not measured yet", "dim")]
+        value = numbers.value(snapshot.lead) or "?"
+        lead = [(f"#{snapshot.lead_number} leads with {value} on search, unconfirmed", "lead")]
     title: Line = [(f"#{snapshot.best_number} {snapshot.best_title}", "dim")] if snapshot.best_number else []
-    if view.room < 40:  # one arm a line rather than cut in the middle
-        return [*steps, *_broken(path, view), *flow([lead, title], view.room, view.glyphs)]
-    return [*steps, *flow([path, lead], view.room, view.glyphs), *flow([title], view.room, view.glyphs)]
+    if snapshot.headline and snapshot.state == "finished":
+        words = wrap(snapshot.headline, view.room, view.glyphs, most=3)
+        headline: list[Line] = [[(text, "bold")] for text in words]
+        if arms.split == "holdout":  # whose numbers are in the headline
+            return [*headline, *flow([lead, title], view.room, view.glyphs)]
+    else:
+        headline = []
+    measured, gain = _measured(snapshot, numbers), gain_words(arms, numbers)
+    path = _path(measured, arms.split, view)
+    if width_of(path) > view.room:  # one arm a line rather than cut in the middle
+        broken = _broken(measured, arms.split, gain, view)
+        return [*headline, *broken, *flow([lead, title], view.room, view.glyphs)]
+    over: Line = [(gain, "")] if gain else []
+    return [*headline, *flow([path, over, lead], view.room, view.glyphs), *flow([title], view.room, view.glyphs)]
 
 
-def _broken(path: Line, view: View) -> list[Line]:
+def _measured(snapshot: Snapshot, numbers: Numbers) -> list[Line]:
+    """The arms of which something is known, the oldest first."""
+    arms = snapshot.arms
+    found: list[Line] = []
+    for name, known in (("untrained", arms.untrained), ("baseline", arms.baseline)):
+        if known is not None:
+            found.append([(f"{name} ", "dim"), (numbers.value(known), "")])
+    if snapshot.best_number and arms.best is not None:
+        found.append([("best ", "dim"), (numbers.value(arms.best), "keep"), (f" (#{snapshot.best_number})", "")])
+    return found
+
+
+def _path(measured: list[Line], split: str, view: View) -> Line:
+    if not measured:
+        return [("the baseline is not measured yet", "dim")]
+    path: Line = [(f"on {split}: ", "dim")]
+    for place, arm in enumerate(measured):
+        path += [*([(f" {view.glyphs.arrow} ", "dim")] if place else []), *arm]
+    return path
+
+
+def _broken(measured: list[Line], split: str, gain: str, view: View) -> list[Line]:
     """Newest first, since the first line may be the only one."""
-    arms: list[Line] = [[]]
-    for piece in path:
-        if piece[0].strip() == view.glyphs.arrow:
-            arms.append([])
-        else:
-            arms[-1].append(piece)
-    return [cut(arm, view.room, view.glyphs) for arm in reversed(arms) if arm]
+    if not measured:
+        return [cut(_path(measured, split, view), view.room, view.glyphs)]
+    lines: list[Line] = [[*arm[:2], (f" {split}", "dim"), *arm[2:]] for arm in reversed(measured)]
+    if gain:
+        lines.insert(1, [(gain, "")])
+    return [cut(line, view.room, view.glyphs) for line in lines]
 
 
 def _noise(snapshot: Snapshot, view: View) -> list[Line]:
     if snapshot.sigma_run is None:
         return []
-    parts: list[Line] = [[(f"{points(snapshot.sigma_run).lstrip('+')} between seeds", "")]]
+    numbers = Numbers(snapshot.metric)
+    parts: list[Line] = [[(f"{numbers.size(snapshot.sigma_run)} between seeds", "")]]
     if snapshot.detectable:
-        parts.append([(f"gains from about {points(snapshot.detectable).lstrip('+')} can be confirmed", "")])
+        parts.append([(f"gains from about {numbers.size(snapshot.detectable)} can be confirmed", "")])
     return flow(parts, view.room, view.glyphs)
 
 
@@ -233,17 +254,17 @@ def _progress(running: Running, view: View) -> list[Line]:
 
 
 def _share_of(running: Running) -> float | None:
-    """Of the whole run, where its length is predicted."""
+    """Of this start of the run, where its length is predicted."""
     left, elapsed = running.left_s, running.elapsed_s
     if left is None or elapsed is None:
         return running.share
     return elapsed / max(elapsed + max(0.0, left), 1.0)
 
 
-def _select(running: Running, view: View) -> list[Line]:
+def _select(running: Running, numbers: Numbers, view: View) -> list[Line]:
     if running.metric is None:
         return []
-    value = percent(running.metric)
+    value = numbers.value(running.metric)
     room = view.room - len(value) - 2 - (0 if view.label else len("select "))
     rate = f"samples passed {percent(running.pass_rate)}" if running.pass_rate is not None else ""
     size = min(LONGEST_BAR, room - (len(rate) + 3 if room > len(rate) + 12 else 0))

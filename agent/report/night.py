@@ -188,7 +188,8 @@ class Next:
     score: float
     """Of the ranking: larger comes first."""
     seconds: float | None = None
-    """What it would take; null where nobody has predicted it."""
+    """Of its first run, as the campaign's own runs predict it, null where they do not; a confirmation takes at least
+    four more."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,8 @@ class Night:
     """Pairs: a command, and what it does."""
     warnings: tuple[str, ...]
     """What is wrong with the record itself: events of a newer version, run folders that are gone, a journal's gap."""
+    next_after: int | None = None
+    """Verdicts, the baseline's among them, after which `next` was ranked; None where it was not since the last one."""
     format: int = FORMAT
     """1. It goes up where a reader of an older format would misread a newer one; fields are added without."""
     extra: Mapping[str, Any] = field(default_factory=dict)

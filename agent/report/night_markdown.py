@@ -152,10 +152,17 @@ def _crashes(night: Night) -> Iterator[str]:
         yield "## Crashes"
         yield ""
         rows = [
-            [f"#{one.number}", cell(one.title), cell(one.crash_class), cell(one.evidence), cell("; ".join(one.fixes))]
+            [
+                f"#{one.number}",
+                cell(one.title),
+                cell(one.crash_class),
+                cell(one.evidence),
+                cell("; ".join(one.fixes)),
+                cell(one.remedy),
+            ]
             for one in night.crashes[:MOST_STEPS]
         ]
-        yield from table(["", "idea", "class", "the line that proves it", "fixes tried"], rows)
+        yield from table(["", "idea", "class", "the line that proves it", "fixes tried", "what helps"], rows)
 
 
 def _ruled_out(night: Night) -> Iterator[str]:

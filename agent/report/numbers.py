@@ -35,7 +35,7 @@ class Numbers:
         known = finite(value)
         if known is None:
             return ""
-        return points(known) if self.rate else f"{known:+.3f}"
+        return points(known) if self.rate else f"{round(known, 3) + 0.0:+.3f}"
 
     def size(self, value: float | None) -> str:
         """Of a difference, without its sign."""

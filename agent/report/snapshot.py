@@ -11,7 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.report.night import Standing
+    from agent.report.night import Estimate, Standing
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Untrained, baseline and best as one split has measured them, so that they can be compared
+    (`agent.campaign.one_split`). None is not known on that split, whatever another one says."""
+
+    split: str = "search"
+    """search, confirm or holdout."""
+    untrained: float | None = None
+    baseline: float | None = None
+    best: float | None = None
+    """The baseline's where nothing is kept."""
+    gain: Estimate | None = None
+    """Of the best over the baseline, on the same prompts; larger is better. None where the baseline is the best."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +60,9 @@ class Running:
     """start, load, compile, generate, verify, train, evaluate, save."""
     elapsed_s: float | None
     predicted_s: float | None
-    """Seconds that the whole run was predicted to take, by runs before it."""
+    """Seconds that this start of the run was predicted to take, by runs before it."""
     share: float | None = None
-    """Of the training's budget that is spent."""
+    """Of the training's budget that is spent, by all starts."""
     cycle: int | None = None
     note: str = ""
     metric: float | None = None
@@ -56,20 +71,24 @@ class Running:
     """The same, cycle by cycle."""
     pass_rate: float | None = None
     """Of the samples of the last cycle."""
+    share_before: float | None = 0.0
+    """What of `share` earlier starts have spent; None where that is not known."""
 
     @property
     def left_s(self) -> float | None:
         """Seconds that it will still take; negative where it is late.
 
-        At first as predicted; the more of its budget is spent, the more by how fast it was.
+        At first as predicted; the more is spent of what this start has to spend, the more by how fast it was.
         """
         if self.predicted_s is None or self.elapsed_s is None:
             return None
         by_prediction = self.predicted_s - self.elapsed_s
-        if self.share is None or not 0 < self.share < 1:
+        share, before = self.share, self.share_before
+        if share is None or before is None or not before < share < 1:
             return by_prediction
-        by_pace = self.elapsed_s * (1 - self.share) / self.share
-        return self.share * by_pace + (1 - self.share) * max(0.0, by_prediction)
+        by_pace = self.elapsed_s * (1 - share) / (share - before)
+        done = (share - before) / (1 - before)
+        return done * by_pace + (1 - done) * max(0.0, by_prediction)
 
 
 @dataclass(frozen=True)
@@ -110,16 +129,14 @@ class Snapshot:
     budget_s: float | None = None
     used_s: float = 0.0
     left_s: float | None = None
-    """Until the budget or the deadline, whichever is nearer; None where neither is known."""
-    untrained: float | None = None
-    baseline: float | None = None
-    best: float | None = None
+    """Until the budget or the deadline, whichever is nearer; None where neither is known, and once it is finished."""
+    arms: Arms = field(default_factory=Arms)
     best_number: int = 0
     """0 is the baseline."""
     best_title: str = ""
     best_commit: str | None = None
     lead: float | None = None
-    """What the next ideas build on unconfirmed; None where nothing does."""
+    """What the next ideas build on unconfirmed, on the search split; None where nothing does."""
     lead_number: int | None = None
     lead_title: str = ""
     sigma_run: float | None = None
@@ -129,7 +146,7 @@ class Snapshot:
     marks: tuple[Mark, ...] = ()
     """Every idea in the order of their numbers; the baseline is not among them."""
     base: float | None = None
-    """The baseline's metric on the split of the marks."""
+    """The baseline's metric on the search split, as that of the marks."""
     judged: tuple[int, ...] = ()
     """Numbers of the ideas with an outcome, in the order in which they were judged."""
     running: Running | None = None

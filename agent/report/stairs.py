@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from agent.report.glyphs import Glyphs, Line, cut
+from agent.report.numbers import Numbers
 from agent.report.snapshot import Mark
-from agent.report.words import percent
 
 LABEL = 7
 """Columns of the metric on the left."""
@@ -27,7 +27,14 @@ def strip(marks: Sequence[Mark], width: int, glyphs: Glyphs) -> Line:
 
 
 def stairs(
-    marks: Sequence[Mark], baseline: float | None, width: int, height: int, glyphs: Glyphs, *, minimize: bool = False
+    marks: Sequence[Mark],
+    baseline: float | None,
+    width: int,
+    height: int,
+    glyphs: Glyphs,
+    *,
+    numbers: Numbers,
+    minimize: bool = False,
 ) -> list[Line]:
     """At most `height` lines: a chart where there is room for one, else `strip`. Better is up."""
     columns = width - LABEL - 1
@@ -53,10 +60,10 @@ def stairs(
         # what has no metric stands below the chart
         row = row_of(mark.value) if mark.value is not None else rows
         chart.put(index, row, glyphs.of(mark.outcome, mark.kind), _style(mark), _rank(mark))
-    labels = {row_of(value): percent(value) for value in (sign * low, sign * high, baseline)}
+    labels = {row_of(value): numbers.value(value) for value in (sign * low, sign * high, baseline)}
     last = next((mark.best for mark in reversed(marks) if mark.best is not None), None)
     if last is not None:
-        labels[row_of(last)] = percent(last)
+        labels[row_of(last)] = numbers.value(last)
     lines = [_labelled(labels.get(row, ""), chart.row(row), glyphs) for row in range(rows)]
     return [*lines, _labelled("none" if chart.row(rows) else "", chart.row(rows), glyphs)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.report.arms import arms_fields, gain_words
+from agent.report.numbers import Numbers
 from agent.report.snapshot import Mark, Running, Snapshot
-from agent.report.words import duration, percent
+from agent.report.words import duration
 
-FORMAT = 1
+FORMAT = 2
 """Of the fields for programs. It goes up where one changes its meaning or goes; new ones do not count."""
 LABELS = (
     "recipe",
@@ -15,6 +17,7 @@ LABELS = (
     "untrained",
     "baseline",
     "best",
+    "gain",
     "leads",
     "noise",
     "ideas",
@@ -48,24 +51,18 @@ def status_fields(snapshot: Snapshot) -> dict[str, Any]:
         "left_s": snapshot.left_s,
         "metric": snapshot.metric or None,
         "direction": "minimize" if snapshot.minimize else "maximize",
-        "metrics": {
-            "untrained": snapshot.untrained,
-            "baseline": snapshot.baseline,
-            "best": snapshot.best,
-            "lead": snapshot.lead,
-        },
+        "metrics": arms_fields(snapshot.arms),
         "sigma_run": snapshot.sigma_run,
         "detectable_gain": snapshot.detectable,
         "counts": dict(snapshot.counts),
         "incumbent": {
             "number": snapshot.best_number,
             "title": snapshot.best_title or "baseline",
-            "metric": snapshot.best,
+            "metric": snapshot.arms.best,
+            "split": snapshot.arms.split,
             "commit": snapshot.best_commit,
         },
-        "lead": {"number": snapshot.lead_number, "title": snapshot.lead_title, "metric": snapshot.lead}
-        if snapshot.lead_number is not None
-        else None,
+        "lead": _lead(snapshot),
         "last": _mark(snapshot.last),
         "idea_s": snapshot.idea_s,
         "reserve_s": snapshot.reserve_s,
@@ -77,6 +74,17 @@ def status_fields(snapshot: Snapshot) -> dict[str, Any]:
         "budget_s": snapshot.budget_s,
         "outcomes": {what: snapshot.counts.get(what, 0) for what in ("keep", "discard", "crash")},
         **_words(snapshot),
+    }
+
+
+def _lead(snapshot: Snapshot) -> dict[str, Any] | None:
+    if snapshot.lead_number is None:
+        return None
+    return {
+        "number": snapshot.lead_number,
+        "title": snapshot.lead_title,
+        "metric": snapshot.lead,
+        "split": "search",
     }
 
 
@@ -107,6 +115,7 @@ def _mark(mark: Mark | None) -> dict[str, Any] | None:
         "kind": mark.kind or None,
         "reason": mark.reason,
         "metric": mark.value,
+        "split": "search",
     }
 
 
@@ -114,15 +123,17 @@ def _mark(mark: Mark | None) -> dict[str, Any] | None:
 
 
 def _words(snapshot: Snapshot) -> dict[str, Any]:
-    counts = snapshot.counts
+    counts, arms, numbers = snapshot.counts, snapshot.arms, Numbers(snapshot.metric)
+    gain = gain_words(arms, numbers)
     of = f" of {duration(snapshot.budget_s)}" if snapshot.budget_s else ""
     words: dict[str, Any] = {
         "recipe": snapshot.recipe or None,
         "budget": f"{duration(snapshot.used_s)} used{of}",
-        "untrained": percent(snapshot.untrained) or None,
-        "baseline": percent(snapshot.baseline) or None,
-        "best": _best(snapshot),
-        "leads": _leads(snapshot),
+        "untrained": _on_split(arms.untrained, arms.split, numbers) or None,
+        "baseline": _on_split(arms.baseline, arms.split, numbers) or None,
+        "best": _best(snapshot, numbers),
+        "gain": f"{gain} over the baseline, on {arms.split}" if gain else None,
+        "leads": _leads(snapshot, numbers),
         "ideas": f"{counts.get('ideas', 0)}: {counts.get('keep', 0)} kept, {counts.get('discard', 0)} discarded, "
         f"{counts.get('crash', 0)} crashed",
         "stopped": snapshot.stopped or None,
@@ -130,26 +141,32 @@ def _words(snapshot: Snapshot) -> dict[str, Any]:
         "busy": f"the workspace is held by {snapshot.busy}" if snapshot.busy else None,
     }
     if snapshot.sigma_run is not None:
-        found = f", gains from about {100 * snapshot.detectable:.1f}pp can be confirmed" if snapshot.detectable else ""
-        words["noise"] = f"{100 * snapshot.sigma_run:.1f}pp between seeds{found}"
+        least = numbers.size(snapshot.detectable)
+        found = f", gains from about {least} can be confirmed" if snapshot.detectable else ""
+        words["noise"] = f"{numbers.size(snapshot.sigma_run)} between seeds{found}"
     if snapshot.running is not None:
         words["now"] = _now(snapshot.running)
     return words
 
 
-def _best(snapshot: Snapshot) -> str | None:
-    if snapshot.baseline is None:
-        return None
+def _on_split(value: float | None, split: str, numbers: Numbers) -> str:
+    return f"{numbers.value(value)} on {split}" if value is not None else ""
+
+
+def _best(snapshot: Snapshot, numbers: Numbers) -> str | None:
+    arms = snapshot.arms
     if not snapshot.best_number:
-        return "the baseline"
-    return f"{percent(snapshot.best)} #{snapshot.best_number} {snapshot.best_title}".strip()
+        return "the baseline" if arms.baseline is not None else None
+    known = _on_split(arms.best, arms.split, numbers)
+    return f"{known}{', ' if known else ''}#{snapshot.best_number} {snapshot.best_title}".strip()
 
 
-def _leads(snapshot: Snapshot) -> str | None:
+def _leads(snapshot: Snapshot, numbers: Numbers) -> str | None:
     """What the next ideas build on without a verdict."""
     if snapshot.lead_number is None:
         return None
-    name = f"{percent(snapshot.lead)} #{snapshot.lead_number} {snapshot.lead_title}".strip()
+    known = _on_split(snapshot.lead, "search", numbers)
+    name = f"{known}{', ' if known else ''}#{snapshot.lead_number} {snapshot.lead_title}".strip()
     return f"{name}; unconfirmed, the next ideas build on it"
 
 

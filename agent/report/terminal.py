@@ -23,9 +23,9 @@ from rich.text import Text
 
 from agent.report.glyphs import glyphs_for
 from agent.report.live import View, live_lines
+from agent.report.numbers import Numbers
 from agent.report.screen import STYLES, is_screen, text_of
 from agent.report.snapshot import MachineNow, Running, Snapshot
-from agent.report.words import percent, points
 from agent.text import clean, one_line, visible
 
 PANEL_LINES = 12
@@ -179,7 +179,7 @@ class TerminalObserver:
         """Of this moment."""
         board, now = self._board, self.clock()
         since = now - self._board_at
-        told = board.snapshot or Snapshot(now, clean(board.campaign), "running", best=board.best)
+        told = board.snapshot or Snapshot(now, clean(board.campaign), "running", arms=board.arms)
         left = told.left_s if board.snapshot else board.left_s
         running, machine = self._running()
         return replace(
@@ -225,7 +225,7 @@ def rows_table(rows: list[dict[str, str]], *, width: int) -> Table:
         table.add_row(
             row.get("index", ""),
             Text(status, style=STYLES.get(status, "")),
-            percent(_number(row.get("metric_value"))),
+            _value(row),
             _interval(row),
             Text.assemble(clean(row.get("description", "")), (f"\n{clean(row.get('reason', ''))}".rstrip(), "dim")),
         )
@@ -248,7 +248,7 @@ def _in_cells(row: Mapping[str, str]) -> tuple[str, str, str, str, str]:
     index, status, *words = (
         " ".join(visible(row.get(name, "")).split()) for name in ("index", "status", "description", "reason")
     )
-    return index, status, percent(_number(row.get("metric_value"))), _interval(row), " | ".join(filter(None, words))
+    return index, status, _value(row), _interval(row), " | ".join(filter(None, words))
 
 
 def _number(cell: str | None) -> float | None:
@@ -259,9 +259,14 @@ def _number(cell: str | None) -> float | None:
         return None
 
 
+def _value(row: Mapping[str, str]) -> str:
+    return Numbers(row.get("metric_name", "")).value(_number(row.get("metric_value")))
+
+
 def _interval(row: Mapping[str, str]) -> str:
     known = [value for key in ("delta", "ci_low", "ci_high") if (value := _number(row.get(key))) is not None]
     if len(known) < 3:
         return ""
-    delta, low, high = (points(value).removesuffix("pp") for value in known)
+    numbers = Numbers(row.get("metric_name", ""))
+    delta, low, high = (numbers.difference(value).removesuffix("pp") for value in known)
     return f"{delta} [{low},{high}]"

@@ -23,6 +23,7 @@ from agent.ledger.state import CampaignState, fold
 from agent.report import look
 from agent.report.night import Night
 from agent.report.night_markdown import markdown
+from agent.report.numbers import Numbers
 from agent.report.summary import night_from, summary_text
 
 
@@ -72,11 +73,37 @@ def test_no_improvement_says_what_was_ruled_out() -> None:
     assert "clipping" in night.verdict
 
 
+def ruled_out(by_axis: dict[str, float], by_idea: list[float], detectable: float | None = 0.069) -> str:
+    return ruled_out_words(by_axis, by_idea, detectable, measured=10, numbers=Numbers("pass_rate"))
+
+
 def test_a_bound_wider_than_what_would_have_been_found_is_not_said_beside_it() -> None:
     """`ruled out gains above 23.6pp` beside `effects above 6.9pp would have been found` reads as a contradiction."""
-    assert ruled_out_words({"batch": 0.236, "rate": 0.08}, 0.069) == ""
-    assert ruled_out_words({"batch": 0.236, "rate": 0.05}, 0.069) == "ruled out gains above 5.0pp on: rate"
-    assert ruled_out_words({"batch": 0.236}, None) == "ruled out gains above 23.6pp on: batch"
+    assert ruled_out({"batch": 0.236, "rate": 0.08}, [0.236, 0.08]) == ""
+    assert ruled_out({"batch": 0.236, "rate": 0.05}, [0.236, 0.05]) == "ruled out gains above 5.0pp on: rate"
+    assert ruled_out({"batch": 0.236}, [0.236], None) == "ruled out gains above 23.6pp on: batch"
+
+
+def test_where_each_axis_has_an_idea_of_which_little_is_known_the_others_are_counted() -> None:
+    assert ruled_out({"batch": 0.2}, [0.2, 0.01, 0.026, -0.1]) == "ruled out gains above 2.6pp by 3 of 10 ideas"
+
+
+def test_the_bound_holds_for_all_axes_that_are_counted() -> None:
+    axes = {f"axis-{n}": n / 100 for n in range(1, 9)}
+    words = "ruled out gains above 8.0pp on: axis-1, axis-2, axis-3, axis-4, axis-5, axis-6 and 2 more"
+    assert ruled_out(axes, list(axes.values()), 0.1) == words
+
+
+def test_nothing_is_claimed_where_no_idea_was_measured_whole() -> None:
+    none = MadeJournal().started().baseline().finished()
+    assert told(none.state()).verdict.startswith("no confirmed improvement: no idea was judged yet; holdout (n=200)")
+    crashed, unclear = MadeJournal().started().baseline(), MadeJournal().started().baseline()
+    crashed.crash()
+    unclear.idea("tainted")
+    for made in (none, crashed.finished(), unclear.finished()):
+        assert "would probably have been found" not in told(made.state()).verdict
+    unclear.idea("inconclusive")
+    assert "would probably have been found" in told(unclear.finished().state()).verdict
 
 
 def test_an_axis_is_ruled_out_only_where_all_that_was_tried_of_it_is_known() -> None:
@@ -102,7 +129,8 @@ def test_only_crashes() -> None:
     for crash_class in ("oom", "oom", "typo"):
         made.crash(crash_class)
     night = told(made.finished().state())
-    assert night.verdict == "no confirmed improvement: all 3 ideas crashed (oom 2, typo 1)"
+    words = "no confirmed improvement: all 3 ideas crashed (oom 2, typo 1)"
+    assert night.verdict == f"{words}; holdout (n=200): untrained 20.0% -> baseline 50.0%"
     assert [one.crash_class for one in night.crashes] == ["oom", "oom", "typo"]
     assert night.crashes[0].evidence == "out of memory"
     assert night.crashes[0].fixes == ("oom: half the microbatch",)

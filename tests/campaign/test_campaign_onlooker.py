@@ -20,6 +20,7 @@ from agent.ledger.follow import JournalTail
 from agent.ledger.journal import Journal, fold
 from agent.ledger.lock import hold, holder_of
 from agent.ledger.workspace import Workspace
+from agent.report.snapshot import Arms
 from agent.report.status import status_fields, status_lines
 
 register()
@@ -146,7 +147,8 @@ def test_everything_is_in_the_snapshot(workspace: Workspace, night: Journal) -> 
         seen = Onlooker(workspace).look()
     assert (seen.campaign, seen.state, seen.budget_s) == ("night", "running", 600.0)
     assert (seen.used_s, seen.left_s) == (250.0, 350.0)
-    assert (seen.untrained, seen.baseline, seen.best, seen.best_number) == (0.2, 0.4, 0.49, 1)
+    assert (seen.arms, seen.best_number) == (Arms("confirm", best=0.48), 1), "and not the baseline of another split"
+    assert seen.base == 0.4
     assert (seen.sigma_run, seen.detectable, seen.metric) == (0.01, 0.03, "pass_rate")
     assert seen.counts == {"ideas": 2, "keep": 1, "discard": 0, "crash": 0, "open": 1}
     assert [(mark.outcome, mark.value, mark.best) for mark in seen.marks] == [("keep", 0.5, 0.5), ("open", None, None)]
@@ -341,9 +343,48 @@ def test_lookers_do_not_take_each_other_for_a_holder(workspace: Workspace, night
 
 def test_the_best_of_an_idea_that_was_just_kept_is_its_own(workspace: Workspace, night: Journal) -> None:
     night.append("experiment_judged", experiment=2, outcome="keep", reason="gain", row={"metric_value": 0.6})
-    assert (Onlooker(workspace).look().best, Onlooker(workspace).look().best_number) == (0.6, 2)
-    night.append("experiment_recorded", experiment=2, best=0.58)
-    assert Onlooker(workspace).look().best == 0.58
+    seen = Onlooker(workspace).look()
+    assert (seen.arms, seen.best_number) == (Arms("confirm", best=0.6), 2)
+
+
+def test_what_is_finished_has_no_time_left(
+    workspace: Workspace, night: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night.path.with_name(NAME).write_text("250.000\n")
+    night.append("campaign_paused", reason="stopped by Ctrl-C")
+    assert Onlooker(workspace).look().left_s == 350.0, "a resumption has it"
+    night.append("campaign_finished", reason="--max-experiments 9 reached", result={"headline": "a gain"})
+    assert run(["status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["left_s"], told["used_s"], told["budget_s"]) == ("finished", None, 250.0, 600.0)
+    assert run(["watch", "--once"]) == 0
+    said = capsys.readouterr().out
+    assert "time     4m 10s used of 10m 00s\n" in said
+    assert "left" not in said
+    night.append("campaign_resumed", reason="", budget_s=900.0)
+    assert Onlooker(workspace).look().left_s == 650.0
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "start", "left"),
+    [
+        ({}, 1, 0.5 * 11 + 0.5 * 29),
+        ({}, 2, 29.0),  # what the first start has spent is not told
+        ({"budget_before": 0.5}, 2, 29.0),
+        ({"budget_before": 0.4}, 2, 55 / 6 + 29 * 5 / 6),  # a tenth in 11 s, five more to come
+        ({"budget_before": 0.0}, 2, 0.5 * 11 + 0.5 * 29),  # it began anew
+    ],
+)
+def test_the_time_left_of_a_run_that_goes_on_is_by_what_this_start_has_gained(
+    workspace: Workspace, night: Journal, heartbeat: dict[str, float], start: int, left: float
+) -> None:
+    out = write_run(workspace.root, **heartbeat)
+    (out / TELEMETRY).write_text(json.dumps({"n": 40, "t": 11.0, "start": start}) + "\n")
+    with hold(workspace, what="campaign night"):
+        seen = Onlooker(workspace).look().running
+    assert seen is not None
+    assert (seen.share, seen.elapsed_s, seen.predicted_s) == (0.5, 11.0, 40.0)
+    assert seen.left_s == pytest.approx(left)
 
 
 def test_more_time_on_resumption_counts(workspace: Workspace, night: Journal) -> None:
@@ -358,11 +399,15 @@ def test_status_for_programs(workspace: Workspace, night: Journal, capsys: pytes
         told = json.loads(capsys.readouterr().out)
         assert run(["status"]) == 0
         said = capsys.readouterr().out
-    assert (told["format"], told["campaign"], told["state"], told["phase"]) == (1, "night", "running", "train")
-    assert told["metrics"] == {"untrained": 0.2, "baseline": 0.4, "best": 0.49, "lead": None}
-    assert told["incumbent"] == {"number": 1, "title": "batch: idea 1", "metric": 0.49, "commit": f"{1:040d}"}
+    assert (told["format"], told["campaign"], told["state"], told["phase"]) == (2, "night", "running", "train")
+    nothing = dict.fromkeys(("untrained", "baseline", "gain", "gain_low", "gain_high"))
+    assert told["metrics"] == {**nothing, "split": "confirm", "best": 0.48}
+    assert told["incumbent"] == {
+        "number": 1, "title": "batch: idea 1", "metric": 0.48, "split": "confirm", "commit": f"{1:040d}",
+    }  # fmt: skip
     assert told["last"] == {
         "number": 1, "title": "batch: idea 1", "outcome": "keep", "kind": "gain", "reason": "gain +10pp", "metric": 0.5,
+        "split": "search",
     }  # fmt: skip
     assert told["run"]["id"] == RUN
     assert told["run"]["left_s"] == pytest.approx(0.5 * 11 + 0.5 * 29)
@@ -371,7 +416,8 @@ def test_status_for_programs(workspace: Workspace, night: Journal, capsys: pytes
     # the words of earlier versions
     assert told["outcomes"] == {"keep": 1, "discard": 0, "crash": 0}
     assert (told["budget"], told["budget_s"]) == ("0s used of 10m 00s", 600.0)
-    assert told["best"] == "49.0% #1 batch: idea 1"
+    assert (told["untrained"], told["baseline"], told["gain"]) == (None, None, None)
+    assert told["best"] == "48.0% on confirm, #1 batch: idea 1"
     assert told["noise"] == "1.0pp between seeds, gains from about 3.0pp can be confirmed"
     assert told["now"] == f"run {RUN} of #2 batch: idea 2, train 50% (half way)"
     assert said.startswith("campaign night: running\n  recipe    recipes/main.yaml\n")
@@ -422,3 +468,14 @@ def test_every_event_has_words_or_none(night: Journal) -> None:
     assert said[0] == "campaign night: recipes/main.yaml, 10m 00s"
     assert f"run {RUN}: #2 batch: idea 2, seed 1" in said
     assert all("\n" not in told for told in said)
+    assert "on search: untrained 20.0% -> baseline 40.0%" in said
+    assert "  baseline-s1 measured search 40.0% after 35s" in said
+
+
+def test_a_reward_is_no_percentage_in_the_news(workspace: Workspace) -> None:
+    journal = Journal(workspace.journal_path("night"))
+    journal.append("calibrated", values={"metric": "mean_reward", "untrained": 1.0, "baseline": 1.25})
+    summary = {"metric": "mean_reward", "metrics": {"search": 1.3}}
+    journal.append("run_finished", run="001-search-s1", ended_by="itself", elapsed_s=35.0, summary=summary)
+    said = [news(event, journal.state()) for event in journal.events()]
+    assert said == ["on search: untrained 1.000 -> baseline 1.250", "  001-search-s1 measured search 1.300 after 35s"]

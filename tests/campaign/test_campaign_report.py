@@ -19,6 +19,7 @@ from agent.campaign.night_runs import MOST_CYCLES, RunFolders
 from agent.campaign.report import MARKDOWN, PAGE, SUMMARY, Charts, Reporter
 from agent.cli.main import register, run
 from agent.errors import Unavailable
+from agent.ledger.journal import Journal
 from agent.report.night import Night as Told
 from agent.report.summary import read_summary
 
@@ -65,6 +66,9 @@ def test_a_campaign_leaves_its_report(reported: Night) -> None:
     night = summary(reported)
     assert night.state == "finished"
     assert night.verdict.startswith("1 confirmed gain, +")
+    assert night.verdict == Journal(reported.workspace.journal_path("night")).state().result["headline"], (
+        "and so the last words of `run`, `status`, messages"
+    )
     assert [step.outcome for step in night.steps] == ["keep", "keep", "discard", "crash"]
     assert [one.number for one in night.crashes] == [3]
     assert (folder / MARKDOWN).read_text().startswith(f"# night\n\n**{night.verdict}")
@@ -78,7 +82,39 @@ def test_a_campaign_leaves_its_report(reported: Night) -> None:
 
 
 def test_what_it_would_try_next_is_the_loops_own_ranking(reported: Night) -> None:
-    assert [one.subject for one in summary(reported).next] == ["learning-rate: no dedup, True -> False"]
+    (one,) = summary(reported).next
+    assert one.subject == "learning-rate: no dedup, True -> False"
+    assert one.seconds is not None
+    assert 0 < one.seconds < 60, "as its runs took"
+
+
+def test_what_comes_next_is_a_change_of_what_was_kept_last(tmp_path: Path, report: Reports) -> None:
+    night = new_night(tmp_path)
+    night.playbook(BETTER_RATE, hypothesis("triple", 0.3, scale={"learner.learning_rate": 3.0}))
+    bench = night.bench(night.open(max_experiments=1))
+    reporter = reporter_of(night, bench)
+    run_campaign(bench)
+    reporter.close()
+    before = summary(night)
+    assert [(step.number, step.outcome) for step in before.steps] == [(0, "keep"), (1, "keep")]
+    assert [one.subject for one in before.next] == ["learning-rate: triple, 0.002 -> 0.006"]
+    assert before.next_note.startswith("1 hypothesis can be tried, 1 is skipped")
+    assert report(night.root)[0] == 0
+    after = summary(night)
+    assert (after.next, after.next_note, after.next_after) == (before.next, before.next_note, 2)
+
+
+def test_why_nothing_comes_next_is_still_known_in_the_morning(tmp_path: Path, report: Reports) -> None:
+    night = new_night(tmp_path)
+    night.playbook(NOTHING)
+    bench = night.bench(night.open())
+    reporter = reporter_of(night, bench)
+    run_campaign(bench)
+    reporter.close()
+    assert report(night.root)[0] == 0
+    told = summary(night)
+    assert told.next == ()
+    assert told.next_note.startswith("no idea is left")
 
 
 def test_curves_are_of_the_runs_that_matter_first(reported: Night) -> None:

@@ -101,3 +101,13 @@ def test_a_terminal_that_can_do_nothing_gets_lines(workspace: Workspace) -> None
         assert "\x1b" not in said
         seen.process.send_signal(signal.SIGTERM)
         assert seen.process.wait(timeout=20) == 128 + signal.SIGTERM
+
+
+def test_once_prints_lines_that_fit_the_terminal(workspace: Workspace) -> None:
+    Journal(workspace.journal_path("night")).append(
+        "campaign_started", campaign="night", recipe_path="r", recipe="", base_commit="b", budget_s=60.0
+    )
+    with watching(workspace.root, "--once") as seen:
+        lines = seen.read_until("ideas +none yet").splitlines()
+    assert lines[0].startswith("night killed")
+    assert max(map(len, lines)) == 80, "and its clock is at the right edge"

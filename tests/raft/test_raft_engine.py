@@ -262,6 +262,30 @@ def test_stopped_in_the_middle_of_a_change_it_goes_back_to_what_was_saved(make: 
     assert again.spending.cycles == 1
     assert [json.loads(line)["cycle"] for line in lines(again)] == [0, 1, 0, 1]
     assert again.pulse.budget_spent == pytest.approx(1 / 5)
+    assert again.pulse.budget_before == pytest.approx(1 / 5)
+
+
+def test_a_heartbeat_tells_what_this_start_has_spent_and_what_was_spent_before(make: Any, tmp_path: Path) -> None:
+    """`budget_spent` is of all starts, and the time of a run of its last one."""
+
+    def beats(training: Training) -> dict[float | None, float | None]:
+        seen: dict[float | None, float | None] = {}
+        beat = training.pulse.beat
+
+        def look(phase: str, **more: Any) -> None:
+            beat(phase, **more)
+            told = json.loads((tmp_path / "heartbeat").read_text())
+            seen[told["budget_spent"]] = told["budget_before"]
+
+        training.pulse.beat = look
+        training.run()
+        return seen
+
+    first = make({"budget": {"cycles": 5}}, pulse=Pulse(tmp_path, interval=0.0))
+    ended_in(first, "generate", 3)
+    again = make({"budget": {"cycles": 5}}, pulse=Pulse(tmp_path, interval=0.0))
+    assert json.loads((tmp_path / "heartbeat").read_text())["budget_before"] == 0.0
+    assert beats(again) == dict.fromkeys((0.4, 0.6, 0.8), 0.4)
 
 
 def test_stopped_before_anything_was_saved_it_begins_with_no_rows_and_its_samples(make: Any) -> None:

@@ -150,7 +150,9 @@ def test_everything_that_the_contract_names_is_there(finished_run: Path) -> None
     assert plan.parameters == plan.trainable_parameters == 88_448
     assert plan.rows["search"] == 8
     assert not (finished_run / "state").exists()
-    assert json.loads((finished_run / "heartbeat").read_text())["phase"] in ("evaluate", "save")
+    beat = json.loads((finished_run / "heartbeat").read_text())
+    assert beat["phase"] in ("evaluate", "save")
+    assert (beat["budget_spent"], beat["budget_before"]) == (1.0, 0.0)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -65,3 +66,38 @@ def test_the_prompts_that_differ_most() -> None:
     shown = lines(prompts_table(found, most=3), 80)
     assert len(shown) == 4
     assert shown[1].split() == ["confirm-0", "0", "of", "4", "4", "of", "4", "+1.00"]
+
+
+def test_a_reward_is_no_percentage() -> None:
+    paired = Paired("confirm", "incumbent", 200, 70, 20, 110, 2, 2, 1.3, 1.25, 0.05, 0.01, 0.09, 0.02, 0.02, 0.015,
+                    0.012, 9.0, 0.01, 3)  # fmt: skip
+    run = RunLine("001-search-s1000", "search", 1000, {"search": 1.3}, 20, 500, 1000.0, 1.5, 60.0, "done")
+    story = dataclasses.replace(
+        STORY,
+        metric="mean_reward",
+        title="",
+        reason="",
+        rule="",
+        why=(),
+        runs=(run,),
+        paired=(paired,),
+        looks=(),
+        guards=(),
+        flags=(),
+        watches=(),
+        fixes=(),
+        crash=(),
+    )
+    shown = "\n".join(" ".join(line.split()) for line in lines(screen(story, width=80), 80))
+    for row in (
+        "search 1000 1.300",
+        "candidate, incumbent 1.300, 1.250",
+        "difference +0.050",
+        "95% interval [+0.010, +0.090]",
+        "error 0.020, 9.0 df",
+        "from prompts, runs 0.015, 0.012",
+        "run noise sigma 0.010, 3 df",
+    ):
+        assert row in shown, row
+    assert "%" not in shown.replace("95% interval", "")
+    assert "pp" not in shown

@@ -16,7 +16,7 @@ from agent.report.story import PromptLine
 from agent.report.terminal import PlainConsole, TerminalObserver, console_for, rows_table
 
 HOSTILE = "\x1b]52;c;cHdu\x07\x1b[2J[red]x[/red] [link=http://evil]y[/link] :skull: \u202ez\x9b31m\x07"
-BOARD = Board(campaign="c", left_s=60.0, consumed_s=1.0, ideas=1, kept=0, metric="pass_rate", best=0.5)
+BOARD = Board(campaign="c", left_s=60.0, consumed_s=1.0, ideas=1, kept=0, metric="pass_rate")
 MARKS = ("[red]", "[link=http://evil]", ":skull:", "\\u202e")
 
 

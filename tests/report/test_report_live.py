@@ -13,8 +13,10 @@ from rich.console import Console
 
 from agent.report.glyphs import ASCII, UNICODE, Glyphs, bar, cut, flow, glyphs_for, sparkline, width_of, wrap
 from agent.report.live import View, live_lines
+from agent.report.night import Estimate
+from agent.report.numbers import Numbers
 from agent.report.screen import ENTER, LEAVE, Screen, plain
-from agent.report.snapshot import CardNow, MachineNow, Mark, Running, Snapshot, waiting
+from agent.report.snapshot import Arms, CardNow, MachineNow, Mark, Running, Snapshot, waiting
 from agent.report.stairs import stairs
 from agent.report.terminal import PlainConsole
 
@@ -29,12 +31,16 @@ RUNNING = Running(
 )  # fmt: skip
 SNAPSHOT = Snapshot(
     at=1_800_000_000.0, campaign="2026-01-02-main", state="running", budget_s=240.0, used_s=130.0, left_s=110.0,
-    untrained=0.2, baseline=0.4, best=0.46, best_number=2, best_title="batch: idea 2", lead=0.47, lead_number=4,
+    arms=Arms("confirm", None, 0.4, 0.46, Estimate(0.06, 0.01, 0.11)), best_number=2, best_title="batch: idea 2",
+    lead=0.47, lead_number=4, base=0.4,
     sigma_run=0.012, detectable=0.028, counts={"ideas": 5, "keep": 1, "discard": 2, "crash": 1, "open": 1},
     marks=MARKS, judged=(1, 2, 3, 4), running=RUNNING,
     machine=MachineNow(21.2, 24.0, 2.1, 1.9, 2, (CardNow("card1", 98.0, 12.0, 16.0, 85.0, 61.0),), 55.0),
     idea_s=12.0, reserve_s=42.0, stops=("after 20 ideas",),
 )  # fmt: skip
+
+
+RATES = Numbers("pass_rate")
 
 
 def shown(snapshot: Snapshot, width: int, height: int, glyphs: Glyphs = UNICODE, *, outcomes: bool = True) -> list[str]:
@@ -47,7 +53,9 @@ def test_all_of_it_at_the_usual_size() -> None:
     assert lines[0].startswith("2026-01-02-main running")
     for piece in (
         "1m 50s left │ 2m 10s used of 4m 00s",
-        "untrained 20.0% → baseline 40.0% → best 46.0% (#2) #4 leads with 47.0%, unconfirmed",
+        "on confirm: baseline 40.0% → best 46.0% (#2) │ +6.0pp [+1.0, +11.0]",
+        "#4 leads with 47.0% on search, unconfirmed",
+        "search     46.0%│",
         "1.2pp between seeds │ gains from about 2.8pp can be confirmed",
         "#5 batch: idea 5, seed 5000",
         "train 25% │ about 30s left │ 10s of about 40s │ cycle 3",
@@ -64,7 +72,7 @@ def test_all_of_it_at_the_usual_size() -> None:
 
 def test_what_matters_most_is_left_in_five_lines_of_twenty_columns() -> None:
     lines = shown(SNAPSHOT, 20, 5)
-    assert lines == ["2026-01-02-… running", "1m 50s left", "best 46.0% (#2)", "#5 batch: idea 5,", "train 25%"]
+    assert lines == ["2026-01-02-… running", "1m 50s left", "best 46.0% confirm …", "#5 batch: idea 5,", "train 25%"]
     assert shown(SNAPSHOT, 20, 1) == ["2026-01-02-… running"]
 
 
@@ -74,6 +82,8 @@ marks = st.builds(
     Mark, st.integers(1, 400), texts, st.sampled_from(["keep", "discard", "crash", "open"]),
     st.sampled_from(["", "lead", "gain"]), texts, numbers, numbers,
 )  # fmt: skip
+estimates = st.builds(Estimate, st.floats(-1.0, 1.0), numbers, numbers)
+arms = st.builds(Arms, st.sampled_from(["search", "holdout"]), numbers, numbers, numbers, st.none() | estimates)
 runs = st.builds(
     Running,
     texts,
@@ -99,8 +109,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         campaign=draw(texts),
         marks=ideas,
         judged=tuple(mark.number for mark in ideas if mark.outcome != "open"),
-        baseline=draw(numbers),
-        best=draw(numbers),
+        arms=draw(arms),
+        base=draw(numbers),
         running=draw(st.none() | runs),
         minimize=draw(st.booleans()),
         state=draw(st.sampled_from(["running", "killed", "finished", "paused"])),
@@ -129,7 +139,7 @@ def test_in_ascii_there_is_nothing_else_and_outcomes_differ_without_colour() -> 
 
 
 def test_the_staircase_shows_every_idea_where_it_measured_and_the_best_line() -> None:
-    lines = [plain(line) for line in stairs(MARKS, 0.4, 30, 6, UNICODE)]
+    lines = [plain(line) for line in stairs(MARKS, 0.4, 30, 6, UNICODE, numbers=RATES)]
     assert lines == [
         "  46.0%│       ●━━━━━━━◆━━━━",  # 47% and 46% are less than a row apart
         "       │       ┃",
@@ -138,21 +148,21 @@ def test_the_staircase_shows_every_idea_where_it_measured_and_the_best_line() ->
         "  38.0%│   ·",
         "   none│           ×       ○",
     ]
-    upside_down = [plain(line) for line in stairs(MARKS, 0.4, 30, 6, UNICODE, minimize=True)]
+    upside_down = [plain(line) for line in stairs(MARKS, 0.4, 30, 6, UNICODE, numbers=RATES, minimize=True)]
     assert "·" in upside_down[0]
-    assert [plain(line) for line in stairs(MARKS, 0.4, 30, 3, ASCII)] == [".KxLo"]
+    assert [plain(line) for line in stairs(MARKS, 0.4, 30, 3, ASCII, numbers=RATES)] == [".KxLo"]
 
 
 def test_more_ideas_than_columns_share_them_and_a_kept_one_is_never_hidden() -> None:
     many = [Mark(n, "", "keep" if n == 77 else "discard", "", "", 0.4 + n / 1000, 0.4) for n in range(1, 201)]
-    text = "\n".join(plain(line) for line in stairs(many, 0.4, 40, 8, UNICODE))
+    text = "\n".join(plain(line) for line in stairs(many, 0.4, 40, 8, UNICODE, numbers=RATES))
     assert text.count("●") == 1
     assert max(map(len, text.splitlines())) <= 40
 
 
 def test_one_ruined_training_does_not_flatten_the_others() -> None:
     ruined = (*MARKS, Mark(6, "", "discard", "", "", 0.0, 0.46))
-    lines = [plain(line) for line in stairs(ruined, 0.4, 60, 9, UNICODE)]
+    lines = [plain(line) for line in stairs(ruined, 0.4, 60, 9, UNICODE, numbers=RATES)]
     assert lines[1].count("◆") + lines[0].count("◆") == 1
     assert sum("━" in line for line in lines) >= 2
 
@@ -176,6 +186,68 @@ def test_pieces() -> None:
 )
 def test_the_time_left_is_predicted_and_corrected_by_the_pace(elapsed: float, share: float | None, left: float) -> None:
     assert replace(RUNNING, elapsed_s=elapsed, share=share).left_s == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "share", "before", "left"),
+    [
+        (10.0, 0.8, 0.8, 30.0),  # nothing gained yet: as predicted, not 2.5 s by the share of the first start
+        (10.0, 0.85, 0.8, 0.25 * 30.0 + 0.75 * 30.0),
+        (12.0, 0.9, 0.8, 0.5 * 12.0 + 0.5 * 28.0),
+        (12.0, 0.9, None, 28.0),  # a trainer that does not tell, in a later start
+        (12.0, 1.0, 1.0, 28.0),
+        (12.0, 0.2, 0.8, 28.0),
+    ],
+)
+def test_the_pace_of_a_run_that_goes_on_is_of_what_this_start_has_gained(
+    elapsed: float, share: float, before: float | None, left: float
+) -> None:
+    run = replace(RUNNING, elapsed_s=elapsed, share=share, share_before=before)
+    assert run.left_s == pytest.approx(left)
+
+
+def test_what_is_finished_has_no_time_left_and_no_bar() -> None:
+    done = replace(SNAPSHOT, state="finished", running=None, left_s=None)
+    line = next(line for line in shown(done, 80, 24) if line.startswith("time"))
+    assert line == "time     2m 10s used of 4m 00s"
+    assert "left" not in "\n".join(shown(done, 80, 24))
+    assert shown(done, 14, 2)[1] == "2m 10s used o…"
+
+
+def test_numbers_of_a_holdout_are_not_said_twice() -> None:
+    done = replace(SNAPSHOT, state="finished", running=None, headline="holdout: 40.0% -> 46.0%", lead_number=None)
+    seen = replace(done, arms=replace(SNAPSHOT.arms, split="holdout"))
+    assert "verdict  holdout: 40.0% -> 46.0%" in shown(seen, 80, 24)
+    assert not any("on holdout" in line for line in shown(seen, 80, 24))
+    assert any("on confirm: baseline 40.0%" in line for line in shown(done, 80, 24)), "the holdout was not evaluated"
+    assert any("on holdout: baseline 40.0%" in line for line in shown(replace(seen, headline=""), 80, 24))
+
+
+def test_one_arm_a_line_where_the_path_does_not_fit() -> None:
+    whole = replace(SNAPSHOT, arms=replace(SNAPSHOT.arms, split="holdout", untrained=0.2))
+    lines = shown(whole, 50, 40)
+    at = lines.index("best 46.0% holdout (#2)")
+    assert lines[at : at + 4] == [
+        "best 46.0% holdout (#2)", "+6.0pp [+1.0, +11.0]", "baseline 40.0% holdout", "untrained 20.0% holdout",
+    ]  # fmt: skip
+    assert "on confirm: baseline 40.0% → best 46.0% (#2)" in shown(SNAPSHOT, 50, 40)
+
+
+def test_a_reward_is_no_percentage() -> None:
+    arms = Arms("confirm", None, 1.25, 1.3, Estimate(0.05, 0.01, 0.09))
+    marks = tuple(replace(mark, value=mark.value and mark.value + 1, best=(mark.best or 0) + 1) for mark in MARKS)
+    run = replace(RUNNING, metric=1.44)
+    rewarded = replace(SNAPSHOT, metric="mean_reward", arms=arms, lead=1.47, marks=marks, base=1.4, running=run)
+    text = "\n".join(shown(rewarded, 80, 40))
+    for piece in (
+        "on confirm: baseline 1.250 → best 1.300 (#2) │ +0.050 [+0.010, +0.090]",
+        "#4 leads with 1.470 on search, unconfirmed",
+        "0.012 between seeds │ gains from about 0.028 can be confirmed",
+        "select   1.440 ▁▄█ │ samples passed 31.0%",
+        "search     1.4",
+    ):
+        assert piece in text, piece
+    assert re.findall(r"\d+\.?\d*(?:%|pp)", text) == ["25%", "31.0%", "98%"], "of the budget, of samples, of a card"
 
 
 def test_a_campaign_that_stands_still_says_why_and_how_it_goes_on() -> None:

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from agent.campaign.observer import Activity, Board, Pulse
-from agent.report.snapshot import MachineNow, Running, Snapshot
-from agent.report.terminal import Panel, PlainConsole, TerminalObserver, console_for, rows_table
+from agent.report.snapshot import Arms, MachineNow, Running, Snapshot
+from agent.report.terminal import Panel, PlainConsole, TerminalObserver, console_for, rows_lines, rows_table
 from agent.report.words import duration, percent, points
 
-BOARD = Board(campaign="2026-01-02-main", left_s=7200.0, consumed_s=60.0, ideas=3, kept=1, metric="pass_rate", best=0.5)
+BOARD = Board(campaign="2026-01-02-main", left_s=7200.0, consumed_s=60.0, ideas=3, kept=1, metric="pass_rate")
 ROW = {"index": "4", "status": "keep", "metric_value": "0.5", "delta": "0.1", "ci_low": "-0.0", "ci_high": "0.2"}
 
 
@@ -26,7 +26,7 @@ class Clock:
         return self.now
 
 
-SNAPSHOT = Snapshot(1_000_000.0, "2026-01-02-main", "running", best=0.5, baseline=0.5, left_s=7200.0, used_s=60.0)
+SNAPSHOT = Snapshot(1_000_000.0, "2026-01-02-main", "running", arms=Arms(baseline=0.5), left_s=7200.0, used_s=60.0)
 
 
 def text_of(renderable: object, *, width: int = 80) -> list[str]:
@@ -53,7 +53,7 @@ def test_the_panel_says_what_runs_how_far_time_left_and_the_best_so_far() -> Non
     text = "\n".join(lines)
     assert lines[0].startswith("2026-01-02-main running")
     assert "1h 58m left" in text
-    assert "baseline 50.0%" in text
+    assert "on search: baseline 50.0%" in text
     assert "now      #4 learning-rate: learning rate, 2e-05 -> 4e-05, seed 4000" in text
     assert "train 50%" in text
     assert "select   62.5%" in text
@@ -129,6 +129,14 @@ def test_the_table_leaves_unknown_cells_empty_and_fits_80_columns() -> None:
     assert lines[0].split() == ["#", "status", "metric", "delta", "[95%]", "description"]
     assert lines[1].startswith("4  keep     50.0%  +10.0 [+0.0,+20.0]  learning-rate:")
     assert next(line for line in lines if line.startswith("5")).split()[:3] == ["5", "crash", "batch:"]
+
+
+def test_a_reward_in_the_table_is_no_percentage() -> None:
+    row = {**ROW, "metric_name": "mean_reward", "metric_value": "1.3"}
+    cells = ["4", "keep", "1.300", "+0.100", "[+0.000,+0.200]"]
+    assert text_of(rows_table([row], width=80))[1].split() == cells
+    assert list(rows_lines([row]))[1].split() == cells
+    assert list(rows_lines([ROW]))[1].split() == ["4", "keep", "50.0%", "+10.0", "[+0.0,+20.0]"]
 
 
 @pytest.mark.parametrize(
