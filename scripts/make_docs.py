@@ -1,4 +1,5 @@
-"""Write the parts of docs/ that are read off the program: keys of a recipe, commands, fields of a hypothesis, facts.
+"""Write the parts of docs/ that are read off the program: keys of a recipe, commands, fields of a hypothesis and of a
+report's summary, facts.
 
 python scripts/make_docs.py            # writes them
 python scripts/make_docs.py --check    # says which are not as they should be, and exits with 1
@@ -6,11 +7,15 @@ python scripts/make_docs.py --check    # says which are not as they should be, a
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
 import json
 import sys
 import textwrap
+import types
 import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from agent.recipe.files import recipe_from
 from agent.recipe.keys import Key, describe_keys
 from agent.recipe.reading import read_yaml
 from agent.recipe.schema import Recipe, section_of
+from agent.report.night import Night
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python scripts/make_docs.py"
@@ -77,12 +83,13 @@ budget:
 
 def pages() -> dict[Path, str]:
     """Every page that is written, whole, with the parts of others that are."""
-    rates, playbook = ROOT / "docs/learning-rate.md", ROOT / "docs/playbook.md"
+    rates, playbook, report = (ROOT / f"docs/{name}.md" for name in ("learning-rate", "playbook", "report"))
     return {
         ROOT / "docs/recipe.md": recipe_page(),
         ROOT / "docs/commands.md": commands_page(),
         rates: with_block(rates, "known-against-testing", known_table()),
         playbook: with_block(playbook, "hypothesis-fields", hypothesis_fields()),
+        report: with_block(report, "summary-fields", summary_fields()),
     }
 
 
@@ -269,6 +276,92 @@ def hypothesis_fields() -> str:
 
 def shown_default(value: Any) -> str:
     return "{}" if isinstance(value, BaseModel) else json.dumps(value)
+
+
+# --- docs/report.md ------------------------------------------------------------------------------------------
+
+TYPES = {
+    str: ("text", "texts"),
+    bool: ("true or false", "true or false"),
+    int: ("whole number", "whole numbers"),
+    float: ("number", "numbers"),
+    typing.Any: ("anything", "anything"),
+}
+"""One of it, and several."""
+
+
+def summary_fields() -> str:
+    """Every field of `summary.json`: of the whole, then of each kind of object in it, as they first occur."""
+    parts = []
+    for kind in objects_in(Night):
+        hints, words = typing.get_type_hints(kind), field_words(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        if kind is Night:
+            names = ["format", *(name for name in names if name != "format")]
+        rows = [f"| `{name}` | {shape(hints[name])} | {cell(words[name])} |" for name in names]
+        title = "The whole" if kind is Night else kind.__name__
+        parts += [f"### {title}", prose(as_json_has_it(kind.__doc__ or ""))]
+        parts.append("\n".join(["| field | type | is |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def objects_in(kind: type, known: dict[type, None] | None = None) -> list[type]:
+    """The dataclass and those that its fields hold, however deep."""
+    known = {} if known is None else known
+    known.setdefault(kind)
+    inner = [one for hint in typing.get_type_hints(kind).values() for one in dataclasses_in(hint)]
+    for one in inner:
+        if one not in known:
+            objects_in(one, known)
+    return list(known)
+
+
+def dataclasses_in(hint: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield typing.cast(type, hint)
+    for inner in typing.get_args(hint):
+        yield from dataclasses_in(inner)
+
+
+def shape(hint: Any, *, several: bool = False) -> str:
+    """A type as a reader of JSON has it."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in TYPES:
+        return TYPES[hint][several]
+    if dataclasses.is_dataclass(hint):
+        name = typing.cast(type, hint).__name__
+        return f"[{name}](#{name.lower()})"
+    if kind is typing.Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if kind is types.UnionType and type(None) in inner:
+        return " or ".join([*(shape(one, several=several) for one in inner if one is not type(None)), "null"])
+    if kind is Mapping or kind is dict:
+        return f"by name: {shape(inner[1])}"
+    if kind is tuple and Ellipsis not in inner:
+        return f"{'pairs' if several else 'pair'} of {shape(inner[0], several=True)}"
+    if kind in (tuple, list):
+        return f"list of {shape(inner[0], several=True)}"
+    raise SystemExit(f"no words for the type {hint}")
+
+
+def field_words(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    body = typing.cast(ast.ClassDef, tree.body[0]).body
+    found = {}
+    for field, below in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        text = below.value if isinstance(below, ast.Expr) else None
+        if not isinstance(text, ast.Constant):
+            raise SystemExit(f"{kind.__module__}: {kind.__name__}.{field.target.id} says nothing of itself")
+        found[field.target.id] = as_json_has_it(str(text.value))
+    return found
+
+
+def as_json_has_it(text: str) -> str:
+    """On one line."""
+    return " ".join(text.split()).replace("None", "null")
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 import re
 import shlex
@@ -33,6 +35,7 @@ from agent.plan.planner import plan
 from agent.plan.playbook import load_playbook
 from agent.recipe.files import field_at, load_recipe
 from agent.recipe.schema import Recipe, leaf_keys, section_of
+from agent.report import night, story
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -249,6 +252,49 @@ def test_the_journal_page_describes_every_column_event_and_trailer() -> None:
     assert [row for row in rows if row in COLUMNS] == list(COLUMNS), "every column, in order"
     assert not KINDS - set(rows), "every kind of event"
     assert not set(TRAILERS) - set(rows), "every trailer"
+
+
+def test_the_report_page_describes_every_field_of_the_summary() -> None:
+    page = (ROOT / "docs/report.md").read_text("utf-8")
+    sections = dict(re.findall(r"^### (\w[\w ]*)\n(.*?)(?=^### |\Z)", page, re.M | re.S))
+    told = {title: re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", text, re.M) for title, text in sections.items()}
+    kinds = [one for module in (night, story) for one in vars(module).values() if dataclasses.is_dataclass(one)]
+    wanted = {one.__name__: [field.name for field in dataclasses.fields(one)] for one in kinds}  # type: ignore[union-attr]
+    del wanted["PromptLine"]  # for `show --prompts`; no summary has it
+    whole = wanted.pop("Night")
+    wanted["The whole"] = ["format", *(name for name in whole if name != "format")]
+    assert told == wanted
+
+
+@dataclasses.dataclass
+class Unexplained:
+    known: int
+    """Is explained;
+    None of it is lost."""
+    unknown: int
+    other: str = ""
+    """Is explained."""
+
+
+@dataclasses.dataclass
+class Explained:
+    many: tuple[tuple[str, str], ...]
+    """Pairs."""
+    one: float | None = None
+    """Seconds; None where it is not known."""
+
+
+def test_a_field_of_the_summary_that_says_nothing_of_itself_is_no_page() -> None:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts/make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_docs)
+    assert make_docs.field_words(Explained) == {"many": "Pairs.", "one": "Seconds; null where it is not known."}
+    assert make_docs.shape(tuple[tuple[str, str], ...]) == "list of pairs of texts"
+    assert make_docs.shape(float | None) == "number or null"
+    with pytest.raises(SystemExit, match=r"Unexplained\.unknown says nothing of itself"):
+        make_docs.field_words(Unexplained)
 
 
 def test_the_example_of_the_playbook_does_what_the_page_says(tmp_path: Path) -> None:

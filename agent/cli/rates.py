@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.shared import kind_of_path, print_json
-from agent.errors import ResourceError, UsageError
+from agent.errors import AgentError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from agent.plan.advice import Recommendation
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MOST_CYCLES = 1000
 PARTS = {"decay": "--decay", "step_every": "--step-every", "decay_share": "--decay-share", "values": "--values"}
 """What only some kinds of schedule read."""
+PICTURE = "learning-rates.png"
+"""Of `--visualize` in the current folder, where `--png` names no other."""
 
 
 @app.command()
@@ -38,8 +41,8 @@ def lr(
     warmup: float | None = typer.Option(None, help="Share of the budget over which the rate rises from 0."),
     recipe: str | None = typer.Option(None, help="Take rate, schedule, warm-up and cycles from this recipe."),
     compare: bool = typer.Option(False, "--compare", help="The usual schedules side by side, and the one asked for."),
-    visualize: bool = typer.Option(False, "--visualize", help="Draw them as bars."),
-    png: Path | None = typer.Option(None, metavar="FILE", help="Draw them into a picture."),
+    visualize: bool = typer.Option(False, "--visualize", help=f"Draw them: as bars here, and into {PICTURE}."),
+    png: Path | None = typer.Option(None, metavar="FILE", help="Draw them into this picture."),
     recommendations: bool = typer.Option(
         False, "--recommendations", help="What to try when: what is measured, what is a hypothesis, and whose it is."
     ),
@@ -70,14 +73,15 @@ def lr(
     if yaml and not own:
         raise UsageError("--yaml: of which schedule?", hint="raft-agent lr --schedule exponential --decay 0.85 --yaml")
     advice = _recommendations() if recommendations else []
-    if png is not None:
-        _draw(courses, png)
+    picture = _picture(courses, png, visualize=visualize)
     if json_output:
-        print_json(_json(courses, learner, count, own=own, advice=advice, note=note, png=png, yaml=yaml))
+        print_json(_json(courses, learner, count, own=own, advice=advice, note=note, picture=picture, yaml=yaml))
     elif yaml:
         from agent.recipe.rates import yaml_block
 
         print(yaml_block(learner), end="")
+        if picture is not None:
+            print(f"drawn into {picture}", file=sys.stderr)  # what stands above is for a recipe
     else:
         from agent.recipe.rates import in_words
 
@@ -87,7 +91,7 @@ def lr(
             advice,
             title=f"{title}{in_words(learner)}" if own else "",
             note=note,
-            png=png,
+            picture=picture,
             visualize=visualize,
             learner=learner,
         )
@@ -215,7 +219,23 @@ def _recommendations() -> list[Recommendation]:
 # --- what is said --------------------------------------------------------------------------------------------
 
 
-def _draw(courses: list[Course], path: Path) -> None:
+def _picture(courses: list[Course], png: Path | None, *, visualize: bool) -> Path | None:
+    """Where they are drawn into; None where that is not wanted, or the folder will not have it."""
+    if png is not None:
+        _draw(courses, png, name=f"--png {png}")
+        return png
+    if not visualize:
+        return None
+    path = Path(PICTURE)
+    try:
+        _draw(courses, path, name=PICTURE)
+    except AgentError as error:  # the bars are there
+        print(f"warning: no picture: {error.message} (--png FILE writes it elsewhere)", file=sys.stderr)
+        return None
+    return path
+
+
+def _draw(courses: list[Course], path: Path, *, name: str) -> None:
     from agent.files import write_atomic
     from agent.ledger.disk import disk_errors
     from agent.report.rates import plot
@@ -223,9 +243,9 @@ def _draw(courses: list[Course], path: Path) -> None:
 
     kind = kind_of_path(path)
     if kind not in ("", "file"):
-        raise UsageError(f"--png {path} is no file to write: {kind}", hint="name a file, for example rates.png")
+        raise UsageError(f"{name} is no file to write: {kind}", hint="name a file, for example rates.png")
     if not path.parent.is_dir():
-        raise UsageError(f"--png {path}: there is no folder {path.parent}", hint="make it first")
+        raise UsageError(f"{name}: there is no folder {path.parent}", hint="make it first")
     picture = to_png(plot(courses))
     try:
         with disk_errors(path):
@@ -240,7 +260,7 @@ def _print(
     *,
     title: str,
     note: str,
-    png: Path | None,
+    picture: Path | None,
     visualize: bool,
     learner: Learner,
 ) -> None:
@@ -254,8 +274,8 @@ def _print(
         lines += within_cycles(courses[0], width=width) if len(courses) == 1 else side_by_side(courses, width=width)
         if visualize:
             lines += ["", *drawn(courses, width=width)]
-    if png is not None:
-        lines += _wrapped(f"drawn into {png}", width)
+    if picture is not None:
+        lines += _wrapped(f"drawn into {picture}", width)
     if advice:
         lines += [*([""] if lines else []), *_advice_lines(advice, learner, width=width)]
     print("\n".join(lines))
@@ -316,7 +336,7 @@ def _json(
     own: str,
     advice: list[Recommendation],
     note: str,
-    png: Path | None,
+    picture: Path | None,
     yaml: bool,
 ) -> dict[str, Any]:
     import dataclasses
@@ -339,8 +359,8 @@ def _json(
     }
     if note:
         found["note"] = note
-    if png is not None:
-        found["png"] = str(png)
+    if picture is not None:
+        found["png"] = str(picture)
     if yaml and own:
         found["yaml"] = yaml_block(learner)
     if advice:

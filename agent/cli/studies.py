@@ -35,6 +35,7 @@ def study(
     max_runs: int | None = typer.Option(None, min=0, help="Most runs of this call."),
     retry: bool = typer.Option(False, "--retry", help="Try again what failed."),
     table: bool = typer.Option(False, "--table", help="Run nothing; show what is there."),
+    cycles: bool = typer.Option(False, "--cycles", help="Show held-out accuracy after every cycle, too."),
     write: Path | None = typer.Option(None, metavar="FILE.md", help="Put tables and a chart into this Markdown file."),
     low_priority: bool = typer.Option(False, "--low-priority", help="Low CPU and IO priority."),
     allow_untrusted_code: bool = typer.Option(
@@ -78,7 +79,7 @@ def study(
     analysis = analyse(chosen, found)
     if write is not None:
         _write(analysis, write, command=f"raft-agent study {path}")
-    _print(analysis, json_output=json_output)
+    _print(analysis, cycles=cycles, json_output=json_output)
     if stopped is not None and stopped.startswith("stopped by"):
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
 
@@ -196,12 +197,12 @@ def _write(analysis: Analysis, path: Path, *, command: str) -> None:
         print(f"written: {written}", file=sys.stderr)
 
 
-def _print(analysis: Analysis, *, json_output: bool) -> None:
+def _print(analysis: Analysis, *, cycles: bool, json_output: bool) -> None:
     import textwrap
 
     from agent.report.terminal import console_for
     from agent.study.analysis import as_json
-    from agent.study.words import arms_sheet, comparisons_sheet, sentences
+    from agent.study.words import arms_sheet, comparisons_sheet, cycles_sheets, sentences
 
     if json_output:
         print_json(as_json(analysis))
@@ -209,8 +210,16 @@ def _print(analysis: Analysis, *, json_output: bool) -> None:
     console = console_for(sys.stdout)
     width = min(console.width, 100)
     comparisons = comparisons_sheet(analysis)
-    for sheet in (arms_sheet(analysis), *([comparisons] if comparisons else [])):
-        console.print(sheet.table(width=width))
-        console.print()
+    sheets = [("", arms_sheet(analysis)), *([("", comparisons)] if comparisons else [])]
+    if cycles:
+        sheets += [
+            (", ".join(filter(None, ("held-out accuracy", title))), one) for title, one in cycles_sheets(analysis)
+        ]
+    for title, sheet in sheets:
+        if title:
+            print(one_line(title))
+        for part in sheet.parts(width):
+            console.print(part.table(width=width))
+            console.print()
     for sentence in sentences(analysis):
         print(textwrap.fill(sentence, width))

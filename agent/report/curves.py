@@ -8,7 +8,12 @@ from typing import Any
 
 from agent.report.vega import PALETTE
 
-WIDTH, HEIGHT = 360, 230
+WIDE = 750
+"""Pixels of all columns together, without axes: a page shows the picture at its own size."""
+NARROWEST, WIDEST = 220, 520
+HEIGHT = 200
+AXIS = 44
+"""Pixels that the labels of every y axis get, so that the panels of a column stand below each other."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,12 @@ def curves_spec(measures: Sequence[Measure], *, title: str, legend: str) -> dict
     every = [curve for measure in measures for curve in measure.curves]
     columns = list(dict.fromkeys(curve.column for curve in every))
     labels = list(dict.fromkeys(curve.label for curve in every))
+    width = min(WIDEST, max(NARROWEST, WIDE // max(1, len(columns))))
+    last = len(measures) - 1
     rows = [
         {
             "hconcat": [
-                _panel(measure, column, labels, legend, top=not place, left=not left)
+                _panel(measure, column, labels, legend, width=width, top=not place, bottom=place == last, left=not left)
                 for left, column in enumerate(columns)
             ]
         }
@@ -50,26 +57,41 @@ def curves_spec(measures: Sequence[Measure], *, title: str, legend: str) -> dict
     }
 
 
-def _panel(measure: Measure, column: str, labels: list[str], legend: str, *, top: bool, left: bool) -> dict[str, Any]:
+def _panel(
+    measure: Measure,
+    column: str,
+    labels: list[str],
+    legend: str,
+    *,
+    width: int,
+    top: bool,
+    bottom: bool,
+    left: bool,
+) -> dict[str, Any]:
     values = [
         {"cycle": cycle, "mean": mean, "low": low, "high": high, "curve": curve.label}
         for curve in measure.curves
         if curve.column == column
         for cycle, mean, low, high in curve.points
     ]
-    axis = {"format": "~%" if measure.percent else "~g", "title": measure.title if left else None}
+    axis = {
+        "format": "~%" if measure.percent else "~g",
+        "title": measure.title if left else None,
+        "minExtent": AXIS,
+        "tickCount": 5 if top else 3,
+    }
     scale = {"zero": False, "nice": True, "domain": _domain(measure)}
     colour = {
         "field": "curve",
         "type": "nominal",
         "scale": {"domain": labels, "range": [PALETTE[place % len(PALETTE)] for place in range(len(labels))]},
-        "legend": {"title": legend, "orient": "right", "symbolType": "stroke", "symbolOpacity": 1},
+        "legend": {"title": legend, "orient": "top", "symbolType": "stroke", "symbolOpacity": 1},
         "sort": labels,
     }
-    x: dict[str, Any] = {"field": "cycle", "type": "quantitative", "title": "cycle", "scale": {"nice": False}}
-    x["axis"] = {"tickMinStep": 1, "grid": False}
+    x: dict[str, Any] = {"field": "cycle", "type": "quantitative", "scale": {"nice": False}}
+    x |= {"title": "cycle" if bottom else None, "axis": {"tickMinStep": 1, "tickCount": 8, "grid": False}}
     return {
-        "width": WIDTH,
+        "width": width,
         "height": HEIGHT if top else HEIGHT * 2 // 3,
         **({"title": {"text": column, "fontSize": 13}} if top and column else {}),
         "data": {"values": values},

@@ -5,20 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import InvalidFile
 from agent.study.definition import Arm, Study
-from agent.study.falls import Courses, delivered, end_of, first_half, late_falls, own_falls, peak_cycle
+from agent.study.falls import (
+    Courses,
+    delivered,
+    end_of,
+    first_half,
+    late_falls,
+    own_falls,
+    peak_cycle,
+    peaks_at_the_end,
+)
 from agent.study.intervals import LEVEL, Estimate, bootstrap, estimate, holm
 from agent.study.results import Results, RunLine, counts_of
 
 CORRECTED = ("late_fall", "final")
 """Differences whose p-values are corrected together; the others are shown with intervals alone."""
 COURSES = ("entropy", "unique_share", "pass_rate", "loss", "learning_rate")
+RISING = 0.5
+"""Share of an arm's peaks at the end from which on its late fall is not measured."""
+
+Unmeasured = Literal["one seed", "peak at the end", "no spread"]
+"""Why a late fall could not be measured: nothing to compare with; most peaks are in the last cycles, where it is 0
+because nothing comes after; it is the same in all seeds, which tells of no uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class ArmResult:
     """Class of each run that died."""
     measures: Mapping[str, Estimate]
     """late_fall, own_fall, delivered, final, untrained, entropy, unique_share (these at the end), as far as known."""
+    unmeasured: Unmeasured | None
+    """Of the late fall; None where it was measured, or where there is no run."""
     late_p: float | None
     """Of the late fall, corrected for the number of arms."""
     peak: int | None
@@ -57,6 +74,8 @@ class Comparison:
     differences: Mapping[str, Estimate]
     corrected: Mapping[str, float | None]
     """Holm's p-values, over all comparisons of the study, of the measures in CORRECTED."""
+    unmeasured: Mapping[str, Unmeasured]
+    """Of the measures in CORRECTED those whose difference could not be measured, and why."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,7 @@ def analyse(study: Study, results: Results) -> Analysis:
     first = first_half(ids)
     arms = [_arm_result(arm, study, runs[arm.label], results, first) for arm in study.arms]
     corrected = holm([_p(arm.measures.get("late_fall")) for arm in arms])
-    arms = [dataclasses.replace(arm, late_p=p) for arm, p in zip(arms, corrected, strict=True)]
+    arms = [_with_p(arm, p) for arm, p in zip(arms, corrected, strict=True)]
     known = {arm.digest for arm in study.arms}
     return Analysis(
         study=study,
@@ -123,7 +142,7 @@ def _arm_result(
     failed = [results.failed[arm.digest, seed] for seed in study.seeds if (arm.digest, seed) in results.failed]
     classes = tuple(line.crash_class for line in failed)
     if not runs:
-        return ArmResult(arm, (), classes, {}, None, None, {})
+        return ArmResult(arm, (), classes, {}, None, None, None, {})
     courses = Courses.of([counts_of(run, results) for run in runs], samples=runs[0].samples, first=first)
     window = study.end_window
     values: dict[str, NDArray[np.float64] | None] = {
@@ -137,16 +156,32 @@ def _arm_result(
     values |= {name: end_of(lines[name], window) for name in ("entropy", "unique_share")}
     known = {name: found for name, found in values.items() if found is not None and np.isfinite(found).all()}
     seeds = tuple(run.seed for run in runs)
+    measures = {name: estimate(found) for name, found in known.items()}
     return ArmResult(
         arm=arm,
         seeds=seeds,
         failed=classes,
-        measures={name: estimate(found) for name, found in known.items()},
+        measures=measures,
+        unmeasured=_why_unmeasured(measures.get("late_fall"), peaks_at_the_end(courses, window)),
         late_p=None,
         peak=peak_cycle(courses),
         courses={name: _points(found) for name, found in lines.items()},
         by_seed={name: dict(zip(seeds, map(float, found), strict=True)) for name, found in known.items()},
     )
+
+
+def _with_p(arm: ArmResult, p: float | None) -> ArmResult:
+    """A fall beyond noise was measured, wherever some of the peaks are."""
+    found = p is not None and p < LEVEL and arm.measures["late_fall"].mean > 0
+    return dataclasses.replace(arm, late_p=p, unmeasured=None if found else arm.unmeasured)
+
+
+def _why_unmeasured(late_fall: Estimate | None, at_the_end: float | None) -> Unmeasured | None:
+    if late_fall is None or at_the_end is None:
+        return "one seed"
+    if at_the_end >= RISING:
+        return "peak at the end"
+    return "no spread" if late_fall.findable is None else None
 
 
 def _series(runs: Sequence[RunLine], name: str, cycles: int) -> NDArray[np.float64]:
@@ -178,13 +213,34 @@ def _comparisons(arms: Sequence[ArmResult]) -> tuple[Comparison, ...]:
             for name in arm.by_seed
             if name in other.by_seed and name != "untrained"
         }
-        found.append(Comparison(arm.arm.label, other.arm.label, seeds, differences, {}))
+        found.append(Comparison(arm.arm.label, other.arm.label, seeds, differences, {}, {}))
     places = [(place, name) for place, one in enumerate(found) for name in CORRECTED if name in one.differences]
     corrected = holm([found[place].differences[name].p_value for place, name in places])
     by_place: list[dict[str, float | None]] = [{} for _ in found]
     for (place, name), p in zip(places, corrected, strict=True):
         by_place[place][name] = p
-    return tuple(dataclasses.replace(one, corrected=ps) for one, ps in zip(found, by_place, strict=True))
+    return tuple(
+        dataclasses.replace(one, corrected=ps, unmeasured=_unmeasured_in(one, ps, by_label))
+        for one, ps in zip(found, by_place, strict=True)
+    )
+
+
+def _unmeasured_in(
+    one: Comparison, corrected: Mapping[str, float | None], arms: Mapping[str, ArmResult]
+) -> dict[str, Unmeasured]:
+    """A difference from a fall that may be yet to come is none that was measured, unless it is beyond noise already."""
+    told: dict[str, Unmeasured] = {}
+    rising = any(arms[label].unmeasured == "peak at the end" for label in (one.arm, one.against))
+    for name in CORRECTED:
+        found = one.differences.get(name)
+        p = corrected.get(name)
+        if found is None or (p is not None and p < LEVEL):
+            continue
+        if name == "late_fall" and rising:
+            told[name] = "peak at the end"
+        elif found.findable is None:
+            told[name] = "one seed" if found.n < 2 else "no spread"
+    return told
 
 
 def _p(found: Estimate | None) -> float | None:
@@ -216,6 +272,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
                 "failed": list(one.failed),
                 "peak_cycle": one.peak,
                 "late_fall_p_holm": one.late_p,
+                "late_fall_unmeasured": one.unmeasured,
                 "measures": {name: _estimate_json(found) for name, found in one.measures.items()},
                 "courses": {name: [dataclasses.astuple(p) for p in points] for name, points in one.courses.items()},
             }
@@ -227,7 +284,11 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
                 "against": one.against,
                 "seeds": list(one.seeds),
                 "differences": {
-                    name: {**_estimate_json(found), "p_holm": one.corrected.get(name)}
+                    name: {
+                        **_estimate_json(found),
+                        "p_holm": one.corrected.get(name),
+                        "unmeasured": one.unmeasured.get(name),
+                    }
                     for name, found in one.differences.items()
                 },
             }

@@ -163,6 +163,14 @@ class Study:
     def size(self) -> int:
         return len(self.arms) * len(self.seeds)
 
+    def place_of(self, arm: Arm) -> tuple[str, str]:
+        """(the other factors' levels, the compared factor's) in words: `rate 2.0e-5` and `x0.85`. Without a compared
+        factor nothing and the arm's label."""
+        if self.compared is None:
+            return "", arm.label
+        others = [f"{factor} {label}" for factor, label in arm.levels.items() if factor != self.compared]
+        return ", ".join(others), arm.levels[self.compared]
+
     def order(self) -> Iterator[tuple[Arm, int]]:
         """All arms with the first seed, then with the second, ...: cut short, every arm has about as many runs."""
         for seed in self.seeds:

@@ -3,7 +3,8 @@
 The best of many noisy cycles is above the last ones by luck. So the `select` prompts are split in two halves, by a
 hash of their ids: the peak is picked on one, and how far the end lies below it is measured on the other; then the other
 way round, and the mean of both is taken. The end is the mean of the last `end_window` cycles; a peak that is one of
-them is no fall, as the mean of a course that still rises lies below its last cycle. Two falls are told apart:
+them is no fall, as the mean of a course that still rises lies below its last cycle. (Where half of a recipe's peaks
+are, its late fall says nothing: `peaks_at_the_end`.) Two falls are told apart:
 
 own fall    The peak is that of the same run: what keeping the last cycles instead of the best one loses. A policy
             that goes up and down from cycle to cycle has one, however level its course.
@@ -79,11 +80,25 @@ def late_falls(courses: Courses, window: int) -> Floats | None:
     """By seed; None where there is no other seed."""
     if len(courses.first) < 2:
         return None
-    falls = []
-    for pick, measure in courses.directions():
-        others = (pick.sum(axis=0) - pick) / (len(pick) - 1)
-        falls.append(_falls(measure, others.argmax(axis=1), window))
+    both = zip(courses.directions(), _peaks_of_others(courses), strict=True)
+    falls = [_falls(measure, peaks, window) for (_, measure), peaks in both]
     return np.asarray((falls[0] + falls[1]) / 2)
+
+
+def peaks_at_the_end(courses: Courses, window: int) -> float | None:
+    """Share of the peaks of the late falls that lie in the last cycles, where the fall is 0 because nothing comes
+    after; None where there is no other seed."""
+    if len(courses.first) < 2:
+        return None
+    peaks = np.concatenate(_peaks_of_others(courses))
+    return float((peaks >= courses.first.shape[1] - window).mean())
+
+
+def _peaks_of_others(courses: Courses) -> list[NDArray[np.intp]]:
+    """By seed, for either half to pick on: where the mean course of the other seeds is highest."""
+    return [
+        np.asarray(((pick.sum(axis=0) - pick) / (len(pick) - 1)).argmax(axis=1)) for pick, _ in courses.directions()
+    ]
 
 
 def _falls(measure: Floats, peaks: NDArray[np.intp], window: int) -> Floats:

@@ -17,9 +17,14 @@ from agent.report.curves import Curve, Measure, curves_spec
 from agent.report.markdown import code, prose
 from agent.report.vega import to_svg
 from agent.study.analysis import Analysis, ArmResult
-from agent.study.words import arms_sheet, comparisons_sheet, sentences
+from agent.study.definition import Study
+from agent.study.words import arms_sheet, comparisons_sheet, cycles_sheets, sentences
 
-MEASURES = (("accuracy", "held-out accuracy", True), ("entropy", "entropy (nats a token)", False))
+MEASURES = (
+    ("accuracy", "held-out accuracy", True),
+    ("entropy", "entropy (nats a token)", False),
+    ("unique_share", "unique share", True),
+)
 
 
 def write_page(analysis: Analysis, path: Path, *, command: str) -> list[Path]:
@@ -54,6 +59,12 @@ def _block(analysis: Analysis, picture: str, command: str) -> Iterator[str]:
         yield comparisons.markdown() + "\n"
     for sentence in sentences(analysis):
         yield f"- {prose(sentence)}"
+    if analysis.done:
+        yield from ("\n<details>", "<summary>Held-out accuracy by cycle, with 95% intervals</summary>\n")
+        for title, sheet in cycles_sheets(analysis):
+            yield from ([f"**{prose(title)}**\n"] if title else [])
+            yield sheet.markdown() + "\n"
+        yield "</details>"
     yield f"\n{code(command)}, {analysis.done} runs{_machines(analysis)}.\n"
 
 
@@ -66,8 +77,8 @@ def _machines(analysis: Analysis) -> str:
 
 
 def chart(analysis: Analysis) -> dict[str, object]:
-    """Accuracy and entropy by cycle: a panel for each combination of the other factors, a colour for each level of the
-    compared one."""
+    """Accuracy, entropy and unique share by cycle: a panel of each for every combination of the other factors, a colour
+    for each level of the compared one."""
     measures = [Measure(title, _curves(analysis, name), percent) for name, title, percent in MEASURES]
     known = [measure for measure in measures if any(curve.points for curve in measure.curves)]
     study = analysis.study
@@ -78,10 +89,9 @@ def chart(analysis: Analysis) -> dict[str, object]:
 
 
 def _curves(analysis: Analysis, name: str) -> Sequence[Curve]:
-    return [_curve(arm, name, analysis.study.compared) for arm in analysis.arms if arm.seeds]
+    return [_curve(arm, name, analysis.study) for arm in analysis.arms if arm.seeds]
 
 
-def _curve(arm: ArmResult, name: str, compared: str | None) -> Curve:
-    others = [f"{factor} {label}" for factor, label in arm.arm.levels.items() if factor != compared]
-    column, label = (", ".join(others), arm.arm.levels[compared]) if compared else ("", arm.arm.label)
+def _curve(arm: ArmResult, name: str, study: Study) -> Curve:
+    column, label = study.place_of(arm.arm)
     return Curve(column, label, [(point.cycle, point.mean, point.low, point.high) for point in arm.courses[name]])

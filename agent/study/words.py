@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from agent.report.sheets import Sheet
 from agent.report.words import percent
-from agent.study.analysis import Analysis, ArmResult, Comparison
+from agent.study.analysis import Analysis, ArmResult, Comparison, Point, Unmeasured
 from agent.study.intervals import LEVEL, Estimate
 
 FOOT = (
     "fall: points of held-out accuracy between the peak and the mean of the last {window} cycles; the peak is picked "
     "on one half of the prompts, the fall measured on the other, and the reverse. late fall: the peak of the mean "
     "course of the other seeds, so that going up and down is none. own fall: the peak of the same run. best: accuracy "
-    "of the run's best cycle, so measured; at: the peak of the mean course; final: the last {window} cycles. Intervals "
-    "are 95%, Student's t over seeds, for these {prompts} prompts."
+    "of the run's best cycle, so measured; at: the peak of the mean course; final, entropy and unique: the last "
+    "{window} cycles, entropy in nats a token, unique the share of a prompt's samples that differ. peak at the end: "
+    "half of these peaks or more are among the last {window} cycles. no spread: the same in all seeds. Intervals are "
+    "95%, Student's t over seeds, for these {prompts} prompts."
 )
 
 
@@ -27,6 +29,7 @@ def arms_sheet(analysis: Analysis) -> Sheet:
         "at",
         "final [95%]",
         "entropy",
+        "unique",
         "seeds",
         "failed",
     )
@@ -38,18 +41,40 @@ def arms_sheet(analysis: Analysis) -> Sheet:
 
 def _arm_row(arm: ArmResult) -> tuple[str, ...]:
     found = arm.measures
-    entropy = found.get("entropy")
+    entropy, unique = found.get("entropy"), found.get("unique_share")
     return (
         arm.arm.label,
-        _points(found.get("late_fall")),
+        _late_fall(found.get("late_fall"), arm.unmeasured),
         _points(found.get("own_fall")),
         percent(found["delivered"].mean) if "delivered" in found else "",
         "" if arm.peak is None else str(arm.peak),
         _share(found.get("final")),
         "" if entropy is None else f"{entropy.mean:.2f}",
+        "" if unique is None else percent(unique.mean),
         str(len(arm.seeds)),
         str(len(arm.failed)) if arm.failed else "",
     )
+
+
+def cycles_sheets(analysis: Analysis) -> list[tuple[str, Sheet]]:
+    """Held-out accuracy after every cycle, a column an arm; a sheet, with its title, for each combination of the other
+    factors, as in the picture. Arms without a run are left out."""
+    groups: dict[str, list[tuple[str, ArmResult]]] = {}
+    for arm in analysis.arms:
+        if arm.seeds:
+            title, label = analysis.study.place_of(arm.arm)
+            groups.setdefault(title, []).append((label, arm))
+    return [(title, _cycles_sheet(arms)) for title, arms in groups.items()]
+
+
+def _cycles_sheet(arms: Sequence[tuple[str, ArmResult]]) -> Sheet:
+    by_cycle: dict[int, dict[str, str]] = {}
+    for label, arm in arms:
+        for point in arm.courses["accuracy"]:
+            by_cycle.setdefault(point.cycle, {})[label] = _share(point)
+    labels = [label for label, _ in arms]
+    rows = [(str(cycle), *(cells.get(label, "") for label in labels)) for cycle, cells in sorted(by_cycle.items())]
+    return Sheet(("cycle", *labels), tuple(rows))
 
 
 def comparisons_sheet(analysis: Analysis) -> Sheet | None:
@@ -63,11 +88,11 @@ def comparisons_sheet(analysis: Analysis) -> Sheet | None:
 
 
 def _comparison_row(one: Comparison, analysis: Analysis, *, one_other: bool) -> tuple[str, ...]:
-    found = one.differences
+    found, late = one.differences, one.unmeasured.get("late_fall")
     return (
         one.arm if one_other else f"{one.arm} - {_short(one, analysis)}",
-        _points(found.get("late_fall")),
-        _p(one.corrected.get("late_fall")),
+        _late_fall(found.get("late_fall"), late),
+        _p(one.corrected.get("late_fall")) if late is None else "",
         _points(found.get("final")),
         _p(one.corrected.get("final")),
         _points(found.get("delivered")),
@@ -87,7 +112,7 @@ def sentences(analysis: Analysis) -> list[str]:
     said = [_progress(analysis)]
     if not analysis.done:
         return said
-    said += [*_falls(analysis), *_differences(analysis), *_rising(analysis)]
+    said += [*_falls(analysis), *_unmeasured(analysis), *_differences(analysis)]
     if analysis.unknown:
         said.append(f"{analysis.unknown} runs in the file are of recipes that this study does not ask for (any more).")
     machines = {(one.get("machine"), one.get("torch")) for one in analysis.provenance}
@@ -109,51 +134,69 @@ def _progress(analysis: Analysis) -> str:
 
 
 def _falls(analysis: Analysis) -> Iterator[str]:
-    measured = [(arm, arm.measures["late_fall"]) for arm in analysis.arms if "late_fall" in arm.measures]
+    with_runs = [arm for arm in analysis.arms if arm.seeds]
+    measured = [(arm, arm.measures["late_fall"]) for arm in with_runs if arm.unmeasured is None]
     fell = [(arm, found) for arm, found in measured if _is_found(arm.late_p) and found.mean > 0]
     rest = [found for arm, found in measured if not (_is_found(arm.late_p) and found.mean > 0)]
-    if not measured:
+    if all(arm.unmeasured == "one seed" for arm in with_runs):
         yield "No interval yet: a late fall needs two seeds of an arm."
         return
+    partly = len(measured) < len(with_runs)
+    whose = " whose late fall was measured" if partly else ""
     if fell:
         told = "; ".join(f"{arm.arm.label} {_points(found)} points" for arm, found in fell)
-        yield f"A late fall beyond noise (Holm over {len(measured)} arms, p below {LEVEL:g}): {told}."
+        corrected = sum(arm.late_p is not None for arm in analysis.arms)
+        yield f"A late fall beyond noise (Holm over {corrected} arms, p below {LEVEL:g}): {told}."
         if rest:
-            yield f"The other {len(rest)} arms did not fall beyond noise{_power(rest, 'a late fall')}."
+            others = "The other arm" if len(rest) == 1 else f"The other {len(rest)} arms"
+            yield f"{others}{whose} did not fall beyond noise{_power(rest, 'a late fall')}."
+    elif measured:
+        none = f"None of the {len(measured)} arms" if len(measured) > 1 else "The one arm"
+        fell_not = "fell" if len(measured) > 1 else "did not fall"
+        subject = f"{none}{whose} {fell_not}" if partly else "No arm fell"
+        yield f"{subject} beyond noise{_power(rest, 'a late fall')}."
     else:
-        yield f"No arm fell beyond noise{_power(rest, 'a late fall')}."
+        yield "No late fall was measured."
+
+
+def _unmeasured(analysis: Analysis) -> Iterator[str]:
+    """The arms of which the sentences before say nothing, and why."""
+    window = analysis.study.end_window
+    words: dict[Unmeasured, str] = {
+        "peak at the end": f"the peak is in the last {window} cycles, so that a fall may be yet to come",
+        "no spread": "the same in all seeds, so that nothing tells what would have been found",
+        "one seed": "one seed",
+    }
+    by_reason = {why: [arm for arm in analysis.arms if arm.unmeasured == why] for why in words}
+    if len(by_reason["one seed"]) == sum(bool(arm.seeds) for arm in analysis.arms):
+        return
+    for why, arms in by_reason.items():
+        if arms:
+            yield f"Late fall not measured ({words[why]}): {'; '.join(arm.arm.label for arm in arms)}."
 
 
 def _differences(analysis: Analysis) -> Iterator[str]:
     for name, words in (("late_fall", "late fall"), ("final", "final accuracy")):
         known = [(one, one.differences[name]) for one in analysis.comparisons if name in one.differences]
         known = [(one, found) for one, found in known if found.n > 1]
-        if not known:
-            continue
         told = [
             f"{one.arm} against {_short(one, analysis)} {_points(found)} points"
             for one, found in known
             if _is_found(one.corrected.get(name))
         ]
-        rest = [found for one, found in known if not _is_found(one.corrected.get(name))]
+        rest = [found for one, found in known if name not in one.unmeasured and not _is_found(one.corrected.get(name))]
         if told:
             yield f"A difference of {words} beyond noise (Holm over all comparisons): {'; '.join(told)}."
-        else:
-            yield f"No difference of {words} beyond noise{_power(rest, 'a difference')}."
-
-
-def _rising(analysis: Analysis) -> Iterator[str]:
-    last = analysis.study.cycles - analysis.study.end_window
-    rising = [arm.arm.label for arm in analysis.arms if arm.peak is not None and arm.peak > last]
-    if rising:
-        yield (
-            f"Highest in the last {analysis.study.end_window} cycles, so that a fall may be yet to come: "
-            f"{'; '.join(rising)}."
-        )
+        elif rest:
+            where = f" in the {len(rest)} of {len(known)} comparisons that it was measured in"
+            yield (
+                f"No difference of {words} beyond noise{where if len(rest) < len(known) else ''}"
+                f"{_power(rest, 'a difference')}."
+            )
 
 
 def _power(estimates: Sequence[Estimate], what: str) -> str:
-    """What would have been found, uncorrected: the range over the arms."""
+    """What would have been found, uncorrected: the range over what was measured."""
     known = [found.findable for found in estimates if found.findable is not None]
     if not known:
         return ""
@@ -166,12 +209,18 @@ def _is_found(p: float | None) -> bool:
     return p is not None and p < LEVEL
 
 
+def _late_fall(found: Estimate | None, why_not: Unmeasured | None) -> str:
+    return "peak at the end" if why_not == "peak at the end" else _points(found)
+
+
 def _points(found: Estimate | None) -> str:
     """`+1.2 [-0.3,+2.7]` in percentage points."""
     if found is None:
         return ""
-    if found.low is None or found.high is None or found.low == found.high:  # seeds that are alike tell of no spread
+    if found.low is None or found.high is None:
         return _signed(found.mean)
+    if found.low == found.high:
+        return f"{_signed(found.mean)}, no spread"
     return f"{_signed(found.mean)} [{_signed(found.low)},{_signed(found.high)}]"
 
 
@@ -179,7 +228,7 @@ def _signed(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
-def _share(found: Estimate | None) -> str:
+def _share(found: Estimate | Point | None) -> str:
     """`94.4% [88.5,100.0]`: what lies outside of 0 to 100% is cut off Student's interval, where no rate can be."""
     if found is None:
         return ""

@@ -130,9 +130,11 @@ def test_a_recipe_is_shown_with_its_own_schedule_and_cycles(workspace: Workspace
 
 
 @pytest.mark.parametrize("width", [20, 80])
-def test_nothing_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+def test_nothing_is_wider_than_the_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.chdir("/")  # outside of any workspace: the playbook that is shipped
+    monkeypatch.chdir(tmp_path)  # outside of any workspace: the playbook that is shipped
     for rate, arguments in {
         "3.61e-05": ["--compare", "--visualize", "--recommendations"],
         "3.65e-05": ["--decay", "0.9", "--warmup", "0.1"],
@@ -160,14 +162,61 @@ def test_every_recommendation_has_its_kind_and_source(
     assert "measured    It does, by 3 points." in said(capsys, "--recommendations")
 
 
+def is_picture(path: Path) -> bool:
+    data = path.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and width > 1000 and height > 500
+
+
 def test_a_picture_is_drawn(tmp_path: Path, capsys: Said) -> None:
     path = tmp_path / "rates.png"
     assert told(capsys, "--compare", "--png", str(path))["png"] == str(path)
-    data = path.read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", data[16:24])
-    assert width > 1000
-    assert height > 500
+    assert is_picture(path)
+
+
+def test_to_visualize_is_to_draw_here_and_into_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = said(capsys, "--decay", "0.5", "--cycles", "3", "--visualize")
+    assert re.search(r"^ +3 #+ +1.25e-05$", text, re.M), "a bar with its rate"
+    assert "drawn into learning-rates.png" in text
+    assert is_picture(tmp_path / "learning-rates.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["learning-rates.png"]
+
+
+def test_a_picture_that_is_named_is_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told(capsys, "--visualize", "--png", "mine.png")["png"] == "mine.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+    said(capsys, "--compare")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"], "nobody asked to draw"
+
+
+def test_what_is_printed_for_a_recipe_stays_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["lr", "--decay", "0.5", "--yaml", "--visualize"]) == 0
+    printed = capsys.readouterr()
+    assert set(yaml.safe_load(printed.out)) == {"learner"}
+    assert printed.err == "drawn into learning-rates.png\n"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_folder_that_takes_no_picture_is_a_warning(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    if taken:
+        (tmp_path / "learning-rates.png").mkdir()
+    monkeypatch.chdir(tmp_path if taken else "/proc")
+    assert run(["lr", "--visualize"]) == 0
+    printed = capsys.readouterr()
+    assert "3.61e-05" in printed.out
+    assert "drawn into" not in printed.out
+    why = "learning-rates.png is no file to write: folder" if taken else "cannot write: "
+    assert printed.err.startswith(f"warning: no picture: {why}")
+    assert printed.err.endswith(" (--png FILE writes it elsewhere)\n")
+    assert run(["lr", "--visualize", "--json"]) == 0
+    assert "png" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

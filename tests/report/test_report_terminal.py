@@ -154,7 +154,7 @@ def test_rates_and_their_differences() -> None:
 def test_a_reader_that_has_gone_is_no_failure() -> None:
     """`raft-agent show 1 | head`: rich would end the process with 1."""
     program = "from agent.cli.main import main; import sys; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "lr", "--visualize"]
+    command = [sys.executable, "-c", program, "lr", "--compare"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.close()

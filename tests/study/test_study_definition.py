@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from study_made import STUDY, small, workspace_with
 from agent.errors import InvalidFile
 from agent.recipe.files import load_recipe, with_keys
 from agent.study.definition import load_study, training_digest
+from agent.tasks.tasks import load_splits
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", ["learning-rate-tiny", "learning-rate-smollm2"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_study_loads(name: str) -> None:
     study = load_study(ROOT / "studies" / f"{name}.yaml", root=ROOT)
     assert study.description
@@ -22,6 +25,28 @@ def test_a_shipped_study_loads(name: str) -> None:
         assert arm.recipe.budget.cycles == study.cycles
         assert arm.recipe.evaluation.select_every == 1
         assert arm.against is None or arm.against in {other.label for other in study.arms}
+
+
+def test_every_study_is_in_the_package_and_has_its_place_in_the_documentation() -> None:
+    assert len(SHIPPED) == 3
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    page = (ROOT / "docs/learning-rate-study.md").read_text()
+    for name in SHIPPED:
+        assert packaged["force-include"][f"studies/{name}.yaml"] == f"agent/shipped/studies/{name}.yaml"
+        assert page.count(f"<!-- study:{name} begin -->") == page.count(f"<!-- study:{name} end -->") == 1
+
+
+def test_the_narrow_study_has_few_sums_to_train_on_and_measures_as_the_tiny_one() -> None:
+    narrow, tiny = (load_study(ROOT / f"studies/learning-rate-{name}.yaml", root=ROOT) for name in ("narrow", "tiny"))
+    ours, theirs = narrow.arms[0].recipe, tiny.arms[0].recipe
+    trained, asked = ours.task.train_prompts, load_splits(ours.task, ours.evaluation, base=ROOT)
+    assert len(asked.train) == trained == 256
+    assert ours.rollout.prompts_per_cycle == 2 * trained, "every one of them in every cycle"
+    others = load_splits(theirs.task, theirs.evaluation, base=ROOT)
+    assert len(others.train) > theirs.rollout.prompts_per_cycle
+    assert [row.id for row in asked.select] == [row.id for row in others.select]
+    assert ours.evaluation == theirs.evaluation
+    assert [arm.levels["schedule"] for arm in narrow.arms] == [arm.levels["schedule"] for arm in tiny.arms]
 
 
 def test_arms_are_all_combinations_and_seeds_come_round_by_round(tmp_path: Path) -> None:
