@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent.campaign.comparison import RunNoise
 from agent.campaign.decided import comparison_from
+from agent.campaign.more import hint_for
 from agent.campaign.near_misses import near_misses_of
 from agent.campaign.night_arms import Yardstick, arms_of, gains_of
 from agent.campaign.night_cards import cards_of
@@ -56,7 +57,7 @@ def night_of(
     by = Yardstick(measuring.metric, measuring.minimize, measuring.prompts, last_noise(state))
     steps = steps_of(state, minimize=measuring.minimize)
     near = near_misses_of(state)
-    following, note, ranked_after = _next(state, ranking, standing)
+    following, note, ranked_after = _next(state, name, ranking, standing)
     samples, samples_words = samples_of(state, folders, winner=winner) if folders else ((), "")
     curves, left_out = curves_of(state, folders, winner=winner, near=near, most=curve_bytes) if folders else ((), 0)
     started = state.started
@@ -165,7 +166,9 @@ def _shared(event: SharedLayerChanged) -> str:
     return f"{', '.join(moves)} ({event.why})" if moves else event.why
 
 
-def _next(state: CampaignState, ranked: Ranked | None, standing: Standing) -> tuple[tuple[Next, ...], str, int | None]:
+def _next(
+    state: CampaignState, name: str, ranked: Ranked | None, standing: Standing
+) -> tuple[tuple[Next, ...], str, int | None]:
     """What was ranked since the last verdict, less what runs now; a note; and how many verdicts there were."""
     if ranked is None or ranked.judged != len(state.judged_order):
         return (), "it ranks anew with its next idea" if standing == "running" else NOT_RANKED, None
@@ -181,7 +184,7 @@ def _next(state: CampaignState, ranked: Ranked | None, standing: Standing) -> tu
         )
         for one in waiting
     )
-    more = "; raft-agent resume --budget 1h gives it more time" if standing == "finished" and told else ""
+    more = f"; {hint_for(state, name)}" if standing == "finished" and told else ""
     return told, f"{ranking.note}{more}", ranked.judged
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.decided import comparison_from, direction_of, look_words, measured_by, metric_of, rule_that_decided
+from agent.campaign.headline import holdout_words, kept_in
 from agent.campaign.levels import Used, left
 from agent.campaign.rules import Rules
 from agent.campaign.stairs import key_of
 from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves
+from agent.report.numbers import Numbers
 from agent.report.story import GuardLine, Paired, RunLine, Story
 
 ARMS = {
@@ -68,11 +70,20 @@ def tell(
         watches=tuple(_watches(experiment)),
         fixes=tuple(_fixes(experiment)),
         crash=tuple(_crash(experiment)),
-        holdout=str(state.result.get("headline") or "") if number and state.result.get("winner") == number else "",
+        holdout=_in_the_end(state, experiment),
         commit=experiment.commit,
         branch=branch,
         minimize=direction_of(numbers) == "minimize",
     )
+
+
+def _in_the_end(state: CampaignState, experiment: Experiment) -> str:
+    """What the holdout said of the winner."""
+    number = experiment.number
+    if not number or state.result.get("winner") != number:
+        return ""
+    numbers = Numbers(metric_of(state, experiment))
+    return holdout_words(state.result.get("holdout") or {}, winner=number, kept=kept_in(state), numbers=numbers)
 
 
 def _where_it_stands(experiment: Experiment) -> str:

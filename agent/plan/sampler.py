@@ -49,8 +49,9 @@ class Sampler:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(what).encode() + b"\n")
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and may have said why
+                self._process.stdin.write(json.dumps(what).encode() + b"\n")
+                self._process.stdin.flush()
             ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
             line = self._process.stdout.readline() if ready else b""
         except OSError as error:

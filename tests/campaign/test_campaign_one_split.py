@@ -214,7 +214,8 @@ def test_after_a_night_every_view_has_the_holdout(at_home: Night, capsys: pytest
     assert told["incumbent"]["metric"] == told["metrics"]["best"] == pytest.approx(0.71)
     assert told["metrics"]["gain"] == pytest.approx(told["metrics"]["best"] - told["metrics"]["baseline"])
     watched = said_by(capsys, "watch", "--once")
-    assert "verdict  holdout (n=200): untrained 19.0% -> baseline 42.0% -> winner 71.0%" in watched
+    verdict = "verdict 1 confirmed gain, +27.3pp [+21.0pp, +33.5pp] on fresh prompts; holdout (n=200): untrained 19.0% "
+    assert f"{verdict}-> baseline 42.0% -> winner 71.0%" in " ".join(watched.split())
     last = "\n".join(closing_words(at_home.session, ending_of(at_home)))  # type: ignore[arg-type]
     for shown in (status, watched, last):
         assert "22.5%" not in shown, "the untrained model on search"
