@@ -19,7 +19,6 @@ from agent.recipe.change import Change
 from agent.recipe.editing import edit_text
 from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
-from agent.report.words import points
 from agent.run.remedies import moved_keys
 
 MOST_TRIES = 2
@@ -146,7 +145,8 @@ def announce_without(session: Session, number: int, *, margin: float) -> int | N
     changed = _applied(recipe, {key: new for key, (_, new) in moves.items()}) if moves and stands else None
     if changed is None:
         return None
-    claim = f"Without #{number} less than half of its gain ({points(2 * margin)}) is lost; it is a passenger."
+    gain = session.numbers.difference(2 * margin)
+    claim = f"Without #{number} less than half of its gain ({gain}) is lost; it is a passenger."
     why = "an experiment of the end: no further idea can be had or afforded"
     proposal = _put_together(changed, moves, hypothesis="ablation", what=f"without #{number}", claim=claim, why=why)
     return announce(session, proposal, base=session.incumbent, without=number, margin=margin)

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from agent.campaign.budget import (
     CONFIRM_SEEDS,
@@ -27,7 +28,7 @@ from agent.campaign.scores import Scores
 from agent.campaign.verdict import span_of
 from agent.errors import BudgetError, TrainingFailed
 from agent.recipe.schema import Budget, Evaluation
-from agent.report.words import duration, points
+from agent.report.words import duration
 
 HOLDOUT_SLACK = 1.1
 """The holdout is called too small where what it shows is larger than the detectable gain by more than this factor."""
@@ -172,7 +173,7 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=_affordable_seeds(lab)
     )
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
-    values = {
+    values: dict[str, Any] = {
         "metric": lab.evaluation.metric,
         "untrained": abs(base[0].mean),
         "baseline": abs(statistics.fmean(run.mean for run in baseline)),
@@ -184,11 +185,13 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         "ideas_affordable": night.ideas,
     }
     lab.calibrated(values)
-    spread = f"run noise sigma {100 * noise.sigma:.1f}pp" if noise else "run noise unknown"
-    shown = f"smallest gain a confirmation finds: about {100 * smallest:.1f}pp; " if smallest else ""
+    numbers = lab.numbers
+    path = f"untrained {numbers.value(values['untrained'])} -> baseline {numbers.value(values['baseline'])}"
+    spread = f"run noise sigma {numbers.size(noise.sigma)}" if noise else "run noise unknown"
+    shown = f"smallest gain a confirmation finds: about {numbers.size(smallest)}; " if smallest else ""
     lab.say(
-        f"untrained {values['untrained']:.1%} -> baseline {values['baseline']:.1%} ({lab.evaluation.metric}, "
-        f"{span_of(gain)}), {spread} over {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        f"{path} ({lab.evaluation.metric}, {span_of(gain, numbers)}), {spread} over {len(runs)} "
+        f"seed{'s' if len(runs) > 1 else ''}"
     )
     lab.say(f"{shown}about {night.ideas} ideas fit, {duration(lab.clock.left_s)} left")
     _warn_of_a_blunt_yardstick(lab, baseline, smallest)
@@ -261,15 +264,17 @@ def _warn_of_a_blunt_yardstick(lab: Lab, baseline: Sequence[Scores], smallest: f
             "two recipes apart until that changes"
         )
     room = _room(evaluation, baseline)
+    left = lab.numbers.difference(room)
     if evaluation.min_effect > max(0.0, room):
+        least = lab.numbers.difference(evaluation.min_effect)
         lab.warn(
-            f"evaluation.min_effect asks for {points(evaluation.min_effect)} and the baseline leaves {points(room)} to "
-            "gain: no gain can be kept, only a simpler or cheaper recipe, which may be worse by as much"
+            f"evaluation.min_effect asks for {least} and the baseline leaves {left} to gain: no gain can be kept, only "
+            "a simpler or cheaper recipe, which may be worse by as much"
         )
     elif smallest is not None and evaluation.metric != "mean_reward" and smallest > room:
         lab.warn(
-            f"the baseline leaves {points(room)} to gain and gains below {points(smallest)} cannot be shown: raise "
-            "evaluation.search_prompts and confirm_prompts, or take a harder task"
+            f"the baseline leaves {left} to gain and gains below {lab.numbers.difference(smallest)} cannot be shown: "
+            "raise evaluation.search_prompts and confirm_prompts, or take a harder task"
         )
 
 
@@ -295,7 +300,8 @@ def _warn_of_a_small_holdout(lab: Lab, baseline: Sequence[Scores], noise: RunNoi
     allowed = (smallest / quantile(0.975, MANY)) ** 2 - then.run_error**2
     enough = math.ceil(prompts * then.pair_error**2 / allowed) if allowed > 0 else 0
     mend = f"; evaluation.holdout_prompts: {enough} would show it" if enough > prompts else ""
+    at_the_end, before = lab.numbers.difference(shown), lab.numbers.difference(smallest)
     lab.warn(
-        f"the holdout's {prompts} prompts show a gain from about {points(shown)}, a confirmation finds one from "
-        f"{points(smallest)}: what is kept may not show at the end{mend}"
+        f"the holdout's {prompts} prompts show a gain from about {at_the_end}, a confirmation finds one from "
+        f"{before}: what is kept may not show at the end{mend}"
     )

@@ -145,6 +145,7 @@ def _attempt(session: Session, number: int, *, leads: bool, delta: float | None)
         leads=leads,
         reason=judged.reason,
         delta=None if confirms_lead else delta,
+        metric=session.evaluation.metric,
         crash_class=judged.crash_class,
         campaign=session.settings.campaign,
         number=number,
@@ -210,6 +211,7 @@ def _attempt_of_row(row: Mapping[str, str], playbook: Playbook) -> Attempt | Non
         outcome=outcome,  # type: ignore[arg-type]  # narrowed by the test above, which mypy does not follow on a str
         reason=row.get("reason", ""),
         delta=_float(delta),
+        metric=row.get("metric_name", ""),
         crash_class=row.get("crash_class") or None,
         campaign=row.get("campaign") or None,
         number=int(index) if index.isdecimal() else None,

@@ -24,7 +24,7 @@ from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used, next_level
 from agent.campaign.taint import at_another_speed, tainted
 from agent.campaign.verdict import Guard, Judgement, Kind, Look, Verdict, judge_confirmed, span_of
-from agent.report.words import points
+from agent.report.numbers import Numbers
 
 MOST_LOST = 0.5
 """Share of the incumbent's metric that a simpler or cheaper recipe may lose, however large the margin is."""
@@ -191,7 +191,7 @@ def _guards(lab: Lab, evidence: Evidence, way: _Way) -> tuple[Guard, ...]:
 
 def _did_not_hold(lab: Lab, way: _Way, found: Comparison) -> Verdict:
     way.looks.append(_look(found, "given up", bar=_bar(lab, way, found)))
-    reason = f"inconclusive: did not hold on fresh prompts with a fresh seed, {span_of(found)}"
+    reason = f"inconclusive: did not hold on fresh prompts with a fresh seed, {span_of(found, lab.numbers)}"
     return Verdict("discard", reason, found, "inconclusive")
 
 
@@ -199,13 +199,14 @@ def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict
     """One look, at its share of the confirmation's level."""
     level = way.shares[found.seeds_candidate] * way.level
     margin = _margin(lab, way, found)
-    too_few = _alike_on_too_few(found, margin) if way.advantage else None
+    too_few = _alike_on_too_few(found, margin, lab.numbers) if way.advantage else None
     way.guards = _guards(lab, evidence, way)
     verdict = judge_confirmed(
         found,
         level=level,
         min_effect=lab.evaluation.min_effect,
         margin=margin,
+        numbers=lab.numbers,
         advantage=None if too_few else way.advantage,
         guards=broken(way.guards),
     )
@@ -217,12 +218,12 @@ def _test(lab: Lab, evidence: Evidence, way: _Way, found: Comparison) -> Verdict
     return verdict
 
 
-def _alike_on_too_few(found: Comparison, margin: float) -> str | None:
+def _alike_on_too_few(found: Comparison, margin: float, numbers: Numbers) -> str | None:
     """Where no prompt differs there is no spread to go by; one prompt more might differ. In words, where that one
     would be more than the margin."""
     if found.delta or found.pair_error or 1 / found.prompts <= margin:
         return None
-    allowed = points(margin).lstrip("+")
+    allowed = numbers.size(margin)
     return f"alike on all {found.prompts} prompts, too few to show that it is not worse by more than {allowed}"
 
 
@@ -331,7 +332,8 @@ def _against_comparator(lab: Lab, evidence: Evidence, way: _Way, verdict: Verdic
     beside = evidence.on_comparator(way.number)
     # The pair of conditions holds the level of the weaker one: both have to be met (an intersection-union test).
     level = way.shares[beside.seeds_candidate] * way.level
-    second = judge_confirmed(beside, level=level, min_effect=lab.evaluation.min_effect, margin=lab.margin(way.number))
+    least, margin = lab.evaluation.min_effect, lab.margin(way.number)
+    second = judge_confirmed(beside, level=level, min_effect=least, margin=margin, numbers=lab.numbers)
     way.looks.append(_look(beside, second.kind, level=level, against="constant rate"))
     way.on_comparator = beside
     if second.outcome == "keep":

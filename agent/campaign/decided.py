@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, RunNoise, quantile
 from agent.ledger.journal import CampaignState, Experiment
-from agent.report.words import points
+from agent.report.numbers import Numbers
 
 NUMBERS = frozenset(field.name for field in dataclasses.fields(Comparison)) - {"noise"}
 NEEDED = frozenset(one.name for one in dataclasses.fields(Comparison) if one.default is dataclasses.MISSING)
@@ -63,8 +63,9 @@ def bounds_from(told: Mapping[str, Any] | None) -> tuple[float, float, float] | 
 # --- what decided ------------------------------------------------------------------------------------------
 
 
-def rule_that_decided(experiment: Experiment, numbers: Mapping[str, Any]) -> str:
-    """The rule that decided, in a sentence; nothing where an old journal does not tell."""
+def rule_that_decided(experiment: Experiment, numbers: Mapping[str, Any], *, write: Numbers) -> str:
+    """The rule that decided, in a sentence; nothing where an old journal does not tell. `write`: how the numbers of
+    the campaign's metric are written."""
     kind = str(numbers.get("kind") or "")
     looks = list(numbers.get("looks") or ())
     by_kind = {
@@ -80,7 +81,7 @@ def rule_that_decided(experiment: Experiment, numbers: Mapping[str, Any]) -> str
         return by_kind[kind]
     if not looks and numbers.get("level") is not None:
         return "the time: its confirmation was begun, and no further look could be afforded"
-    return _look_rule(kind, looks, numbers) if looks else _filter_rule(kind, experiment, numbers)
+    return _look_rule(kind, looks, numbers, write) if looks else _filter_rule(kind, experiment, numbers, write)
 
 
 def _screening_rule(reason: str) -> str:
@@ -97,7 +98,7 @@ def _crash_rule(experiment: Experiment, looks: Sequence[Any]) -> str:
     return f"no valid metric{' in a confirming run' if looks else ''}{after}"
 
 
-def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) -> str:
+def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any], write: Numbers) -> str:
     if kind == "guard":
         return f"a guard on the search split: {', '.join(numbers.get('guards') or {})}; not confirmed, not built on"
     planned = (experiment.planned.model_extra or {}) if experiment.planned else {}
@@ -110,7 +111,7 @@ def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) 
     if level is None:
         return "the filter on the search split"
     bound = search.lower_as_if_known(level)
-    lower, upper = points(bound), points(search.upper(level / 2))
+    lower, upper = write.difference(bound), write.difference(search.upper(level / 2))
     if kind == "regressed":
         return f"the filter on the search split: upper bound {upper} at level {level / 2:g} is below 0"
     reason = experiment.judged.reason if experiment.judged else ""
@@ -119,7 +120,7 @@ def _filter_rule(kind: str, experiment: Experiment, numbers: Mapping[str, Any]) 
     return f"the filter on the search split: lower bound {lower} at level {level:g} is not above 0"
 
 
-def _look_rule(kind: str, looks: Sequence[Any], numbers: Mapping[str, Any]) -> str:
+def _look_rule(kind: str, looks: Sequence[Any], numbers: Mapping[str, Any], write: Numbers) -> str:
     """What the last look of a confirmation decided."""
     last = looks[-1]
     name = f"look {len(looks)} of the confirmation"
@@ -130,7 +131,8 @@ def _look_rule(kind: str, looks: Sequence[Any], numbers: Mapping[str, Any]) -> s
         allowed = measured_by(numbers).get("hold_p")
         above = f"is above {allowed:g}" if allowed is not None and last["p_value"] > allowed else "promises too little"
         return f"{name}: p {last['p_value']:.2f} {above}, given up before any test"
-    bound, level, bar = points(last["bound"]), f"level {last['level']:.4f}", points(last["bar"])
+    bound, bar = write.difference(last["bound"]), write.difference(last["bar"])
+    level = f"level {last['level']:.4f}"
     against = f"{name}: lower bound {bound} at {level}"
     if kind == "guard":
         return f"a guard at {name}: {', '.join(numbers.get('guards') or {})}; no gain outweighs it"
@@ -148,20 +150,19 @@ def _look_rule(kind: str, looks: Sequence[Any], numbers: Mapping[str, Any]) -> s
         return "the same recipe at a constant rate, which has to be beaten too, did not run"
     least = measured_by(numbers).get("min_effect") or 0.0
     if last["bound"] > 0 and last["delta"] < least:
-        return f"{against} is above 0, the difference {points(last['delta'])} below min_effect {points(least)}"
+        delta = write.difference(last["delta"])
+        return f"{against} is above 0, the difference {delta} below min_effect {write.difference(least)}"
     return f"{against} is not above {bar if last['bar'] else '0'}"
 
 
-def look_words(look: Any) -> str:
+def look_words(look: Any, *, write: Numbers) -> str:
     if not isinstance(look, dict):
         return str(look)
-    span = f"{points(look['delta'])} [{points(look['low'])}, {points(look['high'])}]"
+    delta, low, high = (write.difference(look[name]) for name in ("delta", "low", "high"))
+    span = f"{delta} [{low}, {high}]"
     seeds = f"{look['seeds_candidate']}+{look['seeds_incumbent']} seeds"
     beside = "" if look.get("against", "incumbent") == "incumbent" else f" against a {look['against']}"
     if look.get("level") is None:
         return f"{seeds}{beside}: {span}, p {look['p_value']:.3f}, {look['said']}"
-    bar = points(look["bar"]) if look["bar"] else "0"
-    return (
-        f"{seeds}{beside}: {span}, lower bound {points(look['bound'])} at level {look['level']:.4f} against {bar}: "
-        f"{look['said']}"
-    )
+    bound, bar = write.difference(look["bound"]), write.difference(look["bar"]) if look["bar"] else "0"
+    return f"{seeds}{beside}: {span}, lower bound {bound} at level {look['level']:.4f} against {bar}: {look['said']}"

@@ -21,7 +21,7 @@ from agent.campaign.scores import FEWEST_PROMPTS, Scores, scores_of, select_scor
 from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.contract import EvalRow, SelectRow
 from agent.recipe.schema import Evaluation
-from agent.report.words import points
+from agent.report.numbers import Numbers
 from agent.run.telemetry import Tail, follow_evals, follow_rung, follow_select
 
 PLACES = (0.25, 0.5, 0.75)
@@ -90,6 +90,7 @@ class Hopeless:
         """`curves`: what each of the incumbent's runs measured on `select`; `scores`: on search. `margin`: by how much
         the training may be worse and still be kept, for being simpler or cheaper."""
         self.evaluation = evaluation
+        self.numbers = Numbers(evaluation.metric)
         self.curves = [list(curve) for curve in curves if curve]
         self.scores = list(scores)
         self.noise = noise
@@ -128,9 +129,10 @@ class Hopeless:
         found = compare([ours], theirs, group_noise(theirs))
         if found.upper(LEVEL) >= -still_to_come - self.margin:
             return None
+        behind, gain = self.numbers.difference(found.delta), self.numbers.difference(still_to_come)
         return (
-            f"{HOPELESS}: given up at {spent:.0%} of the training budget, {points(found.delta)} on select where the "
-            f"incumbent's runs gain {points(still_to_come)} from there"
+            f"{HOPELESS}: given up at {spent:.0%} of the training budget, {behind} on select where the incumbent's "
+            f"runs gain {gain} from there"
         )
 
     # --- while it is evaluated ------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ class Hopeless:
         if found.upper(LEVEL) >= -self.margin:
             return None
         answered = f"{found.prompts} of {self.evaluation.search_prompts} held-out prompts"
-        return f"{HOPELESS}: given up after {answered}, {points(found.delta)}"
+        return f"{HOPELESS}: given up after {answered}, {self.numbers.difference(found.delta)}"
 
 
 def window(rows: Sequence[SelectRow], spent: float, evaluation: Evaluation) -> Scores | None:

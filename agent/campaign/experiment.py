@@ -17,7 +17,6 @@ from agent.campaign.lead import judge_advance
 from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter, stopped_by
-from agent.report.words import points
 
 COSTS = {"peak_memory_gb": "GB peak memory", "train_s": "s of training"}
 """Fields of a summary by which a recipe may be cheaper -> their unit, in words."""
@@ -71,13 +70,15 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     on_search = evidence.on_search(search, base)
     guards = look_at_guards_on_search(lab, evidence, search, lab.incumbent)
     if lab.is_advance(number):
-        return Judgement(judge_advance(on_search, broken(guards)), search, on_search=on_search, guards=guards)
+        verdict = judge_advance(on_search, broken(guards), numbers=lab.numbers)
+        return Judgement(verdict, search, on_search=on_search, guards=guards)
     together = _better_together(lab, number)
-    worth, words = passes_filter(on_search, rules.lead_alpha if together else rules.filter_alpha)
+    level = rules.lead_alpha if together else rules.filter_alpha
+    worth, words = passes_filter(on_search, level, numbers=lab.numbers)
     lab.say(f"  {words}")
     advantage = _advantage(lab, evidence, number, search) if base == lab.incumbent else None
     if not worth and not (advantage and on_search.lower(rules.filter_alpha) > -lab.margin(number)):
-        verdict = judge_filtered(on_search, rules.filter_alpha)
+        verdict = judge_filtered(on_search, rules.filter_alpha, numbers=lab.numbers)
         watches = lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches)
     if broken(guards):
@@ -88,7 +89,8 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         lacking = "what waits for the end would have no time left"
     together = together if worth and not lacking else None
     if lacking or together:
-        words = f"inconclusive: {points(on_search.delta)} on search, unconfirmed: {lacking or together}"
+        delta = lab.numbers.difference(on_search.delta)
+        words = f"inconclusive: {delta} on search, unconfirmed: {lacking or together}"
         verdict = Verdict("discard", words, on_search, "promising" if together else "inconclusive")
         return Judgement(verdict, search, on_search=on_search)
     return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=advantage)

@@ -17,7 +17,7 @@ from agent.campaign.health import unmeasured
 from agent.campaign.lab import Health, Lab, Measured, Order
 from agent.campaign.verdict import Guard, Verdict
 from agent.contract import Split
-from agent.report.words import points
+from agent.report.numbers import Numbers
 
 TRUNCATION = 0.5
 """A candidate of which more than this share of held-out samples is cut, twice the incumbent's share, is not kept."""
@@ -29,6 +29,8 @@ DISTINCT = 0.5
 """Share of the incumbent's distinct held-out completions that has to be left."""
 BEYOND_NOISE = 0.05
 """Level at which another metric is worse: chance that a guard without a margin stops what does not touch it."""
+UNITS = {"mean_tokens": "tokens", "mean_reward": ""}
+"""Of a second metric that is no share."""
 TOO_GOOD_SHARE = 0.8
 """A change that closes more than this share of the way to a perfect rate is looked at again..."""
 TOO_GOOD_GAIN = 0.2
@@ -132,7 +134,7 @@ def _second_metrics(lab: Lab, comparisons: Mapping[Any, Comparison]) -> list[Gua
         values = f"{_plain(guard.metric, before)} -> {_plain(guard.metric, now)}"
         bad = f"{guard.metric} {values}, worse by more than {guard.margin:g} (it is to be {guard.direction}d)"
         words = bad if worst < -guard.margin else ""
-        unit = "tokens" if guard.metric == "mean_tokens" else "%"
+        unit = UNITS.get(guard.metric, "%")
         way = "below" if sign > 0 else "above"
         limit = f"{way} the incumbent's" + (f" by more than {guard.margin:g}" if guard.margin else "")
         guards.append(Guard(guard.metric, before, now, unit, f"{limit}, beyond noise", words))
@@ -140,7 +142,7 @@ def _second_metrics(lab: Lab, comparisons: Mapping[Any, Comparison]) -> list[Gua
 
 
 def _plain(metric: str, value: float) -> str:
-    return f"{value:.1f}" if metric == "mean_tokens" else f"{value:.1%}"
+    return f"{value:.1f}" if metric == "mean_tokens" else Numbers(metric).value(value)
 
 
 # --- too good to be kept unseen ----------------------------------------------------------------------------
@@ -158,7 +160,9 @@ def suspicions(
     if not reasons:
         return verdict
     moved, why = _once_more(lab, evidence, number)
-    words = f"evaluated again: {points(moved)}" if moved is not None else f"it could not be evaluated again: {why}"
+    words = f"it could not be evaluated again: {why}"
+    if moved is not None:
+        words = f"evaluated again: {lab.numbers.difference(moved)}"
     flags += [f"{reason}; {words}" for reason in reasons]
     if moved is not None and abs(moved) <= _tolerance(lab):
         return verdict
@@ -194,7 +198,7 @@ def _odd(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[str]
     if lab.evaluation.metric != "mean_reward" and lab.evaluation.direction == "maximize":
         room = 1 - found.incumbent
         if found.delta > TOO_GOOD_GAIN and found.delta > TOO_GOOD_SHARE * room:
-            reasons.append(f"a gain of {points(found.delta)} for one change is too good")
+            reasons.append(f"a gain of {lab.numbers.difference(found.delta)} for one change is too good")
     reasons += _reward_alone(lab, evidence, number, incumbent)
     return reasons
 

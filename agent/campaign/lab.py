@@ -20,6 +20,7 @@ from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Report
 from agent.contract import Split, Summary
 from agent.recipe.schema import Budget, Evaluation
+from agent.report.numbers import Numbers
 
 Arm = Literal["untrained", "baseline", "search", "candidate", "incumbent", "comparator"]
 """untrained: the model as it comes, evaluated. baseline: its calibrating repeats. search: the run that is filtered.
@@ -124,6 +125,11 @@ class Lab(abc.ABC):
     @property
     @abc.abstractmethod
     def clock(self) -> BudgetClock: ...
+
+    @property
+    def numbers(self) -> Numbers:
+        """How what is measured is written."""
+        return Numbers(self.evaluation.metric)
 
     # --- for people -----------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from agent.campaign.endgame import dearest, seconds_of_the_end, waits_beside_the
 from agent.campaign.lab import Lab
 from agent.campaign.past import Past
 from agent.campaign.verdict import Verdict, span_of, stopped_by
+from agent.report.numbers import Numbers
 
 
 def to_advance(lab: Lab) -> list[int]:
@@ -55,11 +56,11 @@ def _since_the_last(past: Sequence[Past]) -> int:
     return len(past) - max(places, default=0)
 
 
-def judge_advance(on_search: Comparison, guards: Mapping[str, str]) -> Verdict:
+def judge_advance(on_search: Comparison, guards: Mapping[str, str], *, numbers: Numbers) -> Verdict:
     """Of what was promising put together, beside what it was built on. It keeps nothing. `guards`: the broken ones."""
     if guards:
         return stopped_by(guards, on_search)
-    span = span_of(on_search)
+    span = span_of(on_search, numbers)
     if on_search.delta > 0:
         words = f"leads: {span} on search; unconfirmed, the next ideas build on it"
         return Verdict("discard", words, on_search, "lead")

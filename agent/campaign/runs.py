@@ -28,6 +28,7 @@ from agent.contract import FILES_VARIABLE, Failure
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
+from agent.report.numbers import Numbers
 from agent.run.ending import end_process_group
 from agent.run.folder import running_in
 from agent.run.launcher import launch
@@ -466,6 +467,7 @@ def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | N
     summary = record.summary
     if summary is None:
         return result.reason
-    measured = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
+    numbers = Numbers(summary.metric)
+    measured = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())
     trained = f"{summary.cycles} cycles, {summary.optimizer_steps} steps, " if summary.cycles else ""
     return f"{trained}{measured or 'no metric'} in {result.elapsed_s:.0f}s"

@@ -18,7 +18,6 @@ from agent.campaign.health import underpowered
 from agent.campaign.lab import Lab
 from agent.campaign.scores import Scores
 from agent.campaign.verdict import Judgement, Verdict, span_of
-from agent.report.words import points
 
 
 def worth_screening(lab: Lab, evidence: Evidence) -> int:
@@ -85,7 +84,7 @@ def rank_batch(lab: Lab, evidence: Evidence, numbers: Sequence[int]) -> None:
     losers: list[tuple[int, str, Comparison]] = []
     for place, (found, number) in enumerate(ranked, start=1):
         if place <= goes_on or found is None:
-            lab.say(f"  goes on: {lab.title(number)}" + (f", {span_of(found)} so far" if found else ""))
+            lab.say(f"  goes on: {lab.title(number)}" + (f", {span_of(found, lab.numbers)} so far" if found else ""))
             continue
         losers.append((number, f"place {place} of {len(ranked)}", found))
     for number, place_words, found in sorted(losers, key=lambda one: one[0]):
@@ -111,7 +110,7 @@ def second_chance(lab: Lab) -> int | None:
 
 def _screened(lab: Lab, number: int, words: str, found: Comparison | None) -> Judgement:
     share = lab.screen_share or 1.0
-    so_far = f", {points(found.delta)} on search" if found else ""
+    so_far = f", {lab.numbers.difference(found.delta)} on search" if found else ""
     reason = f"screened: {words}; after {share:.0%} of the budget{so_far}"
     return Judgement(Verdict("discard", reason, found, "screened"), lab.screen(number))
 

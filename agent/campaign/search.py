@@ -18,6 +18,7 @@ from agent.campaign.screening import (
 )
 from agent.campaign.settings import parse_target
 from agent.campaign.verdict import Judgement, Verdict
+from agent.report.numbers import Numbers
 from agent.report.words import duration
 
 CRASHES_IN_A_ROW = 4
@@ -28,14 +29,15 @@ NEXT_NEEDS = "the next idea would need"
 
 def spend_the_night(lab: Lab, evidence: Evidence) -> str:
     """Baseline, then ideas until a stop rule is met: the rule in words. Raises CutShort."""
-    lab.conclude(0, baseline_judgement(calibrate(lab, evidence)))
+    lab.conclude(0, baseline_judgement(calibrate(lab, evidence), lab.numbers))
     return search(lab, evidence)
 
 
-def baseline_judgement(calibration: Calibration) -> Judgement:
+def baseline_judgement(calibration: Calibration, numbers: Numbers) -> Judgement:
     """The baseline's row: number 0, kept by definition; its reference is the untrained model."""
     runs = list(calibration.runs)
-    spread = ", ".join(f"{abs(scores.mean):.1%}" for run in runs if (scores := run.scores("search")) is not None)
+    known = [scores for run in runs if (scores := run.scores("search")) is not None]
+    spread = ", ".join(numbers.value(abs(scores.mean)) for scores in known)
     words = f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model"
     return Judgement(Verdict("keep", words, calibration.gain, "baseline"), runs[0], confirming=runs)
 

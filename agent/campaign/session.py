@@ -40,6 +40,7 @@ from agent.recipe import places
 from agent.recipe.files import EXTENDS, load_mapping, load_recipe, with_keys
 from agent.recipe.reading import read_text, read_yaml
 from agent.recipe.schema import Evaluation, Recipe
+from agent.report.numbers import Numbers
 from agent.report.snapshot import Snapshot
 from agent.run.remedies import moved_keys
 from agent.run.signatures import Rules, rules_of
@@ -140,6 +141,11 @@ class Session:
     def evaluation(self) -> Evaluation:
         """How every run of the campaign is measured."""
         return self.recipe_of(0).evaluation
+
+    @property
+    def numbers(self) -> Numbers:
+        """How what is measured is written."""
+        return Numbers(self.evaluation.metric)
 
     @functools.cached_property
     def lockbox(self) -> Lockbox:

@@ -49,6 +49,7 @@ def tell(
     numbers = judged.numbers if judged else {}
     used, rest = (levels_by_idea(state, {number}) if levels is None else levels).get(number, (None, None))
     branch = experiment.committed.branch if experiment.committed else None
+    write = Numbers(metric_of(state, experiment))
     return Story(
         number=number,
         campaign=state.campaign or "",
@@ -56,15 +57,15 @@ def tell(
         outcome=judged.outcome if judged else "open",
         kind=str(numbers.get("kind") or ""),
         reason=judged.reason if judged else _where_it_stands(experiment),
-        rule=rule_that_decided(experiment, numbers) if judged else "",
-        metric=metric_of(state, experiment),
+        rule=rule_that_decided(experiment, numbers, write=write) if judged else "",
+        metric=write.metric,
         why=tuple(_why(state, experiment)),
         runs=tuple(_runs(state, experiment, known or runs_by_key(state))),
         paired=tuple(_paired(numbers, _name_of(state, _base_of(experiment)))),
         level=used,
         level_left=rest,
         alpha=measured_by(numbers).get("alpha") or Rules().alpha,
-        looks=tuple(look_words(look) for look in numbers.get("looks") or ()),
+        looks=tuple(look_words(look, write=write) for look in numbers.get("looks") or ()),
         guards=tuple(_guards(numbers)),
         flags=tuple(numbers.get("flags") or ()),
         watches=tuple(_watches(experiment)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.levels import Used
-from agent.report.words import points
+from agent.report.numbers import Numbers
 
 if TYPE_CHECKING:
     from agent.campaign.lab import Measured
@@ -106,7 +106,7 @@ class Judgement:
     """What looked too good or degenerate and was evaluated again."""
 
 
-def passes_filter(comparison: Comparison, level: float) -> tuple[bool, str]:
+def passes_filter(comparison: Comparison, level: float, *, numbers: Numbers) -> tuple[bool, str]:
     """Search only filters, at a generous level: is this worth a confirmation?
 
     Errors are taken as if they were known: that the first nights' hours know them badly is no reason to miss an idea.
@@ -114,12 +114,13 @@ def passes_filter(comparison: Comparison, level: float) -> tuple[bool, str]:
     bound = comparison.lower_as_if_known(level)
     worth = bound > 0
     relation = "above" if worth else "not above"
-    return worth, f"search {points(comparison.delta)}, lower bound at level {level:g} {points(bound)} {relation} 0"
+    found, low = numbers.difference(comparison.delta), numbers.difference(bound)
+    return worth, f"search {found}, lower bound at level {level:g} {low} {relation} 0"
 
 
-def judge_filtered(comparison: Comparison, level: float) -> Verdict:
+def judge_filtered(comparison: Comparison, level: float, *, numbers: Numbers) -> Verdict:
     """An idea that the search split did not let through."""
-    span = span_of(comparison)
+    span = span_of(comparison, numbers)
     if comparison.upper(level / 2) < 0:
         return Verdict("discard", f"regressed: {span} on search", comparison, "regressed")
     return Verdict("discard", f"inconclusive: {span} on search, not worth a confirmation", comparison, "inconclusive")
@@ -130,10 +131,10 @@ def stopped_by(guards: Mapping[str, str], comparison: Comparison) -> Verdict:
     return Verdict("discard", f"guard: {'; '.join(guards.values())}", comparison, "guard", dict(guards))
 
 
-def span_of(comparison: Comparison) -> str:
-    """`+3.1pp [+0.9pp, +5.3pp]`."""
-    low, high = comparison.interval
-    return f"{points(comparison.delta)} [{points(low)}, {points(high)}]"
+def span_of(comparison: Comparison, numbers: Numbers) -> str:
+    """`+3.1pp [+0.9pp, +5.3pp]`, or `+0.031 [+0.009, +0.053]` of a reward."""
+    delta, low, high = (numbers.difference(value) for value in (comparison.delta, *comparison.interval))
+    return f"{delta} [{low}, {high}]"
 
 
 def judge_confirmed(
@@ -142,6 +143,7 @@ def judge_confirmed(
     level: float,
     min_effect: float,
     margin: float,
+    numbers: Numbers,
     advantage: str | None = None,
     guards: Mapping[str, str] | None = None,
 ) -> Verdict:
@@ -153,7 +155,7 @@ def judge_confirmed(
     """
     lower = comparison.lower(level)
     span = (
-        f"{span_of(comparison)}, confirmed on {comparison.prompts} fresh prompts "
+        f"{span_of(comparison, numbers)}, confirmed on {comparison.prompts} fresh prompts "
         f"with {comparison.seeds_candidate}+{comparison.seeds_incumbent} fresh seeds"
     )
     if guards:
@@ -162,13 +164,12 @@ def judge_confirmed(
         return Verdict("keep", f"gain {span}; level {level:.3f}", comparison, "gain")
     if advantage and lower > -margin:
         kind: Kind = "simpler" if advantage.startswith("simpler") else "cheaper"
-        words = f"{advantage}, not worse by more than {points(margin).lstrip('+')}: {span}; level {level:.3f}"
+        words = f"{advantage}, not worse by more than {numbers.size(margin)}: {span}; level {level:.3f}"
         return Verdict("keep", words, comparison, kind)
     if lower > 0:
-        return Verdict(
-            "discard", f"too small: {span}, less than min_effect {points(min_effect)}", comparison, "inconclusive"
-        )
+        words = f"too small: {span}, less than min_effect {numbers.difference(min_effect)}"
+        return Verdict("discard", words, comparison, "inconclusive")
     if comparison.upper(0.025) < 0:
         return Verdict("discard", f"regressed on confirmation: {span}", comparison, "regressed")
-    short_of = f"lower bound {points(lower)} at level {level:.3f} is not above 0"
+    short_of = f"lower bound {numbers.difference(lower)} at level {level:.3f} is not above 0"
     return Verdict("discard", f"inconclusive: {span}; {short_of}", comparison, "inconclusive")

@@ -184,12 +184,15 @@ def diagnose(
             }
         )
         return
+    from agent.report.numbers import Numbers
+
     summary = record.summary
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
         print(f"  in a campaign: {rule.first if rule else ''} (At most {fixes} fixes and repeats of an idea.)")
     elif summary is not None:
-        metrics = ", ".join(f"{split} {value:.1%}" for split, value in summary.metrics.items())
+        numbers = Numbers(summary.metric)
+        metrics = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())
         print(f"{out.name}: {summary.cycles} cycles, {summary.optimizer_steps} steps, {metrics}")
     for reading in readings:
         print(f"reading  {reading.reading}: {reading.means}\n         {reading.evidence}")

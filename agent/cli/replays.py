@@ -17,12 +17,11 @@ from agent.cli.shared import here, print_json
 from agent.cli.training import CODE, launch_alone, raise_if_failed
 from agent.cli.workspaces import campaign_name
 from agent.errors import Busy, InvalidFile, WorkspaceError
-from agent.report.words import percent, points
 from agent.text import clean
 
 if TYPE_CHECKING:
     from agent.campaign.replay import Again
-    from agent.campaign.replay_result import OnSplit, Result
+    from agent.campaign.replay_result import Result
     from agent.ledger.workspace import Workspace
 
 OF = "replay.json"
@@ -206,19 +205,19 @@ def _print(wanted: Again, folder: Path, result: Result) -> None:
 def _table(result: Result, *, metric: str) -> Any:
     from rich.table import Table
 
+    from agent.report.numbers import Numbers
+
+    numbers = Numbers(metric)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     for name in ("recorded", "replayed", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.splits:
-        table.add_row(f"{metric} on {one.split}", percent(one.recorded), percent(one.replayed), _moved(one))
+        values = [numbers.value(one.recorded), numbers.value(one.replayed), numbers.difference(one.difference)]
+        table.add_row(f"{metric} on {one.split}", *values)
     for label, then, now in result.numbers:
         table.add_row(label, _number(then), _number(now), "")
     return table
-
-
-def _moved(one: OnSplit) -> str:
-    return points(one.difference) if one.difference is not None else ""
 
 
 def _number(value: Any) -> str:

@@ -166,8 +166,9 @@ class _Teller:
 
     def progress(self, progress: Progress) -> None:
         from agent.cli.training import progress_words
+        from agent.report.numbers import Numbers
 
-        self._spin(progress_words(progress))
+        self._spin(progress_words(progress, Numbers("pass_rate")))  # a study's metric is a rate
 
     def finished(self, line: RunLine | FailedLine, *, left: int) -> None:
         from rich.text import Text

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.hardware.probe import Machine
     from agent.ledger.workspace import Workspace
     from agent.recipe.schema import Recipe
+    from agent.report.numbers import Numbers
     from agent.run.request import RunResult
     from agent.run.watching import Progress
 
@@ -170,6 +171,7 @@ def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -
     from rich.text import Text
 
     from agent.campaign.open import machine_of
+    from agent.report.numbers import Numbers
     from agent.report.terminal import console_for
     from agent.run.alone import request_alone
     from agent.run.launcher import launch
@@ -177,12 +179,12 @@ def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -
     machine = machine_of(workspace)
     refuse_unfit(workspace, recipe, machine, name="RECIPE", trains="evaluate" not in keys)
     request = request_alone(recipe, out, workspace=workspace.root, cache=model_cache(), **keys)
-    console = console_for(sys.stderr)
+    console, numbers = console_for(sys.stderr), Numbers(recipe.evaluation.metric)
     print(f"run folder {out}", file=sys.stderr)
     with console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
-            spinner.update(Text(one_line(progress_words(progress))))  # a plain string would be read for markup
+            spinner.update(Text(one_line(progress_words(progress, numbers))))  # a plain string would be read for markup
 
         return launch(request, on_progress=on_progress, machine=machine)
 
@@ -200,9 +202,9 @@ def refuse_unfit(workspace: Workspace, recipe: Recipe, machine: Machine, *, name
             raise too_large(checked)
 
 
-def progress_words(progress: Progress) -> str:
+def progress_words(progress: Progress, numbers: Numbers) -> str:
     spent = f" {progress.budget_spent:.0%} of the budget" if progress.budget_spent is not None else ""
-    metric = f", select {progress.select_metric:.1%}" if progress.select_metric is not None else ""
+    metric = f", select {numbers.value(progress.select_metric)}" if progress.select_metric is not None else ""
     cycle = f" cycle {progress.cycle}," if progress.cycle is not None else ""
     return f"{progress.phase}{cycle}{spent}{metric} {progress.note or ''}"
 
@@ -230,19 +232,21 @@ def raise_if_failed(result: RunResult) -> None:
 def _print_result(result: RunResult, *, json_output: bool) -> None:
     from agent.contract import DECLINE, NO_STEP
     from agent.report.cycles import cycles_table
+    from agent.report.numbers import Numbers
     from agent.report.terminal import console_for
     from agent.run.telemetry import read_run
 
     raise_if_failed(result)
     assert result.summary is not None
-    summary = result.summary
+    summary, numbers = result.summary, Numbers(result.summary.metric)
     if json_output:
         print_json({"out": str(result.out), **summary.model_dump(mode="json")})
         return
     if summary.cycles:
-        console_for(sys.stdout).print(cycles_table(read_run(result.out).cycles, delivered=summary.delivered_cycle))
+        cycles = read_run(result.out).cycles
+        console_for(sys.stdout).print(cycles_table(cycles, delivered=summary.delivered_cycle, numbers=numbers))
     for split, value in summary.metrics.items():
-        print(f"{summary.metric} on {split}: {value:.1%}")
+        print(f"{summary.metric} on {split}: {numbers.value(value)}")
     if summary.cycles:
         print(
             f"{summary.cycles} cycles, {summary.optimizer_steps} steps, {summary.kept} samples kept in "

@@ -63,6 +63,8 @@ class Attempt:
     reason: str = ""
     delta: float | None = None
     """Candidate minus incumbent, in units of the metric."""
+    metric: str = ""
+    """Its name; a reward's difference is told in its own unit, that of any other in percentage points."""
     crash_class: str | None = None
     campaign: str | None = None
     number: int | None = None
@@ -100,7 +102,7 @@ class Attempt:
         """`discard, -1.2pp`, `crash, oom`."""
         told = self.crash_class if self.outcome == "crash" else None
         if told is None and self.delta is not None:
-            told = f"{100 * self.delta:+.1f}pp"
+            told = f"{self.delta:+.3f}" if self.metric == "mean_reward" else f"{100 * self.delta:+.1f}pp"
         return f"{self.outcome}, {told}" if told else self.outcome
 
 

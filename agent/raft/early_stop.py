@@ -55,7 +55,8 @@ class Decline:
         chance = float(student.cdf(center / error, len(gains) - 1)) if error else 0.5 ** len(gains)
         if chance >= self.settings.level:
             return None
-        return f"{-100 * center:.1f}pp worse than the {len(before)} measurements before (p = {chance:.3f})"
+        fall = f"{-center:.3f}" if self.metric == "mean_reward" else f"{-100 * center:.1f}pp"
+        return f"{fall} worse than the {len(before)} measurements before (p = {chance:.3f})"
 
     def state(self) -> dict[str, Any]:
         return {"history": self.history, "worse_in_a_row": self.worse_in_a_row}

@@ -8,14 +8,15 @@ from rich import box
 from rich.table import Table
 
 from agent.contract import CycleRow
+from agent.report.numbers import Numbers
 from agent.report.words import duration
 
 SHOWN = 16
 """Cycles that are shown one by one; of more, the first, the last, the delivered and others evenly spread."""
 
 
-def cycles_table(cycles: Sequence[CycleRow], *, delivered: int | None) -> Table:
-    """One line a cycle. `*` marks the delivered one; unknown is left empty."""
+def cycles_table(cycles: Sequence[CycleRow], *, delivered: int | None, numbers: Numbers) -> Table:
+    """One line a cycle. `*` marks the delivered one; unknown is left empty. `numbers`: of the metric on `select`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("cycle", "rate", "passed", "kept", "loss", "entropy", "unique", "cut", "select", "time"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -29,7 +30,7 @@ def cycles_table(cycles: Sequence[CycleRow], *, delivered: int | None) -> Table:
             _number(row.entropy, ".2f"),
             _number(row.unique_share, ".0%"),
             _number(row.truncation_rate, ".0%"),
-            _number(row.select_metric, ".1%"),
+            numbers.value(row.select_metric),
             _time(row.seconds.total),
         )
     return table

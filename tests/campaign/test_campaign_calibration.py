@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from made import A_RUN, MadeLab, run, scores
 
@@ -11,6 +13,7 @@ from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
 from agent.campaign.rules import Rules
+from agent.recipe.schema import Evaluation
 
 
 class Guessed(MadeLab):
@@ -47,6 +50,20 @@ def test_as_many_seeds_as_the_measured_cost_affords_whatever_was_guessed() -> No
 @pytest.mark.parametrize(("runs", "planned"), [(12, 2), (100, 2), (9.1, 3)])
 def test_a_session_that_goes_on_has_the_seeds_of_the_first(runs: float, planned: int) -> None:
     assert seeds_in(Guessed(runs=runs, planned=planned)) == list(range(planned))
+
+
+def test_of_a_reward_everything_is_said_in_its_own_unit() -> None:
+    evaluation = Evaluation(metric="mean_reward", min_effect=2.5, holdout_prompts=2)
+    lab = MadeLab(
+        lambda order: run(f"{order.arm}-{order.index}", 0.5 + 0.01 * order.index, seed=order.index),
+        evaluation=evaluation,
+    )
+    calibrate(lab, Evidence())
+    said = "\n".join(lab.words or [])
+    assert "evaluation.min_effect asks for +2.500 and the baseline leaves +" in said
+    assert "the holdout's 2 prompts show a gain from about +" in said
+    assert "run noise sigma 0.0" in said
+    assert not re.search(r"\dpp\b|%", said)
 
 
 def test_with_time_for_fewer_seeds_a_confirmation_finds_less() -> None:

@@ -127,6 +127,15 @@ def test_what_lies_further_below_than_the_incumbent_still_gains_is_given_up(tmp_
     )
 
 
+def test_of_a_reward_it_is_said_in_its_own_unit(tmp_path: Path) -> None:
+    watch = hopeless(evaluation=EVALUATION.model_copy(update={"metric": "mean_reward"}))
+    write(tmp_path, curve([0.0, 0.0]))
+    assert watch.why(tmp_path) == (
+        f"{HOPELESS}: given up at 30% of the training budget, -0.275 on select where the incumbent's runs gain "
+        "+0.175 from there"
+    )
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [

@@ -35,7 +35,10 @@ from agent.campaign.verdict import Verdict
 from agent.contract import EvalRow, Summary
 from agent.errors import TrainingFailed
 from agent.recipe.schema import Evaluation
+from agent.report.numbers import Numbers
 from agent.run.telemetry import RunRecord
+
+RATES = Numbers("pass_rate")
 
 # --- guards ------------------------------------------------------------------------------------------------
 
@@ -124,6 +127,19 @@ def test_a_second_metric_that_should_be_large() -> None:
     assert second_metric(0.40, 0.50, guard, noise=0.3) == {}, "runs of one recipe differ as much"
 
 
+def test_a_reward_as_second_metric_is_told_in_its_own_unit() -> None:
+    evidence: Evidence = Evidence()
+    for index in range(2):
+        for number, arm, mean in ((1, "candidate", 1.1), (0, "incumbent", 1.3)):
+            values = {"confirm": scores(0.5), ("confirm", "mean_reward"): scores(mean, seed=index + 7 * number)}
+            evidence.add(MadeRun(f"{arm}-{index}", values), experiment=number, arm=arm)  # type: ignore[arg-type]
+    evaluation = Evaluation.model_validate({"guards": [{"metric": "mean_reward"}]})
+    lab = MadeLab(lambda order: run("", 0.5), evaluation=evaluation)
+    seen = next(one for one in look_at_guards(lab, evidence, 1, 0) if one.name == "mean_reward")
+    assert seen.unit == ""
+    assert seen.broken == f"mean_reward 1.300 -> 1.100, {WORSE} 0 (it is to be maximized)"
+
+
 def test_a_second_metric_that_should_be_small() -> None:
     guard = {"metric": "mean_tokens", "direction": "minimize", "margin": 5}
     assert second_metric(30.0, 20.0, guard) == {
@@ -197,7 +213,7 @@ def test_a_reward_that_rises_while_no_more_answers_pass_is_looked_at_again() -> 
     assert looked_at(2.0, 1.0, agrees, metric="mean_reward", passed=(0.6, 0.5)) == (KEPT, [], False)
     verdict, flags, _ = looked_at(2.0, 1.0, agrees, metric="mean_reward", passed=(0.4, 0.5))
     assert verdict == KEPT
-    assert flags == ["the reward rose and the share of right answers did not (50.0% -> 40.0%); evaluated again: +0.0pp"]
+    assert flags == ["the reward rose and the share of right answers did not (50.0% -> 40.0%); evaluated again: +0.000"]
 
 
 # --- metrics that cannot be --------------------------------------------------------------------------------
@@ -341,10 +357,12 @@ def test_what_breaks_a_guard_is_not_built_on(night: Night) -> None:
 
 
 def test_a_lead_that_breaks_a_guard_does_not_lead() -> None:
-    found = judge_advance(compared(0.6, 0.5), {"length": "held-out completions exploded: 3.0 -> 40.0 tokens"})
+    found = judge_advance(
+        compared(0.6, 0.5), {"length": "held-out completions exploded: 3.0 -> 40.0 tokens"}, numbers=RATES
+    )
     assert (found.outcome, found.kind) == ("discard", "guard")
-    assert judge_advance(compared(0.6, 0.5), {}).kind == "lead"
-    assert judge_advance(compared(0.5, 0.6), {}).kind == "inconclusive"
+    assert judge_advance(compared(0.6, 0.5), {}, numbers=RATES).kind == "lead"
+    assert judge_advance(compared(0.5, 0.6), {}, numbers=RATES).kind == "inconclusive"
 
 
 def compared(ours: float, theirs: float) -> Comparison:

@@ -21,6 +21,7 @@ from agent.cli.main import register, run
 from agent.ledger.create import create_workspace, shipped_folder
 from agent.ledger.journal import Experiment, Journal, fold
 from agent.report.evidence import screen
+from agent.report.numbers import Numbers
 
 register()
 NEW_FIELDS = ("measured_by", "guard_readings", "watches", "comparator")
@@ -107,7 +108,7 @@ def test_a_guard_that_broke_in_the_confirmation_is_told_with_its_look() -> None:
         "p_value": 0.0,
     }
     numbers = {"kind": "guard", "guards": {"truncation": "0% -> 80%"}, "looks": [look]}
-    said = rule_that_decided(Experiment(1), numbers)
+    said = rule_that_decided(Experiment(1), numbers, write=Numbers("pass_rate"))
     assert said == "a guard at look 1 of the confirmation (2+4 seeds): truncation; no gain outweighs it"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import _cheaper, attempt
 from agent.campaign.lab import Order
 from agent.campaign.verdict import judge_confirmed, judge_filtered, passes_filter
+from agent.report.numbers import Numbers
 from agent.simulate.lab import SUMMARY
+
+RATES = Numbers("pass_rate")
+REWARDS = Numbers("mean_reward")
 
 
 def comparison(delta: float, error: float, df: int = 30) -> Comparison:
@@ -21,31 +26,60 @@ def comparison(delta: float, error: float, df: int = 30) -> Comparison:
 
 
 def test_verdicts_in_words() -> None:
-    keep = judge_confirmed(comparison(0.10, 0.02), level=0.03, min_effect=0.0, margin=0.01)
+    keep = judge_confirmed(comparison(0.10, 0.02), level=0.03, min_effect=0.0, margin=0.01, numbers=RATES)
     assert (keep.outcome, keep.kind) == ("keep", "gain")
     assert "+10.0pp [+5.9pp, +14.1pp]" in keep.reason
-    small = judge_confirmed(comparison(0.10, 0.02), level=0.03, min_effect=0.2, margin=0.01)
+    small = judge_confirmed(comparison(0.10, 0.02), level=0.03, min_effect=0.2, margin=0.01, numbers=RATES)
     assert (small.outcome, small.kind) == ("discard", "inconclusive")
     assert "less than min_effect" in small.reason
-    late = judge_confirmed(comparison(0.05, 0.02), level=0.0004, min_effect=0.0, margin=0.01)
+    late = judge_confirmed(comparison(0.05, 0.02), level=0.0004, min_effect=0.0, margin=0.01, numbers=RATES)
     assert (late.outcome, late.kind) == ("discard", "inconclusive")
-    worse = judge_confirmed(comparison(-0.10, 0.02), level=0.03, min_effect=0.0, margin=0.01)
+    worse = judge_confirmed(comparison(-0.10, 0.02), level=0.03, min_effect=0.0, margin=0.01, numbers=RATES)
     assert (worse.outcome, worse.kind) == ("discard", "regressed")
     guarded = judge_confirmed(
-        comparison(0.10, 0.02), level=0.03, min_effect=0.0, margin=0.01, guards={"truncation": "truncation 2% -> 60%"}
+        comparison(0.10, 0.02),
+        level=0.03,
+        min_effect=0.0,
+        margin=0.01,
+        numbers=RATES,
+        guards={"truncation": "truncation 2% -> 60%"},
     )
     assert (guarded.outcome, guarded.kind) == ("discard", "guard")
     assert "truncation 2% -> 60%" in guarded.reason
 
 
+def test_a_rewards_verdicts_are_in_its_own_unit() -> None:
+    gain, equal = comparison(1.25, 0.02), comparison(0.0, 0.004)
+
+    def reason(found: Comparison, min_effect: float = 0.0, advantage: str | None = None) -> str:
+        return judge_confirmed(
+            found, level=0.03, min_effect=min_effect, margin=0.02, numbers=REWARDS, advantage=advantage
+        ).reason
+
+    assert reason(gain).startswith("gain +1.250 [+1.209, +1.291], confirmed on 100 fresh prompts")
+    assert reason(gain, min_effect=1.5).endswith("less than min_effect +1.500")
+    assert "not worse by more than 0.020: +0.000 [-0.008, +0.008]" in reason(equal, advantage="simpler: x")
+    assert re.search(r"; lower bound -0\.\d{3} at level 0\.030 is not above 0$", reason(equal))
+    assert judge_filtered(comparison(-0.08, 0.02), 0.2, numbers=REWARDS).reason == (
+        "regressed: -0.080 [-0.121, -0.039] on search"
+    )
+    worth, words = passes_filter(gain, 0.2, numbers=REWARDS)
+    assert (worth, words) == (True, "search +1.250, lower bound at level 0.2 +1.233 above 0")
+
+
 def test_simpler_needs_an_advantage_and_non_inferiority() -> None:
     equal = comparison(0.0, 0.004)
-    assert judge_confirmed(equal, level=0.03, min_effect=0.0, margin=0.02).outcome == "discard"
-    kept = judge_confirmed(equal, level=0.03, min_effect=0.0, margin=0.02, advantage="simpler: two keys fewer")
+    assert judge_confirmed(equal, level=0.03, min_effect=0.0, margin=0.02, numbers=RATES).outcome == "discard"
+    kept = judge_confirmed(
+        equal, level=0.03, min_effect=0.0, margin=0.02, numbers=RATES, advantage="simpler: two keys fewer"
+    )
     assert (kept.outcome, kept.kind) == ("keep", "simpler")
     assert "not worse by more than 2.0pp" in kept.reason
     wide = comparison(0.0, 0.03)
-    assert judge_confirmed(wide, level=0.03, min_effect=0.0, margin=0.02, advantage="simpler: x").outcome == "discard"
+    assert (
+        judge_confirmed(wide, level=0.03, min_effect=0.0, margin=0.02, numbers=RATES, advantage="simpler: x").outcome
+        == "discard"
+    )
 
 
 def test_cheaper_is_what_costs_less_than_the_incumbents_runs_ever_did() -> None:
@@ -93,6 +127,6 @@ def test_a_cheaper_recipe_is_kept_where_it_is_shown_to_be_no_worse() -> None:
 
 @pytest.mark.parametrize(("delta", "worth"), [(0.02, True), (0.01, False)])
 def test_the_filter_is_generous_and_never_keeps(delta: float, worth: bool) -> None:
-    assert passes_filter(comparison(delta, 0.02), 0.2)[0] is worth
-    assert judge_filtered(comparison(0.01, 0.02), 0.2).kind == "inconclusive"
-    assert judge_filtered(comparison(-0.08, 0.02), 0.2).kind == "regressed"
+    assert passes_filter(comparison(delta, 0.02), 0.2, numbers=RATES)[0] is worth
+    assert judge_filtered(comparison(0.01, 0.02), 0.2, numbers=RATES).kind == "inconclusive"
+    assert judge_filtered(comparison(-0.08, 0.02), 0.2, numbers=RATES).kind == "regressed"

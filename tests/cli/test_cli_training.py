@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.cli.training import _print_result
+from agent.cli.training import _print_result, progress_words
 from agent.contract import CYCLES, DECLINE, NO_STEP, CycleRow, Seconds, Summary
+from agent.report.numbers import Numbers
 from agent.run.request import RunResult
+from agent.run.watching import Progress
+
+
+@pytest.mark.parametrize(("metric", "value"), [("pass_at_k", "62.5%"), ("mean_reward", "0.625")])
+def test_the_spinner_has_the_metric_in_its_unit(metric: str, value: str) -> None:
+    progress = Progress("train", 7, 3, 0.5, None, 0.625, 1.0, 9.0, None)
+    assert progress_words(progress, Numbers(metric)).strip() == f"train cycle 3, 50% of the budget, select {value}"
 
 
 @pytest.mark.parametrize(
@@ -39,4 +48,6 @@ def test_a_training_that_ends_before_its_budget_says_why(
     _print_result(result, json_output=False)
     printed = capsys.readouterr().out
     assert "pass_rate on search: 25.0%" in printed
+    _print_result(replace(result, summary=summary.model_copy(update={"metric": "mean_reward"})), json_output=False)
+    assert "mean_reward on search: 0.250\n" in capsys.readouterr().out
     assert [line for line in printed.splitlines() if "early" in line] == ([said] if said else [])

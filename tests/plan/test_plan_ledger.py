@@ -89,6 +89,13 @@ def test_a_dead_end_of_an_earlier_campaign_is_one_here(session: Any) -> None:
     assert reason.startswith("tried as #3 lr-peak in before: discard, -1.2pp; returns when one of ")
 
 
+def test_what_an_earlier_campaign_gained_in_reward_is_told_in_its_unit(session: Any) -> None:
+    up = named(plan(BOOK, recipe=tiny()), "lr-peak", "up")
+    row(session, 3, "lr-peak", up.values, metric_name="mean_reward")
+    (known,) = choose.earlier_attempts(session)
+    assert (known.metric, known.result) == ("mean_reward", "discard, -0.012")
+
+
 def test_rows_of_refinements_are_read_and_rows_of_unknown_hypotheses_are_not(session: Any) -> None:
     moves = {"learner.learning_rate": (2e-4, 3.1e-4), "learner.max_grad_norm": (1.0, 1.4)}
     row(session, 1, "refine-learning-rate", moves)
@@ -139,11 +146,12 @@ def test_an_attempt_of_this_campaign_has_number_form_symptom_and_what_ran(
     known = {"planned": planned, "judged": judged, "outcome": "discard", "fixes": {1: object()}}
     experiments = {number: SimpleNamespace(number=number, **known) for number in (0, 5)}
     session.state = SimpleNamespace(judged_order=[0, 5], experiments=experiments)
+    session.evaluation = tiny().evaluation
     recipes = {0: tiny(), 5: tiny(learner__learning_rate=1e-3)}
     monkeypatch.setattr(Campaign, "recipe_of", lambda self, experiment: recipes[experiment])
     (attempt,) = choose.attempts(session)
     assert attempt == Attempt(
         hypothesis="lr-peak", axis="learning-rate", values={rate: (2e-4, 2e-3)}, signature="s", outcome="discard",
-        reason="regressed", delta=-0.02, campaign="now", number=5, variant="far-up", symptom="learning_too_slow",
-        ran={rate: (2e-4, 1e-3)},
+        reason="regressed", delta=-0.02, metric="pass_rate", campaign="now", number=5, variant="far-up",
+        symptom="learning_too_slow", ran={rate: (2e-4, 1e-3)},
     )  # fmt: skip

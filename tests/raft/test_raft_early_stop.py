@@ -60,8 +60,10 @@ def test_nothing_is_said_before_the_window_is_full_nor_of_a_rise() -> None:
 
 def test_where_less_is_better_a_rise_is_a_fall() -> None:
     watch = Decline(EarlyStop(window=1), metric="mean_reward", maximize=False)
-    assert watch.add(level(0.1)) is None
-    assert watch.add(level(0.6)) is not None
+    assert watch.add(measured([[True]] * 8 + [[False]] * 56)) is None
+    why = watch.add(measured([[True]] * 40 + [[False]] * 24))
+    assert why is not None
+    assert why.startswith("1.000 worse than the 1 measurements before"), "a reward has no percentage points"
 
 
 def test_patience_asks_for_several_in_a_row() -> None:

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from agent.contract import CycleRow, Seconds
 from agent.report.cycles import SHOWN, chosen, cycles_table
+from agent.report.numbers import Numbers
 
 
-def lines(cycles: list[CycleRow], *, delivered: int | None) -> list[list[str]]:
+def lines(cycles: list[CycleRow], *, delivered: int | None, metric: str = "pass_rate") -> list[list[str]]:
     out = io.StringIO()
-    Console(file=out, width=80).print(cycles_table(cycles, delivered=delivered))
+    Console(file=out, width=80).print(cycles_table(cycles, delivered=delivered, numbers=Numbers(metric)))
     return [line.split() for line in out.getvalue().splitlines() if line.strip() and "─" not in line]
 
 
@@ -34,6 +35,8 @@ def test_a_line_says_what_the_rate_did_and_what_became_of_the_samples() -> None:
     assert header[:4] == ["cycle", "rate", "passed", "kept"]
     assert untrained == ["0", "25%", "0.0s"]  # nothing was trained, and what is not known is left empty
     assert third == ["3*", "4.3e-05", "50%", "12", "0.250", "1.50", "75%", "10%", "62.5%", "1m", "12s"]
+    _, _, rewarded = lines([CycleRow(cycle=0, pass_rate=0.25), trained], delivered=3, metric="mean_reward")
+    assert rewarded == [*third[:8], "0.625", *third[9:]]
 
 
 @pytest.mark.parametrize("width", [80])
@@ -42,7 +45,7 @@ def test_it_fits_a_narrow_terminal(width: int) -> None:
     shares = dict.fromkeys(("pass_rate", "unique_share", "truncation_rate", "select_metric"), 1.0)
     full = CycleRow(**{**largest, **shares, "learning_rate": 1.23e-5})
     out = io.StringIO()
-    Console(file=out, width=width).print(cycles_table([full], delivered=100))
+    Console(file=out, width=width).print(cycles_table([full], delivered=100, numbers=Numbers("pass_rate")))
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= width
 
