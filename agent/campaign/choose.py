@@ -36,7 +36,7 @@ class Ranked:
     """Signature of a proposal's recipe -> predicted length of its first run; of the first few proposals."""
 
 
-def rank_for_report(session: Session, ranking: Ranking, *, most: int = 10) -> Ranked:
+def rank_for_report(session: Session, ranking: Ranking, *, most: int = 12) -> Ranked:
     lead = session.recipe_of(session.lead)
     seconds = {
         one.recipe.signature(): session.cost(one.recipe, else_of=[lead]).total_s for one in ranking.proposals[:most]

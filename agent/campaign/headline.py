@@ -103,8 +103,8 @@ def ruled_out_words(
     numbers: Numbers,
     most: int = 6,
 ) -> str:
-    """`ruled out gains above 2.4pp on: clipping, batch`, or `... by 8 of 10 ideas`, from the largest gain that each
-    axis and each idea may still have; `measured` is how many ideas say anything.
+    """`ruled out gains above 2.4pp on: clipping, batch`, or `... by 8 of 10 ideas that were measured`, from the largest
+    gain that each axis and each idea may still have; `measured` is how many ideas say anything.
 
     Only what is known as well as the night could know it counts: a wider bound, of an idea that ran once, says less
     than what a confirmation would have found, and beside that would read as a contradiction.
@@ -116,7 +116,7 @@ def ruled_out_words(
         more = f" and {len(axes) - len(first)} more" if len(axes) > len(first) else ""
         return f"ruled out gains above {_most(axes.values(), numbers)} on: {', '.join(first)}{more}"
     if ideas:
-        count = f"{len(ideas)} of {measured} ideas" if measured > 1 else "the only idea"
+        count = f"{len(ideas)} of {measured} ideas that were measured" if measured > 1 else "the only measured idea"
         return f"ruled out gains above {_most(ideas, numbers)} by {count}"
     return ""
 

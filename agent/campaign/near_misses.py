@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ MOST_SHOWN = 12
 
 
 def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple[NearMiss, ...]:
-    """Those most likely to be better first. What can gain no more than a confirmation finds is no near miss."""
+    """Those most likely to be better first. What seems too small for a confirmation, and would stay so with any number
+    of seeds that somebody would buy, is ruled out instead."""
     rules = rules or Rules()
     level = level_of_another(state, rules)
     inside = _in_what_was_kept(state)
@@ -57,18 +59,18 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
         if number == 0 or number in inside or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
             continue
         basis = _basis(experiment)
-        if basis is None or basis.delta <= 0 or basis.interval[1] <= too_small:  # the last is ruled out
-            continue
-        if (p_value := _p_value(experiment, basis)) < unlikely:
+        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
             found.append((p_value, number, basis))
     found.sort(key=lambda one: one[:2])
     measuring = measuring_of(state)
     prompts, numbers = measuring.prompts.get("confirm"), Numbers(measuring.metric)
     usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
-    return tuple(
+    all_ = (
         _near_miss(state.experiments[number], basis, level, rules, usual, prompts, numbers)
-        for _, number, basis in found[:MOST_SHOWN]
+        for _, number, basis in found
     )
+    near = (one for one in all_ if one.seeds is not None or (one.delta.high or 0.0) > too_small)
+    return tuple(itertools.islice(near, MOST_SHOWN))
 
 
 def _may_be_better(experiment: Experiment, unlikely: float) -> bool:

@@ -211,15 +211,21 @@ class Workbench(Lab):
         known = (self.session.state.last_seq, self.evidence.count, steering.in_force(self.session))
         if self._ranked is None or self._ranked[0] != known:
             self._ranked = known, choose.rank(self.session, self.evidence)
-            before, self.last_ranking = self.last_ranking, choose.rank_for_report(self.session, self._ranked[1])
-            if before is None or before.judged != self.last_ranking.judged:
-                self.session.renew()  # the report that came with the verdict could not say yet what is next
+            self._rank_for_report(self._ranked[1])
         return self._ranked[1]
 
     def rank_anew(self) -> None:
         """So that `last_ranking` is of things as they stand. That it fails fails nothing: it is for the report."""
-        with contextlib.suppress(AgentError):
+        with contextlib.suppress(Exception):
             self._ranking()
+
+    def _rank_for_report(self, ranking: Ranking) -> None:
+        """A report is never worth a night either."""
+        before = self.last_ranking
+        with contextlib.suppress(Exception):
+            self.last_ranking = choose.rank_for_report(self.session, ranking)
+            if before is None or before.judged != self.last_ranking.judged:
+                self.session.renew()  # the report that came with the verdict could not say yet what is next
 
     def room_for_paused(self) -> int:
         """By the disk, and what the incumbent's runs have delivered; without any the first save will tell."""

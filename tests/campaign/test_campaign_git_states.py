@@ -202,7 +202,6 @@ WHOLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_campaign_that_is_killed_and_resumed_touches_nothing_of_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -85,7 +85,10 @@ def test_a_bound_wider_than_what_would_have_been_found_is_not_said_beside_it() -
 
 
 def test_where_each_axis_has_an_idea_of_which_little_is_known_the_others_are_counted() -> None:
-    assert ruled_out({"batch": 0.2}, [0.2, 0.01, 0.026, -0.1]) == "ruled out gains above 2.6pp by 3 of 10 ideas"
+    assert (
+        ruled_out({"batch": 0.2}, [0.2, 0.01, 0.026, -0.1])
+        == "ruled out gains above 2.6pp by 3 of 10 ideas that were measured"
+    )
 
 
 def test_the_bound_holds_for_all_axes_that_are_counted() -> None:
@@ -285,6 +288,24 @@ def test_further_seeds_are_fewer_where_a_confirmation_has_more_prompts() -> None
     known = [one or MOST_SEEDS + 1 for one in needed]
     assert known == sorted(known, reverse=True)
     assert known[0] > known[1] > known[3]
+
+
+def near_misses_where(detectable: float, *, effect: float, confirmed: int) -> list[tuple[bool, bool]]:
+    """Of an idea that measured better: (further seeds would settle it, its upper bound is below what can be found)."""
+    made = MadeJournal().started().baseline()
+    made.idea("inconclusive", effect=effect, confirmed=confirmed)
+    state = made.state()
+    state.calibration["smallest_detectable"] = detectable
+    return [(one.seeds is not None, one.delta.high <= detectable) for one in told(state).near_misses]  # type: ignore[operator]
+
+
+def test_what_some_seeds_would_settle_is_a_near_miss_however_little_a_confirmation_finds() -> None:
+    assert near_misses_where(0.2, effect=0.05, confirmed=3) == [(True, True)]
+
+
+def test_what_no_seeds_would_settle_is_one_only_while_it_may_be_large() -> None:
+    assert near_misses_where(0.2, effect=0.006, confirmed=5) == []
+    assert near_misses_where(0.001, effect=0.006, confirmed=5) == [(False, False)]
 
 
 def test_further_seeds_find_the_difference_four_times_in_five() -> None:
