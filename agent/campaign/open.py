@@ -11,7 +11,7 @@ from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
-from agent.campaign.more import changed_limits, has_passed, limits_met, settings_of, what_gives_more, with_more
+from agent.campaign.more import changed_limits, limits_met, settings_of, what_gives_more, with_more
 from agent.campaign.observer import Observer
 from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
@@ -279,21 +279,19 @@ def resume(
     settings = with_more(
         before,
         state,
-        deadline_passed=has_passed(before, latest),
+        latest=latest,
         budget_s=extra_budget_s,
         deadline=deadline,
         max_experiments=max_experiments,
         target=target,
     )
-    limits = limits_met(state, settings, deadline_passed=has_passed(settings, latest))
+    limits = limits_met(state, settings, latest=latest)
     if state.status == "finished" and (settings == before or any(limit.is_of_time for limit in limits)):
         raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=what_gives_more(chosen, limits))
-    if take_back_pause or state.status != "running":
-        take_back(workspace.campaign_folder(chosen))
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
-    if target is not None:
-        parse_target(target, metric=session.evaluation.metric)
+    if take_back_pause or state.status != "running":
+        take_back(session.folder)
     session.clock = BudgetClock(
         settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time, latest=latest
     )
@@ -303,8 +301,7 @@ def resume(
         for damage in journal.damages():
             observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
         for limit in limits:
-            lifted = f"; {limit.lifted_by} lifts that" if limit.lifted_by else ""
-            observer.say(f"{limit.words}: no further idea is tried{lifted}")
+            observer.say(limit.said)
         branch(session)
         session.lockbox.check_journal()
         session.lockbox.check("when it was resumed")

@@ -27,6 +27,7 @@ from agent.campaign.record import bring_rows_in, judge, record
 from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Early, Runner, key_of
+from agent.campaign.search import EXHAUSTED
 from agent.campaign.session import Session, title
 from agent.campaign.stairs import number_in
 from agent.campaign.stopping import PAUSED
@@ -316,7 +317,7 @@ class Workbench(Lab):
         ranking = self._ranking()
         proposal = choose.first_other(ranking, self.session)
         if proposal is None:
-            return None, f"the playbook is exhausted: {ranking.note}"
+            return None, f"{EXHAUSTED}: {ranking.note}"
         if not batch:
             self.say(choose.explain(ranking))
         under = steering.planned_under(self.session)
