@@ -12,7 +12,7 @@ from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
 from agent.campaign.more import changed_limits, limits_met, settings_of, what_gives_more, with_more
-from agent.campaign.observer import Observer
+from agent.campaign.observer import Observer, Silent
 from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
@@ -46,10 +46,19 @@ def machine_of(workspace: Workspace) -> Machine:
     return probe_machine(cache=workspace.cache / MACHINE)
 
 
+def look(workspace: Workspace, settings: Settings, *, machine: Machine, model_cache: Path) -> Session:
+    """A session that writes nothing into a campaign's folders, for all that is not the campaign itself: it may run
+    beside. What `--dry-run`, `plan` and `steer` need."""
+    session = prepare(workspace, settings, observer=Silent(), machine=machine, model_cache=model_cache)
+    session.folder = workspace.scratch
+    session.only_reads = True
+    return session
+
+
 def prepare(
     workspace: Workspace, settings: Settings, *, observer: Observer, machine: Machine, model_cache: Path
 ) -> Session:
-    """A session that nothing has been written for; what `--dry-run` and `plan` need."""
+    """A session that nothing has been written for."""
     clock = BudgetClock(settings.budget_s, deadline=settings.deadline_time)
     return Session(
         settings=settings,

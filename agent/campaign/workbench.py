@@ -266,7 +266,8 @@ class Workbench(Lab):
 
     def gather(self) -> None:
         """Read back what earlier sessions of the campaign measured, in the order of time. What was measured for the
-        verdict on an idea that is still open is read back when the verdict comes to it again."""
+        verdict on an idea that is still open is read back when the verdict comes to it again. A session that only reads
+        leaves out what was changed since; the campaign's own writes that down."""
         told = [note.model_extra or {} for note in self.session.state.notes]
         self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():

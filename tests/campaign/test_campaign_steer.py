@@ -9,13 +9,29 @@ from threading import Timer
 from typing import Any
 
 import pytest
-from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis, new_night
+from nights import (
+    BETTER_RATE,
+    MACHINE,
+    NO_DEDUP,
+    NOTHING,
+    Dies,
+    Night,
+    dying_at,
+    forked_launch,
+    hypothesis,
+    new_night,
+)
 
+from agent.campaign import open as opening
 from agent.campaign import pausing
 from agent.campaign.loop import Paused
 from agent.campaign.rules import Rules
+from agent.campaign.session import Session
 from agent.campaign.steering import text_of
 from agent.campaign.workbench import Workbench
+from agent.cli.main import register
+from agent.cli.main import run as run_command
+from agent.files import stamp_of
 from agent.ledger.events import ExperimentPlanned
 from agent.plan.steer import Problem
 from agent.run.request import RunRequest
@@ -251,6 +267,75 @@ def test_what_is_asked_for_is_trained_whole_and_the_rest_is_screened_as_steered(
         (one.planned.model_extra or {}).get("batch") for one in night.session.state.experiments.values() if one.planned
     ]
     assert batches == [None, None, 0, 2]
+
+
+# --- beside it ---------------------------------------------------------------------------------------------
+
+
+def everything_in(root: Path) -> dict[str, Any]:
+    return {
+        str(path.relative_to(root)): (stamp_of(path), path.read_bytes() if path.is_file() else sorted(os.listdir(path)))
+        for folder in (root / ".raft/campaigns", root / ".raft/runs")
+        for path in folder.rglob("*")
+    }
+
+
+def test_who_looks_at_a_campaign_changes_nothing_of_it(
+    night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed, and rows of a run were changed since: the campaign itself puts that run aside."""
+    with pytest.raises(Dies):
+        night.start(launcher=dying_at(5), max_experiments=2)
+    assert night.session is not None
+    night.session.close()
+    run = next(path for path in night.root.glob(".raft/runs/night/baseline-s*") if (path / "summary.json").exists())
+    with (run / "eval.jsonl").open("a") as rows:
+        rows.write("\n")
+    steer(night, "try placebo")
+    monkeypatch.chdir(night.root)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(night.models))
+    monkeypatch.setattr(opening, "machine_of", lambda workspace: MACHINE)
+    register()
+    before = everything_in(night.root)
+    for command in (["steer"], ["plan"], ["simulate", "--fit", "night", "--nights", "1"]):
+        code = run_command(command)
+        assert code == 0 or "no calibrated baseline" in capsys.readouterr().err, command
+        assert everything_in(night.root) == before, command
+    bench = night.bench(reopened(night))
+    bench.gather()
+    assert list(night.root.glob(".raft/runs/night/*.changed-1"))
+    assert bench.session.lockbox.void
+
+
+def reopened(night: Night) -> Session:
+    session = opening.resume(
+        night.workspace, None, observer=night.observer, machine=MACHINE, model_cache=night.models,
+        stop_request=lambda: None,
+    )  # fmt: skip
+    session.close()
+    return session
+
+
+def test_a_campaign_may_have_any_name_that_those_who_look_use(
+    night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished one is not what `steer` looks at."""
+    monkeypatch.chdir(night.root)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(night.models))
+    monkeypatch.setattr(opening, "machine_of", lambda workspace: MACHINE)
+    register()
+    steer(night, "try beta")
+    session = night.open(campaign="plan")
+    words = {"hypothesis": "beta", "axis": "learning-rate", "slug": "x", "subject": "x"}
+    changes = {"changes": {"learner.beta2": [0.95, 0.9]}}
+    session.tell("experiment_planned", experiment=1, files={}, **words, **changes)
+    session.tell("experiment_judged", experiment=1, outcome="discard", reason="x")
+    session.tell("campaign_finished", reason="x")
+    session.close()
+    before = everything_in(night.root)
+    assert run_command(["steer"]) == 0
+    assert capsys.readouterr().out == "steered   steer.md:1 (try beta)\n"
+    assert everything_in(night.root) == before
 
 
 # --- the file ----------------------------------------------------------------------------------------------
