@@ -189,7 +189,8 @@ def diagnose(
     summary = record.summary
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
-        print(f"  in a campaign: {rule.first if rule else ''} (At most {fixes} fixes and repeats of an idea.)")
+        if rule is not None:
+            print(f"  in a campaign: {rule.first} (An idea has at most {fixes} fixes and repeats.)")
     elif summary is not None:
         numbers = Numbers(summary.metric)
         metrics = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())

@@ -318,10 +318,10 @@ class CrashRule(Entry):
 
     id: Identifier
     crash_class: CrashClass | Literal["any"]
-    """`any`: all that have no rule of their own, or one that leaves `fixes` open."""
+    """`any` is for `fixes` alone: of all that have no rule of their own, or one that leaves them open."""
     says: str
     first: str
-    """The answer that is tried first, for people: `raft-agent diagnose` prints it."""
+    """What a campaign does about it, for people: `raft-agent diagnose` prints it."""
     fixes: Annotated[int, Field(ge=0, le=10)] | None = None
     """Fixes and repeats of an idea before a further crash of this class is recorded as its outcome."""
 
@@ -439,9 +439,8 @@ class Playbook:
         return {self.axis_of[hypothesis], *self.hypotheses[hypothesis].tags}
 
     def crash_rule(self, crash_class: str) -> CrashRule | None:
-        """Of this class, else of any."""
-        rules = {rule.crash_class: rule for rule in self.crashes.values()}
-        return rules.get(crash_class) or rules.get("any")  # type: ignore[call-overload]
+        """Of this class."""
+        return next((rule for rule in self.crashes.values() if rule.crash_class == crash_class), None)
 
     def fixes_after(self, crash_class: str) -> int:
         """Fixes and repeats that an idea has before a crash of this class is its outcome."""
