@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agent.contract import CrashClass
+from agent.contract import FIXES, CrashClass
 from agent.recipe.change import Change
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
@@ -307,10 +307,6 @@ class ResourceRule(Entry):
         if not self.prefer and not self.defer:
             raise ValueError("a resource rule needs prefer or defer")
         return self
-
-
-FIXES = 3
-"""Of an idea that crashes, where a playbook says no number."""
 
 
 class CrashRule(Entry):
