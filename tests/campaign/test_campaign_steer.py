@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
@@ -27,7 +28,7 @@ from agent.campaign import pausing
 from agent.campaign.loop import Paused
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
-from agent.campaign.steering import text_of
+from agent.campaign.steering import SETTLED_S, text_of
 from agent.campaign.workbench import Workbench
 from agent.cli.main import register
 from agent.cli.main import run as run_command
@@ -54,7 +55,10 @@ def folder(night: Night) -> Path:
 
 
 def steer(night: Night, *lines: str) -> None:
-    (night.root / "steer.md").write_text("".join(f"- {line}\n" for line in lines))
+    """Written a while ago."""
+    path = night.root / "steer.md"
+    path.write_text("".join(f"- {line}\n" for line in lines))
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 60))
 
 
 def tried(night: Night) -> list[str]:
@@ -226,6 +230,55 @@ def test_a_file_that_cannot_be_read_to_its_end_has_lost_nothing(night: Night, be
     steer(night, "pause after this one")
     assert bench.wish_to_pause() is None
     assert len(done_notes(bench)) == 1
+
+
+def test_a_missing_file_makes_nothing_count_again(night: Night, bench: Workbench) -> None:
+    """An editor that saves puts another file in its place, and a checkout takes it away for a while."""
+    for _ in range(2):
+        steer(night, "pause after this one", "stop after this one")
+        bench.wish_to_pause()
+        bench.wish_to_stop()
+        (night.root / "steer.md").unlink()
+        for _ in range(2):
+            assert bench.wish_to_pause() is None
+    assert len(done_notes(bench)) == 2
+
+
+def test_a_file_that_is_being_written_makes_nothing_count_again(night: Night, bench: Workbench) -> None:
+    steer(night, "pause after this one")
+    assert bench.wish_to_pause()
+    path = night.root / "steer.md"
+    for text in ("", "- ban axis nothing\n"):  # as of a save that is under way
+        path.write_text(text)
+        assert bench.wish_to_pause() is None
+    path.write_text("- pause after this one\n")
+    assert bench.wish_to_pause() is None
+    path.write_text("")
+    bench.session.journal.clock = lambda: time.time() + SETTLED_S
+    assert bench.wish_to_pause() is None
+    path.write_text("- pause after this one\n")
+    assert bench.wish_to_pause(), "it has left the file, and nobody was writing"
+
+
+@pytest.mark.parametrize(
+    "line", ["pause after this", "PAUSE after this one, please", "  " * 9 + "- pause after this one", "*pause now"]
+)
+def test_a_line_with_a_mistake_may_be_the_instruction(night: Night, bench: Workbench, line: str) -> None:
+    steer(night, "pause after this one", "try seed 7")
+    assert bench.wish_to_pause()
+    bench.next_idea()
+    path = night.root / "steer.md"
+    steer(night, line)
+    if not line[0].isalpha():
+        path.write_text(line.replace("*", "-") + "\n")
+        os.utime(path, (0, 0))
+    assert bench.wish_to_pause() is None
+    steer(night, "pause after this one", "try seed 7")
+    assert bench.wish_to_pause() is None
+    gone = [
+        told["steer_gone"] for note in bench.session.state.notes if "steer_gone" in (told := note.model_extra or {})
+    ]
+    assert gone == [["try seed 7"]]
 
 
 def test_a_line_that_looks_like_a_secret_is_known_again_too(night: Night, bench: Workbench) -> None:
@@ -429,7 +482,7 @@ def test_what_leads_when_it_is_stopped_is_confirmed(night: Night) -> None:
 def test_stopping_counts_once_also_for_a_campaign_that_gets_more_time(night: Night) -> None:
     steer(night, "stop after this one")
     assert night.start().ideas == 0
-    (night.root / "steer.md").unlink()
+    steer(night)
     again = when_run("001-search", lambda: steer(night, "stop after this one"))
     assert night.resume(extra_budget_s=600.0, launcher=again).ideas == 1
     assert night.resume(extra_budget_s=600.0).ideas > 1
