@@ -190,7 +190,7 @@ def diagnose(
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
         if rule is not None:
-            print(f"  in a campaign: {rule.first} (An idea has at most {fixes} fixes and repeats.)")
+            print(f"  in a campaign: {rule.first} (At most {fixes} fixes and repeats of an idea.)")
     elif summary is not None:
         numbers = Numbers(summary.metric)
         metrics = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())

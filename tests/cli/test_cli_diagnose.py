@@ -47,7 +47,7 @@ def test_a_crash_has_the_words_of_its_class(
     told = capsys.readouterr().out
     assert f"no summary. {crash_class}: " in told
     assert f"\n  in a campaign: {SAYS[crash_class]}" in told
-    assert "(An idea has at most 3 fixes and repeats.)" in told
+    assert "(At most 3 fixes and repeats of an idea.)" in told
 
 
 def test_nothing_is_said_for_a_class_without_a_rule(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
