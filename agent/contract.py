@@ -63,6 +63,8 @@ SAMPLED_SPLITS: tuple[SampledSplit, ...] = get_args(SampledSplit)
 SAMPLED_PROMPTS = 12
 CrashClass = Literal["typo", "oom", "backend", "numeric", "data", "timeout", "resource", "unknown"]
 CRASH_CLASSES: tuple[CrashClass, ...] = get_args(CrashClass)
+FIXES = 3
+"""Fixes and repeats of an idea that crashes, where nobody says another number."""
 FinishReason = Literal["stop", "length"]
 
 TIMING_FIELDS = frozenset(

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agent.campaign.budget import BudgetClock
-from agent.campaign.search import CRASHES_IN_A_ROW, NEXT_NEEDS, reached
-from agent.campaign.settings import Settings
+from agent.campaign.budget import BudgetClock, reserve_seconds
+from agent.campaign.night_recipe import measuring_of
+from agent.campaign.one_split import number_or_none
+from agent.campaign.search import CRASHES_IN_A_ROW, EXHAUSTED, NEXT_NEEDS, reached
+from agent.campaign.settings import Settings, parse_target, target_met
+from agent.campaign.standing import cost_so_far
 from agent.errors import UsageError
 from agent.ledger.journal import CampaignState
+from agent.report.numbers import Numbers
 from agent.report.words import duration
 
 MORE_TIME = "--budget 1h"
+LATER = "--deadline 07:30"
 LIMITS = ("deadline", "max_experiments", "target")
 """Settings that a resumption may change; beside the budget, which it adds to."""
 
@@ -22,9 +29,17 @@ LIMITS = ("deadline", "max_experiments", "target")
 @dataclass(frozen=True)
 class Limit:
     words: str
-    lifted_by: str
+    lifted_by: str = ""
     """Options of `resume`, as one could write them; empty where none does."""
     is_of_time: bool = False
+    beside: str = ""
+    """What brings a further idea where no option does; empty where nothing does."""
+
+    @property
+    def said(self) -> str:
+        if self.beside:
+            return f"{self.words}: only {self.beside} brings a further idea"
+        return f"{self.words}: no further idea is tried{f'; {self.lifted_by} lifts that' if self.lifted_by else ''}"
 
 
 def settings_of(state: CampaignState) -> Settings:
@@ -34,36 +49,57 @@ def settings_of(state: CampaignState) -> Settings:
     return Settings(**{**named, **state.options, "budget_s": state.budget_s})
 
 
-def has_passed(settings: Settings, latest: datetime.datetime | None = None) -> bool:
-    """The deadline, by a clock that may have been set back since `latest`, a moment that the campaign has seen."""
-    return BudgetClock(None, deadline=settings.deadline_time, latest=latest).left_s <= 0
-
-
 def with_more(
     settings: Settings,
     state: CampaignState,
     *,
-    deadline_passed: bool,
+    latest: datetime.datetime | None = None,
     budget_s: float = 0.0,
     deadline: str | None = None,
     max_experiments: int | None = None,
     target: str | None = None,
 ) -> Settings:
     """`budget_s` is on top of what it had; a deadline that has passed binds no more where time is given. The others are
-    new limits in place of the old ones. UsageError for one that is met already."""
+    new limits in place of the old ones. UsageError for one that is met already, or is no target. `latest`: a moment
+    that the campaign has seen, as the clock may have been set back since."""
     tried = len(_outcomes(state))
     if max_experiments is not None and max_experiments <= tried:
         raise UsageError(
             f"--max-experiments {max_experiments} is the number of ideas in all, and {tried} were tried",
             hint=f"name a number above {tried}",
         )
+    if target is not None:
+        _refuse_met(state, target)
     changed: dict[str, Any] = {"deadline": deadline, "max_experiments": max_experiments, "target": target}
     changed = {name: value for name, value in changed.items() if value is not None}
     if budget_s:
         changed["budget_s"] = max(settings.budget_s or 0.0, state.consumed_s) + budget_s
-        if deadline_passed and deadline is None:
+        if _until_deadline(settings, latest) <= 0 and deadline is None:
             changed["deadline"] = None
     return dataclasses.replace(settings, **changed)
+
+
+def _refuse_met(state: CampaignState, target: str) -> None:
+    metric = measuring_of(state).metric
+    wanted, best = parse_target(target, metric=metric), best_known(state)
+    if best is not None and wanted.reached(best):
+        raise UsageError(
+            f"--target {target} is met already: the best recipe has {Numbers(metric).value(best)}",
+            hint=f"name a number {'above' if wanted.at_least else 'below'} {best:.4g}",
+        )
+
+
+def best_known(state: CampaignState) -> float | None:
+    """The incumbent's confirmed metric, as the loop wrote it down with the last outcome; None where none is known."""
+    number = (state.incumbent.experiment if state.incumbent else None) or 0
+    incumbent = state.experiments.get(number)
+    if incumbent is not None and incumbent.recorded is not None:
+        told = [record.best for one in reversed(state.recorded_order) if (record := state.experiments[one].recorded)]
+        known = next((best for best in told if best is not None), None)
+        if known is not None:
+            return known
+    judged = incumbent.judged if incumbent else None
+    return number_or_none(judged.row.get("metric_value") if judged else None)
 
 
 def changed_limits(before: Settings, now: Settings) -> dict[str, Any]:
@@ -71,43 +107,88 @@ def changed_limits(before: Settings, now: Settings) -> dict[str, Any]:
     return {name: getattr(now, name) for name in LIMITS if getattr(now, name) != getattr(before, name)}
 
 
-def limits_met(state: CampaignState, settings: Settings, *, deadline_passed: bool) -> list[Limit]:
-    """Because of which no further idea would be tried under these settings. `deadline_passed`: theirs."""
+def limits_met(state: CampaignState, settings: Settings, *, latest: datetime.datetime | None = None) -> list[Limit]:
+    """Because of which no further idea would be tried under these settings."""
     outcomes, found = _outcomes(state), []
     tried = len(outcomes)
     if settings.max_experiments is not None and tried >= settings.max_experiments:
         ideas = "1 idea was" if tried == 1 else f"{tried} ideas were"
         words = f"{ideas} tried, and --max-experiments is {settings.max_experiments}"
         found.append(Limit(words, f"--max-experiments {max(1, 2 * tried)}"))
-    if settings.target is not None and state.stop_reason == reached("target", settings.target):
-        found.append(Limit(state.stop_reason, "--target METRIC>=X"))
+    if settings.target is not None and _is_met(state, settings.target):
+        found.append(Limit(reached("target", settings.target), "--target 'METRIC>=X'"))
     if tried >= CRASHES_IN_A_ROW and set(outcomes[-CRASHES_IN_A_ROW:]) == {"crash"}:
-        found.append(Limit(f"the last {CRASHES_IN_A_ROW} ideas crashed", ""))
-    time = _time_is_up(state, settings, deadline_passed=deadline_passed)
-    return [*found, Limit(time, MORE_TIME, is_of_time=True)] if time else found
+        found.append(Limit(f"the last {CRASHES_IN_A_ROW} ideas crashed"))
+    if _ended_with(state, EXHAUSTED):
+        found.append(Limit("the playbook was exhausted", beside="a new hypothesis or an idea in steer.md"))
+    return [*found, *_of_time(state, settings, latest)]
 
 
-def _time_is_up(state: CampaignState, settings: Settings, *, deadline_passed: bool) -> str:
-    if deadline_passed:
-        return "its deadline has passed"
-    if settings.budget_s is not None and state.consumed_s >= settings.budget_s:
-        return f"its budget of {duration(settings.budget_s)} is used up"
-    same = (settings.budget_s, settings.deadline) == (state.budget_s, state.options.get("deadline"))
-    reason = state.stop_reason or ""
-    return reason if same and state.status == "finished" and reason.startswith(NEXT_NEEDS) else ""
+def _is_met(state: CampaignState, target: str) -> bool:
+    best = best_known(state)
+    if best is None:  # a journal without numbers: by what it says
+        return state.stop_reason == reached("target", target)
+    return target_met(target, best, metric=measuring_of(state).metric)
+
+
+def _ended_with(state: CampaignState, words: str) -> bool:
+    return state.status == "finished" and (state.stop_reason or "").startswith(words)
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def _of_time(state: CampaignState, settings: Settings, latest: datetime.datetime | None) -> Iterator[Limit]:
+    if _until_deadline(settings, latest) <= 0:
+        yield Limit("its deadline has passed", MORE_TIME, is_of_time=True)  # which takes the deadline away
+        return
+    before, bound = settings_of(state), _too_short(state, latest)
+    if _budget_left(state, settings) <= 0:
+        yield Limit(f"its budget of {duration(settings.budget_s or 0.0)} is used up", MORE_TIME, is_of_time=True)
+    elif "budget" in bound and settings.budget_s == before.budget_s:
+        yield Limit("its budget leaves too little for another idea", MORE_TIME, is_of_time=True)
+    if "deadline" in bound and settings.deadline == before.deadline:
+        yield Limit("its deadline is too near for another idea", LATER, is_of_time=True)
+
+
+def _too_short(state: CampaignState, latest: datetime.datetime | None) -> set[str]:
+    """Of budget and deadline, what leaves a campaign no other idea that ended by lack of time: the one that binds, and
+    the other where that leaves too little as well."""
+    if not _ended_with(state, NEXT_NEEDS):
+        return set()
+    before = settings_of(state)
+    left = {"budget": _budget_left(state, before), "deadline": _until_deadline(before, latest)}
+    cost = cost_so_far(state)
+    needed = max(min(left.values()), cost.total_s + reserve_seconds(cost) if cost else -math.inf)
+    return {name for name, seconds in left.items() if seconds <= needed and seconds < math.inf}
+
+
+def _budget_left(state: CampaignState, settings: Settings) -> float:
+    return math.inf if settings.budget_s is None else settings.budget_s - state.consumed_s
+
+
+def _until_deadline(settings: Settings, latest: datetime.datetime | None) -> float:
+    return BudgetClock(None, deadline=settings.deadline_time, latest=latest).left_s
+
+
+# --- in words ----------------------------------------------------------------------------------------------
 
 
 def hint_for(state: CampaignState, name: str) -> str:
     """Of a finished campaign: what goes on with it, in one line."""
-    settings = settings_of(state)
-    return what_gives_more(name, limits_met(state, settings, deadline_passed=has_passed(settings)))
+    return what_gives_more(name, limits_met(state, settings_of(state)))
 
 
 def what_gives_more(name: str, limits: list[Limit]) -> str:
+    """What no option lifts decides: an option that is named has to help."""
     options = " ".join(limit.lifted_by for limit in limits if limit.lifted_by)
-    if not options and limits:
-        return f"{limits[0].words}, which no option lifts: raft-agent run --new starts another one"
-    return f"raft-agent resume {name} {options or MORE_TIME} gives it more"
+    more = f"raft-agent resume {name} {options or MORE_TIME}"
+    held = sorted((limit for limit in limits if not limit.lifted_by), key=lambda limit: bool(limit.beside))
+    if not held:
+        return f"{more} gives it more"
+    last = held[0]
+    goes_on = f"with {last.beside} {more} goes on" if last.beside else "raft-agent run --new starts another one"
+    return f"{last.words}, which no option lifts: {goes_on}"
 
 
 def _outcomes(state: CampaignState) -> list[str | None]:

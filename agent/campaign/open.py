@@ -11,8 +11,8 @@ from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
-from agent.campaign.more import changed_limits, has_passed, limits_met, settings_of, what_gives_more, with_more
-from agent.campaign.observer import Observer
+from agent.campaign.more import changed_limits, limits_met, settings_of, what_gives_more, with_more
+from agent.campaign.observer import Observer, Silent
 from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
 from agent.campaign.settings import Settings, parse_target
@@ -46,10 +46,19 @@ def machine_of(workspace: Workspace) -> Machine:
     return probe_machine(cache=workspace.cache / MACHINE)
 
 
+def look(workspace: Workspace, settings: Settings, *, machine: Machine, model_cache: Path) -> Session:
+    """A session that writes nothing into a campaign's folders, for all that is not the campaign itself: it may run
+    beside. What `--dry-run`, `plan` and `steer` need."""
+    session = prepare(workspace, settings, observer=Silent(), machine=machine, model_cache=model_cache)
+    session.folder = workspace.scratch
+    session.only_reads = True
+    return session
+
+
 def prepare(
     workspace: Workspace, settings: Settings, *, observer: Observer, machine: Machine, model_cache: Path
 ) -> Session:
-    """A session that nothing has been written for; what `--dry-run` and `plan` need."""
+    """A session that nothing has been written for."""
     clock = BudgetClock(settings.budget_s, deadline=settings.deadline_time)
     return Session(
         settings=settings,
@@ -279,21 +288,19 @@ def resume(
     settings = with_more(
         before,
         state,
-        deadline_passed=has_passed(before, latest),
+        latest=latest,
         budget_s=extra_budget_s,
         deadline=deadline,
         max_experiments=max_experiments,
         target=target,
     )
-    limits = limits_met(state, settings, deadline_passed=has_passed(settings, latest))
+    limits = limits_met(state, settings, latest=latest)
     if state.status == "finished" and (settings == before or any(limit.is_of_time for limit in limits)):
         raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=what_gives_more(chosen, limits))
-    if take_back_pause or state.status != "running":
-        take_back(workspace.campaign_folder(chosen))
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
-    if target is not None:
-        parse_target(target, metric=session.evaluation.metric)
+    if take_back_pause or state.status != "running":
+        take_back(session.folder)
     session.clock = BudgetClock(
         settings.budget_s, consumed_s=state.consumed_s, deadline=settings.deadline_time, latest=latest
     )
@@ -303,8 +310,7 @@ def resume(
         for damage in journal.damages():
             observer.warn(f"{workspace.relative(journal.path)}: {damage}; what it said is done again or looked up")
         for limit in limits:
-            lifted = f"; {limit.lifted_by} lifts that" if limit.lifted_by else ""
-            observer.say(f"{limit.words}: no further idea is tried{lifted}")
+            observer.say(limit.said)
         branch(session)
         session.lockbox.check_journal()
         session.lockbox.check("when it was resumed")

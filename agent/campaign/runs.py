@@ -222,13 +222,14 @@ class Runner:
         return self._done(job.key, record, elapsed_s=None, diagnosis=triage(Evidence(failure=failure)))
 
     def _holds(self, run: Run) -> bool:
-        """It counts, and its files are what it left. If they are not, its folder is put aside: it counts no more."""
+        """It counts, and its files are what it left. If they are not, the campaign puts its folder aside: it counts no
+        more."""
         lockbox = self.session.lockbox
         if not _counts(run) or run.id in lockbox.void:
             return False
         out = self.session.runs_folder / str(key_of(run))
         changed = lockbox.changed_since(out)
-        if changed:
+        if changed and not self.session.only_reads:
             words = f"{', '.join(changed)} of the run {out.name} changed after it had ended: it counts no more"
             self.session.observer.warn(f"{words}, and is now {_out_of_the_way(out).name}")
             lockbox.set_aside(run.id, out, words)

@@ -16,7 +16,7 @@ from agent.campaign.screening import (
     seconds_to_go_on,
     worth_screening,
 )
-from agent.campaign.settings import parse_target
+from agent.campaign.settings import target_met
 from agent.campaign.verdict import Judgement, Verdict
 from agent.report.numbers import Numbers
 from agent.report.words import duration
@@ -25,6 +25,8 @@ CRASHES_IN_A_ROW = 4
 """After this many crashed ideas in a row something is wrong with the machine, not with the ideas."""
 NEXT_NEEDS = "the next idea would need"
 """How the words begin for an end by lack of time."""
+EXHAUSTED = "the playbook is exhausted"
+"""How they begin for an end by lack of ideas."""
 
 
 def spend_the_night(lab: Lab, evidence: Evidence) -> str:
@@ -158,11 +160,7 @@ def out_of_time(lab: Lab, needed: float) -> str | None:
 
 
 def _target_reached(lab: Lab) -> bool:
-    """By the confirmed metric of the incumbent; a lucky search run does not count."""
-    if lab.target is None:
-        return False
-    metric = lab.best_metric()
-    return metric is not None and parse_target(lab.target, metric=lab.evaluation.metric).reached(metric)
+    return lab.target is not None and target_met(lab.target, lab.best_metric(), metric=lab.evaluation.metric)
 
 
 def _report(lab: Lab, number: int, judgement: Judgement) -> None:

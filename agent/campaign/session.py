@@ -77,6 +77,8 @@ class Session:
     """Why a signal wants the campaign to stop now, or None; `why_stop` knows of other ways to ask."""
     renew: Callable[[], None] = lambda: None
     """Told whenever the report should be renewed; returns at once."""
+    only_reads: bool = False
+    """It is of somebody who looks at a campaign beside it: the journal and the runs stay as they are."""
     estimate: float | None = None
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
@@ -93,6 +95,7 @@ class Session:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append to the journal."""
+        assert not self.only_reads, f"{kind} in the journal of a campaign that is only looked at"
         self.journal.append(kind, **fields)
         if kind in RENEWING:
             self.renew()

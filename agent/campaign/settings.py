@@ -42,6 +42,11 @@ def parse_target(text: str, *, metric: str) -> Target:
     return Target(name, relation == ">=", value)
 
 
+def target_met(text: str, best: float | None, *, metric: str) -> bool:
+    """`best`: the incumbent's confirmed metric; a lucky search run does not count."""
+    return best is not None and parse_target(text, metric=metric).reached(best)
+
+
 @dataclass(frozen=True)
 class Settings:
     recipe_path: str

@@ -3,8 +3,9 @@ that it is said and written down when it changes.
 
 The file is the user's and is never written. What was carried out is known by its words from the journal, so that a
 campaign that was killed and goes on does nothing twice. A reading of the file without these words is written down too:
-from then on they count again. The journal also has, with every idea, what was in force when it was planned: reading it
-again gives the same night.
+from then on they count again. It has to be sure: a file that is missing or was written a moment ago may be on its way
+(an editor that saves, a checkout). The journal also has, with every idea, what was in force when it was planned:
+reading it again gives the same night.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from agent.plan.steer import FILE, FREE, Instruction, Problem, Steering, read_st
 from agent.text import redact
 
 MOST_BYTES = 64 << 10
+MOST_READINGS = 3
+"""Of a file that is written while it is read."""
+SETTLED_S = 2.0
+"""After so long nobody is in the middle of writing the file."""
 STOPS = "steer_stop"
 DONE = "steer_done"
 GONE = "steer_gone"
@@ -33,9 +38,13 @@ PROBLEMS = "steer_problems"
 
 def in_force(session: Session) -> Steering:
     """What the file asks for now. Read again only where somebody has written it."""
-    stamp = stamp_or_none(session.workspace / FILE)
-    if session.steering is None or session.steering[0] != stamp:
+    path = session.workspace / FILE
+    for _ in range(MOST_READINGS):
+        stamp = stamp_or_none(path)
+        if session.steering is not None and session.steering[0] == stamp:
+            break
         session.steering = stamp, read(session.workspace, session.playbook, only=session.settings.only)
+    assert session.steering is not None
     return session.steering[1]
 
 
@@ -90,7 +99,7 @@ def tell_changes(session: Session) -> Steering:
     done = carried_out(session.state)
     holds = [one.text for one in steering.instructions if not (one.is_once and one.text in done)]
     wrong = [redact(problem.text) for problem in steering.problems]  # as the journal has it
-    gone = sorted(done - {one.text for one in steering.instructions}) if steering.is_whole else []
+    gone = sorted(text for text in done if steering.is_without(text)) if done and _is_settled(session) else []
     before, told = _told_last(session, done)
     if holds == before and wrong == told and not gone:
         return steering
@@ -102,6 +111,12 @@ def tell_changes(session: Session) -> Steering:
             session.observer.warn(problem.words)
     session.tell("note", text=words, **{IN_FORCE: holds, PROBLEMS: wrong}, **({GONE: gone} if gone else {}))
     return steering
+
+
+def _is_settled(session: Session) -> bool:
+    """What was read is there, and was not written just now."""
+    stamp = session.steering[0] if session.steering else None
+    return stamp is not None and not 0 <= session.journal.clock() - stamp[2] / 1e9 < SETTLED_S
 
 
 def _words(steering: Steering, holds: list[str]) -> str:

@@ -27,6 +27,7 @@ from agent.campaign.record import bring_rows_in, judge, record
 from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Early, Runner, key_of
+from agent.campaign.search import EXHAUSTED
 from agent.campaign.session import Session, title
 from agent.campaign.stairs import number_in
 from agent.campaign.stopping import PAUSED
@@ -271,7 +272,8 @@ class Workbench(Lab):
 
     def gather(self) -> None:
         """Read back what earlier sessions of the campaign measured, in the order of time. What was measured for the
-        verdict on an idea that is still open is read back when the verdict comes to it again."""
+        verdict on an idea that is still open is read back when the verdict comes to it again. A session that only reads
+        leaves out what was changed since; the campaign's own writes that down."""
         told = [note.model_extra or {} for note in self.session.state.notes]
         self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():
@@ -322,7 +324,7 @@ class Workbench(Lab):
         ranking = self._ranking()
         proposal = choose.first_other(ranking, self.session)
         if proposal is None:
-            return None, f"the playbook is exhausted: {ranking.note}"
+            return None, f"{EXHAUSTED}: {ranking.note}"
         if not batch:
             self.say(choose.explain(ranking))
         under = steering.planned_under(self.session)

@@ -277,11 +277,10 @@ def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> No
     from agent.campaign import choose
     from agent.campaign.calibration import plan_first
     from agent.campaign.capacity import refuse_too_large
-    from agent.campaign.observer import Silent
-    from agent.campaign.open import machine_of, prepare, refuse_closed_doors
+    from agent.campaign.open import look, machine_of, refuse_closed_doors
     from agent.campaign.workbench import Workbench
 
-    session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
+    session = look(workspace, settings, machine=machine_of(workspace), model_cache=model_cache())
     recipe = session.recipe_of(0)
     refuse_closed_doors(recipe, base=workspace.root, name=settings.recipe_path)
     refuse_too_large(recipe, session.machine, cache=session.cache, base=workspace.root, where=settings.recipe_path)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from agent.ledger.workspace import Workspace
     from agent.plan.planner import Ranking
 
+NO_CAMPAIGN = "(none)"
+"""A name that no campaign can have."""
 JSON = typer.Option(False, "--json", help="Print as JSON.")
 
 
@@ -51,8 +53,7 @@ def session_of(
 ) -> tuple[Session, Any]:
     """The last campaign with this recipe, or an empty one. `unfinished`: an empty one of the same recipe also where
     that campaign is finished."""
-    from agent.campaign.observer import Silent
-    from agent.campaign.open import machine_of, prepare
+    from agent.campaign.open import look, machine_of
     from agent.campaign.settings import Settings
     from agent.campaign.workbench import Workbench
     from agent.ledger.journal import Journal
@@ -65,10 +66,9 @@ def session_of(
             chosen = None if unfinished and state.status == "finished" else name
             path = state.started.recipe_path
             break
-    settings = Settings(recipe_path=path or recipe_path(workspace, None), campaign=chosen or "plan", only=only)
+    settings = Settings(recipe_path=path or recipe_path(workspace, None), campaign=chosen or NO_CAMPAIGN, only=only)
     workspace.prepare()
-    session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
-    session.folder = workspace.campaign_folder("plan")  # the campaign may run, and reads recipes in its own
+    session = look(workspace, settings, machine=machine_of(workspace), model_cache=model_cache())
     if chosen is None:
         return session, None
     bench = Workbench(session)
@@ -189,7 +189,8 @@ def diagnose(
     summary = record.summary
     if crash is not None:
         print(f"{out.name}: no summary. {crash.crash_class}: {crash.reason}\n  {crash.evidence} ({crash.source})")
-        print(f"  in a campaign: {rule.first if rule else ''} (At most {fixes} fixes and repeats of an idea.)")
+        if rule is not None:
+            print(f"  in a campaign: {rule.first} (At most {fixes} fixes and repeats of an idea.)")
     elif summary is not None:
         numbers = Numbers(summary.metric)
         metrics = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())

@@ -178,8 +178,7 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
 
 
 def _fitted(campaign: str) -> tuple[World, Mix]:
-    from agent.campaign.observer import Silent
-    from agent.campaign.open import machine_of, prepare
+    from agent.campaign.open import look, machine_of
     from agent.campaign.settings import Settings
     from agent.campaign.workbench import Workbench
     from agent.cli.shared import model_cache
@@ -192,13 +191,7 @@ def _fitted(campaign: str) -> tuple[World, Mix]:
     started = Journal(workspace.journal_path(name)).state().started
     if started is None:
         raise UsageError(f"the journal of {name} does not say how it was started")
-    session = prepare(
-        workspace,
-        Settings(**started.options),
-        observer=Silent(),
-        machine=machine_of(workspace),
-        model_cache=model_cache(),
-    )
+    session = look(workspace, Settings(**started.options), machine=machine_of(workspace), model_cache=model_cache())
     return fit(Workbench(session))
 
 

@@ -120,8 +120,7 @@ def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Re
 
 
 def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
-    from agent.campaign.observer import Silent
-    from agent.campaign.open import machine_of, prepare
+    from agent.campaign.open import look, machine_of
     from agent.campaign.settings import Settings
     from agent.cli.workspaces import campaign_name
     from agent.ledger.journal import Journal
@@ -131,7 +130,7 @@ def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
     if started is None:
         raise UsageError(f"campaign {name} never began", hint="raft-agent run --budget 8h starts one")
     settings = Settings(recipe_path=started.recipe_path, campaign=name)
-    session = prepare(workspace, settings, observer=Silent(), machine=machine_of(workspace), model_cache=model_cache())
+    session = look(workspace, settings, machine=machine_of(workspace), model_cache=model_cache())
     incumbent = session.incumbent
     who = f"#{incumbent}" if incumbent else "the baseline, since nothing was kept"
     print(f"winner of campaign {name}: {who}", file=sys.stderr)

@@ -80,6 +80,11 @@ class Workspace:
         """Output folders of a study's runs, which has the name of its file."""
         return self.private / "studies" / name
 
+    @property
+    def scratch(self) -> Path:
+        """For whoever looks at a campaign, which may run beside: nothing of it is kept."""
+        return self.private / "scratch"
+
     def report_folder(self, name: str) -> Path:
         return self.private / "report" / name
 

@@ -6,6 +6,7 @@ names file and key path; an unknown signal, symptom, watch, axis, tag or recipe 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +197,11 @@ class _Check:
         for crash in book.crashes.values():
             first = classes.setdefault(crash.crash_class, crash.id)
             if first != crash.id:
-                place = self._at("crashes", crash.id, "crash_class")
-                raise PlaybookError(f"{crash.crash_class} has a rule already, {first}", where=place)
+                raise PlaybookError(
+                    f"{crash.crash_class} has a rule already, {first}",
+                    where=self._at("crashes", crash.id, "crash_class"),
+                    hint=f"a class has one rule: delete {self._begin_of(crash.id)} or {self._begin_of(first)}",
+                )
         for queue in book.queues.values():
             self._names(queue.then, book.hypotheses, "hypothesis", self._at("queues", queue.id, "then"))
             self._keys(queue.after_kept, self._at("queues", queue.id, "after_kept"))
@@ -210,6 +214,14 @@ class _Check:
             self._names([template.hypothesis], book.hypotheses, "hypothesis", place)
         for fact in book.facts.values():
             self._names(fact.tested_by, book.hypotheses, "hypothesis", self._at("facts", fact.id, "tested_by"))
+
+    def _begin_of(self, crash: str) -> str:
+        """File and line of a crash rule's id, as an editor has them."""
+        path = self.book.files[f"crashes:{crash}"].rpartition(": ")[0]
+        text = read_text(Path(path), root=Path(path).absolute().parent.parent)
+        found = re.search(rf"\bid:\s*[\"']?{re.escape(crash)}(?![\w-])", text)
+        line = text.count("\n", 0, found.start()) + 1 if found else 0
+        return f"the entry {crash} at {path}:{line}" if line else f"the entry {crash} of {path}"
 
     def _forms(self) -> set[str]:
         """Hypotheses, and their forms as `hypothesis/form`."""

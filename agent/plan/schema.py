@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agent.contract import CrashClass
+from agent.contract import FIXES, CrashClass
 from agent.recipe.change import Change
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
@@ -309,19 +309,15 @@ class ResourceRule(Entry):
         return self
 
 
-FIXES = 3
-"""Of an idea that crashes, where a playbook says no number."""
-
-
 class CrashRule(Entry):
     """What becomes of an idea that crashes; at most one rule a class."""
 
     id: Identifier
     crash_class: CrashClass | Literal["any"]
-    """`any`: all that have no rule of their own, or one that leaves `fixes` open."""
+    """`any` is for `fixes` alone: of all that have no rule of their own, or one that leaves them open."""
     says: str
     first: str
-    """The answer that is tried first, for people: `raft-agent diagnose` prints it."""
+    """What a campaign does about it, for people: `raft-agent diagnose` prints it."""
     fixes: Annotated[int, Field(ge=0, le=10)] | None = None
     """Fixes and repeats of an idea before a further crash of this class is recorded as its outcome."""
 
@@ -439,9 +435,8 @@ class Playbook:
         return {self.axis_of[hypothesis], *self.hypotheses[hypothesis].tags}
 
     def crash_rule(self, crash_class: str) -> CrashRule | None:
-        """Of this class, else of any."""
-        rules = {rule.crash_class: rule for rule in self.crashes.values()}
-        return rules.get(crash_class) or rules.get("any")  # type: ignore[call-overload]
+        """Of this class."""
+        return next((rule for rule in self.crashes.values() if rule.crash_class == crash_class), None)
 
     def fixes_after(self, crash_class: str) -> int:
         """Fixes and repeats that an idea has before a crash of this class is its outcome."""

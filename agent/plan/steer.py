@@ -98,6 +98,8 @@ class Problem:
     text: str
     hides: bool = False
     """There may be instructions that it keeps from being read."""
+    verb: str = ""
+    """Of the line, where it may be an instruction that is being written."""
 
     @property
     def words(self) -> str:
@@ -109,10 +111,11 @@ class Steering:
     instructions: tuple[Instruction, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    @property
-    def is_whole(self) -> bool:
-        """What is not here does not stand in the file."""
-        return not any(problem.hides for problem in self.problems)
+    def is_without(self, text: str) -> bool:
+        """Whether an instruction of these words stands in the file no more, as far as it can be read."""
+        if any(one.text == text for one in self.instructions):
+            return False
+        return not any(problem.hides or problem.verb == verb_of(text) for problem in self.problems)
 
     def of_kind(self, *kinds: Kind) -> list[Instruction]:
         return [one for one in self.instructions if one.kind in kinds]
@@ -137,6 +140,12 @@ class Steering:
         return None
 
 
+def verb_of(words: str) -> str:
+    """That an item begins with, of VERBS; empty where it begins with none."""
+    first = words.strip().strip("`").partition(" ")[0].lower()
+    return first if first in VERBS else ""
+
+
 FREE = Steering()
 """Nobody steers."""
 
@@ -158,7 +167,7 @@ def read_steering(text: str, playbook: Playbook, *, only: str | None = None) -> 
         try:
             instruction = _instruction(line, words, playbook, only)
         except _Wrong as wrong:
-            problems.append(Problem(line, str(wrong)))
+            problems.append(Problem(line, str(wrong), verb=verb_of(words)))
             continue
         if words in first:
             problems.append(Problem(line, f"the same as line {first[words]}; it counts once"))
@@ -199,10 +208,12 @@ def _items(text: str) -> Iterator[tuple[int, str | Problem]]:
         found = _ITEM.fullmatch(line)
         if found and found["rest"].strip():
             columns = len(found["indent"].expandtabs(4))
-            far = Problem(number, f"stands {columns} columns to the right, too far for a list ({FURTHEST} at most)")
+            words = f"stands {columns} columns to the right, too far for a list ({FURTHEST} at most)"
+            far = Problem(number, words, verb=verb_of(" ".join(found["rest"].split())))
             yield number, found["rest"] if columns <= FURTHEST else far
         elif nearly := _NEARLY.match(line):
-            yield number, Problem(number, f"is no list item: write - {nearly['verb'].lower()} ..., with a space")
+            verb = nearly["verb"].lower()
+            yield number, Problem(number, f"is no list item: write - {verb} ..., with a space", verb=verb)
     if fence or in_comment:
         what = "the fenced code" if fence else "the comment"
         words = f"{what} that begins here has no end, so nothing after it counts"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from agent.contract import FIXES
 from agent.errors import RecipeError
 from agent.recipe.files import bounds_of, field_at, get_key, with_keys
 from agent.recipe.schema import Recipe, leaf_keys, section_of
@@ -29,8 +30,6 @@ from agent.run.suspects import (
 )
 from agent.run.triage import Diagnosis
 
-MOST = 3
-"""Remedies of one idea, where nobody says another number."""
 SMALLEST_MICROBATCH = 64
 
 Kind = Literal["fix", "shrink", "shared", "calm", "retry"]
@@ -101,7 +100,7 @@ def respond(
     parent: Recipe,
     history: Sequence[Remedy] = (),
     ruled_out: Sequence[Remedy] = (),
-    most: int = MOST,
+    most: int = FIXES,
 ) -> Response:
     """What to do after `recipe`, made from `parent` (itself, for a baseline) and `history`, has crashed.
 

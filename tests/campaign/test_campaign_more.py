@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights import MACHINE, NOTHING, Night, hypothesis, new_night
+from nights import BETTER_RATE, MACHINE, NO_DEDUP, NOTHING, Night, hypothesis, new_night
 
-from agent.campaign.more import hint_for, limits_met, settings_of
+from agent.campaign.more import best_known, hint_for, limits_met, settings_of
 from agent.campaign.open import resume
+from agent.campaign.pausing import NOW, ask_to_pause, asked_to_pause
+from agent.campaign.search import why_stop
 from agent.campaign.session import Session
 from agent.campaign.standing import standing, time_left
 from agent.errors import UsageError
@@ -49,9 +51,11 @@ def journal(night: Night) -> Journal:
     return Journal(night.workspace.journal_path("night"))
 
 
-def finished(night: Night, reason: str, **started: Any) -> None:
-    """As after a night of two ideas."""
+def finished(night: Night, reason: str, *, best: float | None = None, **started: Any) -> None:
+    """As after a night of two ideas. `best`: what the loop knew of the incumbent."""
     session = night.open(**started)
+    if best is not None:
+        session.tell("experiment_judged", experiment=0, outcome="keep", reason="x", row={"metric_value": best})
     for number in (1, 2):
         session.tell("experiment_planned", experiment=number, hypothesis="x", axis="x", slug="x", subject="x", files={})
         session.tell("experiment_judged", experiment=number, outcome="discard", reason="x")
@@ -114,20 +118,97 @@ def test_what_was_given_holds_in_later_sessions_too(night: Night) -> None:
 
 def test_a_target_is_of_the_metric_and_another_one_lifts_it(night: Night) -> None:
     finished(night, "--target pass_rate>=0.5 reached", target="pass_rate>=0.5")
-    assert refused(night).hint == "raft-agent resume night --target METRIC>=X gives it more"
+    assert refused(night).hint == "raft-agent resume night --target 'METRIC>=X' gives it more"
     assert "names reward, the recipe measures pass_rate" in refused(night, target="reward>=0.9").message
     before = list(night.observer.said)
     assert reopened(night, target="pass_rate>=0.9").settings.target == "pass_rate>=0.9"
     assert night.observer.said == before
 
 
+def test_a_target_that_is_met_is_named_whatever_ended_the_campaign(night: Night) -> None:
+    """The number of ideas is looked at first, so it is the reason where both are met."""
+    options = {"max_experiments": 2, "target": "pass_rate>=0.5"}
+    finished(night, "--max-experiments 2 reached", best=0.74, **options)
+    assert refused(night).hint == "raft-agent resume night --max-experiments 4 --target 'METRIC>=X' gives it more"
+    reopened(night, max_experiments=4)
+    assert night.observer.said[-1] == (
+        "--target pass_rate>=0.5 reached: no further idea is tried; --target 'METRIC>=X' lifts that"
+    )
+
+
+@pytest.mark.parametrize("best", [0.74, 0.75])
+def test_a_new_target_is_beyond_what_the_best_recipe_has(night: Night, best: float) -> None:
+    finished(night, "--max-experiments 2 reached", best=best, max_experiments=2)
+    ask_to_pause(night.workspace.campaign_folder("night"), now=False)
+    error = refused(night, max_experiments=9, target="pass_rate>=0.74")
+    assert error.message == f"--target pass_rate>=0.74 is met already: the best recipe has {100 * best:.1f}%"
+    assert error.hint == f"name a number above {best}"
+    assert reopened(night, max_experiments=9, target="pass_rate>=0.8").settings.target == "pass_rate>=0.8"
+    assert night.observer.said == []
+
+
+def test_the_best_is_what_was_known_with_the_last_outcome(tmp_path: Path) -> None:
+    """As more runs of the incumbent came; of one that was kept and not recorded yet, its own verdict's."""
+    log = Journal(tmp_path / "journal.jsonl")
+    assert best_known(log.state()) is None
+    log.append("campaign_started", campaign="night", recipe_path="x", recipe="", base_commit="0" * 40)
+    for number, outcome, best in ((0, "keep", 0.5), (1, "keep", 0.74), (2, "discard", 0.72)):
+        row = {"metric_value": best + 0.1}
+        log.append("experiment_judged", experiment=number, outcome=outcome, reason="x", row=row)
+        log.append("experiment_recorded", experiment=number, best=best)
+        assert best_known(log.state()) == best
+    log.append("experiment_judged", experiment=3, outcome="keep", reason="x", row={"metric_value": 0.81})
+    assert best_known(log.state()) == 0.81
+
+
+@pytest.mark.slow
+def test_the_loop_and_a_resumption_know_the_same_metric(night: Night) -> None:
+    night.playbook(BETTER_RATE, NO_DEDUP)
+    night.start(max_experiments=1)
+    bench = night.bench(reopened(night, max_experiments=2))
+    bench.gather()
+    assert bench.incumbent == 1
+    assert best_known(bench.session.state) == pytest.approx(bench.best_metric())
+    metric = bench.best_metric()
+    assert metric is not None
+    bench.target = f"pass_rate>={metric:.3f}"[:-1]
+    assert why_stop(bench) == f"--target {bench.target} reached"
+    assert "is met already" in refused(night, target=bench.target).message
+
+
+@pytest.mark.parametrize("target", ["rubbish", "reward>=0.9", "pass_rate>=0.1"])
+def test_what_is_refused_takes_no_request_back(night: Night, target: str) -> None:
+    session = night.open()
+    session.tell("experiment_judged", experiment=0, outcome="keep", reason="x", row={"metric_value": 0.5})
+    session.close()
+    ask_to_pause(session.folder, now=True)
+    refused(night, target=target, take_back_pause=True)
+    assert asked_to_pause(session.folder) == NOW
+    reopened(night, target="pass_rate>=0.9", take_back_pause=True)
+    assert asked_to_pause(session.folder) is None
+
+
 def test_crashes_in_a_row_are_lifted_by_nothing(night: Night) -> None:
     finished(night, "4 ideas in a row crashed")
     for number in range(3, 7):
         journal(night).append("experiment_judged", experiment=number, outcome="crash", reason="x")
+    nothing = "the last 4 ideas crashed, which no option lifts: raft-agent run --new starts another one"
+    assert refused(night).hint == nothing
+    Journal(journal(night).path, consumed=lambda: 601.0).append("note", text="used up")
+    assert refused(night).hint == nothing, "more time alone gives nothing"
+
+
+def test_an_exhausted_playbook_is_lifted_by_ideas(night: Night) -> None:
+    finished(night, "the playbook is exhausted: 3 hypotheses, none is left", max_experiments=9)
     assert refused(night).hint == (
-        "the last 4 ideas crashed, which no option lifts: raft-agent run --new starts another one"
+        "the playbook was exhausted, which no option lifts: with a new hypothesis or an idea in steer.md "
+        "raft-agent resume night --budget 1h goes on"
     )
+    reopened(night, extra_budget_s=HOUR)
+    assert night.observer.said == [
+        "the playbook was exhausted: only a new hypothesis or an idea in steer.md brings a further idea"
+    ]
+    assert limits_met(journal(night).state(), settings_of(journal(night).state())) == []
 
 
 # --- time --------------------------------------------------------------------------------------------------
@@ -150,6 +231,32 @@ def test_all_limits_that_are_met_are_named(night: Night) -> None:
     assert refused(night, max_experiments=9).hint == "raft-agent resume night --budget 1h gives it more"
     assert reopened(night, extra_budget_s=HOUR).settings.budget_s == pytest.approx(601.0 + HOUR, abs=1.0)
     assert night.observer.said[-1].endswith("no further idea is tried; --max-experiments 4 lifts that")
+
+
+NEAR = "the next idea would need 2m 00s and 9m 00s are held back, 10s are left"
+
+
+def test_a_deadline_that_is_too_near_is_not_lifted_by_a_budget(night: Night) -> None:
+    finished(night, NEAR, budget_s=9 * HOUR, deadline=iso(60))
+    assert refused(night).hint == "raft-agent resume night --deadline 07:30 gives it more"
+    assert refused(night, extra_budget_s=HOUR).hint == "raft-agent resume night --deadline 07:30 gives it more"
+    assert reopened(night, deadline=iso(2 * HOUR)).clock.left_s == pytest.approx(2 * HOUR, abs=60)
+
+
+def test_a_budget_that_leaves_too_little_is_not_lifted_by_a_deadline(night: Night) -> None:
+    finished(night, NEAR, budget_s=60.0, deadline=iso(9 * HOUR))
+    assert refused(night, deadline=iso(20 * HOUR)).hint == "raft-agent resume night --budget 1h gives it more"
+    assert reopened(night, extra_budget_s=HOUR).clock.left_s == pytest.approx(HOUR + 60, abs=60)
+
+
+def test_both_are_named_where_both_leave_too_little(night: Night) -> None:
+    finished(night, NEAR, budget_s=60.0, deadline=iso(90))
+    log = journal(night)
+    words = {"experiment": 0, "role": "baseline", "rung": "calibrate", "seed": 1, "recipe_signature": "x", "out": "x"}
+    log.append("run_planned", run="baseline-s1", **words)
+    summary = {"train_s": 100.0, "evaluate_s": 1.0}
+    log.append("run_finished", run="baseline-s1", ended_by="itself", elapsed_s=105.0, summary=summary)
+    assert refused(night).hint == "raft-agent resume night --budget 1h --deadline 07:30 gives it more"
 
 
 def test_a_deadline_that_has_passed_gives_way_to_a_budget(night: Night) -> None:
@@ -194,4 +301,4 @@ def test_a_journal_of_before_adds_up_to_what_it_did(tmp_path: Path) -> None:
     assert state.options == options
     settings = settings_of(state)
     assert (settings.budget_s, settings.max_experiments, settings.deadline) == (100.0, 2, None)
-    assert limits_met(state, settings, deadline_passed=False) == []
+    assert limits_met(state, settings) == []

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import pytest
-from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, forked_launch, hypothesis, new_night
+from nights import (
+    BETTER_RATE,
+    MACHINE,
+    NO_DEDUP,
+    NOTHING,
+    Dies,
+    Night,
+    dying_at,
+    forked_launch,
+    hypothesis,
+    new_night,
+)
 
+from agent.campaign import open as opening
 from agent.campaign import pausing
 from agent.campaign.loop import Paused
 from agent.campaign.rules import Rules
-from agent.campaign.steering import text_of
+from agent.campaign.session import Session
+from agent.campaign.steering import SETTLED_S, text_of
 from agent.campaign.workbench import Workbench
+from agent.cli.main import register
+from agent.cli.main import run as run_command
+from agent.files import stamp_of
 from agent.ledger.events import ExperimentPlanned
 from agent.plan.steer import Problem
 from agent.run.request import RunRequest
@@ -38,7 +55,10 @@ def folder(night: Night) -> Path:
 
 
 def steer(night: Night, *lines: str) -> None:
-    (night.root / "steer.md").write_text("".join(f"- {line}\n" for line in lines))
+    """Written a while ago."""
+    path = night.root / "steer.md"
+    path.write_text("".join(f"- {line}\n" for line in lines))
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 60))
 
 
 def tried(night: Night) -> list[str]:
@@ -212,6 +232,55 @@ def test_a_file_that_cannot_be_read_to_its_end_has_lost_nothing(night: Night, be
     assert len(done_notes(bench)) == 1
 
 
+def test_a_missing_file_makes_nothing_count_again(night: Night, bench: Workbench) -> None:
+    """An editor that saves puts another file in its place, and a checkout takes it away for a while."""
+    for _ in range(2):
+        steer(night, "pause after this one", "stop after this one")
+        bench.wish_to_pause()
+        bench.wish_to_stop()
+        (night.root / "steer.md").unlink()
+        for _ in range(2):
+            assert bench.wish_to_pause() is None
+    assert len(done_notes(bench)) == 2
+
+
+def test_a_file_that_is_being_written_makes_nothing_count_again(night: Night, bench: Workbench) -> None:
+    steer(night, "pause after this one")
+    assert bench.wish_to_pause()
+    path = night.root / "steer.md"
+    for text in ("", "- ban axis nothing\n"):  # as of a save that is under way
+        path.write_text(text)
+        assert bench.wish_to_pause() is None
+    path.write_text("- pause after this one\n")
+    assert bench.wish_to_pause() is None
+    path.write_text("")
+    bench.session.journal.clock = lambda: time.time() + SETTLED_S
+    assert bench.wish_to_pause() is None
+    path.write_text("- pause after this one\n")
+    assert bench.wish_to_pause(), "it has left the file, and nobody was writing"
+
+
+@pytest.mark.parametrize(
+    "line", ["pause after this", "PAUSE after this one, please", "  " * 9 + "- pause after this one", "*pause now"]
+)
+def test_a_line_with_a_mistake_may_be_the_instruction(night: Night, bench: Workbench, line: str) -> None:
+    steer(night, "pause after this one", "try seed 7")
+    assert bench.wish_to_pause()
+    bench.next_idea()
+    path = night.root / "steer.md"
+    steer(night, line)
+    if not line[0].isalpha():
+        path.write_text(line.replace("*", "-") + "\n")
+        os.utime(path, (0, 0))
+    assert bench.wish_to_pause() is None
+    steer(night, "pause after this one", "try seed 7")
+    assert bench.wish_to_pause() is None
+    gone = [
+        told["steer_gone"] for note in bench.session.state.notes if "steer_gone" in (told := note.model_extra or {})
+    ]
+    assert gone == [["try seed 7"]]
+
+
 def test_a_line_that_looks_like_a_secret_is_known_again_too(night: Night, bench: Workbench) -> None:
     token = f"hf_{'a1' * 12}"
     steer(night, f'try prompt.system: "{token}"', f"nonsense {token}")
@@ -251,6 +320,75 @@ def test_what_is_asked_for_is_trained_whole_and_the_rest_is_screened_as_steered(
         (one.planned.model_extra or {}).get("batch") for one in night.session.state.experiments.values() if one.planned
     ]
     assert batches == [None, None, 0, 2]
+
+
+# --- beside it ---------------------------------------------------------------------------------------------
+
+
+def everything_in(root: Path) -> dict[str, Any]:
+    return {
+        str(path.relative_to(root)): (stamp_of(path), path.read_bytes() if path.is_file() else None)
+        for folder in (root / ".raft/campaigns", root / ".raft/runs")
+        for path in folder.rglob("*")
+    }
+
+
+def test_who_looks_at_a_campaign_changes_nothing_of_it(
+    night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed, and rows of a run were changed since: the campaign itself puts that run aside."""
+    with pytest.raises(Dies):
+        night.start(launcher=dying_at(5), max_experiments=2)
+    assert night.session is not None
+    night.session.close()
+    run = next(path for path in night.root.glob(".raft/runs/night/baseline-s*") if (path / "summary.json").exists())
+    with (run / "eval.jsonl").open("a") as rows:
+        rows.write("\n")
+    steer(night, "try placebo")
+    monkeypatch.chdir(night.root)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(night.models))
+    monkeypatch.setattr(opening, "machine_of", lambda workspace: MACHINE)
+    register()
+    before = everything_in(night.root)
+    for command in (["steer"], ["plan"], ["simulate", "--fit", "night", "--nights", "1"]):
+        code = run_command(command)
+        assert code == 0 or "no calibrated baseline" in capsys.readouterr().err, command
+        assert everything_in(night.root) == before, command
+    bench = night.bench(reopened(night))
+    bench.gather()
+    assert list(night.root.glob(".raft/runs/night/*.changed-1"))
+    assert bench.session.lockbox.void
+
+
+def reopened(night: Night) -> Session:
+    session = opening.resume(
+        night.workspace, None, observer=night.observer, machine=MACHINE, model_cache=night.models,
+        stop_request=lambda: None,
+    )  # fmt: skip
+    session.close()
+    return session
+
+
+def test_a_campaign_may_have_any_name_that_those_who_look_use(
+    night: Night, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished one is not what `steer` looks at."""
+    monkeypatch.chdir(night.root)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(night.models))
+    monkeypatch.setattr(opening, "machine_of", lambda workspace: MACHINE)
+    register()
+    steer(night, "try beta")
+    session = night.open(campaign="plan")
+    words = {"hypothesis": "beta", "axis": "learning-rate", "slug": "x", "subject": "x"}
+    changes = {"changes": {"learner.beta2": [0.95, 0.9]}}
+    session.tell("experiment_planned", experiment=1, files={}, **words, **changes)
+    session.tell("experiment_judged", experiment=1, outcome="discard", reason="x")
+    session.tell("campaign_finished", reason="x")
+    session.close()
+    before = everything_in(night.root)
+    assert run_command(["steer"]) == 0
+    assert capsys.readouterr().out == "steered   steer.md:1 (try beta)\n"
+    assert everything_in(night.root) == before
 
 
 # --- the file ----------------------------------------------------------------------------------------------
@@ -344,7 +482,7 @@ def test_what_leads_when_it_is_stopped_is_confirmed(night: Night) -> None:
 def test_stopping_counts_once_also_for_a_campaign_that_gets_more_time(night: Night) -> None:
     steer(night, "stop after this one")
     assert night.start().ideas == 0
-    (night.root / "steer.md").unlink()
+    steer(night)
     again = when_run("001-search", lambda: steer(night, "stop after this one"))
     assert night.resume(extra_budget_s=600.0, launcher=again).ideas == 1
     assert night.resume(extra_budget_s=600.0).ideas > 1

@@ -358,7 +358,23 @@ def test_fixes_are_those_of_the_class_else_of_any_else_three() -> None:
     assert [book(any=5, oom=0).fixes_after(name) for name in ("oom", "typo")] == [0, 5]
     assert [book(oom=None).fixes_after("oom"), book(oom=None, any=1).fixes_after("oom")] == [3, 1]
     assert {BOOK.fixes_after(name) for name in CRASH_CLASSES} == {3}
-    assert BOOK.crash_rule("numeric") is BOOK.crashes["give-up"]
+
+
+def test_of_two_rules_for_a_class_both_are_named_by_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# mine\ncrashes:\n- crash_class: typo\n  id: own\n  says: s\n  first: f\n")
+    (tmp_path / "b.yaml").write_text("crashes:\n  - {id: own-2, crash_class: typo, says: s, first: f}\n")
+    with pytest.raises(PlaybookError) as error:
+        load_playbook(tmp_path)
+    assert error.value.hint == (
+        f"a class has one rule: delete the entry own-2 at {tmp_path}/b.yaml:2 or the entry own at {tmp_path}/a.yaml:4"
+    )
+
+
+def test_each_class_has_words_of_its_own_and_any_has_none_for_them() -> None:
+    rules = [BOOK.crash_rule(name) for name in CRASH_CLASSES]
+    assert [rule.crash_class for rule in rules if rule] == list(CRASH_CLASSES)
+    anything = CrashRule(id="x", crash_class="any", says="s", first="f", fixes=2)
+    assert Playbook(folder=ROOT, crashes={"x": anything}).crash_rule("numeric") is None
 
 
 def test_an_unknown_fact_is_a_reason_not_a_crash() -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.contract import CRASH_CLASSES, CrashClass, Phase
+from agent.contract import CRASH_CLASSES, FIXES, CrashClass, Phase
 from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe, leaf_keys
-from agent.run.remedies import MOST, Remedy, moved_keys, propose_remedy, repair_values, respond
+from agent.run.remedies import Remedy, moved_keys, propose_remedy, repair_values, respond
 from agent.run.triage import Diagnosis
 
 PARENT = recipe_from(
@@ -257,7 +257,7 @@ def test_the_shared_layer_is_changed_for_the_whole_campaign_after_a_probe() -> N
     parent = with_keys(PARENT, {"backend.compile": True})
     diagnosis = crash("backend", "Memory access fault by GPU node-1", signature="gpu-fault")
     history: list[Remedy] = []
-    for _ in range(MOST):
+    for _ in range(FIXES):
         remedy = propose_remedy(diagnosis, recipe=recipe, parent=parent, history=history)
         assert remedy is not None
         assert (remedy.kind, remedy.scope, remedy.needs_probe) == ("shared", "campaign", True)
@@ -354,4 +354,4 @@ def test_remedies_come_to_an_end_stay_valid_and_touch_no_locked_key(crash_class:
         assert not any(leaf_keys().get(key, False) for key in remedy.values)
         recipe = after(recipe, remedy)
         history.append(remedy)
-        assert len(history) <= MOST
+        assert len(history) <= FIXES
