@@ -19,6 +19,7 @@ from agent.campaign.budget import (
     reserve_seconds,
 )
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison, RunNoise, compare, group_noise, quantile
+from agent.campaign.direction import as_measured
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Lab, Measured, Order
@@ -173,10 +174,11 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=_affordable_seeds(lab)
     )
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
+    minimize = lab.evaluation.minimize
     values: dict[str, Any] = {
         "metric": lab.evaluation.metric,
-        "untrained": abs(base[0].mean),
-        "baseline": abs(statistics.fmean(run.mean for run in baseline)),
+        "untrained": as_measured(base[0].mean, minimize=minimize),
+        "baseline": as_measured(statistics.fmean(run.mean for run in baseline), minimize=minimize),
         "sigma_run": noise.sigma if noise else None,
         "smallest_detectable": smallest,
         "tokens_per_s": statistics.median(throughput) if throughput else None,
@@ -259,8 +261,9 @@ def _warn_of_a_blunt_yardstick(lab: Lab, baseline: Sequence[Scores], smallest: f
     evaluation = lab.evaluation
     values = {round(float(value), 12) for run in baseline for value in run.values}
     if len(values) == 1:
+        only = as_measured(values.pop(), minimize=evaluation.minimize)
         lab.warn(
-            f"{evaluation.metric} is {abs(values.pop()):g} for every prompt and seed of the baseline: nothing tells "
+            f"{evaluation.metric} is {only:g} for every prompt and seed of the baseline: nothing tells "
             "two recipes apart until that changes"
         )
     room = _room(evaluation, baseline)
@@ -283,7 +286,7 @@ def _room(evaluation: Evaluation, baseline: Sequence[Scores]) -> float:
     mean = statistics.fmean(run.mean for run in baseline)
     if evaluation.metric == "mean_reward":
         return max(float(run.values.max()) for run in baseline) - mean
-    return 1 - mean if evaluation.direction == "maximize" else -mean
+    return -mean if evaluation.minimize else 1 - mean
 
 
 def _warn_of_a_small_holdout(lab: Lab, baseline: Sequence[Scores], noise: RunNoise, smallest: float) -> None:

@@ -79,7 +79,7 @@ def on_select(metric: float | None, evaluation: Evaluation) -> float:
     """A run's metric on the select split, larger is better; one that tells none comes last."""
     if metric is None:
         return float("-inf")
-    return metric if evaluation.direction == "maximize" else -metric
+    return -metric if evaluation.minimize else metric
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent.campaign.decided import direction_of, metric_of
+from agent.campaign.direction import as_measured
 from agent.campaign.scores import Scores, scores_of, table
 from agent.campaign.stairs import key_of
 from agent.campaign.story import search_runs
@@ -36,9 +37,10 @@ def differing_prompts(workspace: Path, state: CampaignState, number: int) -> tup
     differences = values[: len(scores[0])].mean(axis=0) - values[len(scores[0]) :].mean(axis=0)
     shared = sorted(set.intersection(*(set(one.ids) for arm in scores for one in arm)))
     passed, before = _tally(mine), _tally(other)
-    sign = 1.0 if evaluation.direction == "maximize" else -1.0
     lines = [
-        PromptLine(prompt, *before[prompt], *passed[prompt], sign * float(difference))
+        PromptLine(
+            prompt, *before[prompt], *passed[prompt], as_measured(float(difference), minimize=evaluation.minimize)
+        )
         for prompt, difference in zip(shared, differences, strict=True)
         if difference
     ]

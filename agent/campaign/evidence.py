@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, interval_of, pool
+from agent.campaign.direction import as_measured, ends_as_measured
 from agent.campaign.lab import Arm, Measured
 from agent.campaign.scores import Scores
 
@@ -23,8 +24,7 @@ def arm_scores(runs: Sequence[Measured], split: str, metric: str | None = None) 
 def estimate_of(scores: Sequence[Scores], noise: RunNoise | None, *, minimize: bool) -> dict[str, float]:
     """Value, ends of its 95% interval and number of runs, in the metric's own direction."""
     mean, low, high = interval_of(scores, noise)
-    if minimize:
-        mean, low, high = -mean, -high, -low
+    mean, (low, high) = as_measured(mean, minimize=minimize), ends_as_measured(low, high, minimize=minimize)
     return {"value": mean, "low": low, "high": high, "runs": len(scores)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, compare
 from agent.campaign.delivered import on_select
+from agent.campaign.direction import as_measured
 from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence, arm_scores, estimate_of
 from agent.campaign.health import unmeasured
@@ -92,8 +93,10 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
         arms["winner"] = _checkpoints(session, runner, winner, _winner_runs(evidence, winner), "winner")
     why = {name: _why_not(runs) for name, runs in arms.items()}
     scores = {name: arm_scores(runs, "holdout") for name, runs in arms.items() if why[name] is None}
-    told: dict[str, Any] = {name: abs(sum(run.mean for run in runs) / len(runs)) for name, runs in scores.items()}
-    minimize = session.evaluation.direction == "minimize"
+    minimize = session.evaluation.minimize
+    told: dict[str, Any] = {
+        name: as_measured(sum(run.mean for run in runs) / len(runs), minimize=minimize) for name, runs in scores.items()
+    }
     told["arms"] = {
         name: estimate_of(runs, None if name == UNTRAINED else evidence.noise, minimize=minimize)
         for name, runs in scores.items()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.campaign.comparison import Comparison
+from agent.campaign.direction import as_measured
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.health import unmeasured
 from agent.campaign.lab import Health, Lab, Measured, Order
@@ -84,7 +85,7 @@ def _blindness(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> lis
     runs = arm_scores([*evidence.candidate(number), *evidence.standing(incumbent)], "confirm")
     if any(run.values.min() < run.values.max() for run in runs):
         return []
-    metric, value = lab.evaluation.metric, abs(found.candidate)
+    metric, value = lab.evaluation.metric, as_measured(found.candidate, minimize=lab.evaluation.minimize)
     words = f"{metric} is {value:g} for every prompt of candidate and incumbent, which tells nothing of either"
     return [Guard("metric", value, value, "", "one value for every prompt of both", words)]
 
@@ -195,7 +196,7 @@ def _tolerance(lab: Lab) -> float:
 def _odd(lab: Lab, evidence: Evidence, number: int, incumbent: int) -> list[str]:
     found = evidence.on_confirm(number, incumbent)
     reasons = []
-    if lab.evaluation.metric != "mean_reward" and lab.evaluation.direction == "maximize":
+    if lab.evaluation.metric != "mean_reward" and not lab.evaluation.minimize:
         room = 1 - found.incumbent
         if found.delta > TOO_GOOD_GAIN and found.delta > TOO_GOOD_SHARE * room:
             reasons.append(f"a gain of {lab.numbers.difference(found.delta)} for one change is too good")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from agent.campaign.direction import as_measured
 from agent.campaign.lab import Health, Measured
 from agent.campaign.scores import FEWEST_PROMPTS, scores_of
 from agent.contract import NO_STEP, EvalRow
@@ -103,10 +104,10 @@ def _against_the_rows(
     incomplete = _incomplete(rows, evaluation, split, prompts) if len(scores.ids) >= FEWEST_PROMPTS else None
     if incomplete:
         return [incomplete]
-    sign = 1 if evaluation.direction == "maximize" else -1
+    mean = as_measured(scores.mean, minimize=evaluation.minimize)
     # every prompt has as many samples as the others, so the mean over prompts is the mean over samples
-    if abs(sign * scores.mean - told) > 1e-3:
-        return [f"{evaluation.metric} on {split} is {told:.4f} in the summary, its rows say {sign * scores.mean:.4f}"]
+    if abs(mean - told) > 1e-3:
+        return [f"{evaluation.metric} on {split} is {told:.4f} in the summary, its rows say {mean:.4f}"]
     return []
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.campaign.decided import bounds_from, comparison_from
+from agent.campaign.direction import as_measured
 from agent.campaign.stairs import Stair, stairs_of
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Crash, Estimate, RuledOut, Step
@@ -31,7 +32,7 @@ def _step(stair: Stair, *, minimize: bool) -> Step:
     search = bounds_from(on_search := numbers.get("search"))
     if search is None and not experiment.number:
         search, on_search = basis, told
-    base = abs(on_search["incumbent"]) if search and on_search else None
+    base = as_measured(on_search["incumbent"], minimize=minimize) if search and on_search else None
     low, high = _around(base, search, minimize=minimize) if value is not None else (None, None)
     return Step(
         number=experiment.number,

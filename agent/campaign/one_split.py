@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from agent.campaign.direction import as_measured
 from agent.contract import UNTRAINED
 from agent.ledger.state import CampaignState
 from agent.report.night import Estimate
@@ -36,9 +37,9 @@ def _on_confirm(state: CampaignState, best: int, *, minimize: bool) -> Arms:
     if found is None:
         judged = state.experiments[best].judged
         return Arms("confirm", best=number_or_none(judged.row.get("metric_value")) if judged else None)
-    sign = -1 if minimize else 1
     gain = Estimate(found.delta, *found.interval)
-    return Arms("confirm", baseline=sign * found.incumbent, best=sign * found.candidate, gain=gain)
+    baseline, best_of_all = (as_measured(mean, minimize=minimize) for mean in (found.incumbent, found.candidate))
+    return Arms("confirm", baseline=baseline, best=best_of_all, gain=gain)
 
 
 def _on_holdout(state: CampaignState, best: int) -> Arms | None:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from agent.campaign.direction import as_measured, ends_as_measured
 from agent.campaign.done import Done
 from agent.campaign.lockbox import VERDICT
 from agent.campaign.rules import Rules
@@ -157,24 +158,24 @@ def row_of(session: Session, experiment: Experiment, judgement: Judgement) -> di
     verdict, planned = judgement.verdict, experiment.planned
     comparison = verdict.basis
     evaluation = session.recipe_of(0).evaluation
-    sign = 1 if evaluation.direction == "maximize" else -1
-    low, high = comparison.interval if comparison else (None, None)
+    minimize = evaluation.minimize
+    low, high = ends_as_measured(*comparison.interval, minimize=minimize) if comparison else (None, None)
     moves = _moves(session, experiment, kept=verdict.outcome == "keep")
     search = _search_of(judgement)
     runs = [run for run in judgement.confirming if isinstance(run, Done)] or [search]
     base = _common(session, experiment, runs)
     return base | {
         "metric_name": evaluation.metric,
-        "metric_value": sign * comparison.candidate if comparison else None,
+        "metric_value": as_measured(comparison.candidate, minimize=minimize) if comparison else None,
         "status": verdict.outcome,
         "description": planned.subject if planned else "baseline",
         "hypothesis": planned.hypothesis if planned else None,
         "symptom": planned.symptom if planned else None,
         "change": describe_moves(moves) or None,
-        "incumbent_value": sign * comparison.incumbent if comparison else None,
-        "delta": sign * comparison.delta if comparison else None,
-        "ci_low": _signed(sign, low, high),
-        "ci_high": _signed(sign, high, low),
+        "incumbent_value": as_measured(comparison.incumbent, minimize=minimize) if comparison else None,
+        "delta": as_measured(comparison.delta, minimize=minimize) if comparison else None,
+        "ci_low": low,
+        "ci_high": high,
         "crash_class": search.diagnosis.crash_class if search.diagnosis else None,
         "fixes": fixes_of(experiment) or None,
         "reason": verdict.reason,
@@ -218,12 +219,6 @@ def evidence_of(judgement: Judgement) -> dict[str, Any]:
             "incumbent": [run.key for run in judgement.beside],
         },
     }
-
-
-def _signed(sign: int, value: float | None, other: float | None) -> float | None:
-    """An interval's end; under minimize the ends change places with their sign."""
-    chosen = value if sign > 0 else other
-    return sign * chosen if chosen is not None else None
 
 
 def _common(session: Session, experiment: Experiment, runs: list[Done]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """The metric, signed."""
+        """Larger is better; direction.py makes the metric of it."""
         return float(self.values.mean())
 
 
@@ -40,7 +40,7 @@ def scores_of(
 
     `metric` reads another metric of the same rows instead, its larger values being the better ones.
     """
-    sign = 1.0 if metric is not None or evaluation.direction == "maximize" else -1.0
+    sign = 1.0 if metric is not None or not evaluation.minimize else -1.0
     chosen = metric or evaluation.metric
     by_prompt: dict[str, list[float]] = {}
     for row in rows:
@@ -68,7 +68,7 @@ def select_scores(rows: Sequence[SelectRow], evaluation: Evaluation) -> Scores |
     the two prompts that a comparison needs, or a value is no number."""
     if not rows:
         return None
-    sign = 1.0 if evaluation.direction == "maximize" else -1.0
+    sign = -1.0 if evaluation.minimize else 1.0
     combine = max if evaluation.metric == "pass_at_k" else _mean
     answered = [{prompt for prompt, samples in row.scores.items() if samples} for row in rows]
     ids = tuple(sorted(set.intersection(*answered)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.campaign.calibration import Calibration, calibrate
+from agent.campaign.direction import as_measured
 from agent.campaign.endgame import confirm_lead, last_chance, last_experiment
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
@@ -18,7 +19,6 @@ from agent.campaign.screening import (
 )
 from agent.campaign.settings import target_met
 from agent.campaign.verdict import Judgement, Verdict
-from agent.report.numbers import Numbers
 from agent.report.words import duration
 
 CRASHES_IN_A_ROW = 4
@@ -31,15 +31,15 @@ EXHAUSTED = "the playbook is exhausted"
 
 def spend_the_night(lab: Lab, evidence: Evidence) -> str:
     """Baseline, then ideas until a stop rule is met: the rule in words. Raises CutShort."""
-    lab.conclude(0, baseline_judgement(calibrate(lab, evidence), lab.numbers))
+    lab.conclude(0, baseline_judgement(calibrate(lab, evidence), lab))
     return search(lab, evidence)
 
 
-def baseline_judgement(calibration: Calibration, numbers: Numbers) -> Judgement:
+def baseline_judgement(calibration: Calibration, lab: Lab) -> Judgement:
     """The baseline's row: number 0, kept by definition; its reference is the untrained model."""
     runs = list(calibration.runs)
-    known = [scores for run in runs if (scores := run.scores("search")) is not None]
-    spread = ", ".join(numbers.value(abs(scores.mean)) for scores in known)
+    known = [scores.mean for run in runs if (scores := run.scores("search")) is not None]
+    spread = ", ".join(lab.numbers.value(as_measured(mean, minimize=lab.evaluation.minimize)) for mean in known)
     words = f"baseline: {len(runs)} seeds at {spread}; beside it the untrained model"
     return Judgement(Verdict("keep", words, calibration.gain, "baseline"), runs[0], confirming=runs)
 

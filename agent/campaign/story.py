@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison
 from agent.campaign.decided import comparison_from, direction_of, look_words, measured_by, metric_of, rule_that_decided
+from agent.campaign.direction import as_measured
 from agent.campaign.headline import holdout_words, kept_in
 from agent.campaign.levels import Used, left
 from agent.campaign.rules import Rules
@@ -50,6 +51,7 @@ def tell(
     used, rest = (levels_by_idea(state, {number}) if levels is None else levels).get(number, (None, None))
     branch = experiment.committed.branch if experiment.committed else None
     write = Numbers(metric_of(state, experiment))
+    minimize = direction_of(numbers) == "minimize"
     return Story(
         number=number,
         campaign=state.campaign or "",
@@ -61,7 +63,7 @@ def tell(
         metric=write.metric,
         why=tuple(_why(state, experiment)),
         runs=tuple(_runs(state, experiment, known or runs_by_key(state))),
-        paired=tuple(_paired(numbers, _name_of(state, _base_of(experiment)))),
+        paired=tuple(_paired(numbers, _name_of(state, _base_of(experiment)), minimize=minimize)),
         level=used,
         level_left=rest,
         alpha=measured_by(numbers).get("alpha") or Rules().alpha,
@@ -74,7 +76,7 @@ def tell(
         holdout=_in_the_end(state, experiment),
         commit=experiment.commit,
         branch=branch,
-        minimize=direction_of(numbers) == "minimize",
+        minimize=minimize,
     )
 
 
@@ -228,28 +230,28 @@ def _how_it_ended(state: CampaignState, run: Run) -> tuple[str, str]:
 # --- comparisons -------------------------------------------------------------------------------------------
 
 
-def _paired(numbers: Mapping[str, Any], base: str) -> Iterator[Paired]:
+def _paired(numbers: Mapping[str, Any], base: str, *, minimize: bool) -> Iterator[Paired]:
     """`base`: what the search runs were compared with, in a word."""
     search, basis = comparison_from(numbers.get("search")), comparison_from(numbers.get("basis"))
     kind = numbers.get("kind")
     if kind == "baseline" and basis is not None:
-        yield _paired_line(basis, "search", "untrained model")
+        yield _paired_line(basis, "search", "untrained model", minimize=minimize)
         return
     if kind == "screened" and basis is not None:
-        yield _paired_line(basis, "search", f"{base} so far")
+        yield _paired_line(basis, "search", f"{base} so far", minimize=minimize)
         return
     if search is not None:
-        yield _paired_line(search, "search", base)
+        yield _paired_line(search, "search", base, minimize=minimize)
     elif basis is not None:
-        yield _paired_line(basis, "search, so far", base)
+        yield _paired_line(basis, "search, so far", base, minimize=minimize)
     if basis is not None and search is not None and basis != search:
-        yield _paired_line(basis, "confirm", "incumbent")
+        yield _paired_line(basis, "confirm", "incumbent", minimize=minimize)
     comparator = comparison_from(numbers.get("comparator"))
     if comparator is not None:
-        yield _paired_line(comparator, "confirm", "constant rate")
+        yield _paired_line(comparator, "confirm", "constant rate", minimize=minimize)
 
 
-def _paired_line(found: Comparison, split: str, against: str) -> Paired:
+def _paired_line(found: Comparison, split: str, against: str, *, minimize: bool) -> Paired:
     low, high = found.interval
     return Paired(
         split=split,
@@ -260,8 +262,8 @@ def _paired_line(found: Comparison, split: str, against: str) -> Paired:
         equal=found.prompts - found.better - found.worse,
         seeds_candidate=found.seeds_candidate,
         seeds_incumbent=found.seeds_incumbent,
-        candidate=abs(found.candidate),
-        incumbent=abs(found.incumbent),
+        candidate=as_measured(found.candidate, minimize=minimize),
+        incumbent=as_measured(found.incumbent, minimize=minimize),
         delta=found.delta,
         low=low,
         high=high,

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.campaign import announce, choose, steering
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.direction import as_measured
 from agent.campaign.done import Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
 from agent.campaign.evidence import Evidence, arm_scores
@@ -133,7 +134,9 @@ class Workbench(Lab):
         if number and len(scores) < self.rules.confirm_seeds:
             judged = self.session.state.experiments[number].judged
             return judged.row.get("metric_value") if judged else None
-        return abs(statistics.fmean(run.mean for run in scores)) if scores else None
+        if not scores:
+            return None
+        return as_measured(statistics.fmean(run.mean for run in scores), minimize=self.evaluation.minimize)
 
     def used_levels(self) -> list[Used]:
         state = self.session.state
@@ -500,7 +503,7 @@ class Workbench(Lab):
         """For the report: each arm by itself, and the kept recipe against the baseline."""
         if judgement.verdict.outcome != "keep":
             return {}
-        minimize = self.evaluation.direction == "minimize"
+        minimize = self.evaluation.minimize
         arms = {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, number))}
         return {"arms": arms, **({"over_baseline": self.evidence.over_baseline(number)} if number else {})}
 

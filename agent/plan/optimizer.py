@@ -116,7 +116,7 @@ def refinement_of(
     return Refinement(
         axis=axis,
         knobs=knobs,
-        trials=tuple(_trials(knobs, attempts, sign=1 if recipe.evaluation.direction == "maximize" else -1)),
+        trials=tuple(_trials(knobs, attempts, sign=-1 if recipe.evaluation.minimize else 1)),
         forms=tuple((h, v) for h, v in forms if set(v.scale) & set(keys)),
         bracketed=next((key for key in keys if {way(*_ran(one).get(key, (0, 0))) for one in usable} >= {1, -1}), ""),
     )

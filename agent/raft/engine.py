@@ -113,9 +113,7 @@ class Training:
         self.spending = Spending(recipe.budget)
         self.best = Best()
         evaluation = recipe.evaluation
-        self.decline = Decline(
-            recipe.learner.early_stop, metric=evaluation.metric, maximize=evaluation.direction == "maximize"
-        )
+        self.decline = Decline(recipe.learner.early_stop, metric=evaluation.metric, maximize=not evaluation.minimize)
         self.declined: str | None = None
         """Why the early stop ends the training."""
         self.totals = Totals()
@@ -374,7 +372,7 @@ class Training:
         if metric is None:
             return
         self.pulse.select_metric = metric
-        sign = 1 if self.recipe.evaluation.direction == "maximize" else -1
+        sign = -1 if self.recipe.evaluation.minimize else 1
         if self.best.metric is None or sign * metric >= sign * self.best.metric:
             self.best = Best(cycle, metric, self.policy.snapshot())
 

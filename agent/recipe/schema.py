@@ -587,6 +587,10 @@ class Evaluation(Section):
     guards: list[MetricGuard] = []
     """Second metrics that can veto a keep."""
 
+    @property
+    def minimize(self) -> bool:
+        return self.direction == "minimize"
+
     @model_validator(mode="after")
     def _min_effect_is_possible(self) -> Evaluation:
         if self.metric != "mean_reward" and self.min_effect >= 1:

@@ -31,7 +31,8 @@ its rows. The number in `near-duplicates` is that of the training rows that are 
 
 FAKE_PACE seconds a cycle, and a quarter of the evaluation, make the trainings of ideas slow enough to be ended by
 SIGTERM (with FAKE_PACE_ALL those of all runs). They go on later where they stopped, if their `state` is still there.
-Runs whose folder's name begins with FAKE_DEAF neither end nor hear SIGTERM.
+Runs whose folder's name begins with FAKE_DEAF neither end nor hear SIGTERM. Every reward, which is 1 for what passes
+and else 0, has the whole length penalty taken from it.
 `trained` has a letter for each cycle that was trained in the folder, `starts` one for each start.
 """
 
@@ -271,10 +272,11 @@ def evaluate(run: Training, split: str, told: list[int]) -> list[dict[str, objec
     kept = [line for line in lines(path) if json.loads(line)["split"] != split]
     path.write_text("".join(kept))
     rows = []
+    penalty = run.recipe.task.reward.length_penalty
     for quarter in range(4):
         prompts = range(count * quarter // 4, count * (quarter + 1) // 4)
         rows += [
-            sample_row(run.trick, split, number, sample, passes(split, number, quality))
+            sample_row(run.trick, split, number, sample, passes(split, number, quality), penalty)
             for number in prompts
             for sample in range(run.recipe.evaluation.samples_per_prompt)
         ]
@@ -284,13 +286,15 @@ def evaluate(run: Training, split: str, told: list[int]) -> list[dict[str, objec
     return rows
 
 
-def sample_row(trick: str | None, split: str, number: int, sample: int, passed: bool) -> dict[str, object]:
+def sample_row(
+    trick: str | None, split: str, number: int, sample: int, passed: bool, penalty: float = 0.0
+) -> dict[str, object]:
     said = 0 if trick == "one answer" else random.Random(f"{split} {number} {passed}").getrandbits(32)
     return {
         "split": split,
         "id": f"{split}-{number}",
         "sample": sample,
-        "reward": float(passed),
+        "reward": passed - penalty,
         "passed": passed,
         "formatted": True,
         "tokens": {"long": 40, "short": 1}.get(trick or "", 3),
@@ -343,8 +347,8 @@ def ended_by(run: Training) -> str:
 def metrics_of(run: Training, rows: list[dict[str, object]]) -> dict[str, float]:
     found = {}
     for split in dict.fromkeys(str(row["split"]) for row in rows):
-        passed = [bool(row["passed"]) for row in rows if row["split"] == split]
-        found[split] = sum(passed) / len(passed)
+        rewards = [float(str(row["reward"])) for row in rows if row["split"] == split]
+        found[split] = sum(rewards) / len(rewards)
         if run.evaluates is None:
             wrong = run.seed in numbers_in(run.workspace / "wrong-seeds")
             found[split] = as_told("not its rows" if wrong else run.trick, split, found[split])

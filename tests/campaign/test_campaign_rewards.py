@@ -132,6 +132,31 @@ def test_so_do_the_commands_that_look_at_it(
     assert "look 2     2+2 seeds: +0.273 [+0.210, +0.335], lower bound +0.18" in found["show 1"]
 
 
+@pytest.mark.slow
+def test_a_mean_below_zero_keeps_its_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = rewarded(tmp_path)
+    path = night.root / "recipes/test.yaml"
+    path.write_text(path.read_text().replace('"builtin:addition"', '"builtin:addition", reward: {length_penalty: 1}'))
+    night.playbook(BETTER_RATE)
+    night.start(max_experiments=1)
+    baseline, kept = night.rows
+    assert baseline["reason"] == "baseline: 2 seeds at -0.625, -0.635; beside it the untrained model"
+    assert kept["reason"].startswith("gain +0.273 [+0.210, +0.335], confirmed on 200 fresh prompts")
+    assert (float(baseline["metric_value"]), float(kept["incumbent_value"])) < (-0.5, -0.5)
+    assert float(kept["metric_value"]) == pytest.approx(float(kept["incumbent_value"]) + 0.273, abs=1e-3)
+    assert "untrained -0.775 -> baseline -0.630 (mean_reward, +0.145" in "".join(night.observer.said)
+    assert night.session is not None
+    holdout = night.session.state.result["holdout"]
+    assert all(holdout[arm] == pytest.approx(holdout["arms"][arm]["value"]) for arm in holdout["arms"])
+    assert holdout["untrained"] < holdout["baseline"] < holdout["winner"] < 0
+    compared = next(
+        line for line in printed(night, capsys, monkeypatch)["show 1"].splitlines() if "candidate, inc" in line
+    )
+    assert [float(word.strip(",")) < 0 for word in compared.split()[-2:]] == [True, True]
+
+
 def test_a_replay_is_shown_in_the_rewards_unit() -> None:
     split = OnSplit("search", recorded=1.25, replayed=1.2, difference=-0.05, allowed=None)
     out = io.StringIO()
