@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agent.contract import Split
 from agent.files import write_atomic
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.quantized import scales
 from agent.raft.rollout import Completion, Request
 from agent.raft.sampling import Sampling

@@ -10,7 +10,7 @@ token twice, whatever the model.
 generation is in `agent.raft.cache`.
 
 It does not: handle attention with extra terms (position biases such as ALiBi, sinks), which raises Unsupported, or
-models that keep a state instead of keys and values. `agent.raft.model` compares a short row with the model's plain
+models that keep a state instead of keys and values. `agent.raft.tryout` compares a short row with the model's plain
 forward pass when it is loaded, so that an architecture for which this is wrong is never run this way.
 """
 

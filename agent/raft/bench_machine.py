@@ -23,7 +23,7 @@ from agent.hardware.sensors import graphics, host_memory_gib, hottest
 from agent.raft.bench_arithmetic import spread
 from agent.raft.bench_products import Product, bandwidth, fastest_products, seconds_of, square_flops, square_size
 from agent.raft.bench_settings import BenchSettings, recipe_of
-from agent.raft.model import choose_device, facts_of, resolve_attention
+from agent.raft.device import choose_device, facts_of, resolve_attention
 from agent.recipe.memory import arithmetic
 from agent.recipe.schema import Recipe
 from agent.recipe.shapes import ModelShape, shape_of

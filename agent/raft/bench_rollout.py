@@ -41,7 +41,8 @@ from agent.raft.bench_settings import BenchSettings, recipe_of
 from agent.raft.cache import DecodeLayout
 from agent.raft.cpu_products import works
 from agent.raft.generate_hf import left_padded
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.pulse import no_beat
 from agent.raft.rollout import Completion, Request, generate
 from agent.raft.sampling import Sampling

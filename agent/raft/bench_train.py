@@ -30,10 +30,12 @@ from agent.raft.bench_products import (
 )
 from agent.raft.bench_rollout import completions_of
 from agent.raft.bench_settings import LEARNING_RATE, BenchSettings, recipe_of
+from agent.raft.device import choose_device, facts_of
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import peak_memory_gb
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy, choose_device, facts_of, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.pulse import no_beat
 from agent.recipe.memory import arithmetic
 from agent.recipe.schema import Recipe

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent.raft.bench_products import seconds_of
-from agent.raft.model import choose_device
+from agent.raft.device import choose_device
 
 SIZES = {"cuda": 8192, "cpu": 1024}
 """Rows and columns of the product: large enough for the peak, and under a second for all repeats."""

@@ -28,7 +28,7 @@ from agent.raft.evaluate import Examiner, Measured, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, batch_row, peak_memory_gb
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.pulse import EndTraining, Pulse
 from agent.raft.rollout import Completion, OnFinished, Request, Row, fits, generate
 from agent.raft.sampling import Sampling

@@ -19,7 +19,7 @@ from agent.contract import SAMPLED_PROMPTS, EvalRow, Split
 from agent.errors import DataError
 from agent.raft.answers import KEPT, AnswerCache
 from agent.raft.measure import mean
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import Completion, OnFinished, Request, Row, fits, generate
 from agent.raft.sampling import Sampling
 from agent.raft.seeds import seed_of

@@ -31,7 +31,7 @@ from agent.recipe.schema import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from agent.raft.model import Policy
+    from agent.raft.policy import Policy
 
 PROMPTS = 4
 """Of the training rows: what is held out stays out of a model card."""
@@ -256,7 +256,7 @@ def _logits(policy: Policy, prompt: Sequence[int], tokens: Sequence[int]) -> Ten
 
 def compare(wanted: Sequence[Asked], written: Policy, recipe: Recipe) -> dict[str, Any]:
     """How far the written model is from what it was made of. Raises InvalidFile where that is too far."""
-    from agent.raft.model import TOLERANCE
+    from agent.raft.tryout import TOLERANCE
 
     allowed = TOLERANCE[written.compute]
     worst, positions, ties = 0.0, 0, 0

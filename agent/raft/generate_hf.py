@@ -30,7 +30,7 @@ from agent.raft.seeds import seed_of
 from agent.recipe.memory import FLOAT, HF_LOGITS
 
 if TYPE_CHECKING:
-    from agent.raft.model import Policy
+    from agent.raft.policy import Policy
 
 
 def generate_by_transformers(

@@ -23,8 +23,8 @@ from agent.errors import NumericError
 from agent.raft.cpu_products import Products, choose_products, possible_products, training_products
 from agent.raft.loss import TokenLoss, loss_of_hidden, loss_of_logits
 from agent.raft.microbatch import Group, Microbatch, TrainingSample, choose_shape, collate, plan_steps
-from agent.raft.model import Policy
 from agent.raft.optimizers import build_optimizer
+from agent.raft.policy import Policy
 from agent.recipe.schema import Learner
 
 LOWEST_LOSS_SCALE = 1.0

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agent.raft.attention import PackedLayout, tree_of
 from agent.raft.loss import Targets
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.recipe.schema import Learner
 
 Shape = Literal["tree", "row", "padded"]

@@ -24,7 +24,7 @@ from agent.text import redacted_values
 if TYPE_CHECKING:
     from agent.raft.evaluate import Examiner
     from agent.raft.let_in import Source
-    from agent.raft.model import Policy
+    from agent.raft.policy import Policy
     from agent.tasks.tasks import Splits
 
 SPLITS: tuple[Split, ...] = ("train", "select", *HELD_OUT)
@@ -191,7 +191,7 @@ class Preparation:
 
     def _checkpointing(self) -> bool:
         """Whether activations are recomputed: as the recipe says, or, under `auto`, where memory asks for it."""
-        from agent.raft.model import choose_device, facts_of, free_memory
+        from agent.raft.device import choose_device, facts_of, free_memory
         from agent.recipe.memory import GIB, needs_checkpointing
         from agent.recipe.shapes import shape_of
 

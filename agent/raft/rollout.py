@@ -29,7 +29,7 @@ from agent.raft.sampling import Sampling, pick, sample_seeds, uniforms
 from agent.recipe.memory import PREFILL_TOKENS, prompts_a_slot, prompts_in_cache
 
 if TYPE_CHECKING:
-    from agent.raft.model import Policy
+    from agent.raft.policy import Policy
 
 CACHE_SHARE = 0.5
 """Of the free memory, for keys and values; the rest is for logits, activations, and for others on the machine."""

@@ -117,8 +117,8 @@ def theirs(settings: BenchSettings, options: argparse.Namespace) -> dict[str, An
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from agent.raft.device import choose_device, facts_of
     from agent.raft.measure import peak_memory_gb
-    from agent.raft.model import choose_device, facts_of
     from agent.recipe.memory import arithmetic
     from agent.recipe.shapes import shape_of
     from agent.tasks.tasks import PromptSource, load_splits

@@ -16,7 +16,8 @@ from small_model import plant_small_model
 
 from agent.raft.engine import Training
 from agent.raft.evaluate import Examiner
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.pulse import Pulse
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier

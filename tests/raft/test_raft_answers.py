@@ -12,7 +12,7 @@ from raft_recipes import small_recipe
 from agent.raft import evaluate
 from agent.raft.answers import AnswerCache
 from agent.raft.evaluate import Examiner
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling
 from agent.tasks.example import Example

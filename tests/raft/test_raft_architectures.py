@@ -14,10 +14,12 @@ from random_models import ARCHITECTURES, save_random_bloom, save_random_model
 from agent.raft.attention import PackedLayout
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import Shape, TrainingSample, collate
-from agent.raft.model import Policy, _alike, inspect_policy, load_policy
+from agent.raft.model import load_policy
 from agent.raft.optimizers import FusedAdamW
+from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling, sample_seeds, uniforms
+from agent.raft.tryout import _alike, inspect_policy
 from agent.recipe.schema import Learner
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=12, max_total=60)

@@ -34,7 +34,7 @@ from agent.raft.bench_train import draw_samples, read_samples, train_ours, train
 from agent.raft.learner import Trainer
 from agent.raft.llama import LlamaShape, TinyLlama
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.recipe.schema import Model
 from agent.recipe.shapes import KNOWN, ModelShape, shape_from_config, shape_of
 from agent.tasks.tasks import load_splits

@@ -18,7 +18,8 @@ from agent.raft.bench_products import ProductRecorder
 from agent.raft.cpu_products import Products, possible_products, training_products, works, worth
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.sampling_weights import sampling_weights
 from agent.recipe.schema import Learner
 

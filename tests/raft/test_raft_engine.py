@@ -18,8 +18,7 @@ from raft_recipes import no_beat, small_recipe
 from agent.contract import RUNG, TIMING_FIELDS, SelectRow, Summary
 from agent.errors import DataError, NumericError, Unsupported
 from agent.files import read_jsonl
-from agent.raft import engine
-from agent.raft import model as model_module
+from agent.raft import device, engine
 from agent.raft import state as files
 from agent.raft import worker as worker_module
 from agent.raft.budget import Spending
@@ -28,7 +27,8 @@ from agent.raft.evaluate import Examiner, digest_of, metric_of, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, device_memory
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.pulse import EndTraining, Pulse
 from agent.raft.rollout import Completion, Request, Row
 from agent.raft.seeds import seed_of
@@ -631,7 +631,7 @@ def test_a_training_begins_only_if_some_prompt_leaves_room(
 def test_activations_are_recomputed_only_where_memory_asks_for_it(
     model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: float, wanted: bool
 ) -> None:
-    monkeypatch.setattr(model_module, "free_memory", lambda device: free_gb * 2**30)
+    monkeypatch.setattr(device, "free_memory", lambda _: free_gb * 2**30)
     worker = in_process(small_recipe(), tmp_path / "out", model_cache)
     worker.recipe, worker.cache = small_recipe(), model_cache
     assert worker._checkpointing() is wanted

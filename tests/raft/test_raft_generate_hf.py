@@ -12,7 +12,8 @@ from random_models import save_random_model
 
 from agent.errors import NumericError
 from agent.raft.generate_hf import _batches
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate, rows_of
 from agent.raft.sampling import Sampling
 

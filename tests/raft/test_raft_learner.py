@@ -12,8 +12,8 @@ from agent.errors import NumericError
 from agent.raft.learner import Trainer
 from agent.raft.loss import Targets, loss_of_hidden, loss_of_logits, objective
 from agent.raft.microbatch import TrainingSample, choose_shape, collate, plan_steps
-from agent.raft.model import Policy
 from agent.raft.optimizers import AdamW, build_optimizer
+from agent.raft.policy import Policy
 from agent.raft.pulse import EndTraining
 from agent.recipe.schema import Learner
 

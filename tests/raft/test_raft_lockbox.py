@@ -25,7 +25,7 @@ from agent.raft.answers import AnswerCache
 from agent.raft.apart import Apart, Failed, Stopped
 from agent.raft.evaluate import Examiner
 from agent.raft.leaks import refuse_leaked_questions
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.used import both, refuse_changed, stamps_of
 from agent.recipe.files import resolved_text
 from agent.recipe.schema import Prompt

@@ -19,7 +19,8 @@ from agent.raft.evaluate import Examiner
 from agent.raft.learner import Trainer
 from agent.raft.llama import TinyLlama
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.support import refuse_unsupported

@@ -18,7 +18,8 @@ from agent.raft import tiny
 from agent.raft.answers import AnswerCache
 from agent.raft.learner import Trainer
 from agent.raft.microbatch import TrainingSample
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.quantized import elements, quantized_layers, refuse_where_it_fails, scale_of, scales
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agent.errors import NumericError
 from agent.raft import cache, rollout
-from agent.raft.model import Policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import (
     Completion,
     Request,

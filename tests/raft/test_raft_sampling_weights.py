@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from agent.raft import sampling_weights as module
 from agent.raft.cpu_products import works
-from agent.raft.model import Policy, load_policy
+from agent.raft.model import load_policy
+from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.sampling_weights import sampling_weights
