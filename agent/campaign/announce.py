@@ -14,7 +14,7 @@ from agent.campaign.session import Session
 from agent.errors import AgentError
 from agent.ledger.messages import change_subject, experiment_body, slug_of
 from agent.plan.memory import Moves
-from agent.plan.planner import Proposal
+from agent.plan.proposal import Proposal
 from agent.recipe.change import Change
 from agent.recipe.editing import edit_text
 from agent.recipe.files import get_key, with_keys

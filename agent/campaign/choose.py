@@ -18,9 +18,11 @@ from agent.ledger.events import CampaignStarted, ConstraintLearned
 from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
 from agent.plan.asked import asked_for
-from agent.plan.planner import REFINE, Attempt, Constraint, Proposal, Ranking, plan
+from agent.plan.memory import Attempt, Constraint
+from agent.plan.planner import Ranking, plan
+from agent.plan.proposal import Proposal
 from agent.plan.schema import Playbook
-from agent.plan.steer import OWN, Instruction
+from agent.plan.steer import OWN, REFINE, Instruction
 from agent.plan.symptoms import Observation
 from agent.recipe.schema import Recipe
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from agent.plan.planner import Proposal, admitted, context_of, proposals_of, subject_of
+from agent.plan.context import context_of
 from agent.plan.playbook import Playbook
+from agent.plan.proposal import Proposal, admitted, proposals_of, subject_of
 from agent.plan.steer import FILE, OWN, Instruction, Steering
 from agent.recipe.change import Change, ChangeRefused
 from agent.recipe.files import with_keys
@@ -18,7 +19,7 @@ from agent.recipe.schema import Recipe
 def asked_for(
     instruction: Instruction, playbook: Playbook, *, recipe: Recipe, steering: Steering, **known: Any
 ) -> tuple[Proposal | None, str]:
-    """The proposal, or None and why it is refused. `known`: what `planner.context_of` takes beside these."""
+    """The proposal, or None and why it is refused. `known`: what `context_of` takes beside these."""
     bans = Steering(tuple(steering.of_kind("ban")))
     why = f"asked for by {instruction.words}"
     if instruction.of == "hypothesis":

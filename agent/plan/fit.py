@@ -1,6 +1,6 @@
 """Does a hypothesis fit this recipe on this machine, and what exactly would it change there?
 
-Decides nothing about worth (`planner.py`). Every refusal is a sentence for a person.
+Decides nothing about worth (`scoring.py`). Every refusal is a sentence for a person.
 """
 
 from __future__ import annotations

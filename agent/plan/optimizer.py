@@ -10,7 +10,7 @@ moved knobs had gained until then, as if such gains added up. A crash is told as
 that are told as failed or pruned are passed over.
 
 What it does not do: use earlier campaigns (their incumbents' values are not all known), or decide whether a point may
-be tried (`planner.py`).
+be tried (`proposal.py`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from plan_fixtures import BOOK, HEALTHY_RATE, ROOT, machine
 
 from agent.contract import CycleRow, EvalRow, Failure, Summary
 from agent.files import read_jsonl
-from agent.plan.planner import Proposal, plan, random_order
+from agent.plan.planner import plan, random_order
+from agent.plan.proposal import Proposal
 from agent.plan.signals import Observation
 from agent.plan.symptoms import diagnose
 from agent.recipe.files import load_recipe, resolved_text, with_keys

@@ -7,8 +7,10 @@ from typing import Any
 
 from agent.contract import CycleRow, EvalRow, Summary
 from agent.hardware.probe import Machine
-from agent.plan.planner import Attempt, Proposal, Ranking
+from agent.plan.memory import Attempt
+from agent.plan.planner import Ranking
 from agent.plan.playbook import Playbook, load_playbook
+from agent.plan.proposal import Proposal
 from agent.plan.signals import Observation
 from agent.recipe.files import load_recipe, with_keys
 from agent.recipe.schema import Recipe

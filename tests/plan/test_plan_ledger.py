@@ -14,7 +14,8 @@ from agent.ledger.events import ConstraintLearned
 from agent.ledger.journal import Journal
 from agent.ledger.table import append_row, create_table
 from agent.plan.memory import Attempt, Moves, same_idea
-from agent.plan.planner import Proposal, plan
+from agent.plan.planner import plan
+from agent.plan.proposal import Proposal
 from agent.recipe.change import describe_moves
 from agent.recipe.files import load_recipe, resolved_text, with_keys
 from agent.recipe.schema import Recipe

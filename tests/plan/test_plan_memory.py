@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from plan_fixtures import BOOK, attempt, machine, named, run, tiny
 
 from agent.plan.memory import Attempt, Constraint, DeadEnds, below, flat, lighter, same_idea
-from agent.plan.planner import Proposal, Ranking, plan
+from agent.plan.planner import Ranking, plan
+from agent.plan.proposal import Proposal
 from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.run.remedies import COSTS, SIZES, Limit

@@ -17,7 +17,8 @@ from plan_fixtures import BOOK, ROOT, attempt, machine, named, shipped, tiny
 from agent.plan import sampler
 from agent.plan.memory import Attempt, Constraint, same_idea
 from agent.plan.optimizer import REACH, Knob, Refinement, Trial, points, refinement_of
-from agent.plan.planner import Proposal, Ranking, plan
+from agent.plan.planner import Ranking, plan
+from agent.plan.proposal import Proposal
 from agent.plan.sampler import NoSampler
 from agent.plan.schema import Axis, Hypothesis, Playbook
 from agent.recipe.schema import Recipe

@@ -10,8 +10,8 @@ import pytest
 from plan_fixtures import BOOK, attempt, machine, named, run, shipped, tiny
 
 from agent.errors import UsageError
-from agent.plan.memory import FAILED_AGAIN
-from agent.plan.planner import Attempt, Constraint, Ranking, plan, random_order
+from agent.plan.memory import FAILED_AGAIN, Attempt, Constraint
+from agent.plan.planner import Ranking, plan, random_order
 from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from plan_fixtures import BOOK, attempt, tiny
 
 from agent.plan.asked import asked_for
-from agent.plan.planner import Attempt, Proposal, plan
+from agent.plan.memory import Attempt
+from agent.plan.planner import plan
+from agent.plan.proposal import Proposal
 from agent.plan.steer import EXAMPLE, FREE, Instruction, Steering, read_steering
 from agent.recipe.schema import leaf_keys
 
