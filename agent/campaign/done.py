@@ -12,8 +12,8 @@ from agent.campaign.stopping import HOPELESS
 from agent.contract import EvalRow, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.recipe.schema import Evaluation
+from agent.run.diagnosis import Diagnosis
 from agent.run.telemetry import RunRecord
-from agent.run.triage import Diagnosis
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from agent.files import append_line
 from agent.hardware.probe import Machine
 from agent.recipe.files import field_at
 from agent.recipe.schema import Recipe
+from agent.run.diagnosis import Diagnosis
 from agent.run.remedies import Limit
-from agent.run.triage import Diagnosis
 
 LIMITS = "limits.jsonl"
 EXPIRES_DAYS = 30

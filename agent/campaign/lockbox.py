@@ -39,7 +39,7 @@ from agent.recipe.yardstick import (
     present_code_digest,
     verifier_files,
 )
-from agent.run.triage import Diagnosis
+from agent.run.diagnosis import Diagnosis
 
 if TYPE_CHECKING:
     from agent.campaign.jobs import Job

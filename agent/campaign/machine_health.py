@@ -12,8 +12,8 @@ from typing import Any
 from agent.campaign.lab import CutShort
 from agent.ledger.events import CampaignResumed, Event, RunFinished, RunPlanned, RunStarted
 from agent.ledger.journal import Journal, Run, fold
+from agent.run.diagnosis import Diagnosis
 from agent.run.stall import LOST_QUEUE
-from agent.run.triage import Diagnosis
 
 GPU_FAULTS = frozenset({"gpu-fault", "amdgpu-kernel", "hsa-status", "nvidia-xid"})
 """Signatures after which the GPU, not the recipe, is the first suspect."""

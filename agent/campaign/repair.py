@@ -25,9 +25,10 @@ from agent.recipe.editing import edit_text
 from agent.recipe.files import get_key, with_keys
 from agent.recipe.miniature import miniature
 from agent.recipe.schema import Recipe
+from agent.run.diagnosis import Diagnosis, Evidence
 from agent.run.remedies import Limit, Remedy, Response, not_helped, repair_values, respond
 from agent.run.telemetry import RunRecord
-from agent.run.triage import Diagnosis, Evidence, triage
+from agent.run.triage import triage
 
 SAME_STEP = {
     "learner.microbatch_tokens", "learner.gradient_accumulation", "learner.gradient_checkpointing", "rollout.slots",

@@ -29,6 +29,7 @@ from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.report.numbers import Numbers
+from agent.run.diagnosis import Diagnosis, Evidence, evidence_of
 from agent.run.ending import end_process_group
 from agent.run.folder import running_in
 from agent.run.launcher import launch
@@ -37,7 +38,8 @@ from agent.run.request import RunRequest, RunResult
 from agent.run.scrub import scrub
 from agent.run.standby import Standby
 from agent.run.telemetry import RunRecord, read_run
-from agent.run.triage import IN_VERIFIER, Diagnosis, Evidence, evidence_of, triage
+from agent.run.told import IN_VERIFIER
+from agent.run.triage import triage
 from agent.run.view import RunView
 from agent.run.watching import Progress
 

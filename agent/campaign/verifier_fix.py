@@ -11,9 +11,10 @@ from pathlib import Path
 from agent.campaign.session import Session, inside
 from agent.contract import Failure
 from agent.files import write_atomic
+from agent.run.diagnosis import Diagnosis
 from agent.run.mend import mend
 from agent.run.remedies import Remedy
-from agent.run.triage import Diagnosis, raised_in
+from agent.run.told import raised_in
 
 
 def verifier_fix(session: Session, experiment: int, failure: Failure | None, diagnosis: Diagnosis) -> Remedy | None:

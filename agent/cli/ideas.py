@@ -209,8 +209,9 @@ def diagnose(
 
 def _crash(out: Path) -> Any:
     """Triage of what is left in the folder; the launcher's own observations are in the journal, not here."""
+    from agent.run.diagnosis import evidence_of
     from agent.run.request import RunResult
-    from agent.run.triage import evidence_of, triage
+    from agent.run.triage import triage
 
     result = RunResult(
         out=out,

@@ -210,8 +210,9 @@ def progress_words(progress: Progress, numbers: Numbers) -> str:
 
 def raise_if_failed(result: RunResult) -> None:
     """Raises the trainer's own error where it named one, else what triage finds; nothing for a run with a summary."""
+    from agent.run.diagnosis import evidence_of
     from agent.run.telemetry import read_run
-    from agent.run.triage import evidence_of, triage
+    from agent.run.triage import triage
 
     if result.ok and result.summary is not None:
         return

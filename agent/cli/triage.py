@@ -13,8 +13,8 @@ from agent.cli.shared import print_json
 from agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
+    from agent.run.diagnosis import Diagnosis
     from agent.run.signatures import Rules
-    from agent.run.triage import Diagnosis
 
 CONTEXT_LINES = 2
 
@@ -60,8 +60,8 @@ def _rules() -> Rules:
 def _judged(log: str, exit_code: int | None, rules: Rules) -> tuple[Diagnosis, tuple[str, ...]]:
     import dataclasses
 
+    from agent.run.diagnosis import Evidence
     from agent.run.logfile import read_log, read_stream
-    from agent.run.triage import Evidence
     from agent.run.triage import triage as judge
 
     if log == "-":
@@ -79,8 +79,8 @@ def _judged(log: str, exit_code: int | None, rules: Rules) -> tuple[Diagnosis, t
 def _folder(folder: Path, exit_code: int | None) -> Any:
     """What the folder of one of our runs tells: log, failure.json, heartbeat."""
     from agent.contract import LOG
+    from agent.run.diagnosis import Evidence
     from agent.run.telemetry import read_run
-    from agent.run.triage import Evidence
 
     if not (folder / LOG).exists():
         raise UsageError(f"no {LOG} in that folder", where=str(folder), hint="give the path of a log")

@@ -18,6 +18,7 @@ from agent.contract import FIXES
 from agent.errors import RecipeError
 from agent.recipe.files import bounds_of, field_at, get_key, with_keys
 from agent.recipe.schema import Recipe, leaf_keys, section_of
+from agent.run.diagnosis import Diagnosis
 from agent.run.suspects import (
     COSTS,
     SAMPLING,
@@ -28,7 +29,6 @@ from agent.run.suspects import (
     needs_less,
     phase_of,
 )
-from agent.run.triage import Diagnosis
 
 SMALLEST_MICROBATCH = 64
 

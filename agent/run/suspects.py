@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from agent.run.triage import Diagnosis
+from agent.run.diagnosis import Diagnosis
 
 TRAINING, SAMPLING = "train", "generate"
 SIZES: dict[str, tuple[str, ...]] = {

@@ -19,12 +19,13 @@ from agent.contract import CHECKPOINT, Summary
 from agent.errors import DataError
 from agent.hardware.probe import Machine
 from agent.run.alone import request_alone
+from agent.run.diagnosis import evidence_of
 from agent.run.launcher import launch
 from agent.run.request import RunResult
 from agent.run.standby import Standby
 from agent.run.start import TRAINER
 from agent.run.telemetry import read_run
-from agent.run.triage import evidence_of, triage
+from agent.run.triage import triage
 from agent.run.watching import Progress
 from agent.study.definition import Arm, Study
 from agent.study.results import FailedLine, Results, RunLine, Unmeasured, digest_of_ids, measured, series_of

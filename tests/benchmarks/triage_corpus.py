@@ -21,7 +21,8 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 from log_noise import NOISE  # noqa: E402  (found on the path above)
 
 from agent.contract import CRASH_CLASSES  # noqa: E402
-from agent.run.triage import Diagnosis, Evidence, triage  # noqa: E402
+from agent.run.diagnosis import Diagnosis, Evidence  # noqa: E402
+from agent.run.triage import triage  # noqa: E402
 
 SEED = 7
 

@@ -15,9 +15,9 @@ from agent.campaign.capacity import check_memory, refuse_too_large
 from agent.campaign.limits import KnownLimit, Limits
 from agent.recipe.files import load_recipe, with_keys
 from agent.recipe.schema import Recipe
+from agent.run.diagnosis import Diagnosis
 from agent.run.remedies import Limit, respond
 from agent.run.request import RunResult
-from agent.run.triage import Diagnosis
 
 LARGE = hypothesis("large", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 16384})
 

@@ -22,6 +22,7 @@ from agent import proc
 from agent.contract import LOG
 from agent.hardware.sensors import memory
 from agent.run import stall, watching
+from agent.run.diagnosis import evidence_of
 from agent.run.ending import end_process_group
 from agent.run.folder import running_in
 from agent.run.launcher import launch
@@ -29,7 +30,7 @@ from agent.run.plain import shorten
 from agent.run.processes import ProcessIdentity, descendants, family, identify
 from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_run
-from agent.run.triage import evidence_of, triage
+from agent.run.triage import triage
 from agent.run.watchdog import Limits, Watchdog
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl(2)")

@@ -24,6 +24,7 @@ from agent.hardware.sensors import Graphics, memory
 from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe
 from agent.run import launcher
+from agent.run.diagnosis import evidence_of
 from agent.run.folder import PROCESS, running_in
 from agent.run.launcher import contract_arguments, launch
 from agent.run.processes import ProcessIdentity, is_alive
@@ -31,7 +32,7 @@ from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.request import RunRequest, RunResult
 from agent.run.sampler import Sources
 from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
-from agent.run.triage import evidence_of, triage
+from agent.run.triage import triage
 from agent.run.watchdog import Limits, Watchdog
 from agent.run.watching import Progress
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import UsageError
+from agent.run.diagnosis import Evidence
 from agent.run.logfile import read_log, read_stream
-from agent.run.triage import Evidence, triage
+from agent.run.triage import triage
 
 OOM = "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.00 GiB."
 

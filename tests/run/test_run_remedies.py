@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from agent.contract import CRASH_CLASSES, FIXES, CrashClass, Phase
 from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe, leaf_keys
+from agent.run.diagnosis import Diagnosis
 from agent.run.remedies import Remedy, moved_keys, propose_remedy, repair_values, respond
-from agent.run.triage import Diagnosis
 
 PARENT = recipe_from(
     {

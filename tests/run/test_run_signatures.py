@@ -8,8 +8,9 @@ import pytest
 
 from agent.contract import CRASH_CLASSES
 from agent.errors import InvalidFile
+from agent.run.diagnosis import Evidence
 from agent.run.signatures import FILES, OURS, Rank, Signature, our_rules, rules_of
-from agent.run.triage import Evidence, triage
+from agent.run.triage import triage
 
 RULE = """\
 class: data

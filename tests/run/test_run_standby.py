@@ -18,6 +18,7 @@ from test_run_launcher import FAKE, MACHINE, QUICK, make_recipe, running, wait_u
 
 from agent.contract import LOG
 from agent.run import standby as standby_module
+from agent.run.diagnosis import evidence_of
 from agent.run.folder import running_in
 from agent.run.launcher import launch
 from agent.run.processes import ProcessIdentity
@@ -25,7 +26,7 @@ from agent.run.request import RunRequest, RunResult
 from agent.run.standby import MOST_IN_VAIN, SIZE_GB, SPARE_GB, Standby
 from agent.run.start import Start
 from agent.run.telemetry import ATTEMPT
-from agent.run.triage import evidence_of, triage
+from agent.run.triage import triage
 from agent.run.watchdog import Watchdog
 
 FAKE_STANDBY = [sys.executable, str(Path(__file__).with_name("fake_standby.py"))]

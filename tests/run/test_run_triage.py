@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.contract import CRASH_CLASSES, Failure
+from agent.run.diagnosis import Diagnosis, Evidence
 from agent.run.logfile import read_stream
 from agent.run.logtext import read_lines, strip_prefixes
 from agent.run.signatures import our_rules
-from agent.run.triage import Diagnosis, Evidence, triage
+from agent.run.triage import triage
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "crash_logs.jsonl"
 FLOOR = 0.95
