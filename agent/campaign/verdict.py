@@ -121,8 +121,10 @@ def passes_filter(comparison: Comparison, level: float, *, numbers: Numbers) -> 
 def judge_filtered(comparison: Comparison, level: float, *, numbers: Numbers) -> Verdict:
     """An idea that the search split did not let through."""
     span = span_of(comparison, numbers)
-    if comparison.upper(level / 2) < 0:
-        return Verdict("discard", f"regressed: {span} on search", comparison, "regressed")
+    bound = comparison.upper(level / 2)
+    if bound < 0:
+        words = f"regressed: {span} on search, upper bound {numbers.difference(bound)} at level {level / 2:g}"
+        return Verdict("discard", words, comparison, "regressed")
     return Verdict("discard", f"inconclusive: {span} on search, not worth a confirmation", comparison, "inconclusive")
 
 

@@ -61,7 +61,7 @@ def test_a_rewards_verdicts_are_in_its_own_unit() -> None:
     assert "not worse by more than 0.020: +0.000 [-0.008, +0.008]" in reason(equal, advantage="simpler: x")
     assert re.search(r"; lower bound -0\.\d{3} at level 0\.030 is not above 0$", reason(equal))
     assert judge_filtered(comparison(-0.08, 0.02), 0.2, numbers=REWARDS).reason == (
-        "regressed: -0.080 [-0.121, -0.039] on search"
+        "regressed: -0.080 [-0.121, -0.039] on search, upper bound -0.054 at level 0.1"
     )
     worth, words = passes_filter(gain, 0.2, numbers=REWARDS)
     assert (worth, words) == (True, "search +1.250, lower bound at level 0.2 +1.233 above 0")
