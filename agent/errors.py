@@ -32,6 +32,8 @@ class AgentError(Exception):
 
     exit_code = 1
     crash_class = "unknown"
+    label = "error: "
+    """What the message begins with on a terminal."""
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None):
         super().__init__(message)

@@ -26,6 +26,7 @@ class Paused(AgentError):
     """A person stopped the campaign; it can be resumed."""
 
     exit_code = 130
+    label = ""  # it is what was asked for
 
 
 def run_campaign(bench: Workbench) -> Ending:

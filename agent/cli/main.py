@@ -67,7 +67,7 @@ def _without_reader() -> int:
 
 def print_error(error: AgentError) -> None:
     where = f"{error.where}: " if error.where else ""
-    print(f"error: {where}{error.message}", file=sys.stderr)
+    print(f"{error.label}{where}{error.message}", file=sys.stderr)
     if error.hint:
         print(f"  {error.hint}", file=sys.stderr)
 
