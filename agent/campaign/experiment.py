@@ -16,7 +16,7 @@ from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.lead import judge_advance
 from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
-from agent.campaign.verdict import Judgement, Verdict, judge_filtered, passes_filter, stopped_by
+from agent.campaign.verdict import Judgement, Kind, Verdict, judge_filtered, passes_filter, stopped_by
 
 COSTS = {"peak_memory_gb": "GB peak memory", "train_s": "s of training"}
 """Fields of a summary by which a recipe may be cheaper -> their unit, in words."""
@@ -90,8 +90,8 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     together = together if worth and not lacking else None
     if lacking or together:
         delta = lab.numbers.difference(on_search.delta)
-        words = f"inconclusive: {delta} on search, unconfirmed: {lacking or together}"
-        verdict = Verdict("discard", words, on_search, "promising" if together else "inconclusive")
+        kind: Kind = "promising" if together else "inconclusive"
+        verdict = Verdict("discard", f"{kind}: {delta} on search, unconfirmed: {lacking or together}", on_search, kind)
         return Judgement(verdict, search, on_search=on_search)
     return confirm(lab, evidence, number, search=search, on_search=on_search, advantage=advantage)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from agent.report.arms import arms_fields, gain_words
@@ -77,6 +78,13 @@ def status_fields(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def _until_deadline(snapshot: Snapshot) -> str:
+    """Where the deadline comes before the end of the budget."""
+    if snapshot.left_s is None or (snapshot.budget_s or math.inf) - snapshot.used_s - snapshot.left_s < 1:
+        return ""
+    return f", {duration(snapshot.left_s)} left until the deadline"
+
+
 def _lead(snapshot: Snapshot) -> dict[str, Any] | None:
     if snapshot.lead_number is None:
         return None
@@ -128,7 +136,7 @@ def _words(snapshot: Snapshot) -> dict[str, Any]:
     of = f" of {duration(snapshot.budget_s)}" if snapshot.budget_s else ""
     words: dict[str, Any] = {
         "recipe": snapshot.recipe or None,
-        "budget": f"{duration(snapshot.used_s)} used{of}",
+        "budget": f"{duration(snapshot.used_s)} used{of}{_until_deadline(snapshot)}",
         "untrained": _on_split(arms.untrained, arms.split, numbers) or None,
         "baseline": _on_split(arms.baseline, arms.split, numbers) or None,
         "best": _best(snapshot, numbers),

@@ -179,6 +179,22 @@ def test_status_in_a_reward_has_no_percentage() -> None:
     assert status_fields(told)["lead"] == {"number": 3, "title": "another", "metric": 1.4, "split": "search"}
 
 
+@pytest.mark.parametrize(
+    ("budget_s", "left_s", "words"),
+    [
+        (3600.0, 3000.0, "10m 00s used of 1h 00m"),
+        (3600.0, 1200.0, "10m 00s used of 1h 00m, 20m 00s left until the deadline"),
+        (None, 1200.0, "10m 00s used, 20m 00s left until the deadline"),
+        (3600.0, None, "10m 00s used of 1h 00m"),
+    ],
+)
+def test_status_tells_the_time_left_where_the_budget_does_not(
+    budget_s: float | None, left_s: float | None, words: str
+) -> None:
+    told = Snapshot(0.0, "night", "running", used_s=600.0, budget_s=budget_s, left_s=left_s)
+    assert f"  budget    {words}" in status_lines(told)
+
+
 # --- a night -----------------------------------------------------------------------------------------------
 
 
