@@ -13,6 +13,7 @@ from agent.contract import EvalRow, Summary
 from agent.errors import AgentError, ResourceError, error_named
 from agent.recipe.schema import Evaluation
 from agent.run.diagnosis import Diagnosis
+from agent.run.request import HOW_IT_LEFT
 from agent.run.telemetry import RunRecord
 
 
@@ -50,7 +51,7 @@ class Done:
 
     @property
     def gave_up(self) -> str | None:
-        reason = self.ended_early or ""
+        reason = (self.ended_early or "").partition(HOW_IT_LEFT)[0]
         return reason.removeprefix(HOPELESS).lstrip(": ") if reason.startswith(HOPELESS) else None
 
     @property

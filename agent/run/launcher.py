@@ -38,7 +38,7 @@ from agent.run.memory_guard import MemoryGuard, floor_gb
 from agent.run.plain import shorten
 from agent.run.processes import Meter, ProcessIdentity, descendants, is_alive, new_mark
 from agent.run.recovery import FreeMemory, wait_for_idle
-from agent.run.request import MemoryEvents, RunRequest, RunResult
+from agent.run.request import HOW_IT_LEFT, MemoryEvents, RunRequest, RunResult
 from agent.run.sampler import OfRun, Sampler, Sources
 from agent.run.scrub import scrub
 from agent.run.standby import Ahead, Standby
@@ -411,7 +411,7 @@ def _written(path: Path) -> tuple[int, ...] | None:
 
 def _full_reason(trainer: _Trainer, ended_by: EndedBy, reason: str, ending: Ending) -> str:
     if ended_by != "itself" or reason:
-        return f"{reason}; the trainer {ending.words}"
+        return f"{reason}{HOW_IT_LEFT}{ending.words}"
     if trainer.signal is not None:
         words = f"ended by signal {trainer.signal} ({_signal_name(trainer.signal)})"
     else:

@@ -11,6 +11,9 @@ from agent.contract import RunLoad, Sample, Split, Summary
 from agent.recipe.schema import Recipe
 from agent.run.watching import EndedBy
 
+HOW_IT_LEFT = "; the trainer "
+"""Stands in the reason of a run that was ended between why that was and how the trainer left."""
+
 FAILED: tuple[EndedBy, ...] = ("hang", "slow", "memory", "disk", "flood")
 """However well the trainer left when it was ended for one of these, it has failed."""
 MemoryEvents = Literal["moved", "still", "unreadable"]

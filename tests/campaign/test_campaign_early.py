@@ -281,6 +281,7 @@ def test_hopeless_trainings_are_ended_recorded_and_not_run_again(night: Night, m
     trained, evaluated = (row["reason"] for row in night.rows[1:])
     assert trained.startswith("regressed: given up at ")
     assert "of the training budget, -" in trained
+    assert "SIGTERM" not in trained, "how the trainer left is no reason"
     assert night.rows[1]["delta"] == "", "nothing was measured on the search split"
     assert re.match(r"regressed: given up after (50|100|150) of 200 held-out prompts, -", evaluated)
     assert float(night.rows[2]["delta"]) < -0.2
