@@ -243,6 +243,8 @@ class Summary(Row):
     load_s: float | None = None
     train_s: float = 0.0
     """Seconds in the training cycles (what budget.train_seconds limits)."""
+    select_s: float | None = None
+    """Seconds on the `select` split, by which the delivered cycle is chosen."""
     evaluate_s: float | None = None
     """Seconds of the final evaluation; of its first time, where its completions were known already."""
     rung_s: float | None = None

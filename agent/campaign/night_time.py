@@ -80,13 +80,22 @@ def _shares(run: Run, seconds: float, told: dict[str, tuple[float, float]]) -> I
         return
     folder = words.out if words else run.id
     before = told.get(folder, (0.0, 0.0))
-    now = _number(summary, "train_s"), _number(summary, "evaluate_s") + _number(summary, "rung_s")
+    measured = sum(_number(summary, name) for name in ("select_s", "evaluate_s", "rung_s"))
+    now = _number(summary, "train_s"), measured
     told[folder] = max(before[0], now[0]), max(before[1], now[1])
     train = min(seconds, max(0.0, now[0] - before[0]))
     evaluate = min(seconds - train, max(0.0, now[1] - before[1]))
+    if summary.get("select_s") is None and summary.get("load_s") is not None:
+        # a trainer that does not tell: what is neither training nor start-up is the `select` split, most of it
+        evaluate = max(evaluate, seconds - train - _outside(summary, seconds))
     yield "train", train
     yield "evaluate", evaluate
     yield "start-up", seconds - train - evaluate
+
+
+def _outside(summary: dict[str, Any], seconds: float) -> float:
+    """Seconds before the trainer ran, after it, and until its model was loaded."""
+    return _number(summary, "load_s") + max(0.0, seconds - _number(summary, "elapsed_s"))
 
 
 def _crashed(run: Run) -> bool:

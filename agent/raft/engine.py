@@ -130,6 +130,8 @@ class Training:
         self.rung: float | None = None
         """Share of the budget after which `search` is measured once."""
         self.rung_seconds: float | None = None
+        self.select_seconds = 0.0
+        """On the `select` split, by all starts."""
         self.seconds_per_sample = 0.0
         self.last_cycle_seconds = 0.0
         self.starts = 1
@@ -335,6 +337,7 @@ class Training:
             passing=cycle > 0,
         )
         seconds = self.clock() - began
+        self.select_seconds += seconds
         self.declined = self.decline.add(measured.rows)
         # One slow measurement on a busy machine must not cut the training; one quick one must not either.
         self.seconds_per_sample = max(measured.seconds / len(measured.rows), FORGET * self.seconds_per_sample)
@@ -488,6 +491,7 @@ class Training:
             "totals": dict(vars(self.totals)),
             "best": {"cycle": self.best.cycle, "metric": self.best.metric, "weights": older},
             "decline": {**self.decline.state(), "declined": self.declined},
+            "select_seconds": self.select_seconds,
             "seconds_per_sample": self.seconds_per_sample,
             "last_cycle_seconds": self.last_cycle_seconds,
             "starts": self.starts,
@@ -519,6 +523,7 @@ class Training:
         self.declined = saved["decline"]["declined"]
         if self.best.weights is None:
             self.best.weights = self.policy.snapshot()
+        self.select_seconds = saved.get("select_seconds", 0.0)
         self.seconds_per_sample = saved["seconds_per_sample"]
         self.last_cycle_seconds = saved["last_cycle_seconds"]
         self.earlier_memory_gb = saved.get("peak_memory_gb", 0.0)

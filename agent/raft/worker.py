@@ -444,6 +444,7 @@ class Worker(Preparation):
             select_metric=training.best.metric if training else None,
             load_s=self.load_seconds,
             train_s=train_seconds,
+            select_s=training.select_seconds if training else None,
             evaluate_s=evaluate_seconds,
             rung_s=training.rung_seconds if training else None,
             elapsed_s=time.monotonic() - self.started,

@@ -79,7 +79,8 @@ class TimeSlice:
     """Seconds of the campaign by what they went to."""
 
     name: str
-    """train, evaluate, start-up, confirm, calibrate, holdout, crashed, idle: each second is in one of them."""
+    """train, evaluate (the select split after a cycle and what comes at the end), start-up (loading the model, saving),
+    confirm, calibrate, holdout, crashed, idle: each second is in one of them."""
     seconds: float
     """Consumed seconds."""
 

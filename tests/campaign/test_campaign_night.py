@@ -357,6 +357,25 @@ def test_a_training_that_was_stopped_and_went_on_is_counted_once() -> None:
     assert spent["train"] == pytest.approx(80.0)
 
 
+@pytest.mark.parametrize(
+    ("tells", "evaluate", "start_up"),
+    [
+        ({}, 10.0, 40.0),  # of an earlier version, which says nothing of loading either
+        ({"select_s": 25.0, "load_s": 3.0, "elapsed_s": 96.0}, 35.0, 15.0),
+        ({"load_s": 3.0, "elapsed_s": 96.0}, 43.0, 7.0),
+    ],
+)
+def test_the_select_split_is_evaluation_and_no_start_up(
+    tells: dict[str, float], evaluate: float, start_up: float
+) -> None:
+    made = MadeJournal().started().baseline()
+    made.planned(1, "batch", "a larger batch")
+    made.run("001-search-s1000", 1, "experiment", "full", "candidate", {"search": 0.5}, seconds=100.0, train_s=50.0)
+    made.lines[-1]["summary"] |= tells
+    spent = {one.name: one.seconds for one in time_slices(made.state())}
+    assert (spent["train"], spent["evaluate"], spent["start-up"]) == pytest.approx((50.0, evaluate, start_up))
+
+
 def test_a_run_whose_session_was_killed_has_the_time_until_it_went_on() -> None:
     made = MadeJournal().started().baseline()
     made.planned(1, "batch", "a larger batch")

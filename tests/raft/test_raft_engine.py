@@ -196,6 +196,7 @@ def test_a_saved_state_comes_back_whole(make: Any) -> None:
     again._resume()
     assert again.spending.state() == first.spending.state()
     assert vars(again.totals) == vars(first.totals)
+    assert again.select_seconds == first.select_seconds > 0
     assert (again.best.cycle, again.best.metric) == (first.best.cycle, first.best.metric)
     for mine, theirs in ((again.policy.snapshot(), first.policy.snapshot()), (again.best.weights, first.best.weights)):
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
