@@ -170,8 +170,9 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
     prompts = lab.evaluation.confirm_prompts
+    most = _affordable_seeds(lab)
     smallest = detectable_gain(
-        baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=_affordable_seeds(lab)
+        baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=most
     )
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     minimize = lab.evaluation.minimize
@@ -181,6 +182,7 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         "baseline": as_measured(statistics.fmean(run.mean for run in baseline), minimize=minimize),
         "sigma_run": noise.sigma if noise else None,
         "smallest_detectable": smallest,
+        "run_share": run_share(baseline, noise, seeds=most or lab.rules.most_seeds, prompts=prompts),
         "tokens_per_s": statistics.median(throughput) if throughput else None,
         "seeds": len(runs),
         "seeds_planned": night.baseline_seeds,
@@ -230,6 +232,17 @@ def detectable_gain(
     then = _itself(baseline, noise, seeds=seeds, prompts=prompts)
     level = rules.shares(seeds)[seeds] * next_level(rules, [], to_come=to_come)
     return (then.delta - then.lower(level)) + (then.upper(0.2) - then.delta) or None
+
+
+def run_share(
+    baseline: Sequence[Scores], noise: RunNoise | None, *, seeds: int, prompts: int | None = None
+) -> float | None:
+    """Of the variance of such a confirmation, the part that comes from the runs; the rest comes from the prompts."""
+    if len(baseline) < 2 or noise is None:
+        return None
+    then = _itself(baseline, noise, seeds=seeds, prompts=prompts)
+    whole = then.pair_error**2 + then.run_error**2
+    return then.run_error**2 / whole if whole else None
 
 
 def _itself(baseline: Sequence[Scores], noise: RunNoise, *, seeds: int, prompts: int | None = None) -> Comparison:

@@ -119,22 +119,24 @@ def noise_of(state: CampaignState, numbers: Numbers) -> Noise:
     seeds = told.get("seeds")
     df = known.df if known else (seeds - 1 if isinstance(seeds, int) and seeds > 1 else None)
     detectable = told.get("smallest_detectable")
-    words = _noise_words(sigma, df, detectable, numbers) if told else "not measured yet"
+    words = _noise_words(sigma, df, detectable, told.get("run_share"), numbers) if told else "not measured yet"
     return Noise(sigma, df, detectable, words)
 
 
-def _noise_words(sigma: float | None, df: int | None, detectable: float | None, numbers: Numbers) -> str:
+def _noise_words(
+    sigma: float | None, df: int | None, detectable: float | None, run_share: float | None, numbers: Numbers
+) -> str:
     if sigma is None:
         return "one baseline run: the noise between runs is not known"
     words = f"runs of one recipe differ by {numbers.size(sigma)} (one standard deviation, {df} degrees of freedom)"
     if detectable is None:
         return f"{words}; what a confirmation can find is not known"
     words += f"; a confirmation finds gains from about {numbers.size(detectable)}"
-    coarse = detectable > 2 * max(sigma, 1e-9)
-    more = (
-        "more held-out prompts (evaluation.search_prompts, confirm_prompts)" if coarse else "longer trainings or seeds"
-    )
-    return f"{words}; {more} would show smaller ones"
+    if run_share is None:  # a journal that does not tell
+        return words
+    if run_share > 0.5:
+        return f"{words}, and longer trainings (budget) or more seeds (--seeds) would show smaller ones"
+    return f"{words}, and more held-out prompts (evaluation.search_prompts, confirm_prompts) would show smaller ones"
 
 
 # --- the rest ----------------------------------------------------------------------------------------------

@@ -481,7 +481,8 @@ class Workbench(Lab):
     def calibrated(self, values: dict[str, Any]) -> None:
         """A session that goes on has less time; what was promised before the search stands."""
         told = self.session.state.calibration
-        values = values | {key: told[key] for key in ("smallest_detectable", "ideas_affordable") if key in told}
+        promised = ("smallest_detectable", "run_share", "ideas_affordable")
+        values = values | {key: told[key] for key in promised if key in told}
         if self.session.state.calibration != values:
             self.session.tell("calibrated", values=values)
         self.session.observer.board(self.session.board())

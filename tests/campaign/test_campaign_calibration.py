@@ -8,7 +8,7 @@ import pytest
 from made import A_RUN, MadeLab, run, scores
 
 from agent.campaign.budget import RunCost
-from agent.campaign.calibration import calibrate, detectable_gain
+from agent.campaign.calibration import calibrate, detectable_gain, run_share
 from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
@@ -64,6 +64,20 @@ def test_of_a_reward_everything_is_said_in_its_own_unit() -> None:
     assert "the holdout's 2 prompts show a gain from about +" in said
     assert "run noise sigma 0.0" in said
     assert not re.search(r"\dpp\b|%", said)
+
+
+def test_what_makes_a_confirmation_coarse() -> None:
+    """Of runs alike the prompts, of many prompts the runs."""
+
+    def share(apart: float, prompts: int) -> float:
+        baseline = [scores(0.5 + apart * seed, seed=seed) for seed in range(4)]
+        found = run_share(baseline, group_noise(baseline), seeds=5, prompts=prompts)
+        assert found is not None
+        return found
+
+    assert share(0.0, 100) < 0.5 < share(0.08, 100) < share(0.08, 10_000) < 1.0
+    alone = [scores(0.5, seed=1)]
+    assert run_share(alone, group_noise(alone), seeds=5) is None
 
 
 def test_with_time_for_fewer_seeds_a_confirmation_finds_less() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -288,6 +289,24 @@ def test_further_seeds_are_fewer_where_a_confirmation_has_more_prompts() -> None
     known = [one or MOST_SEEDS + 1 for one in needed]
     assert known == sorted(known, reverse=True)
     assert known[0] > known[1] > known[3]
+
+
+@pytest.mark.parametrize(
+    ("run_share", "would_show_more"),
+    [
+        (0.7, "longer trainings (budget) or more seeds (--seeds)"),
+        (0.3, "more held-out prompts (evaluation.search_prompts, confirm_prompts)"),
+        (None, None),
+    ],
+)
+def test_what_would_show_smaller_gains_depends_on_what_makes_the_error(
+    run_share: float | None, would_show_more: str | None
+) -> None:
+    state = MadeJournal().started().baseline().state()
+    state.calibration["run_share"] = run_share
+    found = re.search(r"gains from about 3\.0pp(?:, and (.*) would show smaller ones)?$", told(state).noise.words)
+    assert found is not None
+    assert found[1] == would_show_more
 
 
 def near_misses_where(detectable: float, *, effect: float, confirmed: int) -> list[tuple[bool, bool]]:
