@@ -33,6 +33,9 @@ from agent.raft.rollout import Completion, Row
 
 SAVE_COST_SHARE = 0.05
 """At most about this share of the time goes into saving states."""
+MOST_WRITTEN_PER_S = 10e6
+"""Bytes of states a second, on average: 300 GB in a night of eight hours, where drives of a terabyte are sold for some
+600 TB in all. A kill costs the seconds since the last one, and no more than the training of one idea."""
 STATE = "training.safetensors"
 HEADER = "state"
 """Key of the JSON in the file's metadata."""
@@ -50,6 +53,7 @@ class StateFolder:
         self._clock = clock
         self._saved_at = clock()
         self._cost = 0.0
+        self._size = 0
         self._putting_in_place = threading.Lock()
         self._closed = False
 
@@ -59,7 +63,7 @@ class StateFolder:
 
     def due(self) -> bool:
         waited = self._clock() - self._saved_at
-        return waited >= max(self.save_seconds, self._cost / SAVE_COST_SHARE)
+        return waited >= max(self.save_seconds, self._cost / SAVE_COST_SHARE, self._size / MOST_WRITTEN_PER_S)
 
     def seconds_to_save(self, size: int) -> float:
         """What saving took the last time, or, before there was one, would take for `size` bytes on a slow disk."""
@@ -84,6 +88,7 @@ class StateFolder:
             raise OSError(_errno_of(error), str(error), str(temporary)) from error
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+            self._size = os.fstat(file.fileno()).st_size
         with self._putting_in_place:
             if self._closed:
                 return

@@ -308,6 +308,26 @@ def test_a_state_that_would_take_too_long_to_save_is_not_saved_at_a_stop(make: A
     assert not first.state.path.exists()
 
 
+def test_a_state_is_due_after_its_time_its_cost_and_its_bytes(tmp_path: Path) -> None:
+    now = [0.0]
+    folder = files.StateFolder(tmp_path, save_seconds=0.5, clock=lambda: now[0])
+
+    def due_after(seconds: float) -> bool:
+        now[0] = saved_at + seconds
+        return folder.due()
+
+    saved_at = now[0]
+    assert (due_after(0.4), due_after(0.6)) == (False, True), "nothing was saved yet"
+    folder.save({"weights": {"w": torch.zeros(10)}})
+    saved_at = now[0]
+    assert (due_after(0.4), due_after(0.6)) == (False, True)
+    folder.save({"weights": {"w": torch.zeros(5_000_000)}})  # 20 MB at 10 MB a second
+    saved_at = now[0]
+    assert (due_after(1.9), due_after(2.1)) == (False, True)
+    folder._cost = 0.3  # at 5% of the time
+    assert (due_after(5.9), due_after(6.1)) == (False, True)
+
+
 def test_no_state_is_put_in_place_once_the_weights_may_change_under_it(tmp_path: Path) -> None:
     folder = files.StateFolder(tmp_path, save_seconds=0.0)
     folder.save({"made_by": "a"})
