@@ -53,6 +53,8 @@ NO_STEP = "no_step"
 and was ended for it."""
 DECLINE = "decline"
 """A training ended by this had passed its peak: `learner.early_stop`."""
+TIME_LIMIT = "time_limit"
+"""A training ended by this had no time for another cycle, whatever was left of its budget."""
 
 Phase = Literal["start", "load", "compile", "generate", "verify", "train", "evaluate", "save"]
 Split = Literal["train", "select", "search", "confirm", "holdout"]

@@ -21,7 +21,7 @@ from agent.campaign.budget import (
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison, RunNoise, compare, group_noise, quantile
 from agent.campaign.direction import as_measured
 from agent.campaign.evidence import Evidence, arm_scores
-from agent.campaign.health import unmeasured
+from agent.campaign.health import cut_short, unmeasured
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.levels import next_level
 from agent.campaign.rules import Rules
@@ -77,16 +77,22 @@ def _valid(run: Measured) -> Measured:
 
 
 def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
-    """A seed that crashed where others ran is left out: the noise is known from the rest, and less well.
+    """A seed that crashed, or that its time limit cut, where others ran is left out: the noise is known from the rest,
+    and less well.
 
     TrainingFailed where none is left.
     """
     ran = [run for run in runs if unmeasured(run, "search") is None]
+    for run in list(ran):
+        cut = cut_short(lab.budget, run, ran)
+        if cut is not None:
+            ran.remove(run)
+            lab.warn(f"{run.key} is left out of the calibration: {cut}")
     for run in runs:
         if not run.ok:
             lab.warn(f"a baseline run crashed ({run.crash_words}); its seed is left out of the calibration")
-        elif run not in ran:
-            lab.warn(f"{run.key} is left out of the calibration: {unmeasured(run, 'search')}")
+        elif nothing := unmeasured(run, "search"):
+            lab.warn(f"{run.key} is left out of the calibration: {nothing}")
     if not ran:
         _valid(runs[0])
     if len(ran) == 1:

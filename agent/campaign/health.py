@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from agent.campaign.direction import as_measured
 from agent.campaign.lab import Health, Measured
 from agent.campaign.scores import FEWEST_PROMPTS, scores_of
-from agent.contract import NO_STEP, EvalRow
+from agent.contract import NO_STEP, TIME_LIMIT, EvalRow, Summary
 from agent.recipe.schema import Budget, Evaluation
 from agent.run.telemetry import RunRecord
 
 ROUNDING = 1e-6
+WHOLE = 0.9
+"""Share of the budget that others spend from which on a training has not been cut short."""
 
 
 def health_of(rows: Sequence[EvalRow]) -> Health | None:
@@ -57,6 +59,28 @@ def underpowered(budget: Budget, run: Measured) -> str | None:
     if summary.kept < budget.min_kept_samples:
         return f"underpowered: {summary.kept} kept samples, the recipe asks for {budget.min_kept_samples}"
     return None
+
+
+def share_spent(budget: Budget, summary: Summary) -> float:
+    """Of the training's budget, as far as the summary tells."""
+    if budget.cycles is not None:
+        return summary.cycles / budget.cycles
+    if budget.tokens is not None:
+        return (summary.generated_tokens + summary.trained_tokens) / budget.tokens
+    return summary.train_s / budget.train_seconds if budget.train_seconds else 1.0
+
+
+def cut_short(budget: Budget, run: Measured, others: Sequence[Measured]) -> str | None:
+    """Where the time limit ended a training that others could go on with: in words, how far it came. None else, and
+    where the limit ends all of them (`--per-experiment`)."""
+    summary = run.summary
+    if summary is None or summary.ended_by != TIME_LIMIT:
+        return None
+    share = share_spent(budget, summary)
+    usual = max((share_spent(budget, other.summary) for other in others if other.summary is not None), default=1.0)
+    if share >= WHOLE * min(1.0, usual):
+        return None
+    return f"its time limit ended it at {share:.0%} of its budget"
 
 
 def faults_of(

@@ -25,7 +25,7 @@ from agent.campaign.recipes import texts_of
 from agent.campaign.seal import Seal
 from agent.campaign.settings import Settings
 from agent.campaign.standing import standing
-from agent.contract import DECLINE, NO_STEP
+from agent.contract import DECLINE, NO_STEP, TIME_LIMIT
 from agent.errors import AgentError, RecipeError, ResourceError, WorkspaceError
 from agent.files import Stamp, write_atomic
 from agent.hardware.probe import Machine
@@ -263,8 +263,9 @@ class Session:
             (event.elapsed_s or 0.0) - float(summary["train_s"]) - float(summary.get("rung_s") or 0.0)
             for event, summary in trained
         )
-        whole = [float(summary["train_s"]) for _, summary in trained if summary.get("ended_by") not in EARLY]
-        # Trainings that ended early say what a run costs beside its training, no more.
+        whole = _trained_s(trained, but=(*EARLY, TIME_LIMIT)) or _trained_s(trained, but=EARLY)
+        # Trainings that ended early say what a run costs beside its training, no more; and one that its time limit
+        # ended tells what a training takes only where that ends all of them.
         train = statistics.median(whole) if whole else recipe.budget.train_seconds or self._guessed_seconds(recipe)
         evaluations = [(event, summary) for _, event, summary in told if summary.get("ended_by") == "evaluated"]
         alone = [(event.elapsed_s or 0.0, summary) for event, summary in evaluations]
@@ -319,6 +320,11 @@ class Session:
             used_s=self.clock.consumed_s,
             left_s=max(0.0, left) if math.isfinite(left) and told.state != "finished" else None,
         )
+
+
+def _trained_s(runs: Sequence[tuple[RunFinished, Mapping[str, Any]]], *, but: Sequence[str]) -> list[float]:
+    """Seconds of training of those that did not end in one of these ways."""
+    return [float(summary["train_s"]) for _, summary in runs if summary.get("ended_by") not in but]
 
 
 def evaluation_alone(

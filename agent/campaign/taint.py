@@ -1,6 +1,7 @@
 """A run that was slower or faster than it should be: what it measured is the machine's doing as much as the recipe's.
 
-Only where the budget is time (fewer tokens are fewer steps). Such a run is repeated once, with the next seed.
+Where the budget is time, fewer tokens a second are fewer steps; under every budget a training is cut by its time limit
+where it takes more than twice as long as others. Such a run is repeated once, with the next seed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import statistics
 
 from agent.campaign.comparison import quantile
 from agent.campaign.evidence import Evidence
+from agent.campaign.health import cut_short
 from agent.campaign.lab import Lab, Measured
 
 LEAST_DEVIATION = 0.03
@@ -22,14 +24,17 @@ FEWEST = 2
 
 
 def tainted(lab: Lab, evidence: Evidence, number: int, run: Measured) -> str | None:
-    """In words, how far the speed of a run of experiment `number` is off; None where it is as it should be or cannot
-    be told.
+    """In words, how far the speed of a run of experiment `number` is off, or where its time limit cut it; None where it
+    is as it should be or cannot be told.
 
     The usual speed is that of other runs of the recipe, and of what it changes where the change should not touch speed;
     faster or slower by as much as most of the last three runs were: a machine may have another speed from some time on.
     The spread is that between runs of one recipe, relative to their mean and pooled over all recipes that ran more than
     once (Student's prediction interval for one more).
     """
+    cut = cut_short(lab.budget, run, evidence.baseline())
+    if cut is not None:
+        return cut
     summary = run.summary
     if lab.budget.train_seconds is None or not (run.ok or run.gave_up) or summary is None or not summary.tokens_per_s:
         return None

@@ -41,7 +41,7 @@ from agent.tasks.rewards import shape
 from agent.tasks.tasks import Example, PromptSource, Splits
 
 EVALUATION_MARGIN = 1.25
-"""Final evaluations take this much longer than the small `select` ones predict, at most."""
+"""Final evaluations take this much longer than `final_seconds` predicts, at most."""
 FORGET = 0.7
 """How much of an earlier, slower estimate of the evaluation's speed is believed the next time."""
 FINISH_SECONDS = 2.0
@@ -133,6 +133,9 @@ class Training:
         self.select_seconds = 0.0
         """On the `select` split, by all starts."""
         self.seconds_per_sample = 0.0
+        """Of a measurement on `select`."""
+        self.seconds_per_batch = 0.0
+        """Of drawing and verifying the samples of one cycle."""
         self.last_cycle_seconds = 0.0
         self.starts = 1
         """Of the trainer, that this training was made in."""
@@ -205,7 +208,7 @@ class Training:
         ]
         began = self.clock()
         with Verification(self.examiner, batch.examples) as verification:
-            batch.completions = self._generate(requests, sampling, cycle, on_finished=verification.add)
+            batch.completions, batch.whole = self._generate(requests, sampling, cycle, on_finished=verification.add)
             batch.generate_seconds = self.clock() - began
             began = self.clock()
             batch.verdicts = verification.verdicts(batch.completions, on_step=lambda: self.pulse.beat("verify"))
@@ -222,8 +225,15 @@ class Training:
             for group in zip(batch.verdicts, batch.completions, strict=True)
         ]
         batch.verify_seconds = self.clock() - began
+        self._note_speed(batch)
         self._note_pass_rates(examples, batch)
         return batch
+
+    def _note_speed(self, batch: Batch) -> None:
+        if batch.whole and not batch.dropped_prompts:
+            seconds = batch.generate_seconds + batch.verify_seconds
+            self.seconds_per_batch = max(seconds, FORGET * self.seconds_per_batch)
+            self._set_deadline()
 
     def _note_pass_rates(self, examples: list[Example], batch: Batch) -> None:
         """Tell the source of prompts how each went; a prompt without room for an answer has been tried in vain."""
@@ -284,8 +294,9 @@ class Training:
 
     def _generate(
         self, requests: list[Request], sampling: Sampling, cycle: int, *, on_finished: OnFinished
-    ) -> list[list[Completion]]:
-        """Completions by request; samples that an interrupted process finished are taken from its file."""
+    ) -> tuple[list[list[Completion]], bool]:
+        """Completions by request, and whether all were drawn now: samples that an interrupted process finished are
+        taken from its file."""
         known = self.store.begin(self._fingerprint(cycle))
         for row, completion in known.items():
             on_finished(row, completion)
@@ -294,7 +305,7 @@ class Training:
             self.store.keep(row, completion)
             on_finished(row, completion)
 
-        return generate(
+        completions = generate(
             self.policy,
             requests,
             sampling,
@@ -302,6 +313,7 @@ class Training:
             on_finished=finished,
             known=known,
         )
+        return completions, not known
 
     def _fingerprint(self, cycle: int) -> str:
         """Names everything that decides the samples of a cycle, the weights included."""
@@ -425,9 +437,20 @@ class Training:
     # The clock ------------------------------------------------------------------------------------------------
 
     def final_seconds(self) -> float:
-        """What the evaluation at the end and the writing of the results will take."""
-        evaluation = self.final_samples * self.seconds_per_sample + self.reload_seconds
-        return EVALUATION_MARGIN * evaluation + FINISH_SECONDS
+        """What the evaluation at the end and the writing of the results will take.
+
+        A few samples take nearly as long as many that are drawn together, so that what one sample took on the small
+        `select` split may be many times too much, and what one took in a cycle's batch is nearer.
+        """
+        known = [one for one in (self.final_samples * self.seconds_per_sample, self._like_a_batch()) if one]
+        return EVALUATION_MARGIN * (min(known, default=0.0) + self.reload_seconds) + FINISH_SECONDS
+
+    def _like_a_batch(self) -> float:
+        """Seconds of the evaluation at the end, if it goes as the cycles' samples do: at least as long as one batch."""
+        rollout, evaluation = self.recipe.rollout, self.recipe.evaluation
+        batches = max(1.0, self.final_samples / (rollout.prompts_per_cycle * rollout.samples_per_prompt))
+        longer = max(1.0, evaluation.max_new_tokens / rollout.max_new_tokens)
+        return batches * longer * self.seconds_per_batch
 
     def _set_deadline(self) -> None:
         if self.limit_at is not None:
@@ -493,6 +516,7 @@ class Training:
             "decline": {**self.decline.state(), "declined": self.declined},
             "select_seconds": self.select_seconds,
             "seconds_per_sample": self.seconds_per_sample,
+            "seconds_per_batch": self.seconds_per_batch,
             "last_cycle_seconds": self.last_cycle_seconds,
             "starts": self.starts,
             "peak_memory_gb": self.peak_memory_gb(),
@@ -525,6 +549,7 @@ class Training:
             self.best.weights = self.policy.snapshot()
         self.select_seconds = saved.get("select_seconds", 0.0)
         self.seconds_per_sample = saved["seconds_per_sample"]
+        self.seconds_per_batch = saved.get("seconds_per_batch", 0.0)
         self.last_cycle_seconds = saved["last_cycle_seconds"]
         self.earlier_memory_gb = saved.get("peak_memory_gb", 0.0)
         self.finished = saved["finished"]

@@ -28,6 +28,8 @@ class Batch:
     generate_seconds: float = 0.0
     verify_seconds: float = 0.0
     temperature: float | None = None
+    whole: bool = True
+    """All of it was drawn now; of a cycle that an earlier start had begun, only the rest is."""
 
     @property
     def generated_tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from made import A_RUN, MadeLab, run, scores
+from made import A_RUN, MadeLab, MadeRun, run, scores
 
 from agent.campaign.budget import RunCost
 from agent.campaign.calibration import calibrate, detectable_gain, run_share
@@ -13,7 +13,8 @@ from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
 from agent.campaign.rules import Rules
-from agent.recipe.schema import Evaluation
+from agent.recipe.schema import Budget, Evaluation
+from agent.simulate.lab import SUMMARY
 
 
 class Guessed(MadeLab):
@@ -64,6 +65,20 @@ def test_of_a_reward_everything_is_said_in_its_own_unit() -> None:
     assert "the holdout's 2 prompts show a gain from about +" in said
     assert "run noise sigma 0.0" in said
     assert not re.search(r"\dpp\b|%", said)
+
+
+def test_a_baseline_that_its_time_limit_cut_is_left_out() -> None:
+    def made(order: Order) -> MadeRun:
+        cut = order == Order(0, "baseline", 1)
+        told = SUMMARY.model_copy(update={"cycles": 4 if cut else 10, "ended_by": "time_limit" if cut else "budget"})
+        return run(f"{order.arm}-{order.index}", 0.1 if cut else 0.5, seed=order.index, summary=told)
+
+    lab = MadeLab(made)
+    lab.budget = Budget(cycles=10)
+    found = calibrate(lab, evidence := Evidence())
+    assert [one.key for one in found.runs] == ["baseline-0", "baseline-2"] == [one.key for one in evidence.baseline()]
+    said = "baseline-1 is left out of the calibration: its time limit ended it at 40% of its budget"
+    assert any(said in words for words in lab.words or [])
 
 
 def test_what_makes_a_confirmation_coarse() -> None:

@@ -129,6 +129,26 @@ def test_a_recipe_costs_what_its_own_runs_did_or_those_of_what_it_changes(
     assert session.cost(unknown, else_of=[other]).total_s == pytest.approx(13.5), "one that ended early does not tell"
 
 
+def test_a_training_that_its_time_limit_cut_makes_the_next_limit_no_shorter(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night.playbook()
+    night.start(max_experiments=1)
+    session = night.session
+    assert session is not None
+    recipe = session.recipe_of(0)
+
+    def ran(train_s: float, ended_by: str) -> Any:
+        told = {"train_s": train_s, "evaluate_s": 1.0, "ended_by": ended_by}
+        return recipe.signature(), SimpleNamespace(elapsed_s=train_s + 1.0), told
+
+    cut = [ran(2.0, "time_limit")] * 3
+    monkeypatch.setattr(session, "_in_one_go", lambda: [*cut, ran(6.0, "budget")])
+    assert session.cost(recipe).train_s == 6.0
+    monkeypatch.setattr(session, "_in_one_go", lambda: cut)
+    assert session.cost(recipe).train_s == 2.0, "where it cuts all of them"
+
+
 @pytest.mark.slow
 def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:
     night.playbook(NOTHING, RATE_UP)

@@ -80,6 +80,35 @@ def test_nothing_is_said_where_it_cannot_be_told() -> None:
     assert verdict(500.0, *usual, seconds=None) is None, "fewer tokens a second are no fewer steps"
 
 
+@pytest.mark.parametrize(
+    ("budget", "spent"),
+    [
+        ({"tokens": 1000}, {"generated_tokens": 380, "trained_tokens": 50}),
+        ({"cycles": 100}, {"cycles": 43}),
+        ({"train_seconds": 100.0}, {"train_s": 43.0}),
+    ],
+)
+def test_a_training_that_its_time_limit_cut_says_nothing_under_any_budget(
+    budget: dict[str, Any], spent: dict[str, Any]
+) -> None:
+    lab = MadeLab(lambda order: run("", 0.5))
+    lab.budget = Budget.model_validate(budget)
+
+    def ended(by: str) -> MadeRun:
+        return run("", 0.5, summary=SUMMARY.model_copy(update={**spent, "ended_by": by, "tokens_per_s": None}))
+
+    whole, alone, all_cut = (Evidence[Any]() for _ in range(3))
+    full = SUMMARY.model_copy(update={name: 100 * value / 43 for name, value in spent.items()})
+    for index in range(2):
+        whole.add(run(f"base-{index}", 0.5, summary=full), experiment=0, arm="baseline")
+        all_cut.add(ended("time_limit"), experiment=0, arm="baseline")
+    words = "its time limit ended it at 43% of its budget"
+    assert tainted(lab, whole, 1, ended("time_limit")) == words
+    assert tainted(lab, alone, 1, ended("time_limit")) == words, "there is nothing beside it yet"
+    assert tainted(lab, whole, 1, ended("decline")) is None
+    assert tainted(lab, all_cut, 1, ended("time_limit")) is None, "as all are: --per-experiment"
+
+
 def test_one_run_will_do_where_the_spread_is_known_from_others() -> None:
     """As with what leads: it has run once."""
     evidence: Evidence = Evidence()

@@ -22,7 +22,7 @@ from agent.raft import device, engine
 from agent.raft import state as files
 from agent.raft import worker as worker_module
 from agent.raft.budget import Spending
-from agent.raft.engine import SelectMeasure, Training
+from agent.raft.engine import EVALUATION_MARGIN, FINISH_SECONDS, SelectMeasure, Training
 from agent.raft.evaluate import Examiner, digest_of, metric_of, sample_scores
 from agent.raft.learner import Trainer, TrainReport
 from agent.raft.measure import Batch, device_memory
@@ -33,7 +33,7 @@ from agent.raft.pulse import EndTraining, Pulse
 from agent.raft.rollout import Completion, Request, Row
 from agent.raft.seeds import seed_of
 from agent.raft.worker import Worker
-from agent.recipe.files import resolved_text
+from agent.recipe.files import resolved_text, with_keys
 from agent.recipe.schema import Budget, Recipe
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier
@@ -186,6 +186,44 @@ def test_a_deadline_ends_the_training_between_two_steps(make: Any) -> None:
     assert training.run() == "time_limit"
     assert training.spending.cycles == 2
     assert seen == 3
+
+
+def test_the_evaluation_at_the_end_is_reckoned_by_whichever_says_less(make: Any) -> None:
+    """What a sample takes on few `select` prompts is many times too much for hundreds that are drawn together."""
+    training = make({"rollout": {"max_new_tokens": 4}, "evaluation": {"max_new_tokens": 4}})
+
+    def seconds(samples: int, *, of_a_sample: float, of_a_batch: float) -> float:
+        training.final_samples, training.seconds_per_sample, training.seconds_per_batch = (
+            samples,
+            of_a_sample,
+            of_a_batch,
+        )
+        return round((training.final_seconds() - FINISH_SECONDS) / EVALUATION_MARGIN, 6)
+
+    batch = training.recipe.rollout.prompts_per_cycle * training.recipe.rollout.samples_per_prompt
+    assert seconds(10 * batch, of_a_sample=0.3, of_a_batch=5.0) == 50.0
+    assert seconds(10 * batch, of_a_sample=0.001, of_a_batch=5.0) == round(0.01 * batch, 6)
+    assert seconds(batch // 2, of_a_sample=1.0, of_a_batch=5.0) == 5.0, "as long as a whole batch"
+    assert seconds(10, of_a_sample=0.3, of_a_batch=0.0) == 3.0, "no batch yet"
+    assert seconds(10, of_a_sample=0.0, of_a_batch=0.0) == 0.0
+    training.recipe = with_keys(training.recipe, {"evaluation.max_new_tokens": 8})
+    assert seconds(10 * batch, of_a_sample=9.0, of_a_batch=5.0) == 100.0, "twice as long completions"
+
+
+def test_a_batch_that_was_drawn_in_part_says_nothing_of_the_speed(make: Any) -> None:
+    training = make({"budget": {"cycles": 3}})
+    training.run()
+    known = training.seconds_per_batch
+    assert known > 0
+    training._note_speed(Batch([], [], [], generate_seconds=1e-9, whole=False))
+    training._note_speed(Batch([], [], [], dropped_prompts=1, generate_seconds=1e-9))
+    assert training.seconds_per_batch == known
+    training._note_speed(Batch([], [], [], generate_seconds=1e-9))
+    assert training.seconds_per_batch == pytest.approx(0.7 * known), "one quick batch is not believed at once"
+    training.save()
+    again = make({"budget": {"cycles": 3}})
+    again._resume()
+    assert again.seconds_per_batch == training.seconds_per_batch
 
 
 def test_a_saved_state_comes_back_whole(make: Any) -> None:
