@@ -22,6 +22,7 @@ from agent.recipe.reading import key_lines, read_text, read_yaml
 from agent.recipe.schema import Budget, Recipe, section_of
 from agent.text import visible
 
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # a PyYAML may have been built without libyaml
 EXTENDS = "extends"
 WORKSPACE_FOLDERS = ("recipes", "hypotheses")
 BUDGET_KINDS = ("train_seconds", "cycles", "tokens")
@@ -294,4 +295,5 @@ def with_keys(recipe: Recipe, values: Mapping[str, Any], *, where: str = "recipe
 def resolved_text(recipe: Recipe) -> str:
     """The whole recipe, defaults filled in, as YAML that `load_recipe` reads back to an equal recipe."""
     # PyYAML writes 5e-05, which YAML 1.1 readers take for a string; ours and YAML 1.2 readers do not.
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    content = recipe.model_dump(mode="json")
+    return str(yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100))

@@ -30,8 +30,8 @@ MEASURING = ("raft", "tasks", "recipe")
 LEAVES = ("contract.py", "files.py", "text.py")
 """What a run's files are called, what tells that one was written to, and which variables a verifier gets."""
 JUDGING = (
-    "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/done.py",
-    "campaign/evidence.py", "campaign/experiment.py", "campaign/guards.py", "campaign/health.py",
+    "campaign/calibration.py", "campaign/comparison.py", "campaign/confirmation.py", "campaign/direction.py",
+    "campaign/done.py", "campaign/evidence.py", "campaign/experiment.py", "campaign/guards.py", "campaign/health.py",
     "campaign/levels.py", "campaign/lockbox.py",
     "campaign/record.py", "campaign/rules.py", "campaign/scores.py", "campaign/taint.py", "campaign/verdict.py",
     "run/telemetry.py",
@@ -81,6 +81,9 @@ class Digests:
             return "missing"
         except OSError:
             return "unreadable"
+
+
+_CODE = Digests()
 
 
 # --- locked keys -------------------------------------------------------------------------------------------
@@ -134,7 +137,7 @@ def code_digest() -> str:
 
 def present_code_digest() -> str:
     """Of what lies there now."""
-    return digest_of_value({name: digest_of_file(path) for name, path in code_files().items()})
+    return digest_of_value({name: _CODE.of(path) for name, path in code_files().items()})
 
 
 @functools.lru_cache(maxsize=64)

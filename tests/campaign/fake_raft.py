@@ -39,6 +39,7 @@ and else 0, has the whole length penalty taken from it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -91,7 +92,7 @@ class Training:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, edited=False)
     paced = "FAKE_PACE_ALL" in os.environ or (options.evaluate is None and "-search-" in options.out.name)
     run = Training(
         recipe, options.out, options.seed, options.evaluate, options.rung,
@@ -170,7 +171,24 @@ def evaluated_quality(run: Training) -> float:
 
 
 def passes(split: str, number: int, quality: float) -> bool:
-    return random.Random(f"{split} {number}").random() < quality
+    return chance(split, number) < quality
+
+
+@functools.cache
+def chance(split: str, number: int) -> float:
+    return random.Random(f"{split} {number}").random()
+
+
+@functools.cache
+def digest(split: str, number: int, passed: bool) -> str:
+    return f"{random.Random(f'{split} {number} {passed}').getrandbits(32):08x}"
+
+
+def draw_ahead() -> None:
+    """So that processes that are forked from this one find it drawn."""
+    for split in ("select", "search", "confirm", "holdout"):
+        for number in range(200):
+            chance(split, number), digest(split, number, True), digest(split, number, False)
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -289,7 +307,7 @@ def evaluate(run: Training, split: str, told: list[int]) -> list[dict[str, objec
 def sample_row(
     trick: str | None, split: str, number: int, sample: int, passed: bool, penalty: float = 0.0
 ) -> dict[str, object]:
-    said = 0 if trick == "one answer" else random.Random(f"{split} {number} {passed}").getrandbits(32)
+    said = "00000000" if trick == "one answer" else digest(split, number, passed)
     return {
         "split": split,
         "id": f"{split}-{number}",
@@ -299,7 +317,7 @@ def sample_row(
         "formatted": True,
         "tokens": {"long": 40, "short": 1}.get(trick or "", 3),
         "finish_reason": "length" if trick == "cut" and number % 5 else "stop",
-        "digest": f"{said:08x}",
+        "digest": said,
     }
 
 

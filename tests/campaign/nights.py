@@ -202,6 +202,7 @@ def forked_launch(request: RunRequest, *, on_started: Any, stop: Any, **ignored:
     for stale in ("failure.json", "summary.json"):
         (request.out / stale).unlink(missing_ok=True)
     (request.out / "recipe.yaml").write_text(resolved_text(request.recipe))
+    fake_raft.draw_ahead()
     pid = os.fork()
     if pid == 0:
         _become_trainer(request)
