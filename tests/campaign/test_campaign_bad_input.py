@@ -198,6 +198,7 @@ def test_the_detectable_gain_is_that_of_the_split_that_confirms(night: Night) ->
 # --- min_effect and directions -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_min_effect_beyond_what_is_left_is_said_and_is_no_licence_to_lose(night: Night) -> None:
     """min_effect is also the margin by which a simpler recipe may be worse: 90 points would take any recipe."""
     night.playbook(SIMPLER, RATE_UP)
@@ -256,6 +257,7 @@ def test_another_run_stands_in_for_a_checkpoint_that_was_deleted(night: Night) -
     assert "not evaluated" not in ending.holdout
 
 
+@pytest.mark.slow
 def test_a_winner_without_checkpoints_is_said_and_not_called_reproduced(night: Night) -> None:
     night.playbook(RATE_UP)
     ending = night.start(launcher=deleting("001-*", before="holdout-untrained"), max_experiments=1)
@@ -267,6 +269,7 @@ def test_a_winner_without_checkpoints_is_said_and_not_called_reproduced(night: N
     assert ending.checkpoint is None
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_the_holdout_that_crashes_is_said(night: Night) -> None:
     night.playbook(RATE_UP)
     ending = night.start(launcher=crashing("holdout-baseline"), max_experiments=1)

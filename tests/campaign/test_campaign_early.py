@@ -262,6 +262,7 @@ class Mortal(Recorder):
     running: Path | None = None
 
 
+@pytest.mark.slow
 def test_hopeless_trainings_are_ended_recorded_and_not_run_again(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """One in training, in a process as real as can be, and one in evaluation."""
     monkeypatch.setattr(early, "LOOK_EVERY_S", 0.02)

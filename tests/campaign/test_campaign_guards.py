@@ -303,6 +303,7 @@ def test_what_rows_show_besides_the_metric() -> None:
 # --- in a campaign -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_guards_suspicions_and_faults_decide_in_a_campaign(night: Night) -> None:
     """Each idea but one is a real gain with something wrong about it."""
     recipe = night.root / "recipes" / "test.yaml"

@@ -73,6 +73,7 @@ def test_a_recipe_that_is_known_not_to_fit_is_made_smaller_before_it_is_started(
     assert "known not to fit on this machine" in said
 
 
+@pytest.mark.slow
 def test_a_limit_that_a_recipe_which_runs_contradicts_is_not_believed(night: Night) -> None:
     recipe = load_recipe(night.root / "recipes" / "test.yaml")
     session = night.open(max_experiments=1)
@@ -116,6 +117,7 @@ def test_an_idea_that_cannot_fit_is_made_of_smaller_pieces_before_it_is_started(
         assert recipe.learner.microbatch_tokens * recipe.learner.gradient_accumulation == 1_000_000
 
 
+@pytest.mark.slow
 def test_memory_that_something_else_held_teaches_nothing(night: Night) -> None:
     """Runs that die of memory and have hardly held any: it was another program's doing."""
     night.playbook(LARGE)

@@ -66,6 +66,7 @@ def test_a_real_gain_is_kept_and_a_placebo_is_not(night: Night) -> None:
     assert (night.root / str(ending.checkpoint)).is_dir()
 
 
+@pytest.mark.slow
 def test_a_baseline_that_learns_nothing_is_diagnosed_and_repaired(night: Night) -> None:
     """With the shipped playbook: a threshold that no reward reaches."""
     recipe = night.root / "recipes" / "test.yaml"
@@ -106,6 +107,7 @@ def test_a_training_that_passed_its_peak_says_nothing_about_how_long_one_takes(n
     assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_a_recipe_costs_what_its_own_runs_did_or_those_of_what_it_changes(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +281,7 @@ def test_missing_data_ends_the_campaign_also_where_nothing_is_to_be_fixed(night:
         night.start(max_experiments=1)
 
 
+@pytest.mark.slow
 def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_that_it_helps(night: Night) -> None:
     (night.root / "kernel-is-broken").write_text("eager")
     night.playbook(RATE_UP)
@@ -347,6 +350,7 @@ def test_steps_that_do_not_help_cost_a_small_training_each_and_no_run(night: Nig
     assert not night.session.state.shared_changes
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_itself_is_a_crash_with_its_class(night: Night) -> None:
     night.playbook(hypothesis("dies", 0.9, set={"rollout.top_k": 3}))
     night.start(max_experiments=1)
@@ -468,6 +472,7 @@ def test_results_of_earlier_campaigns_are_known_to_the_next(night: Night) -> Non
     assert first.values == {"learner.learning_rate": (0.0005, 0.002)}
 
 
+@pytest.mark.slow
 def test_the_incumbent_is_what_best_holds(night: Night) -> None:
     night.playbook(RATE_UP)
     night.start()
@@ -549,6 +554,7 @@ def test_ctrl_c_during_the_holdout_leaves_it_for_the_resumption(night: Night) ->
     assert ending.holdout["baseline"] > ending.holdout["untrained"]
 
 
+@pytest.mark.slow
 def test_watches_are_reported_with_the_outcome_and_probes_are_run(night: Night) -> None:
     """The gain stays under the probe, because the fake's checkpoint passes the same prompts however they are worded."""
     night.playbook({**RATE_UP, "watch": ["cut", "wordings"]})
@@ -569,6 +575,7 @@ def test_watches_are_reported_with_the_outcome_and_probes_are_run(night: Night) 
     assert "(!)" not in note
 
 
+@pytest.mark.slow
 def test_missing_data_stops_with_its_own_error_and_resumes_once_it_is_there(night: Night) -> None:
     night.playbook(NOTHING)
     missing = night.root / "data-is-missing"
@@ -581,6 +588,7 @@ def test_missing_data_stops_with_its_own_error_and_resumes_once_it_is_there(nigh
     assert night.resume().ideas == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_the_campaign_and_it_goes_on_once_there_is_room(night: Night) -> None:
     night.playbook(NOTHING)
     full = night.root / "disk-is-full"

@@ -235,6 +235,7 @@ def test_a_baseline_that_took_the_machine_down_twice_refuses_to_start(night: Nig
 # --- what the launcher saw ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_come_back_is_warned_of_and_in_the_journal(night: Night) -> None:
     night.playbook(NOTHING)
 
@@ -250,6 +251,7 @@ def test_memory_that_does_not_come_back_is_warned_of_and_in_the_journal(night: N
     assert {(event.model_extra or {})["memory_back"] for event in ended} == {False}
 
 
+@pytest.mark.slow
 def test_a_run_that_an_earlier_session_lost_is_closed_with_the_boot_in_which_that_was_seen(night: Night) -> None:
     night.playbook(NOTHING)
 

@@ -64,6 +64,7 @@ def night(tmp_path: Path) -> Night:
     return new_night(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_keep_and_the_end_are_told(night: Night) -> None:
     night.playbook(BETTER_RATE)
     observer, sent = notices()

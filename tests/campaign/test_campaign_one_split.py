@@ -254,6 +254,7 @@ def test_without_a_holdout_every_view_has_the_confirm_split(
     assert not [line for line in last if "37.0%" in line]
 
 
+@pytest.mark.slow
 def test_the_last_message_says_its_split_and_no_time_that_is_left(night: Night) -> None:
     night.playbook(BETTER_RATE)
     night.observer = Listening()

@@ -88,6 +88,7 @@ def test_what_it_would_try_next_is_the_loops_own_ranking(reported: Night) -> Non
     assert 0 < one.seconds < 60, "as its runs took"
 
 
+@pytest.mark.slow
 def test_what_comes_next_is_a_change_of_what_was_kept_last(tmp_path: Path, report: Reports) -> None:
     night = new_night(tmp_path)
     night.playbook(BETTER_RATE, hypothesis("triple", 0.3, scale={"learner.learning_rate": 3.0}))

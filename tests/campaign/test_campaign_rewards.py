@@ -121,6 +121,7 @@ def test_a_night_is_told_in_the_rewards_unit(judged: Night) -> None:
     assert any(line.startswith("5 cycles, 20 steps, search 0.695 in ") for line in said)
 
 
+@pytest.mark.slow
 def test_so_do_the_commands_that_look_at_it(
     judged: Night, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

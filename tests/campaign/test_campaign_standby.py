@@ -24,6 +24,7 @@ def started_ahead(night: Night) -> list[int]:
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_paused_campaign_leaves_none_behind(night: Night) -> None:
     night.playbook(hypothesis("hangs", 0.9, toggle=["selection.drop_solved"]))
     night.stop_request = lambda: "stopped by a test" if started_ahead(night) else None

@@ -244,6 +244,7 @@ def test_a_disturbed_confirming_run_is_set_aside_and_the_next_seed_stands_in(nig
     assert [one.key for one in bench.evidence.fresh_incumbent(0)] == runs["incumbent"]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_disturbed_twice_is_open_again(night: Night) -> None:
     (night.root / "slow-seeds").write_text("1100 1101")
     night.playbook(BETTER)

@@ -112,6 +112,7 @@ def refusals(told: str) -> list[str]:
     return [line for line in told.splitlines() if "would not be tried" in line]
 
 
+@pytest.mark.slow
 def test_what_the_campaign_would_refuse_to_try_is_a_problem_now(workspace: Workspace, capsys: Printed) -> None:
     (workspace.root / "steer.md").write_text(ASKED)
     for command in (["steer"], ["plan"], ["run", "--budget", "9h", "--dry-run"]):

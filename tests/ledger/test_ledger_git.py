@@ -377,6 +377,7 @@ def test_a_record_goes_on_top_of_what_the_user_put_on_best(workspace: Path, run_
     assert campaign.repository.read_file(record, "notes.txt") == "mine\n"
 
 
+@pytest.mark.slow
 def test_a_lock_that_a_killed_git_left_behind_is_taken_away(workspace: Path) -> None:
     campaign = start(workspace)
     lock = workspace / ".git" / "refs" / "heads" / "raft" / "night" / "best.lock"

@@ -347,12 +347,14 @@ def moved_premise(history: list[Attempt], position: int, recipe: Recipe) -> bool
     )
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_no_dead_end_is_tried_again_before_a_keep_has_moved_its_premise(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "ideas"), [(1, 16), *(pytest.param(seed, 40, marks=pytest.mark.slow) for seed in (0, 1))]
+)
+def test_no_dead_end_is_tried_again_before_a_keep_has_moved_its_premise(seed: int, ideas: int) -> None:
     lot = random.Random(seed)
     recipe, history = tiny(), list[Attempt]()
     returned = 0
-    for number in range(1, 41):
+    for number in range(1, ideas + 1):
         ranking = plan(BOOK, recipe=recipe, history=history, campaign="now", machine=machine(1))
         for proposal in ranking.proposals:
             twins = [i for i, one in enumerate(history) if one.dead_end and same_idea(one.values, proposal.values)]

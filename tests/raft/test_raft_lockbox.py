@@ -454,6 +454,7 @@ print(json.dumps({"how": how, "free": free, "kept": {name: told(attempt) for nam
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_the_walls_refuse_is_not_taken_for_a_login_that_is_missing(tmp_path: Path) -> None:
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()

@@ -380,6 +380,7 @@ def test_the_size_of_the_built_in_model() -> None:
     assert sum(p.numel() for p in TinyLlama(tiny.SHAPE).parameters()) == 865_536
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_the_same_from_the_same_seed() -> None:
     lesson = replace(tiny.LESSON, most_steps=4, check_every=4)
     first, second = (tiny.teach(lesson, beat=no_beat)[0].state_dict() for _ in range(2))

@@ -162,6 +162,7 @@ def test_a_configuration_without_a_length_or_with_an_inner_one(
     assert all(row["select_metric"] is not None for row in rows_of(training))
 
 
+@pytest.mark.slow
 def test_padded_rows_are_as_many_as_memory_holds(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row has keys and values of its tokens, and five vectors of logits; half of what is free may be used."""
     save_random_bloom(tmp_path / "model")

@@ -176,7 +176,7 @@ def test_the_same_recipe_and_seed_give_the_same_cycles_and_answers(
     ("name", "phase", "targets"),
     [
         pytest.param("SIGTERM", "generate", [2], marks=pytest.mark.slow),
-        ("SIGKILL", "generate", [3]),
+        pytest.param("SIGKILL", "generate", [3], marks=pytest.mark.slow),
         pytest.param("SIGTERM", "train", [2, 4], marks=pytest.mark.slow),
         pytest.param("SIGKILL", "generate", [2, 4], marks=pytest.mark.slow),
         pytest.param("SIGKILL", "train", [2, 4], marks=pytest.mark.slow),

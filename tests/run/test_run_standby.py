@@ -141,6 +141,7 @@ def test_it_ends_as_one_that_was_started_for_its_run(
     assert running_in(tmp_path / "run") is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_changed_any_more_starts_a_fresh_process(
     tmp_path: Path, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:

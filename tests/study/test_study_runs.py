@@ -104,6 +104,7 @@ def test_runs_go_seed_by_seed_and_are_never_repeated(bench: Bench) -> None:
     assert first.courses["entropy"][0].mean == 0.8
 
 
+@pytest.mark.slow
 def test_what_failed_is_written_down_and_tried_again_only_when_asked(bench: Bench) -> None:
     (bench.workspace.root / "crash-seeds").write_text("2\n")
     bench.with_seeds("[2]")
@@ -119,6 +120,7 @@ def test_what_failed_is_written_down_and_tried_again_only_when_asked(bench: Benc
     assert analyse(bench.study, Results.read(bench.path)).failed == 1
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_the_run_under_way_and_goes_on_in_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PACE", "0.4")
     monkeypatch.setenv("FAKE_PACE_ALL", "1")

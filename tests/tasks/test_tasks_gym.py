@@ -59,6 +59,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         gym_rows("chain_sum", {})
 
 
+@pytest.mark.slow
 @needs_gym
 def test_another_right_answer_passes_by_the_rule_of_the_data_set() -> None:
     row = gym_rows("countdown", {"size": 1})[0]
@@ -69,6 +70,7 @@ def test_another_right_answer_passes_by_the_rule_of_the_data_set() -> None:
         assert (wrong.score, wrong.passed, wrong.formatted) == (0.0, False, True)
 
 
+@pytest.mark.slow
 @needs_gym
 def test_a_rule_that_evaluates_answers_does_it_behind_walls_and_each_time_anew(walls: Layers) -> None:
     row = gym_rows("countdown", {"size": 1})[0]
@@ -144,6 +146,7 @@ def test_the_rule_of_a_row_gives_partial_credit(in_thread: Callable[[Callable[[]
     assert (empty.score, empty.formatted) == (0.0, False)
 
 
+@pytest.mark.slow
 @needs_gym
 def test_rows_of_another_source_name_their_data_set() -> None:
     numbers = {"source_dataset": "countdown", "numbers": [6, 61, 94, 4], "target": 309}

@@ -90,6 +90,7 @@ def closed(found: dict[str, Any]) -> None:
     assert not Path("/tmp/raft-left").exists()
 
 
+@pytest.mark.slow
 def test_where_namespaces_are_refused_bubblewrap_is_taken(home: Path) -> None:
     try:
         start_host(["bwrap"]).kill()
@@ -140,6 +141,7 @@ def test_with_less_than_enough_the_refusal_says_what_is_missing(home: Path, refu
     Path("/tmp/raft-left").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_with_rlimits_alone_the_tree_is_killed_all_the_same(home: Path) -> None:
     found = told("unshare", "mount", "landlock_create_ruleset", "seccomp", home=home)
     assert found["said"]["fork"][0] == "passed"

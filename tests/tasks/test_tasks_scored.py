@@ -146,6 +146,7 @@ def test_few_faults_among_many_responses_are_borne(checker: AnswerVerifier) -> N
         checker.verify_many([(response, ROW) for response in frequent * 40])
 
 
+@pytest.mark.slow
 def test_a_batch_that_only_hangs_is_ended_early(folder: Path) -> None:
     config = Verifier(kind="python:scores.py:score", timeout_seconds=0.2)
     started = time.monotonic()
@@ -552,6 +553,7 @@ def test_what_an_untrusted_function_writes_to_the_pipe_is_no_answer(tmp_path: Pa
             assert verifier.verify("57", ROW).score == 0.0
 
 
+@pytest.mark.slow
 def test_an_untrusted_function_that_writes_without_end_meets_its_limit(tmp_path: Path, walls: Layers) -> None:
     (tmp_path / "scores.py").write_text(f"SAID = {b'FLOOD' * 10_000!r}\n{MEDDLES}")
     config = Verifier(kind="python:scores.py:score", timeout_seconds=1.0, untrusted=True)
