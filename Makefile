@@ -16,7 +16,8 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not real_model"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow or real_model"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "(slow or real_model) and not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check agent tests scripts

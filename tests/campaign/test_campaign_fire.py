@@ -163,6 +163,7 @@ def template(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("campaigns", [CAMPAIGNS])
 def test_campaigns_under_fire_end_in_time_and_leave_nothing(

@@ -37,6 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_small_rollout_as_json(tmp_path: Path, environment: dict[str, str]) -> None:
     done = agent(tmp_path, "bench", "rollout", *TRIAL, "--no-compare", "--json", env=environment)
     found = json.loads(done.stdout)
@@ -77,6 +78,7 @@ def test_quantities_have_three_figures() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_all_benchmarks_on_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [*TRIAL[2:], "--random-weights", "tiny"]
     done = agent(tmp_path, "bench", "all", *sizes, "--json", env={"RAFT_AGENT_CACHE": str(tmp_path)})
@@ -95,6 +97,7 @@ def test_all_benchmarks_on_random_weights(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_benchmark_ends_with_who_asked_for_it(tmp_path: Path, environment: dict[str, str]) -> None:
     """Killed without a chance to say so, it leaves no process that keeps the machine busy."""
     command = [sys.executable, "-m", "agent.raft.bench", "cycle", "--settings"]

@@ -34,7 +34,7 @@ from agent.run.launcher import launch
 from agent.run.standby import Standby
 from agent.run.watchdog import Limits, Watchdog
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 FAULTS = Path(__file__).parent / "faults"
 SMALL = {

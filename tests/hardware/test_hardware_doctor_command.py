@@ -26,6 +26,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_text_fits_a_terminal_and_commands_can_be_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_the_answer_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     replace(HEALTHY, cards=()).build(tmp_path / "root")
     arguments = ["doctor", "--quick", "--root", str(tmp_path / "root")]
@@ -85,6 +87,7 @@ def test_a_finding_is_worded_whole() -> None:
 
 
 @pytest.mark.slow  # four children that import torch
+@pytest.mark.alone
 def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) in (0, 11)
     told = json.loads(capsys.readouterr().out)

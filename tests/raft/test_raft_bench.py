@@ -340,6 +340,7 @@ def test_one_update_is_measured(model_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_transformers_trainer_is_measured_on_the_same_samples(model_cache: Path, tmp_path: Path) -> None:
     settings = replace(SMALL, repeats=2)
     rows = [TrainingSample(**sample) for sample in draw_samples(settings, cache=model_cache, say=quiet)]
@@ -359,6 +360,7 @@ def test_whole_cycles_are_measured(model_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_machine_is_measured(model_cache: Path) -> None:
     found = measure_machine(SMALL, cache=model_cache, environment={"OMP_NUM_THREADS": "1"}, say=quiet)
     json.dumps(found)

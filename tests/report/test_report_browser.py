@@ -13,7 +13,7 @@ from agent.report.vega import bundle
 from tests.report.browser import CHROMIUM, DESKTOP, PHONE, Page, chromium
 from tests.report.made_nights import NIGHTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")]
 DRAWN = "Boolean(document.documentElement.dataset.drawn)"
 
 

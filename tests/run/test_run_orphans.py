@@ -67,6 +67,7 @@ def ours() -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts by /proc")
 def test_a_hundred_killed_families_leave_no_process_no_file_and_no_thread(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_closing_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # five seconds of sampling
+@pytest.mark.alone
 def test_a_second_of_sampling_costs_less_than_a_hundredth_of_a_core(tmp_path: Path) -> None:
     """Real sensors of this machine, a run of four processes; `pytest -s` prints the figure."""
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
