@@ -29,6 +29,12 @@ class Paused(AgentError):
     label = ""  # it is what was asked for
 
 
+class NoBaseline(Paused):
+    """The time was up before there was anything to compare with."""
+
+    label = AgentError.label
+
+
 def run_campaign(bench: Workbench) -> Ending:
     """Go on from wherever the journal stands to the end of the campaign.
 
@@ -72,7 +78,9 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
         reason = cut.reason
     if not bench.has_baseline():
         session.tell("campaign_paused", reason=reason)
-        raise Paused(f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it")
+        raise NoBaseline(
+            f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it"
+        )
     bench.rank_anew()
     try:
         return finish(session, bench.runner, evidence, reason=reason)

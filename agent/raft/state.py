@@ -34,8 +34,8 @@ from agent.raft.rollout import Completion, Row
 SAVE_COST_SHARE = 0.05
 """At most about this share of the time goes into saving states."""
 MOST_WRITTEN_PER_S = 10e6
-"""Bytes of states a second, on average: 300 GB in a night of eight hours, where drives of a terabyte are sold for some
-600 TB in all. A kill costs the seconds since the last one, and no more than the training of one idea."""
+"""Bytes of states a second, on average: 300 GB in a night of eight hours, which a drive stands for years. A kill costs
+the seconds since the last one, and no more than the training of one idea."""
 STATE = "training.safetensors"
 HEADER = "state"
 """Key of the JSON in the file's metadata."""

@@ -38,7 +38,7 @@ def fit(bench: Workbench) -> tuple[World, Mix]:
             f"campaign {bench.session.settings.campaign} has no calibrated baseline to fit a simulation to",
             hint="a campaign with two baseline runs or more is needed",
         )
-    if bench.evaluation.metric == "mean_reward" or bench.evaluation.direction == "minimize":
+    if bench.evaluation.metric == "mean_reward" or bench.evaluation.minimize:
         raise UsageError("only a pass rate to maximize can be simulated", hint="evaluation.metric: pass_rate")
     cost = bench.cost(0)
     values = table(runs)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.campaign.loop import NoBaseline, Paused
 from agent.campaign.pausing import AFTER, asked_to_pause
 from agent.cli.controls import WEBHOOK, hand_on
 from agent.cli.interrupt import polite_interrupt
-from agent.cli.main import register, run
+from agent.cli.main import print_error, register, run
 from agent.ledger.journal import Journal
 from agent.ledger.lock import hold
 from agent.ledger.workspace import Workspace
@@ -249,3 +250,13 @@ def test_the_first_ctrl_c_is_noted_the_second_raises_and_more_do_nothing() -> No
         signal.raise_signal(signal.SIGINT)
         assert stop() == "stopped by SIGTERM"
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_only_what_nobody_asked_for_is_printed_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for stop, words in (
+        (Paused("paused: stopped by Ctrl-C", hint="resume"), "paused: stopped by Ctrl-C\n  resume\n"),
+        (NoBaseline("stopped early: the budget is spent"), "error: stopped early: the budget is spent\n"),
+    ):
+        print_error(stop)
+        assert capsys.readouterr().err == words
+        assert stop.exit_code == 130
