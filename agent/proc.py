@@ -1,5 +1,5 @@
 """Which processes there are, and what tells one process, and one boot of a machine, from another, where the system says
-so (Linux). The one reader of /proc/PID/stat and of who descends from whom.
+so (Linux). The one reader of /proc/PID/stat and of who descends from whom. And how nice a session is to the others.
 
 Only the standard library, and of that only what starts fast: the leash (`agent/run/leash.py`) loads this beside a
 training, in a Python without anything else of ours.
@@ -10,6 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
+
+
+AUTOGROUP = "/proc/self/autogroup"
+MOST_NICE = 19
 
 
 @functools.cache
@@ -84,6 +89,37 @@ def _descendants_by_table(pid: int) -> list[int]:
         found += children
         waiting += children
     return found
+
+
+def group_nice() -> int | None:
+    """The nice value of this session's group; None where the kernel does not group sessions.
+
+    Where it does (sched(7), "The autogroup feature"; most distributions have it on), the nice value of a process counts
+    within its own session only.
+    """
+    try:
+        return int(_read(AUTOGROUP).split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def set_group_nice(value: int, *, most_s: float) -> bool:
+    """False where it cannot be set.
+
+    The kernel lets unprivileged processes do so ten times a second, all of them together, and refuses otherwise.
+    """
+    deadline = time.monotonic() + most_s
+    while group_nice() != value:
+        if time.monotonic() > deadline:
+            return False
+        with contextlib.suppress(OSError):
+            file = os.open(AUTOGROUP, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(file, str(value).encode())
+            finally:
+                os.close(file)
+        time.sleep(0.03)
+    return True
 
 
 def _read(path: str) -> bytes:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import IO
 
 from agent.errors import AgentError
+from agent.proc import MOST_NICE, group_nice, set_group_nice
 
 MODULES = (
     "agent.raft.worker",
@@ -60,9 +61,7 @@ TRANSFORMERS = (
     "PreTrainedTokenizerFast",
 )
 """Names that transformers imports only when they are asked for, which is most of its time."""
-AUTOGROUP = Path("/proc/self/autogroup")
 NICENESS = 10
-MOST_NICE = 19
 HURRY = b"hurry\n"
 
 
@@ -136,16 +135,16 @@ def stand_by(imports: Callable[[], None]) -> list[str]:
     error are the run's log, and standard input is empty.
     """
     channel = socket.socket(fileno=os.dup(0))
-    nice = _group_nice()
+    nice = group_nice()
     if nice is not None:
-        _set_group_nice(min(MOST_NICE, nice + NICENESS), most_s=0.3)
+        set_group_nice(min(MOST_NICE, nice + NICENESS), most_s=0.3)
     thread = threading.Thread(target=_import, args=(imports, channel, nice), daemon=True)
     thread.start()
     # The main thread only waits: so the end of the agent is noticed in the middle of an import too.
     with channel, channel.makefile("rb") as lines:
         while (line := _next(lines)) == HURRY:
             if nice is not None:
-                _set_group_nice(nice, most_s=2.0)
+                set_group_nice(nice, most_s=2.0)
         if not line:
             os._exit(0)
         thread.join()
@@ -159,7 +158,7 @@ def _import(imports: Callable[[], None], channel: socket.socket, nice: int | Non
         os.setpriority(os.PRIO_PROCESS, 0, min(MOST_NICE, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS))
     try:
         imports()
-        if nice is None or _set_group_nice(nice, most_s=2.0):
+        if nice is None or set_group_nice(nice, most_s=2.0):
             with contextlib.suppress(OSError):  # the other end has closed: the main thread knows what to do
                 channel.sendall(b"ready\n")
             return
@@ -187,32 +186,6 @@ def _redirect(log: Path) -> None:
         os.dup2(source, target)
     os.close(written)
     os.close(empty)
-
-
-# --- the nice value of the session's group (sched(7), "The autogroup feature") -------------------------------
-
-
-def _group_nice() -> int | None:
-    """None where sessions are not grouped."""
-    try:
-        return int(AUTOGROUP.read_text().split()[-1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _set_group_nice(value: int, *, most_s: float) -> bool:
-    """False where it cannot be set.
-
-    The kernel lets unprivileged processes do so ten times a second, all of them together, and refuses otherwise.
-    """
-    deadline = time.monotonic() + most_s
-    while _group_nice() != value:
-        if time.monotonic() > deadline:
-            return False
-        with contextlib.suppress(OSError):
-            AUTOGROUP.write_text(str(value))
-        time.sleep(0.03)
-    return True
 
 
 if __name__ == "__main__":

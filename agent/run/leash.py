@@ -30,7 +30,7 @@ if __name__ == "__main__":
     # A Python in isolation looks for modules nowhere but in its standard library; ours are looked for after that.
     sys.path.append(__file__.rsplit("/", 3)[0])
 
-from agent.proc import descendant_pids, stat_of
+from agent.proc import MOST_NICE, descendant_pids, group_nice, set_group_nice, stat_of
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -96,14 +96,23 @@ def become(command: list[str], niceness: int) -> None:
     """Replace this process by the trainer."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if niceness:
-        with contextlib.suppress(OSError):
-            os.nice(niceness)
+        be_nice(niceness)
     try:
         os.execvp(command[0], command)
     except OSError as error:
         print(f"raft-agent: cannot start {command[0]}: {error.strerror}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(NOT_STARTED)
+
+
+def be_nice(niceness: int) -> None:
+    """By so much below the agent. Where sessions are grouped, only the value of the trainer's own session counts for
+    the user's other programs; what it starts is in that session too. A courtesy: refused, it stays as it is."""
+    with contextlib.suppress(OSError):
+        os.nice(niceness)
+    group = group_nice()
+    if group is not None:
+        set_group_nice(min(MOST_NICE, group + niceness), most_s=0.5)
 
 
 def offer_to_memory_killer() -> None:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 AT_START: dict[str, object] = {}
+AUTOGROUP = Path("/proc/self/autogroup")
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"
 
 
@@ -87,6 +88,7 @@ def finish(arguments: argparse.Namespace, *, cycles: int, stopped: bool) -> int:
         "arguments": vars(arguments) | {"recipe": str(arguments.recipe), "out": str(arguments.out), "cache": None},
         "variables": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "FROM_RECIPE", "FROM_REQUEST")},
         "niceness": os.nice(0),
+        "group_nice": int(AUTOGROUP.read_text().split()[-1]) if AUTOGROUP.exists() else None,
         "pid": os.getpid(),
         "process": AT_START,
         "folder": str(Path.cwd()),

@@ -169,6 +169,7 @@ def test_what_cannot_be_changed_any_more_starts_a_fresh_process(
     handed, same = next_run("same", low_priority=True)
     assert handed
     assert told(same)["niceness"] == told(fresh)["niceness"] >= 10
+    assert told(same)["group_nice"] == told(fresh)["group_nice"] in (10, None)
     assert told(same)["process"] == told(fresh)["process"]
 
 
