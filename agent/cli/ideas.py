@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +90,10 @@ def _print_ranking(ranking: Ranking, *, most: int, with_skipped: bool) -> None:
     for advice in ranking.actions:
         print(f"action    {advice.action}: {advice.does} ({advice.why})")
     print(ranking.note)
+    explained: set[str] = set()
     for place, proposal in enumerate(ranking.proposals[:most], start=1):
         print(f"{place:3d}. {proposal.score:.3f}  {proposal.subject}")
-        for line in textwrap.wrap("; ".join(proposal.why), width=72):
+        for line in textwrap.wrap("; ".join(_rules_once(proposal.why, explained)), width=72):
             print(f"       {line}")
     if with_skipped:
         for skip in ranking.skipped:
@@ -99,6 +102,18 @@ def _print_ranking(ranking: Ranking, *, most: int, with_skipped: bool) -> None:
         print(f"{len(ranking.skipped)} ideas skipped (--skipped says why), for example:")
         for skip in ranking.skipped[:3]:
             print(f"  {skip.hypothesis}: {skip.reason}")
+
+
+def _rules_once(why: list[str], explained: set[str]) -> Iterator[str]:
+    """The reasons; a resource rule is told in full by the first idea that it moves, and named by the others."""
+    for reason in why:
+        rule = re.fullmatch(r"(x[\d.]+) (.+) (\(rule \S+\))", reason)
+        if rule is None:
+            yield reason
+            continue
+        factor, says, name = rule.groups()
+        yield f"{factor} {name}" if says in explained else reason
+        explained.add(says)
 
 
 def _ranking_json(ranking: Ranking) -> dict[str, Any]:
