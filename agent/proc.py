@@ -12,7 +12,6 @@ import functools
 import os
 import time
 
-
 AUTOGROUP = "/proc/self/autogroup"
 MOST_NICE = 19
 

@@ -106,7 +106,7 @@ def test_a_good_run_gives_its_summary_and_hands_over_every_argument(tmp_path: Pa
     # The cpu preset would set 2 threads for this machine; the recipe's own value comes over it.
     assert told["variables"] == {"OMP_NUM_THREADS": "1", "FROM_RECIPE": "r", "FROM_REQUEST": "q"}
     assert told["niceness"] >= 10
-    # A trainer has a session of its own: where the kernel groups those, the niceness of a process means nothing outside.
+    # A trainer has a session of its own: where the kernel groups those, a process is only nice within its own.
     assert told["group_nice"] in (10, None)
     assert told["folder"] == str(tmp_path)
     assert {(beat.phase, beat.note) for beat in progress} >= {("train", "hello")}
