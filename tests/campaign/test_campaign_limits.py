@@ -52,6 +52,7 @@ def test_a_later_campaign_never_starts_what_is_known_not_to_fit(night: Night) ->
         assert load_recipe(path).learner.microbatch_tokens < 16384
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_known_not_to_fit_is_made_smaller_before_it_is_started(night: Night) -> None:
     """The baseline itself: the fake trainer would die of it, and is never started with it."""
     path = night.root / "recipes" / "test.yaml"

@@ -291,7 +291,7 @@ def other_request(**changes: Any) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_request(evaluation__samples_per_prompt=2), "recipe.yaml of the run"),
+        pytest.param(other_request(evaluation__samples_per_prompt=2), "recipe.yaml of the run", marks=pytest.mark.slow),
         pytest.param(other_request(evaluation__temperature=0.5), "recipe.yaml", marks=pytest.mark.slow),
         pytest.param(other_request(learner__learning_rate=0.01), "recipe.yaml", marks=pytest.mark.slow),
         (other_request(seed=7), "the seed of the run"),
@@ -436,7 +436,7 @@ MENDED = ("by a merge key", "as an unplanned key")
 """Refused too, as any slip of a recipe is; and what a slip is mended to is what was planned."""
 
 
-@pytest.mark.parametrize("words", some(SMUGGLED, "by an anchor", "in another file that it extends"))
+@pytest.mark.parametrize("words", some(SMUGGLED, "in another file that it extends"))
 def test_a_recipe_that_was_edited_between_its_plan_and_its_run_is_not_run(locked: Night, words: str) -> None:
     """In the journal, from which the texts are taken that run. The commit of its branch holds what was planned."""
     with pytest.raises(Dies):
@@ -587,7 +587,7 @@ OF_THE_ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", some(OF_THE_ROWS, "only the prompts that passed", "prompts of another set"))
+@pytest.mark.parametrize("words", some(OF_THE_ROWS, "only the prompts that passed"))
 def test_rows_that_cannot_be_those_of_the_split_are_no_measurement(locked: Night, words: str) -> None:
     launcher, named = OF_THE_ROWS[words]
     assert locked.start(launcher=launcher, max_experiments=1).kept == ()
@@ -603,7 +603,8 @@ def edited(name: str) -> Tamper:
     return tamper
 
 
-@pytest.mark.parametrize("name", some(["eval.jsonl", "summary.json", "recipe.yaml"], "eval.jsonl"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eval.jsonl", "summary.json", "recipe.yaml"])
 def test_what_a_run_left_and_somebody_edited_is_not_kept_for(locked: Night, name: str) -> None:
     """After the last run of the confirmation, right before its verdict."""
     locked.observer = Between(locked, "000-incumbent-s501", edited(name))

@@ -98,6 +98,7 @@ def test_an_idea_that_cannot_train_is_underpowered_and_stays_open(night: Night) 
     assert night.session.cost(night.session.recipe_of(0)).train_s == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_a_training_that_passed_its_peak_says_nothing_about_how_long_one_takes(night: Night) -> None:
     night.playbook(hypothesis("stops-early", 0.9, set={"learner.early_stop": {"window": 2}}))
     night.start(max_experiments=1)
@@ -254,7 +255,7 @@ def crash_rules(night: Night, **fixes: int) -> None:
     (night.workspace.hypotheses / "crash-rules.yaml").write_text(yaml.safe_dump({"crashes": rules}))
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_playbook_says_how_many_fixes_an_idea_has(
     night: Night, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,8 +503,20 @@ def test_the_journal_alone_rebuilds_the_table(night: Night) -> None:
     ("key", "value", "line", "fixed"),
     [
         ("learner.learning_rat", 0.002, "  learning_rat: 0.002", "learning_rate: 0.002"),
-        ("learner.learning_rate", "0.002", '  learning_rate: "0.002"', "learning_rate: 0.002"),
-        ("selection.keep_top_percent", 250, "  keep_top_percent: 250", "keep_top_percent: 100"),
+        pytest.param(
+            "learner.learning_rate",
+            "0.002",
+            '  learning_rate: "0.002"',
+            "learning_rate: 0.002",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "selection.keep_top_percent",
+            250,
+            "  keep_top_percent: 250",
+            "keep_top_percent: 100",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["unknown key", "wrong type", "out of range"],
 )

@@ -146,6 +146,7 @@ def test_two_gpu_faults_in_a_row_end_the_night_with_its_holdout(night: Night) ->
     assert len(whole) == 2
 
 
+@pytest.mark.slow
 def test_where_the_gpu_is_gone_for_good_the_holdout_is_skipped_in_good_order(night: Night) -> None:
     night.playbook(NOTHING, NO_DEDUP)
     ending = night.start(launcher=breaks_when(lambda request: request.out.name.startswith(("00", "holdout"))))

@@ -105,6 +105,7 @@ def test_what_comes_next_is_a_change_of_what_was_kept_last(tmp_path: Path, repor
     assert (after.next, after.next_note, after.next_after) == (before.next, before.next_note, 2)
 
 
+@pytest.mark.slow
 def test_why_nothing_comes_next_is_still_known_in_the_morning(tmp_path: Path, report: Reports) -> None:
     night = new_night(tmp_path)
     night.playbook(NOTHING)

@@ -58,7 +58,9 @@ TORN = [
     pytest.param(
         lambda known: [line.replace("\n", "\r\n") for line in known], id="Windows line ends", marks=pytest.mark.slow
     ),
-    pytest.param(with_line(4, '{"kind": "run_star\n'), id="a line that was torn and gone on after"),
+    pytest.param(
+        with_line(4, '{"kind": "run_star\n'), id="a line that was torn and gone on after", marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -87,7 +89,12 @@ DAMAGED = [
     pytest.param(
         in_place_of(-3, "[" * 100_000 + "\n"), "line 21 is no event", id="deep nesting", marks=pytest.mark.slow
     ),
-    pytest.param(another_type, "line 21: this is no run_finished that can be understood", id="another type"),
+    pytest.param(
+        another_type,
+        "line 21: this is no run_finished that can be understood",
+        id="another type",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         lambda known: [*known, *known[-4:]], "is number 20, expected 24", id="lines twice", marks=pytest.mark.slow
     ),

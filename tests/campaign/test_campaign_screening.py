@@ -206,12 +206,13 @@ def test_a_batch_is_screened_the_winner_kept_and_the_next_one_open_again(night: 
     assert not (night.folder("002-search-s2000") / "state").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
     "at",
     [
         pytest.param(6, id="while the batch is trained"),
-        pytest.param(9, id="after the weaker ones were discarded", marks=pytest.mark.slow),
+        pytest.param(9, id="after the weaker ones were discarded"),
     ],
 )
 def test_a_campaign_killed_in_a_screening_ranks_the_same_batch_and_doubles_nothing(night: Night, at: int) -> None:

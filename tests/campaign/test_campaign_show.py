@@ -139,6 +139,7 @@ def test_the_prompts_that_differ(show: Show, judged: Night) -> None:
     assert all(line.incumbent_samples == 2 and line.candidate_samples == 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_the_journal_is_enough_when_the_runs_are_gone(show: Show, judged: Night, tmp_path: Path) -> None:
     root = tmp_path / "ws"
     shutil.copytree(judged.root, root)

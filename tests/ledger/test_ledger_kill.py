@@ -161,6 +161,7 @@ def prepare(workspace: Path, run_git) -> None:
     run_git(workspace, "commit", "--quiet", "-m", "table")
 
 
+@pytest.mark.slow
 def test_a_campaign_killed_again_and_again_tells_the_same_story(workspace: Path, run_git) -> None:
     prepare(workspace, run_git)
     rng = random.Random(1)

@@ -85,6 +85,7 @@ def test_damaged_journals_say_the_same_however_they_are_read(
     agree(path)
 
 
+@pytest.mark.slow
 @fast
 @given(
     lines=st.lists(

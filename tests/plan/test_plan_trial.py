@@ -51,6 +51,7 @@ def test_the_planted_cause_leads_the_findings(run: Run) -> None:
     assert worst.symptom in run.symptoms
 
 
+@pytest.mark.slow
 def test_a_repair_is_among_the_first_three_ideas_far_more_often_than_by_chance() -> None:
     rows = [judge(fault, replay(fault)) for fault in FAULTS]
     print(table(rows))

@@ -168,7 +168,9 @@ def of(folder: Path, dtype: str, **lora: Any) -> dict[str, Any]:
     return {"model": {"source": str(folder), "dtype": dtype, **({"lora": lora} if lora else {})}}
 
 
-@pytest.mark.parametrize("lora", [{}, {"rank": 4, "alpha": 8.0}], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    "lora", [{}, pytest.param({"rank": 4, "alpha": 8.0}, marks=pytest.mark.slow)], ids=["all weights", "adapters"]
+)
 @pytest.mark.parametrize(
     "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "float16"))]
 )
@@ -213,7 +215,7 @@ def test_eager_attention_gives_the_same_numbers(folders: dict[str, Path], tmp_pa
         assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_what_else_is_in_flight_changes_nothing(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Any number of slots, alone or together. A token may differ only where logits that are up to 1e-4 apart would draw
     both."""

@@ -60,6 +60,7 @@ def llama(tmp_path: Path) -> str:
     return str(tmp_path / "llama")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed")
 def test_adapters_are_merged_and_the_snippet_of_the_card_runs(tmp_path: Path, model_cache: Path, llama: str) -> None:
     told = exported(tmp_path, model_cache, {"source": llama, "lora": LORA})

@@ -38,7 +38,8 @@ print(asked, "agent.raft.engine" in sys.modules, "transformers" in sys.modules)
 LORA = {"model": {"lora": {"rank": 2, "alpha": 4}}}
 
 
-@pytest.mark.parametrize("over", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["tiny", "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [{}, LORA], ids=["tiny", "lora"])
 def test_the_imports_ask_for_no_accelerator_and_are_those_of_the_recipe(tmp_path: Path, over: dict) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(resolved_text(small_recipe(over)))

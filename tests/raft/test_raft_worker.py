@@ -241,7 +241,8 @@ def test_a_finished_run_is_left_alone(finished_run: Path, model_cache: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("phase", [pytest.param("start", marks=pytest.mark.slow), "generate"])
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["start", "generate"])
 def test_sigterm_ends_a_training_in_good_order(model_cache: Path, tmp_path: Path, phase: str) -> None:
     out = tmp_path / "stopped"
     write_recipe(out, {"budget": {"cycles": 100000}})
@@ -315,7 +316,13 @@ def test_a_checkpoint_and_the_untrained_model_can_be_evaluated_alone(
             "no prompt fits",
             marks=pytest.mark.slow,
         ),
-        ({"task": {"dataset": "jsonl:missing.jsonl", "parameters": {}}}, 4, "data", "missing.jsonl"),
+        pytest.param(
+            {"task": {"dataset": "jsonl:missing.jsonl", "parameters": {}}},
+            4,
+            "data",
+            "missing.jsonl",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_failure_is_one_message_a_class_and_a_code(
@@ -344,6 +351,7 @@ def test_a_recipe_that_does_not_validate_names_the_key(model_cache: Path, tmp_pa
     assert failure["key"] == "rollout.temprature"
 
 
+@pytest.mark.slow
 def test_all_that_a_summary_vouches_for_is_on_the_disk_before_it(tmp_path: Path, model_cache: Path) -> None:
     """By the calls of the process itself: a power cut after them finds all of it."""
     out = tmp_path / "run"

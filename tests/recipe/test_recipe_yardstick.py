@@ -129,6 +129,7 @@ def written(moves: dict[str, Any], way: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_no_text_gets_another_yardstick_past_the_comparison() -> None:
     counts = {True: 0, False: 0}
 

@@ -118,6 +118,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     check(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=40) | st.text("`~|-#<>[]()!\\\n {}%_*&:.1=+", max_size=30))
 def test_any_text_stays_text(text: str) -> None:

@@ -98,7 +98,7 @@ CASES = {
 }
 
 
-QUICK_ONES = {"daemonizes", "hydra", "kills_its_leash", "heartbeat_is_a_pipe"}
+QUICK_ONES = {"daemonizes", "kills_its_leash"}
 """In the default suite; the others are of the same kinds."""
 
 

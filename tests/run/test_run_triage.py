@@ -71,7 +71,9 @@ def corpus() -> list[dict[str, object]]:
     return [{key: row[key] for key in ("log", "exit_code", "label")} for row in rows]  # never subtype or fix
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("200 ") else name for name in CHANGES]
+)
 def test_the_corpus_is_classified_whatever_stands_around_it(change: str) -> None:
     rows = corpus()
     wrong: Counter[tuple[object, str]] = Counter()

@@ -220,6 +220,7 @@ def test_every_pair_compared_finds_the_same_groups(questions: list[list[str]]) -
     assert partition(texts, group_numbers(texts)) == slow_partition([text.split() for text in texts])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(questions_in_other_words(), st.randoms(use_true_random=False))
 def test_groups_do_not_depend_on_the_order(questions: list[list[str]], shuffle: random.Random) -> None:

@@ -102,6 +102,7 @@ def test_an_answer_that_answers_for_its_rule_ends_nothing(walls: Layers, said: s
         assert verifier.verify(f"<answer>{row.answer}</answer>", row).passed
 
 
+@pytest.mark.slow
 @needs_gym
 def test_a_rule_finds_an_empty_folder_each_time(walls: Layers) -> None:
     if not walls.temporary:

@@ -115,19 +115,12 @@ def test_without_namespaces_landlock_and_seccomp_are_enough(home: Path) -> None:
     assert "Operation not permitted" in found["said"]["fork"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        pytest.param(
-            ["unshare", "mount", "landlock_create_ruleset"],
-            "no Landlock, files can be written",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["unshare", "mount", "seccomp"],
-            "no seccomp, so memory is limited for each process and not in sum",
-            marks=pytest.mark.slow,
-        ),
+        (["unshare", "mount", "landlock_create_ruleset"], "no Landlock, files can be written"),
+        (["unshare", "mount", "seccomp"], "no seccomp, so memory is limited for each process and not in sum"),
         (["unshare", "mount", "landlock_create_ruleset", "seccomp"], "no Landlock, no seccomp"),
     ],
 )

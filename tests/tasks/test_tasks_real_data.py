@@ -74,6 +74,7 @@ def test_gsm8k_deals_into_the_default_splits() -> None:
     assert splits.digest == load_splits(GSM8K, Evaluation(), base=DATA).digest
 
 
+@pytest.mark.slow
 def test_gsm8k_asks_one_question_of_two_people() -> None:
     rows = load_rows(GSM8K, base=DATA)
     assert near_duplicates(rows) == [("line:2484", "line:6692")]

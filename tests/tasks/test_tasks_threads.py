@@ -125,7 +125,8 @@ def test_closing_reaches_a_child_that_is_just_being_started(tmp_path: Path, monk
             future.result(timeout=10.0)
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 40])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 40])
 def test_closing_ends_code_in_another_thread_and_its_processes(count: int, tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     verifier = build_verifier(
