@@ -101,9 +101,9 @@ class Step:
     reason: str
     """Why, in a sentence."""
     axis: str
-    """Of the playbook: learning-rate, batch, ...; empty for the baseline."""
+    """Of the playbook: learning-rate, batch, ...; else `baseline`, `steer` (yours), `together`, `ablation`."""
     hypothesis: str
-    """Its name in the playbook; `steer` for an idea of yours."""
+    """Its name in the playbook; else as `axis`, or `refine-AXIS`."""
     at_s: float | None
     """Consumed seconds of the campaign when it was judged."""
     took_s: float | None
@@ -218,7 +218,7 @@ class Curves:
     experiment: int
     """Whose recipe it ran; 0 is the baseline."""
     arm: str
-    """What it was for: baseline, search, screen, confirm, incumbent, comparator."""
+    """What it was for: baseline, search, confirm, incumbent, comparator."""
     seed: int | None
     """Of the run."""
     cycles: Mapping[str, list[float | None]]
