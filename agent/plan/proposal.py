@@ -5,7 +5,7 @@ A dead end is not proposed again until its premise has moved (`memory.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,12 +138,15 @@ def subject(axis: str, hypothesis: Hypothesis, variant: Variant, moves: Moves) -
 
 def subject_of(axis: str, what: str, moves: Moves, shown: Iterable[str]) -> str:
     head = f"{axis}: {' '.join(what.split())}, "
-    room = max(12, (SUBJECT_LENGTH - len(head) - 4) // 2)
+    room = max(24, SUBJECT_LENGTH - len(head) - 4)
     old, new = ("/".join(_in_subject(moves[key][side]) for key in shown) for side in (0, 1))
-    return f"{head}{_cut(old, room)} -> {_cut(new, room)}"
+    old = _cut(old, max(room // 2, room - len(new)))
+    return f"{head}{old} -> {_cut(new, room - min(len(old), room // 2))}"
 
 
 def _in_subject(value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        return ", ".join(str(one) if name == "kind" else f"{name} {short(one)}" for name, one in value.items())
     return short(value).strip("'\"").replace("\n", " ") if value not in ("", [], {}) else "none"
 
 
