@@ -70,7 +70,7 @@ def planned_values(session: Session, number: int) -> dict[str, Any]:
 
 def _number_in(key: str) -> int:
     """Of a run of an incumbent, or of the holdout's baseline or winner, which belong to no experiment."""
-    digits = next((part for part in key.split("-") if len(part) == 3 and part.isdigit()), "0")
+    digits = next((part for part in key.split("-") if len(part) >= 3 and part.isdecimal()), "0")
     return int(digits)
 
 

@@ -87,17 +87,18 @@ def _was_put_together(session: Session, recipe: Recipe) -> bool:
 
 def _comparator(session: Session, recipe: Recipe, parts: Sequence[int]) -> Recipe | None:
     """The recipe at a constant rate, where one of the parts has to beat that: a schedule is kept for nothing less."""
-    if not any(_has_comparator(session, part) for part in parts):
+    if not any(needs_comparator(session, part) for part in parts):
         return None
     constant = with_keys(recipe, {"learner.lr_schedule": {"kind": "constant"}})
     return constant if constant.signature() != recipe.signature() else None
 
 
-def _has_comparator(session: Session, number: int) -> bool:
+def needs_comparator(session: Session, number: int) -> bool:
+    """Whether a recipe with the idea in it must also beat itself at a constant rate."""
     planned = session.state.experiments[number].planned
     known = (planned.model_extra or {}) if planned else {}
     parts = known.get("together") or ()
-    return bool(known.get("comparator")) or any(_has_comparator(session, part) for part in parts)
+    return bool(known.get("comparator")) or any(needs_comparator(session, part) for part in parts)
 
 
 def announce_again(session: Session, number: int) -> int | None:

@@ -57,15 +57,23 @@ def parse_deadline(text: str, now: datetime.datetime) -> datetime.datetime:
     try:
         if re.fullmatch(r"\d{1,2}:\d{2}", text.strip()):
             clock = datetime.time.fromisoformat(text.strip().zfill(5))
-            moment = datetime.datetime.combine(now.date(), clock, tzinfo=now.tzinfo)
-            return moment if moment > now else moment + datetime.timedelta(days=1)
+            days = (now.date() + datetime.timedelta(days=ahead) for ahead in range(3))
+            moments = (_like(now, datetime.datetime.combine(day, clock)) for day in days)
+            return next(moment for moment in moments if moment > now)
         moment = datetime.datetime.fromisoformat(text.strip())
     except ValueError:
         raise UsageError(f"--deadline {text!r} is no time", hint="write 07:30 or 2026-01-02T07:30") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+    moment = moment if moment.tzinfo else _like(now, moment)
     if moment <= now:
         raise UsageError(f"--deadline {text!r} has passed", hint="write 07:30 for the next half past seven")
     return moment
+
+
+def _like(now: datetime.datetime, naive: datetime.datetime) -> datetime.datetime:
+    """In the zone of `now`. Where that is the system's, by the system's rules: before the clocks are changed its offset
+    is another one than after."""
+    is_local = now.astimezone().utcoffset() == now.utcoffset()
+    return naive.astimezone() if is_local else naive.replace(tzinfo=now.tzinfo)
 
 
 def since_boot() -> float:

@@ -55,12 +55,13 @@ class Calibration:
 
 def calibrate(lab: Lab, evidence: Evidence) -> Calibration:
     """Run what is missing of it, and say what it means. Raises TrainingFailed, BudgetError, CutShort."""
-    plan_first(lab)
+    if lab.seeds_planned() is None:  # a night that is gone on with has less left, and has begun
+        plan_first(lab)
     untrained = _valid(lab.run(Order(0, "untrained")))
     runs = [lab.run(Order(0, "baseline", 0))]
     night = _replan(lab)
     runs += [lab.run(Order(0, "baseline", index)) for index in range(1, night.baseline_seeds)]
-    runs = _those_that_ran(lab, runs)
+    runs = _those_that_ran(lab, evidence, runs)
     for run in runs:
         evidence.add(run, experiment=0, arm="baseline")
     _warn_if_untrained(lab, runs)
@@ -76,7 +77,7 @@ def _valid(run: Measured) -> Measured:
     raise TrainingFailed(f"nothing can be compared with this run ({why})", where=run.key, hint=hint)
 
 
-def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
+def _those_that_ran(lab: Lab, evidence: Evidence, runs: Sequence[Measured]) -> list[Measured]:
     """A seed that crashed, or that its time limit cut, where others ran is left out: the noise is known from the rest,
     and less well.
 
@@ -88,6 +89,9 @@ def _those_that_ran(lab: Lab, runs: Sequence[Measured]) -> list[Measured]:
         if cut is not None:
             ran.remove(run)
             lab.warn(f"{run.key} is left out of the calibration: {cut}")
+            if run.key not in evidence.aside:
+                lab.set_aside(run, cut)
+                evidence.aside[run.key] = cut
     for run in runs:
         if not run.ok:
             lab.warn(f"a baseline run crashed ({run.crash_words}); its seed is left out of the calibration")

@@ -53,12 +53,27 @@ class _Flaw:
 def lacking_time(lab: Lab, evidence: Evidence, number: int, *, seeds: int) -> str | None:
     """Why `seeds` of each arm cannot be had any more. A confirmation may use the reserve, not the holdout's time."""
     ours, theirs = lab.cost(number), lab.cost(lab.incumbent)
-    fresh = fresh_needed(lab, evidence, lab.incumbent, seeds) - len(evidence.fresh_incumbent(lab.incumbent))
-    needed = max(0, seeds - len(evidence.candidate(number))) * ours.total_s + max(0, fresh) * theirs.total_s
-    needed += holdout_seconds(ours)
+    arms = [
+        (Order(number, "candidate"), seeds, ours),
+        (Order(lab.incumbent, "incumbent", beside=number), fresh_needed(lab, evidence, lab.incumbent, seeds), theirs),
+    ]
+    if lab.has_comparator(number):
+        arms.append((Order(number, "comparator"), seeds, ours))
+    missing = [(wanted - _had(lab, evidence, order, wanted), cost) for order, wanted, cost in arms]
+    needed = sum(max(0, runs) * cost.total_s for runs, cost in missing) + holdout_seconds(ours)
     if needed <= lab.clock.left_s:
         return None
     return f"it would take {needed:.0f}s with the holdout, {max(0.0, lab.clock.left_s):.0f}s are left"
+
+
+def _had(lab: Lab, evidence: Evidence, first: Order, wanted: int) -> int:
+    """Runs of the arm that are there, or that an earlier session has begun: the verdict comes to these again."""
+    there = len(evidence.runs(first.experiment, first.arm))
+    if there >= wanted:
+        return there
+    # beside each that was set aside another one was begun
+    indices = range(wanted + len(evidence.aside))
+    return max(there, sum(lab.begun(replace(first, index=index)) for index in indices))
 
 
 def affordable_seeds(lab: Lab, evidence: Evidence, number: int) -> int:
@@ -121,7 +136,7 @@ def confirm(
 def _is_last_chance(lab: Lab, number: int) -> bool:
     """Whether there will be no time for a confirmation after this one: of the end, or of what has in it all that the
     end would confirm."""
-    least = lab.rules.confirm_seeds * (lab.cost(number).total_s + lab.cost(lab.incumbent).total_s)
+    least = lab.seconds_to_confirm([number], seeds=lab.rules.confirm_seeds)
     has_all = lab.is_last(number) or (lab.planned_against(number) == lab.lead != lab.incumbent)
     return has_all and lab.clock.left_s - least < seconds_of_the_end(lab)
 
@@ -147,7 +162,8 @@ def _step_by_step(lab: Lab, evidence: Evidence, way: _Way) -> Verdict:
             way.looks.append(_look(found, "worth another", bar=_bar(lab, way, found)))
             continue
         verdict = _test(lab, evidence, way, found)
-        hopeless = found.p_above(_bar(lab, way, found)) > rules.go_on_p or found.upper(0.2) < lab.evaluation.min_effect
+        no_gain = found.upper(0.2) < lab.evaluation.min_effect and not way.advantage  # which need not be one
+        hopeless = no_gain or found.p_above(_bar(lab, way, found)) > rules.go_on_p
         if verdict.outcome == "keep" or verdict.kind in ("guard", "suspect", "regressed") or hopeless:
             return verdict
     assert verdict is not None  # the last of these seeds is one at which it looks
@@ -302,21 +318,30 @@ def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
     run = lab.run(order)
     if evidence.has(run, experiment=order.experiment, arm=order.arm):
         return None
+    known = run.key in evidence.aside
     nothing = unmeasured(run, MEASURED_ON[order.arm][0])
     if nothing:
-        return _Flaw("crash", nothing)
+        _set_aside(lab, evidence, run, nothing)
+        return _Flaw("crash", nothing, known=known)
     weak = underpowered(lab.budget, run)
     if weak and order.arm != "incumbent":  # which is what it is, and there to be beaten
-        return _Flaw("underpowered", weak)
-    if run.key in evidence.aside:
+        _set_aside(lab, evidence, run, weak)
+        return _Flaw("underpowered", weak, known=known)
+    if known:
         return _Flaw("tainted", f"tainted: {evidence.aside[run.key]}", known=True)
     off = tainted(lab, evidence, order.experiment, run)
     if off:
-        lab.set_aside(run, off)
-        evidence.aside[run.key] = off
+        _set_aside(lab, evidence, run, off)
         return _Flaw("tainted", f"tainted: {off}")
     evidence.add(run, experiment=order.experiment, arm=order.arm)
     return None
+
+
+def _set_aside(lab: Lab, evidence: Evidence, run: Measured, why: str) -> None:
+    """Once, for this session and later ones."""
+    if run.key not in evidence.aside:
+        lab.set_aside(run, why)
+        evidence.aside[run.key] = why
 
 
 # --- a schedule against a constant rate --------------------------------------------------------------------

@@ -49,21 +49,20 @@ def seconds_of_the_end(lab: Lab) -> float:
     waits = [one.number for one in waits_beside_the_lead(lab)]
     if not waits:
         return least_seconds(lab, slower=SLOWER)
-    ours = dearest(lab, [lab.lead, *waits])
-    return _least(lab, ours, slower=SLOWER) + SLOWER * dearest(lab, waits).total_s
+    return _least(lab, [lab.lead, *waits], slower=SLOWER) + SLOWER * dearest(lab, waits).total_s
 
 
 def least_seconds(lab: Lab, *, slower: float = 1.0) -> float:
     """The same as predicted: with less time it is not begun."""
-    return _least(lab, dearest(lab, _to_confirm(lab) or [lab.incumbent]), slower=slower)
+    return _least(lab, _to_confirm(lab) or [lab.incumbent], slower=slower)
 
 
 def fits(lab: Lab, number: int) -> bool:
     """Whether there is time to confirm what the idea is a part of: where something else leads, after a run on top of
     that."""
-    cost = dearest(lab, [number, lab.lead])
-    first = SLOWER * cost.total_s if lab.lead != lab.incumbent else 0.0
-    return first + _least(lab, cost) <= lab.clock.left_s
+    parts = [number, lab.lead]
+    first = SLOWER * dearest(lab, parts).total_s if lab.lead != lab.incumbent else 0.0
+    return first + _least(lab, parts) <= lab.clock.left_s
 
 
 def crowds_out(lab: Lab, number: int) -> bool:
@@ -71,7 +70,7 @@ def crowds_out(lab: Lab, number: int) -> bool:
     for that."""
     if not _to_confirm(lab):
         return False
-    needed = lab.rules.confirm_seeds * (lab.cost(number).total_s + lab.cost(lab.incumbent).total_s)
+    needed = lab.seconds_to_confirm([number], seeds=lab.rules.confirm_seeds)
     return needed > least_seconds(lab) > lab.clock.left_s - needed
 
 
@@ -80,10 +79,10 @@ def dearest(lab: Lab, numbers: Iterable[int]) -> RunCost:
     return max((lab.cost(number) for number in numbers), key=lambda cost: cost.total_s)
 
 
-def _least(lab: Lab, ours: RunCost, *, slower: float = 1.0) -> float:
-    """Of a run on search, the first look of a confirmation, and the holdout."""
-    theirs, seeds = lab.cost(lab.incumbent), lab.rules.confirm_seeds
-    return slower * ((1 + seeds) * ours.total_s + seeds * theirs.total_s) + holdout_seconds(ours)
+def _least(lab: Lab, parts: Sequence[int], *, slower: float = 1.0) -> float:
+    """Of a recipe that has these in it: a run on search, the first look of a confirmation, and the holdout."""
+    ours, confirmation = dearest(lab, parts), lab.seconds_to_confirm(parts, seeds=lab.rules.confirm_seeds)
+    return slower * (ours.total_s + confirmation) + holdout_seconds(ours)
 
 
 def waits_beside_the_lead(lab: Lab) -> list[Past]:
@@ -127,7 +126,7 @@ def _near_misses_together(lab: Lab) -> int | None:
 
 
 def _affordable_misses(lab: Lab, p_value: float) -> list[Past]:
-    return [one for one in _near_misses(lab, p_value) if _least(lab, lab.cost(one.number)) <= lab.clock.left_s]
+    return [one for one in _near_misses(lab, p_value) if _least(lab, [one.number]) <= lab.clock.left_s]
 
 
 def _near_misses(lab: Lab, p_value: float) -> list[Past]:

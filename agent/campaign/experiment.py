@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
-from agent.campaign.confirmation import confirm, lacking_time
+from agent.campaign.confirmation import ONCE_MORE, confirm, lacking_time
 from agent.campaign.endgame import crowds_out, fits, near_misses_wait
 from agent.campaign.evidence import Evidence
 from agent.campaign.guards import broken, look_at_guards_on_search
@@ -72,7 +72,9 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
     if lab.is_advance(number):
         verdict = judge_advance(on_search, broken(guards), numbers=lab.numbers)
         return Judgement(verdict, search, on_search=on_search, guards=guards)
-    together = _better_together(lab, number)
+    # One that an earlier session has begun was found worth its time then, and goes on as far as the time goes.
+    begun = any(lab.begun(Order(number, "candidate", index)) for index in range(1 + ONCE_MORE))
+    together = None if begun else _better_together(lab, number)
     level = rules.lead_alpha if together else rules.filter_alpha
     worth, words = passes_filter(on_search, level, numbers=lab.numbers)
     lab.say(f"  {words}")
@@ -85,7 +87,7 @@ def _weigh(lab: Lab, evidence: Evidence, number: int, search: Measured) -> Judge
         verdict, watches = stopped_by(broken(guards), on_search), lab.watch(number, search, probe=False)
         return Judgement(verdict, search, on_search=on_search, watches=watches, guards=guards)
     lacking = lacking_time(lab, evidence, number, seeds=rules.confirm_seeds)
-    if not lacking and not together and crowds_out(lab, number):
+    if not lacking and not together and not begun and crowds_out(lab, number):
         lacking = "what waits for the end would have no time left"
     together = together if worth and not lacking else None
     if lacking or together:

@@ -131,7 +131,15 @@ def _interval(comparison: Comparison) -> dict[str, float]:
 def _checkpoints(session: Session, runner: Runner, experiment: int, runs: Sequence[Done], arm: str) -> list[Done]:
     """Evaluations of the first runs whose checkpoints are there."""
     usable = [run for run in runs if (run.record.out / CHECKPOINT).exists()][:HOLDOUT_RUNS]
-    return [_evaluate(session, runner, experiment, str(run.record.out / CHECKPOINT), run.key, arm) for run in usable]
+    done: list[Done] = []
+    for run in usable:
+        try:
+            done.append(_evaluate(session, runner, experiment, str(run.record.out / CHECKPOINT), run.key, arm))
+        except CutShort:
+            if not done or session.why_stop():
+                raise
+            break  # the time is over, and the arm has been measured
+    return done
 
 
 def _why_not(runs: list[Done]) -> str | None:

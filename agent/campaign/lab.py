@@ -242,6 +242,16 @@ class Lab(abc.ABC):
     def has_comparator(self, number: int) -> bool:
         """Whether it must also beat the same recipe at a constant rate."""
 
+    def needs_comparator(self, number: int) -> bool:
+        """Whether a recipe with the idea in it will have to, once it is confirmed."""
+        return self.has_comparator(number)
+
+    def seconds_to_confirm(self, numbers: Sequence[int], *, seeds: int) -> float:
+        """So many runs of each arm, for a recipe that has these in it and costs what the dearest does."""
+        ours, theirs = max(self.cost(number).total_s for number in numbers), self.cost(self.incumbent).total_s
+        twice = any(self.needs_comparator(number) for number in numbers if number != self.incumbent)
+        return seeds * (ours + theirs + (ours if twice else 0.0))
+
     @abc.abstractmethod
     def touches_speed(self, number: int) -> bool:
         """Whether the idea's change may make a training faster or slower."""
@@ -265,8 +275,8 @@ class Lab(abc.ABC):
     @property
     def reserve_s(self) -> float:
         """Held back for the confirmation of what comes next, and the holdout."""
-        ours, theirs = self.cost(self.lead), self.cost(self.incumbent)
-        return CONFIRM_SEEDS * (ours.total_s + theirs.total_s) + holdout_seconds(ours)
+        lead = self.lead
+        return self.seconds_to_confirm([lead], seeds=CONFIRM_SEEDS) + holdout_seconds(self.cost(lead))
 
     @property
     def screen_share(self) -> float | None:

@@ -8,6 +8,7 @@ started.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,9 @@ SURE = 0.8
 """Confidence from which on a limit is remembered beyond the campaign."""
 
 
+NO_TIME = "no repair is tried: the time is kept for confirming what was promising so far"
+
+
 class StopCampaign(TrainingFailed):
     """Every later run would meet the same failure."""
 
@@ -57,8 +61,10 @@ def train_with_repairs(
     arm: str | None = None,
     rung_at: float | None = None,
     early: Early | None = None,
+    time_for_more: Callable[[], bool] = lambda: True,
 ) -> Done:
-    """Run the experiment's recipe with a seed, repairing what can be repaired. The last run comes back, good or bad."""
+    """Run the experiment's recipe with a seed, repairing what can be repaired as long as there is time for another
+    whole run. The last run comes back, good or bad."""
     tried = _tried_before(session, experiment)
     ruled_out: list[Remedy] = []
     probing: Remedy | None = None
@@ -73,7 +79,8 @@ def train_with_repairs(
             if probing is not None:
                 _adopt(session, probing, experiment)
             return done
-        remedy = _answer(session, runner, plan, done, tried, ruled_out, spent=fixes + repeats)
+        spent, in_time = fixes + repeats, time_for_more()
+        remedy = _answer(session, runner, plan, done, tried, ruled_out, spent=spent, in_time=in_time)
         if remedy is None:
             return done
         tried.append(remedy)
@@ -219,15 +226,17 @@ def _answer(
     ruled_out: list[Remedy],
     *,
     spent: int,
+    in_time: bool,
 ) -> Remedy | None:
-    """What to do about the crash, told to the observer; None where nothing sensible is left, or as many fixes and
-    repeats are `spent` as the playbook gives. What such a crash teaches is learned all the same.
+    """What to do about the crash, told to the observer; None where nothing sensible is left, as many fixes and repeats
+    are `spent` as the playbook gives, or there is no time for one. What such a crash teaches is learned all the same.
 
     Raises StopCampaign, or the error that the trainer named, where every later run would meet the same failure.
     """
     assert done.diagnosis is not None
     most = session.playbook.fixes_after(done.diagnosis.crash_class)
-    mended = verifier_fix(session, plan.experiment, done.record.failure, done.diagnosis) if spent < most else None
+    may_mend = spent < most and in_time
+    mended = verifier_fix(session, plan.experiment, done.record.failure, done.diagnosis) if may_mend else None
     if mended is not None:
         session.observer.warn(f"{done.diagnosis.reason}; {mended.why}")
         return mended
@@ -239,8 +248,9 @@ def _answer(
             _learn(session, plan.experiment, limit, done)
         if response.stops_campaign:
             raise _stopping(done, done.diagnosis, response)
-        if spent >= most:
-            session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {not_helped(spent)}")
+        if not may_mend:
+            why = not_helped(spent) if spent >= most else NO_TIME
+            session.observer.say(f"  {done.diagnosis.crash_class}: {done.diagnosis.reason}; {why}")
             return None
         remedy = response.remedy
         first = not ruled_out and all(one.kind not in ("retry", "shared") for one in tried)

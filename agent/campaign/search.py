@@ -59,7 +59,7 @@ def search(lab: Lab, evidence: Evidence) -> str:
         if number is None:
             if reason is not None:
                 # whatever broke what came after it, or was asked for since, the lead has run
-                number = confirm_lead(lab) if crashed_in_a_row(lab) or reason == lab.wish_to_stop() else None
+                number = None if _target_reached(lab) else confirm_lead(lab)
                 if number is None:
                     return reason
                 continue

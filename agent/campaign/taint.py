@@ -35,21 +35,31 @@ def tainted(lab: Lab, evidence: Evidence, number: int, run: Measured) -> str | N
     cut = cut_short(lab.budget, run, evidence.baseline())
     if cut is not None:
         return cut
-    summary = run.summary
-    if lab.budget.train_seconds is None or not (run.ok or run.gave_up) or summary is None or not summary.tokens_per_s:
-        return None
-    usual = _usual(lab, evidence, number, run)
-    spread, known = evidence.speed_spread(but=run.key)
-    if not usual or known < FEWEST:
-        return None
-    mean = statistics.fmean(usual)
     pace = evidence.pace(but=run.key)
-    evidence.paces[run.key] = summary.tokens_per_s / mean
+    usual = note_pace(lab, evidence, number, run)
+    if not usual:
+        return None
+    spread, known = evidence.speed_spread(but=run.key)
     allowed = quantile(1 - LEVEL, known) * spread * (1 + 1 / len(usual)) ** 0.5
     off = evidence.paces[run.key] / pace - 1
     if abs(off) <= max(allowed, LEAST_DEVIATION if run.ok else LEAST_OF_A_PART):
         return None
-    return f"{summary.tokens_per_s:.0f} tokens/s where {mean * pace:.0f} are usual ({off:+.0%})"
+    as_usual = statistics.fmean(usual)
+    return f"{evidence.paces[run.key] * as_usual:.0f} tokens/s where {as_usual * pace:.0f} are usual ({off:+.0%})"
+
+
+def note_pace(lab: Lab, evidence: Evidence, number: int, run: Measured) -> list[float]:
+    """Remember how fast the machine was in this run, beside the speeds that are usual, which come back; none where it
+    cannot be told."""
+    summary = run.summary
+    if lab.budget.train_seconds is None or not (run.ok or run.gave_up) or summary is None or not summary.tokens_per_s:
+        return []
+    usual = _usual(lab, evidence, number, run)
+    _, known = evidence.speed_spread(but=run.key)
+    if not usual or known < FEWEST:
+        return []
+    evidence.paces[run.key] = summary.tokens_per_s / statistics.fmean(usual)
+    return usual
 
 
 def _usual(lab: Lab, evidence: Evidence, number: int, run: Measured) -> list[float]:

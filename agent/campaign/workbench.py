@@ -16,6 +16,7 @@ from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.direction import as_measured
 from agent.campaign.done import Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
+from agent.campaign.endgame import last_chance
 from agent.campaign.evidence import Evidence, arm_scores
 from agent.campaign.finish import tidy_checkpoints
 from agent.campaign.health import unmeasured
@@ -32,6 +33,7 @@ from agent.campaign.search import EXHAUSTED
 from agent.campaign.session import Session, title
 from agent.campaign.stairs import number_in
 from agent.campaign.stopping import PAUSED
+from agent.campaign.taint import note_pace
 from agent.campaign.verdict import Judgement, Report
 from agent.campaign.watches import watch
 from agent.contract import CHECKPOINT
@@ -243,6 +245,9 @@ class Workbench(Lab):
     def has_comparator(self, number: int) -> bool:
         return bool(self._planned(number).get("comparator"))
 
+    def needs_comparator(self, number: int) -> bool:
+        return announce.needs_comparator(self.session, number)
+
     def touches_speed(self, number: int) -> bool:
         """Where the budget is tokens or cycles, speed changes nothing that is measured."""
         if self.recipe_of(0).budget.train_seconds is None:
@@ -282,9 +287,13 @@ class Workbench(Lab):
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
             number = number_in(key)
-            if arm is None or self._is_of_open_verdict(number, arm, words) or not self._counts(number, arm, key):
+            if arm is None or self._is_of_open_verdict(number, arm, words):
                 continue
             run = self.runner.read_back(key)
+            if arm != "baseline" and not (arm == "search" and self._is_open(number)):
+                note_pace(self, self.evidence, number, run)
+            if not self._counts(number, arm, key):
+                continue
             if unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
         self.session.estimate = self.best_metric()
@@ -404,7 +413,12 @@ class Workbench(Lab):
             arm=None if baseline else "candidate",
             rung_at=self._rung_at(order, early),
             early=early,
+            time_for_more=lambda: self._time_to_repair(order.experiment),
         )
+
+    def _time_to_repair(self, number: int) -> bool:
+        """For another whole run of an idea: what waits to be confirmed goes before it."""
+        return number == 0 or self.is_last(number) or not last_chance(self, self.cost(number).total_s)
 
     def _hopeless(self, number: int) -> Early | None:
         runs = self.evidence.search_runs(self.incumbent)
@@ -448,7 +462,8 @@ class Workbench(Lab):
         return terms
 
     def begun(self, order: Order) -> bool:
-        return self.runner.knows(confirming(self.session, order).key)
+        key = confirming(self.session, order).key
+        return key not in self.evidence.aside and self.runner.knows(key)
 
     def once(self, number: int, question: str, answer: bool) -> bool:
         for note in self.session.state.notes:

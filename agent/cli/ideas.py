@@ -90,10 +90,10 @@ def _print_ranking(ranking: Ranking, *, most: int, with_skipped: bool) -> None:
     for advice in ranking.actions:
         print(f"action    {advice.action}: {advice.does} ({advice.why})")
     print(ranking.note)
-    explained: set[str] = set()
+    told_rules: set[str] = set()
     for place, proposal in enumerate(ranking.proposals[:most], start=1):
         print(f"{place:3d}. {proposal.score:.3f}  {proposal.subject}")
-        for line in textwrap.wrap("; ".join(_rules_once(proposal.why, explained)), width=72):
+        for line in textwrap.wrap("; ".join(_rules_once(proposal.why, told_rules)), width=72):
             print(f"       {line}")
     if with_skipped:
         for skip in ranking.skipped:

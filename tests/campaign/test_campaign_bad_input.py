@@ -15,6 +15,7 @@ from nights import NOTHING, RATE_UP, RECIPE, Night, forked_launch, hypothesis
 
 from agent.campaign import guards
 from agent.campaign.early import Hopeless
+from agent.campaign.lab import CutShort
 from agent.campaign.scores import Scores
 from agent.contract import SelectRow
 from agent.errors import TrainingFailed
@@ -53,6 +54,20 @@ def rewriting(change: Callable[[Rows], Rows], where: str = "") -> Any:
         told["metrics"] = {name: sum(passed) / len(passed) for name, passed in by_split.items() if passed}
         (request.out / "summary.json").write_text(json.dumps(told))
         return dataclasses.replace(result, summary=read_summary(request.out))
+
+    return launcher
+
+
+def cut_short(name: str, *, at: int) -> Any:
+    """The time ends in this one of the runs whose names begin so."""
+    met: list[str] = []
+
+    def launcher(request: Any, **keys: Any) -> Any:
+        if request.out.name.startswith(name):
+            met.append(request.out.name)
+            if len(met) == at:
+                raise CutShort("the budget is spent")
+        return forked_launch(request, **keys)
 
     return launcher
 
@@ -275,6 +290,21 @@ def test_an_evaluation_of_the_holdout_that_crashes_is_said(night: Night) -> None
     assert "baseline unknown" in ending.headline
     assert ending.holdout["not evaluated"]["baseline"].startswith("holdout-baseline-baseline-s1: unknown: ")
     assert "nan" not in " ".join(ending.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "told"), [(1, False), (2, True)])
+def test_a_holdout_whose_time_ends_tells_what_was_measured_by_then(night: Night, at: int, told: bool) -> None:
+    """Where each arm has a checkpoint that was evaluated, and not without that."""
+    night.playbook(RATE_UP)
+    ending = night.start(launcher=cut_short("holdout-winner", at=at), max_experiments=1)
+    assert ending.kept == (1,)
+    assert ("winner - baseline" in ending.holdout) is told
+    assert ending.holdout.get("skipped") == (None if told else "the holdout was not evaluated: the budget is spent")
+    if told:
+        assert {arm: one["runs"] for arm, one in ending.holdout["arms"].items()} == {
+            "untrained": 1, "baseline": 2, "winner": 1
+        }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,6 +50,25 @@ def test_a_clock_time_is_the_next_one() -> None:
     assert parse_deadline("07:30", NOW) == datetime.datetime(2026, 1, 3, 7, 30, tzinfo=datetime.UTC)
     assert parse_deadline("23:30", NOW) == datetime.datetime(2026, 1, 2, 23, 30, tzinfo=datetime.UTC)
     assert parse_deadline("2026-01-03T08:00", NOW).day == 3
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the system's zone cannot be set")
+def test_a_deadline_is_by_the_clock_that_hangs_there_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the two nights in which the clocks are changed too. Of a zone that is not the system's only the offset is
+    known."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        spring, autumn = (datetime.datetime(2027, *day, 22, 0).astimezone() for day in ((3, 27), (10, 30)))
+        assert parse_deadline("07:30", spring).isoformat() == "2027-03-28T07:30:00+02:00"
+        assert parse_deadline("07:30", autumn).isoformat() == "2027-10-31T07:30:00+01:00"
+        assert parse_deadline("2027-03-28T07:30", spring).isoformat() == "2027-03-28T07:30:00+02:00"
+        assert parse_deadline("2027-03-28T07:30Z", spring).isoformat() == "2027-03-28T07:30:00+00:00"
+        assert parse_deadline("21:30", spring).isoformat() == "2027-03-28T21:30:00+02:00"
+        assert parse_deadline("07:30", NOW).isoformat() == "2026-01-03T07:30:00+00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("text", ["25:00", "soon", "2026-01-01T00:00"])

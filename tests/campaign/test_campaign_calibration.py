@@ -13,6 +13,7 @@ from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
 from agent.campaign.rules import Rules
+from agent.errors import BudgetError
 from agent.recipe.schema import Budget, Evaluation
 from agent.simulate.lab import SUMMARY
 
@@ -77,8 +78,19 @@ def test_a_baseline_that_its_time_limit_cut_is_left_out() -> None:
     lab.budget = Budget(cycles=10)
     found = calibrate(lab, evidence := Evidence())
     assert [one.key for one in found.runs] == ["baseline-0", "baseline-2"] == [one.key for one in evidence.baseline()]
-    said = "baseline-1 is left out of the calibration: its time limit ended it at 40% of its budget"
+    why = "its time limit ended it at 40% of its budget"
+    assert evidence.aside == {"baseline-1": why}, "written down, so that a session that goes on and the report know"
+    assert "  baseline-1 does not count: " + why in (lab.words or [])
+    said = f"baseline-1 is left out of the calibration: {why}"
     assert any(said in words for words in lab.words or [])
+
+
+def test_a_night_that_has_begun_is_gone_on_with_however_little_time_is_left() -> None:
+    """A deadline came nearer while the machine was down: no whole night would fit between now and then."""
+    with pytest.raises(BudgetError, match="affords no idea"):
+        calibrate(Guessed(runs=4), Evidence())
+    gone_on_with = Guessed(runs=4, planned=2)
+    assert seeds_in(gone_on_with) == [0, 1]
 
 
 def test_what_makes_a_confirmation_coarse() -> None:

@@ -13,12 +13,15 @@ from made import A_RUN, MadeLab, run
 from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypothesis, new_night
 
 from agent.campaign.announce import _put_together, announce, announce_together
-from agent.campaign.budget import RunCost
+from agent.campaign.budget import BudgetClock, RunCost
 from agent.campaign.choose import attempts
 from agent.campaign.endgame import confirm_lead, crowds_out, least_seconds, seconds_of_the_end
+from agent.campaign.evidence import Evidence
+from agent.campaign.lab import Order
 from agent.campaign.lead import to_advance
 from agent.campaign.past import Past, lead_now, lead_of, past_of, promising, standing_leads
 from agent.campaign.rules import Rules
+from agent.campaign.search import search
 from agent.campaign.session import Session
 from agent.campaign.workbench import Workbench
 from agent.ledger.events import ExperimentJudged, ExperimentPlanned
@@ -203,6 +206,35 @@ def test_the_end_confirms_nothing_with_the_lead_that_was_not_seen_on_it() -> Non
     assert confirm_lead(Noted(*LED, on_it)) == 9
     assert confirm_lead(Noted(*LED[:2])) == 9
     assert asked == [[4], [1, 2]], "where nothing leads, what is promising is confirmed as it is"
+
+
+class Planned(Exception):
+    """Something was put together."""
+
+
+@pytest.mark.parametrize(
+    ("limits", "confirms"),
+    [({"max_experiments": 0}, True), ({"max_experiments": 0, "target": "pass_rate>=0.1"}, False)],
+)
+def test_a_number_of_ideas_that_is_reached_leaves_no_lead_unconfirmed(limits: dict[str, Any], confirms: bool) -> None:
+    """A night that went by time was given a number when it was gone on with. A target that is met asks for no more."""
+
+    class Reached(OnALead):
+        def plan_together(self, numbers: Sequence[int], *, advance: bool = False, of_lead: bool = False) -> int | None:
+            raise Planned(numbers, of_lead)
+
+        def best_metric(self) -> float | None:
+            return 0.5
+
+    lab = Reached(*LED)
+    for name, value in limits.items():
+        setattr(lab, name, value)
+    if confirms:
+        with pytest.raises(Planned) as planned:
+            search(lab, Evidence())
+        assert planned.value.args == ([4], True)
+    else:
+        assert "reached" in search(lab, Evidence())
 
 
 class Dear(OnALead):
@@ -472,6 +504,27 @@ def test_an_idea_that_has_run_on_the_lead_waits_no_more_for_it(night: Night) -> 
     assert [one.number for one in bench.promises()] == [waits], "that measured nothing"
     planned(bench, {"selection.dedup": False}, kind="regressed")
     assert bench.promises() == []
+
+
+@pytest.mark.parametrize(("left_s", "starts"), [(1000.0, 2), (65.0, 1)], ids=["there is time", "there is not"])
+def test_no_repair_is_tried_in_the_time_that_the_lead_needs(
+    night: Night, monkeypatch: pytest.MonkeyPatch, left_s: float, starts: int
+) -> None:
+    """Of ten seconds a run: a run, two of each arm, a fifth more to be sure, and ten for what is repaired."""
+    night.playbook(hypothesis("pack", 0.9, set={"learner.epochs_per_cycle": 2, "learner.microbatch_tokens": 4096}))
+    bench = night.bench(night.open(), rules=RULES)
+    part = planned(bench, {"learner.learning_rate": 0.002}, kind="promising")
+    lead = bench.plan_together([part], advance=True)
+    assert lead is not None
+    judged_as(bench, lead, "lead")
+    number, _ = bench.next_idea()
+    assert number is not None
+    bench.commit(number)
+    monkeypatch.setattr(Workbench, "cost", lambda self, experiment: RunCost(0.0, 10.0, 0.0))
+    bench.session.clock = BudgetClock(left_s)
+    assert bench.run(Order(number, "search")).ok is (starts > 1)
+    assert sum(map(len, night.starts().values())) == starts
+    assert any("the time is kept for confirming" in said for said in night.observer.said) is (starts == 1)
 
 
 @pytest.mark.slow

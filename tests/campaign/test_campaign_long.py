@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_journals import long_night
 
+from agent.campaign.admission import _number_in
 from agent.campaign.decided import bounds_from, comparison_from
 from agent.campaign.night_runs import _there, number_of
 from agent.campaign.stairs import key_of, number_in
@@ -41,6 +42,18 @@ def test_bounds_are_those_of_the_comparison(told: dict[str, Any], change: str, d
         told[name] = None
     whole = comparison_from(told)
     assert bounds_from(told) == ((whole.delta, *whole.interval) if whole else None)
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [
+        ("001-incumbent-s1501", 1), ("1000-incumbent-s1500500", 1000), ("holdout-winner-1234-confirm-s1", 1234),
+        ("holdout-winner-012-incumbent-s6500", 12), ("holdout-baseline-000-incumbent-s500", 0),
+        ("holdout-baseline-baseline-s1", 0), ("holdout-untrained-untrained", 0),
+    ],
+)  # fmt: skip
+def test_a_run_that_belongs_to_no_idea_has_the_recipe_of_the_one_in_its_name(key: str, number: int) -> None:
+    assert _number_in(key) == number
 
 
 def test_nothing_has_no_bounds() -> None:

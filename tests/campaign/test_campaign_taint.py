@@ -273,4 +273,11 @@ def test_a_disturbed_training_is_repeated_once_and_one_that_stays_so_is_tainted(
     assert night.observer.said.count("  500 tokens/s where 1000 are usual (-50%): once more") == 2
     # an idea that was disturbed counts as not tried, and may come again
     assert night.session is not None
+    # a session that goes on knows how fast the machine was
+    bench = night.bench(night.session)
+    bench.gather()
+    paces = {run: round(pace, 2) for run, pace in bench.evidence.paces.items()}
+    assert {run: pace for run, pace in paces.items() if "-search-" in run} == {
+        "001-search-s1000": 0.5, "001-search-s1001": 1.0, "002-search-s2000": 0.5, "002-search-s2001": 0.5
+    }  # fmt: skip
     assert [attempt.dead_end for attempt in attempts(night.session)] == [True, False]
