@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 AGENT = Path(__file__).parent.parent / "agent"
-LEAVES = {"collector", "errors", "files", "contract", "proc", "text"}
+LEAVES = {"collector", "errors", "files", "contract", "package", "proc", "text"}
 ARROWS = {
     "cli": {"simulate", "study", "campaign", "plan", "run", "ledger", "report", "recipe", "hardware"},
     "campaign": {"plan", "run", "ledger", "report", "recipe", "hardware"},

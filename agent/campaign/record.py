@@ -76,6 +76,7 @@ def record(session: Session, number: int) -> None:
     judged, planned = experiment.judged, experiment.planned
     if judged is None or experiment.recorded is not None:
         return
+    _warn_of_a_checkout(session)
     # the baseline changes the tree only where it had to be fixed
     text = experiment.files.get(session.recipe_path) if judged.outcome == "keep" else None
     commits = session.branches.push_outcome(
@@ -91,6 +92,18 @@ def record(session: Session, number: int) -> None:
     session.tell("experiment_recorded", experiment=number, commit=commits.record, best=session.estimate)
     session.observer.recorded(judged.row)
     session.observer.board(session.board())
+
+
+def _warn_of_a_checkout(session: Session) -> None:
+    """Once. A night is not given up because somebody has looked at it, and their files are never touched."""
+    assert session.branches is not None
+    tree, before = session.repository.checked_out(session.branches.best_ref), session.stood_on
+    session.stood_on = tree
+    if tree is not None and tree != before:
+        session.observer.warn(
+            f"{session.branches.best_branch} is checked out in {tree}, and the campaign moves it: to git the files "
+            f"there will look changed (git switch --detach {session.branches.best_branch} stays on its commit)"
+        )
 
 
 def bring_rows_in(session: Session, new: int | None = None) -> bool:

@@ -195,7 +195,7 @@ def _too_large_by_arithmetic(session: Session, plan: Plan, recipe: Recipe) -> Di
 
 def _not_started(session: Session, plan: Plan, why: Diagnosis) -> Done:
     """It would end as it did before, or as arithmetic says."""
-    record = RunRecord(session.runs_folder / plan.key, None, [], [], None, None, None, why.reason, ())
+    record = RunRecord(session.runs_folder / plan.key, None, [], [], None, None, None, ())
     session.observer.ended(f"not started: {why.reason}")
     return Done(plan.key, record, None, why, session.evaluation)
 
@@ -203,7 +203,7 @@ def _not_started(session: Session, plan: Plan, why: Diagnosis) -> Done:
 def _unreadable(key: str, error: RecipeError, session: Session) -> Done:
     """A recipe that does not validate never starts; that is a crash of the class typo all the same."""
     out = session.runs_folder / key
-    record = RunRecord(out, None, [], [], None, None, None, str(error), ())
+    record = RunRecord(out, None, [], [], None, None, None, ())
     session.observer.ended(f"did not start: {error}")
     failure = Failure(
         crash_class="typo",

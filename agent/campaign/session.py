@@ -83,6 +83,8 @@ class Session:
     """The incumbent's metric from all its fresh runs, once there are enough; that of its verdict before."""
     table_trouble: str | None = None
     """Why results.tsv could not be written last, in words."""
+    stood_on: Path | None = None
+    """Checkout of the user's that was last seen on `best`."""
     steering: tuple[Stamp | None, Steering] | None = field(default=None, repr=False)
     """What `steer.md` said, and which writing of it that was (`steering.py`)."""
     _recipes: dict[tuple[tuple[str, str], ...], Recipe] = field(default_factory=dict, repr=False)

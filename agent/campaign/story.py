@@ -204,11 +204,16 @@ def _run_line(state: CampaignState, run: Run, arm: str | None) -> RunLine:
         steps=summary.get("optimizer_steps") if trained else None,
         kept=summary.get("kept") if trained else None,
         tokens_per_s=summary.get("tokens_per_s"),
-        memory_gb=summary.get("peak_memory_gb") or known.get("peak_rss_gb"),
+        memory_gb=summary.get("peak_memory_gb") or _in_gb(known.get("peak_rss_gb")),
         seconds=ended.elapsed_s if ended else None,
         state=state_word,
         reason=reason,
     )
+
+
+def _in_gb(gib: float | None) -> float | None:
+    """As a trainer tells its peak: 10^9 bytes."""
+    return gib * 2**30 / 1e9 if gib is not None else None
 
 
 def _how_it_ended(state: CampaignState, run: Run) -> tuple[str, str]:

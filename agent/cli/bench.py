@@ -92,13 +92,12 @@ def _kinds(kind: str | None) -> tuple[str, ...]:
 
 def _measured(kinds: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
     """The answer of `agent.raft.bench`, which tells on standard error what it does. Raises what it ended with."""
-    from agent.hardware.probe import package_path
+    from agent.package import of_ours
 
     command = [sys.executable, "-m", "agent.raft.bench", ",".join(kinds)]
     command += ["--settings", json.dumps(settings), "--cache", str(model_cache())]
-    environment = {**os.environ, "PYTHONPATH": package_path(os.environ.get("PYTHONPATH"))}
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False
+        command, env=of_ours(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False
     )
     try:
         answer: dict[str, Any] = json.loads(done.stdout)

@@ -300,6 +300,7 @@ def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> No
 def _detach(workspace: Workspace, settings: Settings) -> None:
     """Start the same command in a session of its own."""
     from agent.ledger.lock import refuse_if_held
+    from agent.package import package_path
     from agent.run.detach import detach
 
     workspace.prepare()
@@ -309,7 +310,11 @@ def _detach(workspace: Workspace, settings: Settings) -> None:
     if "--name" not in " ".join(arguments):
         arguments += ["--name", settings.campaign]
     pid = detach(
-        [sys.executable, "-m", "agent.cli", *arguments], log=log, cwd=Path.cwd(), env=environment, settle_s=3.0
+        [sys.executable, "-P", "-m", "agent.cli", *arguments],
+        log=log,
+        cwd=Path.cwd(),
+        env=environment | {"PYTHONPATH": package_path(environment.get("PYTHONPATH"))},
+        settle_s=3.0,
     )
     print(f"campaign {settings.campaign} runs in the background (process {pid})")
     print(f"  raft-agent watch         where it stands, live\n  tail -f {log.relative_to(workspace.root)}")

@@ -14,6 +14,20 @@ from types import FrameType
 
 
 @contextlib.contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """Within the block, SIGTERM does what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def polite_interrupt() -> Iterator[Callable[[], str | None]]:
     """Within the block: why the campaign should stop, or None. Raises AtOnce there at the second signal."""
     from agent.run.ending import AtOnce

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from agent.cli.app import app
+from agent.cli.interrupt import like_ctrl_c
 from agent.cli.shared import here, kind_of_path, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
 from agent.report.words import duration
@@ -180,7 +181,7 @@ def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -
     request = request_alone(recipe, out, workspace=workspace.root, cache=model_cache(), **keys)
     console, numbers = console_for(sys.stderr), Numbers(recipe.evaluation.metric)
     print(f"run folder {out}", file=sys.stderr)
-    with console.status("starting") as spinner:
+    with like_ctrl_c(), console.status("starting") as spinner:
 
         def on_progress(progress: Progress) -> None:
             spinner.update(Text(one_line(progress_words(progress, numbers))))  # a plain string would be read for markup

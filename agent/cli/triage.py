@@ -58,8 +58,6 @@ def _rules() -> Rules:
 
 
 def _judged(log: str, exit_code: int | None, rules: Rules) -> tuple[Diagnosis, tuple[str, ...]]:
-    import dataclasses
-
     from agent.run.diagnosis import Evidence
     from agent.run.logfile import read_log, read_stream
     from agent.run.triage import triage as judge
@@ -70,23 +68,22 @@ def _judged(log: str, exit_code: int | None, rules: Rules) -> tuple[Diagnosis, t
         return judge(_folder(Path(log), exit_code), rules=rules), ()
     else:
         read = read_log(Path(log))
-    found = judge(Evidence(log=read.text, exit_code=exit_code), rules=rules)
-    if found.line is not None:
-        found = dataclasses.replace(found, line=found.line + read.first_line - 1)
-    return found, read.notes
+    evidence = Evidence(log=read.text, first_line=read.first_line, exit_code=exit_code)
+    return judge(evidence, rules=rules), read.notes
 
 
 def _folder(folder: Path, exit_code: int | None) -> Any:
     """What the folder of one of our runs tells: log, failure.json, heartbeat."""
     from agent.contract import LOG
     from agent.run.diagnosis import Evidence
-    from agent.run.telemetry import read_run
+    from agent.run.telemetry import latest_log, read_run
 
     if not (folder / LOG).exists():
         raise UsageError(f"no {LOG} in that folder", where=str(folder), hint="give the path of a log")
-    run = read_run(folder)
+    run, log = read_run(folder), latest_log(folder)
     return Evidence(
-        log=run.log_tail,
+        log=log.text,
+        first_line=log.first_line,
         exit_code=exit_code,
         failure=run.failure,
         phase=run.heartbeat.phase if run.heartbeat else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ def init(
     if created.next_step:
         print(f"  next: {created.next_step}")
     name = "main" if extra else "tiny-addition"
-    print(f"  next: cd {folder} && raft-agent check && raft-agent run {name} --budget {'8h' if extra else '10m'}")
+    budget = "8h" if extra else "10m"
+    print(f"  next: cd {shlex.quote(str(folder))} && raft-agent check && raft-agent run {name} --budget {budget}")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from agent.hardware.measured import Comparison, measured_path, read_measured
 from agent.hardware.processor import processor_name, usable_cores
 from agent.hardware.root import HOST, Root
 from agent.hardware.sensors import GIB, Graphics, graphics, kfd_architectures, memory
+from agent.package import of_ours
 
 Kind = Literal["cpu", "cuda", "rocm"]
 
@@ -253,8 +254,8 @@ def ask_child(
 
     `variables` are set on top of this process's; None takes one away.
     """
-    changed = {"PYTHONPATH": package_path(os.environ.get("PYTHONPATH")), **(variables or {})}
-    environment = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
+    changed = {**of_ours(os.environ), **(variables or {})}
+    environment = {name: value for name, value in changed.items() if value is not None}
     try:
         child = subprocess.Popen(
             command,
@@ -291,17 +292,6 @@ def _ended(child: subprocess.Popen[bytes]) -> str:
     except subprocess.TimeoutExpired:
         return f"; process {child.pid} cannot be killed, only a reboot ends it"
     return ""
-
-
-def package_path(before: str | None) -> str:
-    """A PYTHONPATH on which a child finds this same `agent` package, wherever it runs.
-
-    An installed package is found anyway; putting site-packages first would let it shadow the standard library.
-    """
-    parent = Path(__file__).resolve().parents[2]
-    if parent.name in ("site-packages", "dist-packages"):
-        return before or ""
-    return os.pathsep.join([str(parent), *([before] if before else [])])
 
 
 def _object(line: str) -> dict[str, Any] | None:

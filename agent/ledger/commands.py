@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -138,10 +139,11 @@ def failure(arguments: tuple[str, ...], errors: str, *, folder: Path) -> AgentEr
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "no message")
     if "dubious ownership" in errors:
+        owned = shlex.quote(_owned(errors) or str(folder))
         return WorkspaceError(
             "the repository belongs to another user, and git refuses to work in it",
             where=where,
-            hint=f"if you trust it: git config --global --add safe.directory {folder}",
+            hint=f"if you trust it: git config --global --add safe.directory {owned}",
         )
     if re.search(r"No space left on device|Disk quota exceeded", errors):
         return ResourceError("git cannot write: the disk is full", where=where, hint="free some space, then resume")
@@ -154,6 +156,12 @@ def failure(arguments: tuple[str, ...], errors: str, *, folder: Path) -> AgentEr
     if "not a git repository" in errors:
         return not_a_repository(folder)
     return WorkspaceError(f"git {arguments[0]} failed: {said}", where=where)
+
+
+def _owned(errors: str) -> str | None:
+    """The repository that git means, which a workspace may be a folder of."""
+    named = re.search(r"ownership in repository at '(.+)'", errors)
+    return named[1] if named else None
 
 
 def not_a_repository(folder: Path) -> WorkspaceError:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from agent.package import of_ours
 from agent.text import passed_on
 
 COMMAND = (sys.executable, "-m", "agent.plan.sampler_child")
@@ -37,7 +38,7 @@ class Sampler:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=passed_on(os.environ) | ALONE,
+            env=of_ours(passed_on(os.environ)) | ALONE,
         )
 
     @property

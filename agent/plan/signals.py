@@ -612,7 +612,10 @@ def _memory_share(observation: Observation) -> float | None:
     machine = observation.machine
     if machine is None:
         return None
-    return _ratio(_peak_memory_gb(observation), machine.accelerator_memory_gb or machine.memory_gb)
+    has_gb = (
+        (machine.accelerator_memory_gb or machine.memory_gb) * 2**30 / 1e9
+    )  # which are GiB, and the peak is 10^9 bytes
+    return _ratio(_peak_memory_gb(observation), has_gb)
 
 
 @_signal("device_busy", SAMPLED, "Mean share of the time in which the accelerator was busy; None where none worked.")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.errors import INTERRUPTED_EXIT_CODE, AgentError, error_named
-from agent.hardware.probe import package_path
+from agent.package import of_ours
 from agent.raft.bench_report import report_training
 from agent.raft.bench_settings import BenchSettings, config_of, known_shape, recipe_of
 from agent.raft.environment import apply_environment, trainer_environment
@@ -150,9 +150,7 @@ class Bench:
         command = [sys.executable, "-m", "agent.raft.bench", "--part", name]
         command += ["--settings", self.settings.to_json(), "--cache", str(self.cache), "--scratch", str(self.scratch)]
         of_trainer = trainer_environment(recipe_of(self.settings).backend, cache=self.cache)
-        path = package_path(os.environ.get("PYTHONPATH"))
-        environment = {**os.environ, **of_trainer, "PYTHONPATH": path}
-        code, output, said = _run(command, environment)
+        code, output, said = _run(command, of_ours({**os.environ, **of_trainer}))
         answer: dict[str, Any] = json.loads(output) if output.strip() else {}
         if code == 0 and "result" in answer:
             result: dict[str, Any] = answer["result"]

@@ -80,9 +80,13 @@ class Screen:
         self._write(ENTER)
 
     def leave(self) -> None:
-        """Of a terminal that has gone there is nothing to give back."""
+        """Of a terminal that has gone there is nothing to give back. A signal handler may come by here in the middle of
+        another write, which a stream refuses: then it goes to the descriptor."""
         with contextlib.suppress(OSError):
-            self._write(LEAVE)
+            try:
+                self._write(LEAVE)
+            except RuntimeError:
+                os.write(self._stream.fileno(), LEAVE.encode())
 
     def show(self, lines: Sequence[Line]) -> None:
         width, height = self._size()

@@ -19,6 +19,7 @@ from typing import Any
 
 from agent.errors import Unavailable
 from agent.files import write_atomic
+from agent.package import of_ours
 from agent.text import one_line, passed_on
 
 VERSION = "5.21"
@@ -91,7 +92,7 @@ def _build(kept: Path, limit_s: float) -> str:
             text=True,
             errors="replace",
             timeout=limit_s,
-            env=passed_on(os.environ),
+            env=of_ours(passed_on(os.environ)),
             check=False,
         )
         text = kept.read_text(encoding="utf-8") if done.returncode == 0 else ""

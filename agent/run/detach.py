@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,9 +74,18 @@ def _spawn(
         raise Unavailable(f"cannot start {command[0]}: {error.strerror}") from error
 
 
+def _is_file(descriptor: int) -> bool:
+    """After a hang-up a terminal says that it is none: only a file can be told for sure."""
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def survive_hangup(log: Path) -> Iterator[Callable[[int], None]]:
     """Within the block, SIGHUP (the terminal or the ssh connection has gone) sends output to `log` and ends nothing.
+    What goes to a file already, goes on to that.
 
     Without the redirection the next write to the vanished terminal would raise and end the campaign after all.
     Only the main thread can set this up; elsewhere it does nothing. The block gets what sends one descriptor there: for
@@ -91,7 +101,7 @@ def survive_hangup(log: Path) -> Iterator[Callable[[int], None]]:
             os.close(target)
 
     def hung_up(number: int, frame: FrameType | None) -> None:
-        to_log(1, 2)
+        to_log(*(descriptor for descriptor in (1, 2) if not _is_file(descriptor)))
         with contextlib.suppress(OSError):
             nothing = os.open(os.devnull, os.O_RDONLY)
             os.dup2(nothing, 0)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from agent.contract import CrashClass, Failure, Phase
 from agent.run.request import RunResult
-from agent.run.telemetry import log_tail, read_failure, read_heartbeat
+from agent.run.telemetry import latest_log, read_failure, read_heartbeat
 from agent.run.watching import EndedBy
 
 MemoryEvents = Literal["moved", "still", "unreadable"]
@@ -19,6 +19,8 @@ class Evidence:
     """Everything that triage looks at. A field that is not known keeps its default."""
 
     log: str = ""
+    first_line: int = 1
+    """Number, from 1, of the line of the whole log that `log` begins with."""
     exit_code: int | None = None
     """As the shell or subprocess gives it: negative, or above 128, is a signal."""
     signal: int | None = None
@@ -74,10 +76,11 @@ def evidence_of(
     result: RunResult, *, changed: Mapping[str, tuple[Any, Any]] | None = None, problems: tuple[str, ...] = ()
 ) -> Evidence:
     """What a finished run left in its folder and what the launcher saw."""
-    heartbeat = read_heartbeat(result.out)
+    heartbeat, log = read_heartbeat(result.out), latest_log(result.out)
     last = result.last_samples[-1] if result.last_samples else None
     return Evidence(
-        log=log_tail(result.out),
+        log=log.text,
+        first_line=log.first_line,
         exit_code=result.exit_code,
         signal=result.signal,
         failure=read_failure(result.out),

@@ -119,8 +119,13 @@ class Notifier:
         if not (self.channels.webhook or self.channels.command):
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="notify", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads, for now
+                self._complain("thread", f"a message is lost: {error}")
+                return
+            self._thread = thread
         try:
             self._waiting.put_nowait(message)
         except queue.Full:
@@ -159,11 +164,19 @@ class Notifier:
 
     def deliver(self, message: Mapping[str, Any]) -> dict[str, str | None]:
         """By channel, what is wrong, or None where it was delivered. Takes as long as it takes."""
+        ways = {"webhook": self._post if self.channels.webhook else None}
+        ways["command"] = self._run if self.channels.command else None
         told: dict[str, str | None] = {}
-        if self.channels.webhook:
-            told["webhook"] = self._post(message)
-        if self.channels.command:
-            told["command"] = self._run(message)
+        for channel, way in ways.items():
+            if way is None:
+                continue
+            try:
+                told[channel] = way(message)
+            except Exception as error:  # no processes or descriptors left, for now: the next message is another try
+                # what it says may have the address in it
+                told[channel] = (
+                    f"the {channel} cannot be reached: {getattr(error, 'strerror', '') or type(error).__name__}"
+                )
         return told
 
     # --- the web ------------------------------------------------------------------------------------------
@@ -196,11 +209,12 @@ class Notifier:
     def _run(self, message: Mapping[str, Any]) -> str | None:
         """Nothing of the message is part of the command line."""
         variables = {"RAFT_EVENT": str(message["event"]), "RAFT_TEXT": str(message["text"])}
-        variables = {name: value.replace("\0", "") for name, value in variables.items()}
+        # as bytes: not every locale has every character, and what cannot be encoded would not start
+        given = {name: value.replace("\0", "").encode(errors="replace") for name, value in variables.items()}
         program = f"the command {self.channels.command[0]}"
         try:
             code, _ = self._child(
-                self.channels.command, json.dumps(message), env={**os.environ, **variables}, seconds=self.command_s
+                self.channels.command, json.dumps(message), env={**os.environ, **given}, seconds=self.command_s
             )
         except OSError as error:
             return f"{program} cannot be started: {error.strerror}"
@@ -209,7 +223,13 @@ class Notifier:
         return None if code == 0 else f"{program} ended with {code}"
 
     def _child(
-        self, command: Sequence[str], stdin: str, *, env: Mapping[str, str], seconds: float, keep_output: bool = False
+        self,
+        command: Sequence[str],
+        stdin: str,
+        *,
+        env: Mapping[str, str | bytes],
+        seconds: float,
+        keep_output: bool = False,
     ) -> tuple[int | None, str]:
         """(exit code, output); None where it had to be killed, with its group."""
         child = subprocess.Popen(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from agent.contract import Heartbeat, Phase
-from agent.run.watchdog import STEPPING
+from agent.run.watchdog import SEEN_LATE_S, STEPPING
 
 WARM_UP = 5
 """Steps of a phase that set no measure."""
@@ -42,22 +42,26 @@ class Pace:
     def __init__(self, *, factor: float = 10.0, least_steps: int = 5, least_s: float = 60.0) -> None:
         self.factor, self.least_steps, self.least_s = factor, least_steps, least_s
         self._last: Heartbeat | None = None
+        self._seen = 0.0
+        """When that was first read."""
         self._usual: dict[Phase, list[float]] = {}
         self._made: dict[Phase, int] = {}
         self._slow: list[tuple[float, int]] = []
         """(seconds, steps) of each reading since the steps became slow."""
 
-    def observe(self, heartbeat: Heartbeat | None) -> Crawl | None:
-        """How it crawls, as long as it does; None otherwise."""
+    def observe(self, heartbeat: Heartbeat | None, *, now: float) -> Crawl | None:
+        """How it crawls, as long as it does; None otherwise. `now` is of a clock that nobody sets and that stands still
+        in a suspended machine."""
         last = self._last
         if heartbeat is None or (last is not None and heartbeat.time == last.time and heartbeat.step == last.step):
             return self._crawl()
-        self._last = heartbeat
+        seen, self._last, self._seen = now - self._seen, heartbeat, now
         if last is None or heartbeat.phase != last.phase or heartbeat.phase not in STEPPING:
             if last is not None and heartbeat.phase != last.phase:
                 self._slow.clear()
             return None
-        steps, seconds = heartbeat.step - last.step, heartbeat.time - last.time
+        # no longer than we saw it take, as for the watchdog
+        steps, seconds = heartbeat.step - last.step, min(heartbeat.time - last.time, seen + SEEN_LATE_S)
         if heartbeat.cycle == last.cycle and steps > 0 and 0 < seconds < math.inf:
             self._learn(heartbeat.phase, steps, seconds)
         return self._crawl()

@@ -22,7 +22,7 @@ from typing import IO
 import psutil
 
 from agent.contract import STOP_GRACE_SECONDS
-from agent.hardware.probe import package_path
+from agent.package import package_path
 from agent.run.leash import PR_SET_CHILD_SUBREAPER, set_process_control
 from agent.run.processes import MARK, ProcessIdentity, identify, trainer_identity
 from agent.text import passed_on
@@ -179,9 +179,8 @@ def adopting_orphans() -> Iterator[None]:
 def _own_variables(command: Sequence[str]) -> dict[str, str]:
     """What we need for ourselves: logs without buffering, a stack on a fatal signal, our own package.
 
-    `python -m` puts the current folder first on the module path, so a folder `agent` in the workspace (this
-    project's own repository is one) would stand in for ours: PYTHONSAFEPATH keeps it off. Another trainer may
-    need its folder there, so it is set for ours only.
+    Another trainer may need its own folder on the module path, so PYTHONSAFEPATH is set for ours only
+    (`agent.package`).
     """
     variables = {
         "PYTHONUNBUFFERED": "1",

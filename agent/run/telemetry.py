@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -41,10 +41,9 @@ from agent.contract import (
 )
 from agent.files import Growing
 from agent.run.load import summarize
+from agent.run.logfile import MOST_BYTES, LogText, read_stream
 from agent.run.plain import NotPlain, open_plain, read_plain
 
-TAIL_BYTES = 128 * 1024
-"""Of the log; a traceback through a compiler runs to some 30 KiB."""
 LONGEST_ROW = 1024 * 1024
 MOST_HEARTBEAT = 64 * 1024
 MOST_OBJECT = 16 * 1024 * 1024
@@ -70,7 +69,6 @@ class RunRecord:
     summary: Summary | None
     failure: Failure | None
     heartbeat: Heartbeat | None
-    log_tail: str
     problems: tuple[str, ...]
     """Lines and files that could not be understood, in words."""
     select: list[SelectRow] = field(default_factory=list)
@@ -103,7 +101,6 @@ def read_run(out: Path) -> RunRecord:
         summary=_object(out / SUMMARY, Summary, problems),
         failure=_object(out / FAILURE, Failure, problems),
         heartbeat=read_heartbeat(out),
-        log_tail=log_tail(out),
         select=_select(out, problems),
         rung=next(iter(_rows(out / RUNG, SelectRow, _cycle_of, problems)), None),
         samples=_samples(out, problems),
@@ -144,25 +141,23 @@ def read_failure(out: Path) -> Failure | None:
     return _object(out / FAILURE, Failure, [])
 
 
-def log_tail(out: Path, *, most: int = TAIL_BYTES) -> str:
-    """End of what the latest start of the trainer wrote, colours taken out; at most `most` bytes."""
+def latest_log(out: Path, *, most: int = MOST_BYTES) -> LogText:
+    """What the latest start of the trainer wrote, colours taken out; no more than the last `most` bytes of the log.
+    Empty where there is no log that can be read."""
     try:
         with open_plain(out / LOG) as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - most))
-            text = file.read(most).decode(errors="replace")
+            whole = read_stream(file, most=most)
     except OSError:
-        return ""
-    if size > most:
-        text = text.partition("\n")[2]  # the first line is cut
-    begun = text.rfind(f"\n{ATTEMPT}") + 1 if f"\n{ATTEMPT}" in text else 0
-    text = text[begun:]
+        return LogText("", 1, 0, "utf-8")
+    begun = f"\n{whole.text}".rfind(f"\n{ATTEMPT}")
+    before, text = (whole.text[:begun], whole.text[begun:]) if begun > 0 else ("", whole.text)
     if text.startswith(ATTEMPT):
-        text = text.partition("\n")[2]
-    return ANSI.sub("", text)
+        heading, newline, text = text.partition("\n")
+        before += heading + newline
+    return replace(whole, text=ANSI.sub("", text), first_line=whole.first_line + before.count("\n"))
 
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\n]*\x07")
 
 
 class Tail(Generic[R]):

@@ -48,7 +48,8 @@ def triage(evidence: Evidence, *, rules: Rules | None = None) -> Diagnosis:
     for step in steps:
         diagnosis = step(reading)
         if diagnosis is not None:
-            return replace(diagnosis, suspects=suspects(diagnosis, evidence.changed))
+            line = diagnosis.line + evidence.first_line - 1 if diagnosis.line is not None else None
+            return replace(diagnosis, line=line, suspects=suspects(diagnosis, evidence.changed))
     raise AssertionError("the last step always answers")
 
 

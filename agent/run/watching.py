@@ -5,6 +5,7 @@ It ends nothing itself, and reads only what a trainer and the machine show: hear
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Watch:
             asked = stop()
             if asked is not None:
                 return End("stop", asked)
-            self._look_at_pace(heartbeat)
+            self._look_at_pace(heartbeat, now)
             if elapsed >= limit:
                 crawled = f"; {self._crawl}" if self._crawl else ""
                 return End("time_limit", f"the time limit of {limit:g} s was reached{crawled}")
@@ -140,14 +141,14 @@ class Watch:
 
     def _look_at_disk(self) -> End | None:
         out = self.out
-        try:
-            free, log = disk_free(out), (out / LOG).stat().st_size / GIB
-        except OSError:  # the trainer may have done anything to its folder
-            return None
-        if log > self.most_log_gb:
-            return End("flood", f"its log has grown to {log:.1f} GiB", grace_s=FLOOD_GRACE_S)
-        if free < self.disk_floor_gb:
-            return End("disk", f"only {free:.2f} GiB of disk left where the run writes", grace_s=FLOOD_GRACE_S)
+        with contextlib.suppress(OSError):  # somebody may have deleted it, and the trainer writes on to it
+            log = (out / LOG).stat().st_size / GIB
+            if log > self.most_log_gb:
+                return End("flood", f"its log has grown to {log:.1f} GiB", grace_s=FLOOD_GRACE_S)
+        with contextlib.suppress(OSError):  # the trainer may have done anything to its folder
+            free = disk_free(out)
+            if free < self.disk_floor_gb:
+                return End("disk", f"only {free:.2f} GiB of disk left where the run writes", grace_s=FLOOD_GRACE_S)
         return None
 
     def _look_at_summary(self, now: float) -> End | None:
@@ -161,8 +162,8 @@ class Watch:
         words = f"it wrote its summary and was still there {now - self._done_since:.3g} s later"
         return End("itself", words, stayed=True)
 
-    def _look_at_pace(self, heartbeat: Heartbeat | None) -> None:
-        crawl = self._pace.observe(heartbeat)
+    def _look_at_pace(self, heartbeat: Heartbeat | None, now: float) -> None:
+        crawl = self._pace.observe(heartbeat, now=now)
         if crawl is not None and (self._crawl is None or not self._crawl.startswith(crawl.words)):
             began = self.sampler.elapsed_s - crawl.seconds
             samples = self.sampler.samples()

@@ -231,7 +231,7 @@ def faults(metrics: dict[str, float], *rows: EvalRow, **also: Any) -> list[str]:
     extra = {key: also.pop(key) for key in ("pass_at_1", "pass_at_k") if key in also}
     rewards = also.pop("rewards", (0.0, 1.0))
     summary = Summary(seed=0, recipe_signature="", metric="pass_rate", metrics=metrics, **extra)
-    record = RunRecord(Path(), None, [], list(rows), summary, None, None, "", ())
+    record = RunRecord(Path(), None, [], list(rows), summary, None, None, ())
     asked = {"search_prompts": max(2, len({row.id for row in rows})), "samples_per_prompt": 1}
     prompts = also.pop("prompts", None)
     return faults_of(record, Evaluation.model_validate({**asked, **also}), rewards=rewards, prompts=prompts)

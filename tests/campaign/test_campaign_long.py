@@ -14,7 +14,7 @@ from agent.campaign.admission import _number_in
 from agent.campaign.decided import bounds_from, comparison_from
 from agent.campaign.night_runs import _there, number_of
 from agent.campaign.stairs import key_of, number_in
-from agent.campaign.story import levels_by_idea, tell
+from agent.campaign.story import _in_gb, levels_by_idea, tell
 from agent.ledger.events import RunPlanned
 from agent.ledger.state import Run
 
@@ -54,6 +54,11 @@ def test_bounds_are_those_of_the_comparison(told: dict[str, Any], change: str, d
 )  # fmt: skip
 def test_a_run_that_belongs_to_no_idea_has_the_recipe_of_the_one_in_its_name(key: str, number: int) -> None:
     assert _number_in(key) == number
+
+
+def test_memory_of_a_run_that_crashed_is_in_the_unit_of_one_that_did_not() -> None:
+    assert _in_gb(2.0) == 2 * 2**30 / 1e9
+    assert _in_gb(None) is None
 
 
 def test_nothing_has_no_bounds() -> None:

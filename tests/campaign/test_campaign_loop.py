@@ -16,6 +16,7 @@ from nights import (
     BETTER_RATE,
     NOTHING,
     RATE_UP,
+    RECIPE,
     Dies,
     Night,
     dying_at,
@@ -471,6 +472,21 @@ def test_results_of_earlier_campaigns_are_known_to_the_next(night: Night) -> Non
     first = earlier_attempts(night.session)[0]
     assert (first.hypothesis, first.outcome, first.campaign) == ("rate-up", "keep", "night")
     assert first.values == {"learner.learning_rate": (0.0005, 0.002)}
+
+
+@pytest.mark.slow
+def test_who_stands_on_best_to_look_at_it_is_warned_once_and_the_night_goes_on(night: Night) -> None:
+    night.playbook(RATE_UP, NOTHING)
+
+    def looked_at(request: Any, **keys: Any) -> Any:
+        if request.out.name.startswith("001-search"):
+            night.git("switch", "--quiet", "raft/night/best")
+        return forked_launch(request, **keys)
+
+    assert night.start(launcher=looked_at, max_experiments=2).kept == (1,)
+    assert sum("raft/night/best is checked out" in words for words in night.observer.warnings) == 1
+    assert (night.root / "recipes/test.yaml").read_text() == RECIPE, "files of the user's stay as they are"
+    assert "learning_rate: 0.002" in night.git("show", "raft/night/best:recipes/test.yaml")
 
 
 @pytest.mark.slow

@@ -71,6 +71,18 @@ def test_ctrl_c_pauses_and_leaves_no_process(workspace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_single_training_is_ended_by_sigterm_as_by_ctrl_c(workspace: Path) -> None:
+    process = started(workspace, "train", "short", "--out", ".raft/runs/alone/mine")
+    trainer = trainer_of(workspace, "mine", process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.rstrip().endswith("stopped")
+    assert not is_running(trainer)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_same_command_after_a_kill_goes_on_with_the_campaign(workspace: Path) -> None:
     """As a service does that is started again, or a person who presses the arrow key."""

@@ -280,7 +280,8 @@ def test_a_missing_git_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("error: file write error: No space left on device\nfatal: unable", ResourceError, "the disk is full"),
         ("error: insufficient permission for adding an object", ResourceError, "insufficient permission"),
-        ("fatal: detected dubious ownership in repository at '/x'", WorkspaceError, "safe.directory"),
+        ("fatal: detected dubious ownership in repository at '/x'", WorkspaceError, "--add safe.directory /x"),
+        ("fatal: detected dubious ownership in repository at '/x y'", WorkspaceError, "--add safe.directory '/x y'"),
         ("warning: noise\nfatal: bad object 12\nhint: more", WorkspaceError, "git mktree failed: fatal: bad object 12"),
     ],
 )

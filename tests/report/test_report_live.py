@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from dataclasses import replace
 
@@ -296,6 +297,23 @@ def test_the_screen_writes_only_what_has_changed_and_everything_after_a_resize()
     assert terminal.getvalue().endswith(LEAVE)
     assert "\x1b[?1049l" in LEAVE
     assert "\x1b[?25l" in ENTER
+
+
+def test_a_terminal_that_is_in_the_middle_of_a_write_is_given_back_too() -> None:
+    """Ctrl-Z on a slow line: a stream refuses to be written by the handler of a signal that came in its own write."""
+
+    class Busy(Terminal):
+        def write(self, text: str) -> int:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+        def fileno(self) -> int:
+            return written
+
+    read, written = os.pipe()
+    screen_on(Busy(), [30, 4]).leave()
+    assert os.read(read, 1000) == LEAVE.encode()
+    for descriptor in (read, written):
+        os.close(descriptor)
 
 
 def test_without_colours_there_are_none() -> None:

@@ -23,7 +23,7 @@ from agent.hardware.probe import Machine
 from agent.hardware.sensors import Graphics, memory
 from agent.recipe.files import recipe_from, with_keys
 from agent.recipe.schema import Recipe
-from agent.run import launcher
+from agent.run import launcher, watching
 from agent.run.diagnosis import evidence_of
 from agent.run.folder import PROCESS, running_in
 from agent.run.launcher import contract_arguments, launch
@@ -31,7 +31,7 @@ from agent.run.processes import ProcessIdentity, is_alive
 from agent.run.recovery import FreeMemory, wait_for_idle
 from agent.run.request import RunRequest, RunResult
 from agent.run.sampler import Sources
-from agent.run.telemetry import ATTEMPT, follow_evals, log_tail, read_run
+from agent.run.telemetry import ATTEMPT, follow_evals, latest_log, read_run
 from agent.run.triage import triage
 from agent.run.watchdog import Limits, Watchdog
 from agent.run.watching import Progress
@@ -329,6 +329,15 @@ def test_peak_memory_is_that_of_the_trainer(tmp_path: Path) -> None:
     assert 0.19 < result.peak_rss_gb < 0.4  # a block of 200 MB, and the interpreter
 
 
+def test_the_disk_is_watched_where_somebody_has_deleted_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To free space, and the trainer writes on to it."""
+    monkeypatch.setattr(watching, "disk_free", lambda folder: 0.01)
+    gone = run(tmp_path, "steady", on_started=lambda _: (tmp_path / "run" / LOG).unlink())
+    assert gone.ended_by == "disk"
+
+
 def test_garbage_telemetry_is_survived_and_named(tmp_path: Path) -> None:
     result = run(tmp_path, "garbage")
     assert (result.exit_code, result.ended_by, result.summary) == (1, "itself", None)
@@ -375,7 +384,9 @@ def test_a_second_start_goes_on_and_does_not_believe_the_first_ones_files(tmp_pa
     assert triage(evidence_of(second)).source == "exit"  # not the failure.json of the first start
     third = run(tmp_path, "good")
     assert third.ok
-    assert "starting at cycle 2" in log_tail(out)
+    log = latest_log(out)
+    assert "starting at cycle 2" in log.text
+    assert (out / LOG).read_text().split("\n")[log.first_line - 1] == log.text.split("\n")[0]
     assert (out / LOG).read_text().count(ATTEMPT) == 3
     fourth = run(tmp_path, "killed")
     assert fourth.summary is None  # the summary that lies there is the third start's

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 from agent.errors import UsageError
+from agent.package import package_path
 from agent.run.notify import Channels, Notifier, channels_of, place_of
 
 MESSAGE = {"event": "keep", "text": "kept #3; $(touch hacked) `touch hacked` 'x'", "campaign": "night"}
@@ -195,6 +198,60 @@ def test_a_command_that_fails_is_said_once(tmp_path: Path) -> None:
     assert len(warnings) == 1
     assert "ended with 3" in warnings[0]
     assert "cannot be started" in str(notifier(tmp_path, command=("./gone",))[0].deliver(MESSAGE)["command"])
+
+
+def test_a_locale_without_a_character_of_the_message_holds_nothing_up(tmp_path: Path) -> None:
+    """In one of ASCII alone, as a service may have."""
+    code = "import os; open('got', 'wb').write(os.environb[b'RAFT_TEXT'])"
+    program = (
+        "import sys; from pathlib import Path; from agent.run.notify import Channels, Notifier\n"
+        f"sender = Notifier(Channels(None, {python(code)!r}), folder=Path.cwd())\n"
+        "print(sys.getfilesystemencoding(), sender.deliver({'event': 'keep', 'text': '2e-05 \\u2192 4e-05'}))"
+    )
+    plain = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": package_path(None),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=plain, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "ascii {'command': None}\n"
+    assert (tmp_path / "got").read_text(encoding="utf-8") == "2e-05 → 4e-05"
+
+
+def test_one_message_that_could_not_be_sent_is_not_the_end_of_all(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process, then no thread can be started, for a while."""
+    sender, warnings = notifier(tmp_path, url=server.url, command=python(""), command_s=10.0)
+    start, fails = Notifier._child, [True, True]
+
+    def child(*arguments: Any, **keys: Any) -> Any:
+        if fails and fails.pop():
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(*arguments, **keys)
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Notifier, "_child", child)
+    with sender, monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", no_thread)
+        sender.send(MESSAGE)
+        short.undo()
+        monkeypatch.setattr(Notifier, "_child", child)
+        sender.send(MESSAGE)
+        sender.send(MESSAGE)
+    assert server.got == [MESSAGE]
+    assert sender.delivered == 2
+    lost, web, command = warnings
+    assert "a message is lost: can't start new thread" in lost
+    assert "the webhook cannot be reached: Resource temporarily unavailable" in web
+    assert "cannot be started: Resource temporarily unavailable" in command
+    assert "secret" not in " ".join(warnings)
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:

@@ -112,17 +112,37 @@ def test_a_detached_command_that_fails_at_once_is_reported(tmp_path: Path) -> No
         detach(SLEEP, log=tmp_path / "file" / "log")
 
 
+SURVIVES = (
+    "import sys, time; from pathlib import Path; from agent.run.detach import survive_hangup\n"
+    "with survive_hangup(Path(sys.argv[1])):\n"
+    "    print('before', flush=True); sys.stdin.readline()\n"
+    "    print('after', flush=True); print('words', file=sys.stderr, flush=True)\n"
+)
+
+
+def test_a_hangup_leaves_what_goes_to_a_file_alone(tmp_path: Path) -> None:
+    """`nohup raft-agent run --json > end.json`: the answer is waited for there."""
+    answer, log = tmp_path / "end.json", tmp_path / "log.txt"
+    with answer.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SURVIVES, str(log)], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+    wait_until(lambda: answer.read_text() == "before\n")
+    process.send_signal(signal.SIGHUP)
+    wait_until(log.exists)
+    process.communicate(b"\n", timeout=10)
+    assert process.returncode == 0
+    assert answer.read_text() == "before\nafter\n"
+    assert log.read_text() == "words\n"
+
+
 def test_a_hangup_sends_output_to_the_log_and_ends_nothing(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from agent.run.detach import survive_hangup\n"
-        "with survive_hangup(Path(sys.argv[1])):\n"
-        "    print('before', flush=True); sys.stdin.readline()\n"
-        "    print('after', flush=True)\n"
-    )
     log = tmp_path / "log.txt"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+        [sys.executable, "-c", SURVIVES, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"before\n"
     process.send_signal(signal.SIGHUP)
@@ -130,4 +150,4 @@ def test_a_hangup_sends_output_to_the_log_and_ends_nothing(tmp_path: Path) -> No
     output, _ = process.communicate(b"\n", timeout=10)
     assert process.returncode == 0
     assert output == b""
-    assert log.read_text() == "after\n"
+    assert log.read_text() == "after\nwords\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -163,12 +164,12 @@ def test_nothing_ends_before_its_limit_nor_lives_beyond_three_of_them(silent: fl
 # --- a crawl -----------------------------------------------------------------------------------------------
 
 
-def paced(pace: Pace, seconds: list[float], *, phase: str = "train", step: int = 0, time: float = 0.0) -> Crawl | None:
-    """Feed one step for each of the times; the last answer."""
-    told = None
-    for one in seconds:
-        time, step = time + one, step + 1
-        told = pace.observe(Heartbeat(phase=phase, step=step, cycle=1, pid=1, time=time))  # type: ignore[arg-type]
+def paced(pace: Pace, seconds: list[float], *, seen: Callable[[float], float] = lambda one: one) -> Crawl | None:
+    """Feed one step for each of the times, `seen` by our own clock to take so long; the last answer."""
+    told, time, now = None, 0.0, 0.0
+    for step, one in enumerate(seconds, start=1):
+        time, now = time + one, now + seen(one)
+        told = pace.observe(Heartbeat(phase="train", step=step, cycle=1, pid=1, time=time), now=now)
     return told
 
 
@@ -190,10 +191,22 @@ def test_a_heartbeat_that_has_not_changed_is_no_step_and_a_new_phase_ends_it() -
     crawl = paced(pace, [*[0.5] * 40, *[8.0] * 10])
     assert crawl is not None
     last = Heartbeat(phase="train", step=50, cycle=1, pid=1, time=100.0)
-    assert pace.observe(last) == crawl
-    assert pace.observe(None) == crawl
-    assert pace.observe(Heartbeat(phase="verify", step=0, cycle=1, pid=1, time=101.0)) is None
-    assert pace.observe(None) is None
+    assert pace.observe(last, now=100.0) == crawl
+    assert pace.observe(None, now=100.5) == crawl
+    assert pace.observe(Heartbeat(phase="verify", step=0, cycle=1, pid=1, time=101.0), now=101.0) is None
+    assert pace.observe(None, now=101.5) is None
+
+
+def test_time_in_which_the_machine_was_suspended_or_its_clock_was_set_is_no_crawl() -> None:
+    """Five steps lie between two readings; the trainer's stamps are an hour apart, our own clock stood still."""
+    fast = [0.1] * 400
+    beats = iter([*fast, 3600.0])
+    pace, time, now, told = Pace(), 0.0, 0.0, None
+    for step, one in enumerate(beats, start=1):
+        time, now = time + one, now + min(one, 0.2)
+        told = pace.observe(Heartbeat(phase="train", step=5 * step, cycle=1, pid=1, time=time), now=now)
+    assert told is None
+    assert paced(Pace(), [*[0.5] * 40, *[8.0] * 10], seen=lambda one: min(one, 0.5)) is None
 
 
 def test_the_likely_cause_of_a_crawl_comes_from_the_samples() -> None:
