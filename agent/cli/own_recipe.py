@@ -168,19 +168,28 @@ def _is_number(text: str) -> bool:
         return False
 
 
+MOST_HELD_OUT = {"select": 64, "search": 128, "confirm": 128, "holdout": 128}
+
+
 def _lengths_and_splits(rows: Rows) -> str:
-    """Room for the longest usual answer, and splits that a small file can fill."""
+    """Room for the longest usual answer, and splits and cycles that a small file can fill."""
+    from agent.recipe.schema import Rollout
+
     answer = CODE_TOKENS if "tests" in rows.fields else _room(rows.texts("answer"))
     asked = sum(_room(rows.texts(role)) for role in ("question", "tests") if role in rows.fields)
     total = max(1024, answer + 2 * asked)
     rollout = f"rollout:\n  max_new_tokens: {answer}\n"
     rollout += f"  max_total_sequence_length: {total}\n" if total > 1024 else ""
-    held_out = max(2, len(set(rows.texts("question"))) // 10)  # a question is in one split only
+    questions = len(set(rows.texts("question")))  # a question is in one split only
+    held_out = max(2, questions // 10)
+    sizes = {name: min(most, held_out) for name, most in MOST_HELD_OUT.items()}
+    left = questions - sum(sizes.values())
+    if 0 < left < Rollout().prompts_per_cycle:
+        rollout += f"  prompts_per_cycle: {left}  # all that are left to train on, each once a cycle\n"
     return (
         f"{rollout}evaluation:  # disjoint splits, dealt from the data\n"
-        f"  select_prompts: {min(64, held_out)}\n  search_prompts: {min(128, held_out)}\n"
-        f"  confirm_prompts: {min(128, held_out)}\n  holdout_prompts: {min(128, held_out)}\n"
-        f"  max_new_tokens: {answer}\n"
+        + "".join(f"  {name}_prompts: {size}\n" for name, size in sizes.items())
+        + f"  max_new_tokens: {answer}\n"
     )
 
 

@@ -209,7 +209,8 @@ class Training:
         began = self.clock()
         with Verification(self.examiner, batch.examples) as verification:
             batch.completions, batch.whole = self._generate(requests, sampling, cycle, on_finished=verification.add)
-            batch.generate_seconds = self.clock() - began
+            # what earlier starts took for the samples that are read back is time of this training too
+            batch.generate_seconds = self.store.seconds_before + self.clock() - began
             began = self.clock()
             batch.verdicts = verification.verdicts(batch.completions, on_step=lambda: self.pulse.beat("verify"))
         batch.rewards = [
@@ -237,12 +238,12 @@ class Training:
 
     def _note_pass_rates(self, examples: list[Example], batch: Batch) -> None:
         """Tell the source of prompts how each went; a prompt without room for an answer has been tried in vain."""
-        passed = {
-            example.id: (sum(verdict.passed for verdict in group), len(group))
-            for example, group in zip(batch.examples, batch.verdicts, strict=True)
-        }
-        for example in examples:
-            self.source.record(example.id, *passed.get(example.id, (0, 0)))
+        told = {example.id: (0, 0) for example in examples}
+        for example, group in zip(batch.examples, batch.verdicts, strict=True):  # some may have been drawn twice
+            passed, samples = told[example.id]
+            told[example.id] = passed + sum(verdict.passed for verdict in group), samples + len(group)
+        for name, (passed, samples) in told.items():
+            self.source.record(name, passed, samples)
 
     def choose(self, batch: Batch, cycle: int) -> list[Chosen]:
         """The samples to train on; none where they are fewer than `min_samples`."""

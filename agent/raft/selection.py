@@ -1,8 +1,9 @@
 """Which samples are trained on: per prompt, with seeded tie-breaks, never the first in file order.
 
-For each prompt, in this order: `drop_solved`; candidates are samples with at least the threshold's reward that were
-not cut (unless `truncated_as_positive`); identical completions count once (`dedup`); of the candidates the best
-`keep_top_percent`, at least one, and at most `max_per_prompt`. Equal rewards are ordered at random.
+For each prompt (one that is drawn twice in a cycle counts as two), in this order: `drop_solved`; candidates are samples
+with at least the threshold's reward that were not cut (unless `truncated_as_positive`); identical completions count
+once (`dedup`); of the candidates the best `keep_top_percent`, at least one, and at most `max_per_prompt`. Equal rewards
+are ordered at random.
 
 `reinforce_rej` takes only prompts that have both candidates and failures, and up to `max_per_prompt` failures of
 each beside them (arXiv 2504.11343). Under the other algorithms a failure is never trained on.
@@ -16,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.recipe.schema import Selection
+
+SMALLEST = 1e-9
+"""Difference of rewards that is one."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ def select(
 
 
 def _split(group: Sequence[Graded], selection: Selection) -> tuple[list[int], list[int]]:
-    """Places of candidates and of failures. A cut sample that would have been a candidate is neither."""
+    """Places of candidates and of failures. Neither is a cut sample that would have been a candidate, nor a right
+    answer whose reward is too small, by its length or its form."""
     positives, negatives = [], []
     for place, sample in enumerate(group):
-        if sample.reward < selection.reward_threshold:
-            negatives.append(place)
+        if sample.reward < selection.reward_threshold - SMALLEST:  # 0.7 + 0.1 is a little less than 0.8
+            if not sample.passed:
+                negatives.append(place)
         elif not sample.truncated or selection.truncated_as_positive:
             positives.append(place)
     return positives, negatives

@@ -122,14 +122,18 @@ class SampleStore:
         self._save_seconds = save_seconds
         self._clock = clock
         self._waiting: list[dict[str, Any]] = []
-        self._saved_at = clock()
+        self._saved_at = self._began = clock()
+        self.seconds_before = 0.0
+        """That earlier starts took for the samples of the running cycle, as far as they were kept."""
 
     def begin(self, fingerprint: str) -> dict[Row, Completion]:
         """What was kept under this fingerprint. Anything else is thrown away."""
-        self._saved_at = self._clock()
+        self._saved_at = self._began = self._clock()
+        self.seconds_before = 0.0
         lines = list(read_jsonl(self._path))
         if lines and lines[0].get("fingerprint") == fingerprint:
             self._waiting = []
+            self.seconds_before = max((float(line.get("seconds", 0.0)) for line in lines), default=0.0)
             return {Row(line["request"], line["sample"]): Completion(*line["completion"]) for line in lines[1:]}
         self._path.unlink(missing_ok=True)
         self._waiting = [{"fingerprint": fingerprint}]
@@ -138,7 +142,8 @@ class SampleStore:
     def keep(self, row: Row, completion: Completion) -> None:
         """Remember a finished sample; it is written once `save_seconds` have passed since the last writing."""
         fields = [completion.tokens, completion.logprobs, completion.entropies, completion.finish]
-        self._waiting.append({"request": row.request, "sample": row.sample, "completion": fields})
+        seconds = round(self.seconds_before + self._clock() - self._began, 3)
+        self._waiting.append({"request": row.request, "sample": row.sample, "completion": fields, "seconds": seconds})
         if self._clock() - self._saved_at >= self._save_seconds:
             self.write()
 

@@ -92,7 +92,7 @@ def _objects(content: bytes, path: Path) -> Iterator[tuple[int, Mapping[str, Any
             row = json.loads(line)
         except UnicodeDecodeError as error:
             raise DataError(f"not UTF-8: {error.reason} at byte {error.start} of the line", where=where) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=where, hint="Each line is one JSON object.") from None
         if not isinstance(row, dict):
             raise DataError(f"a {type(row).__name__}, not an object", where=where, hint="Each line is one JSON object.")
@@ -134,6 +134,12 @@ def _text(row: Mapping[str, Any], role: str, name: str, *, where: str) -> str:
         value = json.dumps(value)
     if not isinstance(value, str):
         raise DataError(f"field {name!r} must be text or a number, got {json.dumps(value)[:60]}", where=where)
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(
+            f"field {name!r} has half a character in it, as of an emoji that was cut: {ascii(value)[:60]}",
+            where=where,
+            hint="Take it out, or write the file anew from its source.",
+        )
     if not value.strip():
         raise DataError(f"field {name!r} is empty, and it holds the {role}", where=where)
     return value

@@ -1,7 +1,8 @@
 """Numbers in text: find them, read them exactly, compare them.
 
-Values are `Decimal`, so `0.1` is a tenth and twenty digits stay twenty digits. Not read: fractions, units,
-percent signs, spaces as thousands separators, a comma as decimal point.
+Values are `Decimal`, so `0.1` is a tenth and twenty digits stay twenty digits. LaTeX's thousands (`1{,}234`,
+`1\\,234`, `1,\\!234`) and dollar signs are read. Not read: fractions, units, percent signs, spaces as thousands
+separators, a comma as decimal point.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ _SIGN = r"(?:(?<![0-9A-Za-z)\]])[-+−])?"
 _NUMBER = re.compile(rf"({_SIGN}){_CURRENCY}({_DIGITS})({_EXPONENT})")
 
 
+_THIN_SPACE = re.compile(r"(?<=[0-9])\\,(?=[0-9]{3})")
+
+
 def numbers_in(text: str) -> list[tuple[str, Decimal]]:
-    """Every number in `text`, as written and as value, from left to right."""
+    """Every number in `text`, as written (without what LaTeX puts between its digits) and as value, from left to
+    right."""
     found = []
-    for match in _NUMBER.finditer(text):
+    for match in _NUMBER.finditer(_without_latex(text)):
         value = _decimal(*match.groups())
         if value is not None:
             found.append((match.group(), value))
@@ -29,8 +34,17 @@ def numbers_in(text: str) -> list[tuple[str, Decimal]]:
 
 def as_number(text: str) -> Decimal | None:
     """The value of a text that is one number (`1,234.50`, `-$3`, `56.`), else None."""
-    match = _NUMBER.fullmatch(text.strip().removesuffix("."))
+    text = _without_latex(text).strip().removesuffix(".")
+    if text.startswith("$") and text.endswith("$") and text.count("$") == 2:
+        text = text[1:-1].strip()  # a formula
+    match = _NUMBER.fullmatch(text)
     return _decimal(*match.groups()) if match else None
+
+
+def _without_latex(text: str) -> str:
+    if "\\" not in text and "{,}" not in text:
+        return text
+    return _THIN_SPACE.sub("", text.replace("{,}", ",").replace("\\!", "").replace("\\$", "$"))
 
 
 def same_number(left: Decimal, right: Decimal, *, tolerance: float = 0.0, relative: float = 0.0) -> bool:

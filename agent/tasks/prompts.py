@@ -11,10 +11,12 @@ Nothing here decodes, truncates or pads.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import random
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 from agent.errors import DataError, Unsupported
 from agent.recipe.schema import Prompt
@@ -116,7 +118,31 @@ def _chat_text(prompt: Prompt, example: Example, shots: Sequence[Example], token
 
 
 def _apply(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    with _one_day():
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+class _Day(datetime.datetime):
+    """Some templates (Llama 3.2's) tell the model today's date. Held-out prompts must not change at midnight, nor a
+    training that goes on the next day; this is the day that the same template names where it knows none."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+        return cls(2024, 7, 26, tzinfo=tz)
+
+
+@contextlib.contextmanager
+def _one_day() -> Iterator[None]:
+    """transformers takes the day from the clock of the machine, and takes none from who calls."""
+    from transformers.utils import chat_template_utils
+
+    templates: Any = chat_template_utils
+    before = templates.datetime
+    templates.datetime = _Day
+    try:
+        yield
+    finally:
+        templates.datetime = before
 
 
 def _with_prefix(prompt: Prompt, text: str, tokenizer: Any, *, add_special_tokens: bool) -> list[int]:

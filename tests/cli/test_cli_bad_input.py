@@ -261,6 +261,17 @@ def test_init_makes_a_recipe_that_fits_the_rows(
     assert recipe.evaluation.search_prompts == 2, "fifty rows with one question fill no split"
 
 
+@pytest.mark.parametrize(("rows", "asked"), [(30, 18), (106, 64), (105, 65), (500, 64)])
+def test_init_asks_no_row_twice_a_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, asked: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "few.jsonl"
+    data.write_text("".join(f'{{"question": "what is {n}?", "answer": "{n}"}}\n' for n in range(rows)))
+    assert run(["init", "ws", "--data", str(data), "--model", "builtin:tiny"]) == 0
+    recipe = load_recipe(tmp_path / "ws/recipes/main.yaml")
+    held_out = 4 * (rows // 10)
+    assert recipe.rollout.prompts_per_cycle == min(64, rows - held_out) == min(asked, 64)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -468,6 +468,21 @@ def test_the_state_of_another_recipe_is_not_gone_on_with(make: Any) -> None:
     assert not list(read_jsonl(other.out / "cycles.jsonl"))
 
 
+def test_what_earlier_starts_took_for_samples_that_are_read_back_is_known(tmp_path: Path) -> None:
+    """Else each pause would give a training part of a generation beyond its budget."""
+    times, completion = [100.0], Completion([1, 0], [-0.1, -0.2], [0.5, 0.1], "stop")
+    for start, (took, before) in enumerate([(30.0, 0.0), (20.0, 30.0), (5.0, 50.0)]):
+        store = files.SampleStore(tmp_path, save_seconds=0.0, clock=lambda: times[-1])
+        assert len(store.begin("a")) == start
+        assert store.seconds_before == before
+        times.append(times[-1] + took)
+        store.keep(Row(start, 0), completion)
+        times.append(times[-1] + 7.0)  # for what was not kept
+    assert store.begin("a").keys() == {Row(0, 0), Row(1, 0), Row(2, 0)}
+    assert store.begin("b") == {}
+    assert store.seconds_before == 0.0
+
+
 def test_kept_samples_belong_to_their_fingerprint(tmp_path: Path) -> None:
     completion = Completion([1, 2, 0], [-0.1, -0.123456789012345, -3.0], [0.5, 0.25, 1e-9], "stop")
     store = files.SampleStore(tmp_path, save_seconds=0.0)

@@ -24,9 +24,11 @@ from agent.raft.policy import Policy
 from agent.raft.rollout import Request, generate
 from agent.raft.sampling import Sampling
 from agent.raft.support import refuse_unsupported
-from agent.recipe.schema import Model, Prompt
+from agent.recipe.files import load_recipe
+from agent.recipe.schema import Evaluation, Model, Prompt, Task
 from agent.tasks.example import Example
 from agent.tasks.prompts import render
+from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=6, max_total=60)
@@ -390,8 +392,6 @@ def test_the_bootstrap_is_the_same_from_the_same_seed() -> None:
 
 
 def test_no_held_out_sum_is_taught() -> None:
-    from agent.recipe.schema import Evaluation, Task
-    from agent.tasks.tasks import load_splits
 
     taught = {tuple(pair) for pair in tiny.taught_sums(torch.Generator().manual_seed(0)).tolist()}
     for sizes in ({}, {"search_prompts": 256, "confirm_prompts": 200, "select_prompts": 128}):
@@ -399,6 +399,15 @@ def test_no_held_out_sum_is_taught() -> None:
         for name in ("select", "search", "confirm", "holdout"):
             held_out = {tuple(map(int, row.id.split("+"))) for row in getattr(splits, name)}
             assert not held_out & taught
+
+
+def test_no_sum_that_decides_in_the_shipped_recipe_is_taught() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/tiny-addition.yaml")
+    taught = {tuple(pair) for pair in tiny.taught_sums(torch.Generator().manual_seed(0)).tolist()}
+    splits = load_splits(recipe.task, recipe.evaluation, base=Path())
+    for rows in (splits.confirm, splits.holdout):
+        assert len(rows) == 512
+        assert not {tuple(map(int, row.id.split("+"))) for row in rows} & taught
 
 
 def test_a_share_of_the_taught_answers_is_wrong_and_each_by_a_carry() -> None:

@@ -90,6 +90,21 @@ def test_negatives_come_from_mixed_prompts_only() -> None:
     assert places(chosen, sign=-1) == [(0, 1), (0, 2)]
 
 
+def test_a_right_answer_with_a_small_reward_is_not_trained_away_from() -> None:
+    """A long one under a length penalty: it is no candidate, and no failure."""
+    long = Graded(0.9, passed=True, truncated=False, tokens=(1,))
+    right, wrong = (Graded(float(good), passed=good, truncated=False, tokens=(2 + good,)) for good in (True, False))
+    strict = Selection(reward_threshold=0.95)
+    assert select([[right, long]], strict, seed=0, with_negatives=True) == []
+    chosen = select([[right, long, wrong]], strict, seed=0, with_negatives=True)
+    assert (places(chosen), places(chosen, sign=-1)) == ([(0, 0)], [(0, 2)])
+
+
+def test_a_reward_that_adds_up_to_the_threshold_meets_it() -> None:
+    assert 0.7 + 0.1 < 0.8
+    assert places(select([group(0.7 + 0.1, 0.79)], Selection(reward_threshold=0.8), seed=0)) == [(0, 0)]
+
+
 def test_a_cut_pass_is_neither_positive_nor_negative() -> None:
     groups = [group(1.0, 1.0, 0.0, truncated=(1,))]
     chosen = select(groups, Selection(), seed=0, with_negatives=True)

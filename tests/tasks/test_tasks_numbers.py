@@ -36,6 +36,12 @@ from agent.tasks.numbers import as_number, numbers_in, same_number
         ("+7", "7"),
         ("\\boxed{42}", "42"),
         ("<answer>42</answer>", "42"),
+        (r"\boxed{1{,}234}", "1234"),
+        (r"1\,234\,567", "1234567"),
+        (r"1,\!234", "1234"),
+        (r"f(2\,3)", "3"),
+        (r"-\$5", "-5"),
+        (r"it costs \$1{,}234.50 in all", "1234.50"),
     ],
 )
 def test_last_number(text: str, last: str) -> None:
@@ -49,8 +55,9 @@ def test_no_number(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("56", "56"), (" 56. ", "56"), ("-1,000.0", "-1000"), ("$3", "3"), ("56 apples", None), ("", None), ("1 2", None)],
-)
+    [("56", "56"), (" 56. ", "56"), ("-1,000.0", "-1000"), ("$3", "3"), ("56 apples", None), ("", None), ("1 2", None),
+     ("$12$", "12"), ("$ -1{,}200 $.", "-1200"), (r"\$12", "12"), ("$1$2$", None), ("$", None), ("$$", None)],
+)  # fmt: skip
 def test_a_text_that_is_one_number(text: str, value: str | None) -> None:
     assert as_number(text) == (None if value is None else Decimal(value))
 

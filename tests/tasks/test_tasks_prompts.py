@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -126,6 +127,15 @@ def test_a_chat_with_everything() -> None:
         "<|user|>Q: What is 2 * 3?\nWrite <answer>N</answer>.<|end|><|assistant|><answer>6</answer><|end|>"
         "<|user|>Q: What is 7 * 8?\nWrite <answer>N</answer>.<|end|><|assistant|><answer>"
     )
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day() -> None:
+    """As Llama 3.2's does: held-out prompts would change at midnight."""
+    template = "{{ bos_token }}Today: {{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    tokenizer = tokenizer_of(chat_template=template, bos=True)
+    assert rendered(Prompt(), PRODUCT, tokenizer) == "<s>Today: 26 Jul 2024 What is 7 * 8?"
+    outside = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert f"{datetime.datetime.now():%Y}" in outside, "and nobody else's is changed"
 
 
 def test_a_template_that_refuses_a_system_role_gets_it_in_the_first_turn() -> None:

@@ -194,6 +194,12 @@ GOOD = '{"question": "q", "answer": "1"}\n'
         (GOOD + "{question: 1}\n", {}, ["line 2", "not JSON"]),
         (GOOD + GOOD[:20] + "\n", {}, ["line 2", "not JSON"]),
         (GOOD + "[1, 2]\n", {}, ["line 2", "list", "not an object"]),
+        (GOOD + "[" * 100_000 + "\n", {}, ["line 2", "not JSON"]),
+        (
+            GOOD + '{"question": "nice \\ud83d", "answer": "1"}\n',
+            {},
+            ["line 2", "'question'", "half a character", "ud83d"],
+        ),
         ("", {}, ["no rows"]),
         ("\n \n", {}, ["no rows"]),
         (GOOD + '{"question": " ", "answer": "1"}\n', {}, ["line 2", "'question'", "empty"]),
