@@ -50,6 +50,10 @@ OPEN_REASONS = (UNDERPOWERED, "tainted", "interrupted", "superseded")
 speaks against further forms of the same hypothesis for now: it did not get the training going either."""
 
 
+REGRESSED = "regressed"
+"""How the reason of one that is worse begins."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """An idea that was tried, in this campaign or an earlier one."""
@@ -80,6 +84,11 @@ class Attempt:
     @property
     def open(self) -> bool:
         return self.outcome != "keep" and self.reason.startswith(OPEN_REASONS)
+
+    @property
+    def given_up(self) -> bool:
+        """Its training was ended because it could not win any more, before anything was measured on `search`."""
+        return self.outcome == "discard" and self.delta is None and self.reason.startswith(REGRESSED)
 
     @property
     def dead_end(self) -> bool:

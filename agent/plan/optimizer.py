@@ -6,8 +6,8 @@ and warm-started with this campaign's attempts. It draws in a process of its own
 Not TPE: from the five to ten points that a night has on an axis it draws hardly better than at random.
 
 The value of a trial is the attempt's difference from the incumbent that it was measured against, plus what keeps that
-moved knobs had gained until then, as if such gains added up. A crash is told as the worst that was measured: trials
-that are told as failed or pruned are passed over.
+moved knobs had gained until then, as if such gains added up. A crash, and what was given up in its training, is told
+as the worst that was measured: trials that are told as failed or pruned are passed over.
 
 What it does not do: use earlier campaigns (their incumbents' values are not all known), or decide whether a point may
 be tried (`proposal.py`).
@@ -59,7 +59,7 @@ class Trial:
 
     point: Mapping[str, float]
     gain: float | None
-    """Above the campaign's first incumbent, larger is better; None where it crashed."""
+    """Above the campaign's first incumbent, larger is better; None where it crashed or was given up."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Refinement:
     """The first knob that was tried both ways; empty where none was."""
 
     @property
-    def crashes(self) -> int:
+    def lost(self) -> int:
+        """Trials that crashed or were given up."""
         return sum(trial.gain is None for trial in self.trials)
 
 
@@ -180,7 +181,7 @@ def _ran(attempt: Attempt) -> dict[str, tuple[Any, Any]]:
 def _only_moves(attempt: Attempt, keys: Iterable[str]) -> bool:
     """It moves some of the keys, as numbers, and nothing else, so its result is theirs."""
     moves = _ran(attempt)
-    told = attempt.delta is not None or attempt.outcome == "crash"
+    told = attempt.delta is not None or attempt.outcome == "crash" or attempt.given_up
     return told and bool(moves) and moves.keys() <= set(keys) and all(way(*move) for move in moves.values())
 
 
@@ -195,8 +196,8 @@ def _trials(knobs: Sequence[Knob], attempts: Sequence[Attempt], *, sign: int) ->
         moves = _ran(attempt)
         if not attempt.open and _only_moves(attempt, keys):
             point = base | {key: new for key, (_, new) in moves.items()}
-            crashed = attempt.outcome == "crash" or attempt.delta is None
-            found.append(Trial(point, None if crashed else gain + sign * (attempt.delta or 0.0)))
+            lost = attempt.outcome == "crash" or attempt.delta is None
+            found.append(Trial(point, None if lost else gain + sign * (attempt.delta or 0.0)))
         if attempt.outcome == "keep" and moves.keys() & keys:
             gain += sign * (attempt.delta or 0.0)
     yield from (trial for trial in found if _inside(trial.point, knobs))

@@ -110,6 +110,7 @@ def _refined_score(
     else:
         factor, reason = REFINED, f"{refinement.bracketed} was tried both ways"
     knobs = ", ".join(knob.key for knob in refinement.knobs)
-    from_ = f"Gaussian process over {knobs} from {len(refinement.trials)} points, {refinement.crashes} of them crashed"
+    lost = f"{refinement.lost} of them crashed or given up"
+    from_ = f"Gaussian process over {knobs} from {len(refinement.trials)} points, {lost}"
     why += [f"scored as {form[0].id}/{form[1].name}", from_, f"x{factor:.2f} {reason}"]
     return score * factor, why, form

@@ -84,7 +84,7 @@ def test_two_numbers_that_were_tried_are_refined_together() -> None:
     assert (rate, norm) == (float(f"{rate:.2g}"), float(f"{norm:.2g}"))
     assert "x1.20 learner.learning_rate was tried both ways" in found.why
     assert (
-        "Gaussian process over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed"
+        "Gaussian process over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed or given up"
         in found.why
     )
 
@@ -125,6 +125,18 @@ def test_single_numbers_go_first_until_one_was_tried_both_ways_and_after_a_refin
     assert waiting is not None
     assert "x0.80 the last refinement was not kept, so single numbers have their turn" in waiting.why
     assert not same_idea(waiting.values, failed.values)
+
+
+def test_what_was_given_up_is_known_to_be_bad() -> None:
+    """A night of SmolLM2 asked for a rate of a fifth after one of a half had been given up, which nobody had told it."""
+    given_up = tried({RATE: (2e-4, 1e-4)}, None, reason="regressed: given up at 57% of the training budget", number=4)
+    found = refinement_of("size", TOY, START, [*FOUR[:1], *FOUR[2:], given_up], machine=None)
+    assert found is not None
+    assert found.lost == 1
+    assert [trial.gain for trial in found.trials if trial.point[RATE] == 1e-4] == [None]
+    told = refinement(toy([*FOUR[:1], *FOUR[2:], given_up]))
+    assert told is not None
+    assert "from 5 points, 1 of them crashed or given up" in " ".join(told.why)
 
 
 def test_only_takes_its_axis_and_leaves_it_out_of_one_hypothesis() -> None:
