@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from agent.campaign.session import Session
 
 SHARED = "backend"
-"""Section that a step of the shared layer may change for a run or for all."""
+"""Section that a step of the shared layer may change for a run or for all. One that it tries may be another key, as
+that of the type that the model is computed in (`Job.trying`)."""
 
 
 def refusal(session: Session, job: Job) -> ChangeRefused | None:
@@ -40,7 +41,7 @@ def refuse_unplanned(session: Session, job: Job, moved: dict[str, tuple[Any, Any
     if job.arm == "comparator":
         planned |= dict.fromkeys(LEARNING_RATE_KEYS)
     for key, (old, new) in moved.items():
-        if key == SHARED or key.startswith(f"{SHARED}."):
+        if key == SHARED or key.startswith(f"{SHARED}.") or (key in job.trying and _alike(job.trying[key], new)):
             continue
         near = [known for known in planned if known == key or _below(known, key) or _below(key, known)]
         what = f"{key} would go from {short(old)} to {short(new)}"

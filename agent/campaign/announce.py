@@ -21,6 +21,7 @@ from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.run.remedies import moved_keys
 
+SCHEDULE = "learner.lr_schedule"
 MOST_TRIES = 2
 """Of one recipe's confirmation, where the first measured nothing."""
 
@@ -89,16 +90,21 @@ def _comparator(session: Session, recipe: Recipe, parts: Sequence[int]) -> Recip
     """The recipe at a constant rate, where one of the parts has to beat that: a schedule is kept for nothing less."""
     if not any(needs_comparator(session, part) for part in parts):
         return None
-    constant = with_keys(recipe, {"learner.lr_schedule": {"kind": "constant"}})
-    return constant if constant.signature() != recipe.signature() else None
+    constant = with_keys(recipe, {SCHEDULE: {"kind": "constant"}})
+    needless = {recipe.signature(), session.recipe_of(session.incumbent).signature()}
+    return constant if constant.signature() not in needless else None
 
 
 def needs_comparator(session: Session, number: int) -> bool:
     """Whether a recipe with the idea in it must also beat itself at a constant rate."""
     planned = session.state.experiments[number].planned
-    known = (planned.model_extra or {}) if planned else {}
+    if planned is None:
+        return False
+    known = planned.model_extra or {}
     parts = known.get("together") or ()
-    return bool(known.get("comparator")) or any(needs_comparator(session, part) for part in parts)
+    # the comparator of a schedule alone may be the incumbent, and in company it is not
+    scheduled = any(key.startswith(SCHEDULE) for key in planned.changes)
+    return scheduled or bool(known.get("comparator")) or any(needs_comparator(session, part) for part in parts)
 
 
 def announce_again(session: Session, number: int) -> int | None:

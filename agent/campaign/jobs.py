@@ -5,7 +5,9 @@ What is repaired while it runs (a baseline's repeat, an idea's search run) becom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from agent.campaign.lab import MEASURED_ON, Arm, Order
 from agent.campaign.session import Session, run_key, title
@@ -34,6 +36,8 @@ class Job:
     evaluate: str | None = None
     rung_at: float | None = None
     """Share of the training budget after which it is measured on the way."""
+    trying: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the layer below, with their values, that this run tries on behalf of all later ones."""
 
 
 def seed_of(session: Session, order: Order) -> int:

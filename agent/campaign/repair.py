@@ -168,6 +168,7 @@ def _one_run(session: Session, runner: Runner, shared: Remedy | None, plan: Plan
         arm=plan.arm,
         splits=plan.splits,
         rung_at=plan.rung_at,
+        trying=shared.values if shared is not None else {},
     )
     return runner.run(job, early=early)
 

@@ -72,6 +72,10 @@ def lr(
     courses = _courses(learner, count, own=own, compare=compare)
     if yaml and not own:
         raise UsageError("--yaml: of which schedule?", hint="raft-agent lr --schedule exponential --decay 0.85 --yaml")
+    if yaml and not json_output and (compare or recommendations):
+        raise UsageError(
+            "--yaml prints a block to paste and nothing else", hint="leave out --compare, --recommendations"
+        )
     advice = _recommendations() if recommendations else []
     picture = _picture(courses, png, visualize=visualize)
     if json_output:

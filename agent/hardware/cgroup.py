@@ -8,7 +8,7 @@ Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.current, memory.even
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.hardware.root import HOST, Root
@@ -31,11 +31,8 @@ class CgroupMemory:
     oom_kills: int | None
     """Processes of this group that the kernel has killed for memory, since the group was made."""
 
-    @property
-    def available(self) -> int | None:
-        if self.limit is None or self.used is None:
-            return None
-        return max(0, self.limit - self.used)
+    available: int | None = None
+    """What the tightest group on that way has left: all that is in it shares its limit."""
 
 
 def cgroup_memory(*, pid: int | str = "self", root: Root = HOST) -> CgroupMemory | None:
@@ -109,31 +106,48 @@ def _folder(root: Root, relative: str, *, inside: str, mounted: str, controller:
 
 
 def _v2(root: Root, folder: str, mounted: str) -> CgroupMemory:
-    limits = [_number(root.text(f"{level}/memory.max")) for level in _upward(folder, mounted)]
-    current = _number(root.text(f"{folder}/memory.current"))
-    stat = root.text(f"{folder}/memory.stat")
-    cache = sum(_field(stat, name) or 0 for name in ("inactive_file", "active_file", "slab_reclaimable"))
-    return CgroupMemory(
-        version=2,
-        path=folder,
-        limit=min((limit for limit in limits if limit is not None), default=None),
-        used=None if current is None else max(0, current - cache),
-        oom_kills=_field(root.text(f"{folder}/memory.events"), "oom_kill"),
-    )
+    def used(level: str) -> int | None:
+        stat = root.text(f"{level}/memory.stat")
+        cache = sum(_field(stat, name) or 0 for name in ("inactive_file", "active_file", "slab_reclaimable"))
+        return _less(_number(root.text(f"{level}/memory.current")), cache)
+
+    limits = {level: _number(root.text(f"{level}/memory.max")) for level in _upward(folder, mounted)}
+    return _told(2, folder, limits, used, kills=_field(root.text(f"{folder}/memory.events"), "oom_kill"))
 
 
 def _v1(root: Root, folder: str, mounted: str) -> CgroupMemory:
-    limits = [_number(root.text(f"{level}/memory.limit_in_bytes")) for level in _upward(folder, mounted)]
-    usage = _number(root.text(f"{folder}/memory.usage_in_bytes"))
-    stat = root.text(f"{folder}/memory.stat")
-    cache = sum(_field(stat, f"total_{name}") or 0 for name in ("inactive_file", "active_file"))
+    def used(level: str) -> int | None:
+        stat = root.text(f"{level}/memory.stat")
+        cache = sum(_field(stat, f"total_{name}") or 0 for name in ("inactive_file", "active_file"))
+        return _less(_number(root.text(f"{level}/memory.usage_in_bytes")), cache)
+
+    limits = {level: _number(root.text(f"{level}/memory.limit_in_bytes")) for level in _upward(folder, mounted)}
+    return _told(1, folder, limits, used, kills=_field(root.text(f"{folder}/memory.oom_control"), "oom_kill"))
+
+
+def _told(
+    version: int,
+    folder: str,
+    limits: Mapping[str, int | None],
+    used: Callable[[str], int | None],
+    *,
+    kills: int | None,
+) -> CgroupMemory:
+    known = {level: limit for level, limit in limits.items() if limit is not None}
+    ours = used(folder)
+    left = [] if ours is None else [limit - (used(level) or ours) for level, limit in known.items()]
     return CgroupMemory(
-        version=1,
+        version=version,
         path=folder,
-        limit=min((limit for limit in limits if limit is not None), default=None),
-        used=None if usage is None else max(0, usage - cache),
-        oom_kills=_field(root.text(f"{folder}/memory.oom_control"), "oom_kill"),
+        limit=min(known.values(), default=None),
+        used=ours,
+        oom_kills=kills,
+        available=max(0, min(left)) if left else None,
     )
+
+
+def _less(current: int | None, cache: int) -> int | None:
+    return None if current is None else max(0, current - cache)
 
 
 def _upward(folder: str, mounted: str) -> Iterator[str]:

@@ -419,7 +419,7 @@ class Record:
         failed around the value it has now, here or in an earlier campaign; and the words for it.
 
         A failure whose premise has moved since narrows nothing."""
-        if not variant.scale:
+        if not variant.scale or variant.set:  # adapters at ten times the rate are no step of the rate
             return 1.0, ""
         keys = set(variant.scale)
         keeps = sum(

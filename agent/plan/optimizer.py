@@ -131,7 +131,10 @@ def _numeric_forms(
         for hypothesis in playbook.hypotheses.values()
         if playbook.axis_of[hypothesis.id] == axis
         for variant in hypothesis.variants
-        if variant.scale and lacking(hypothesis, variant, recipe, machine=machine) is None
+        # what sets other keys too (adapters at ten times the rate) says nothing about the numbers alone
+        if variant.scale
+        and not (variant.set or variant.toggle)
+        and lacking(hypothesis, variant, recipe, machine=machine) is None
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.errors import RecipeError
 from agent.plan.context import Context
 from agent.plan.fit import build_change, lacking
 from agent.plan.memory import Moves
@@ -99,7 +100,7 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: Context) -> tupl
         cost=variant.cost or hypothesis.cost,
         variant=variant.name,
         status=hypothesis.status,
-        comparator=_comparator(hypothesis, context.recipe),
+        comparator=_comparator(hypothesis, result, context.recipe),
         values=moves,
     ), ""
 
@@ -154,8 +155,12 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 3] + "..."
 
 
-def _comparator(hypothesis: Hypothesis, recipe: Recipe) -> Recipe | None:
+def _comparator(hypothesis: Hypothesis, result: Recipe, recipe: Recipe) -> Recipe | None:
+    """What the idea has to beat beside the incumbent: the idea itself, but for what the hypothesis takes back."""
     if not hypothesis.comparator:
         return None
-    comparator = with_keys(recipe, hypothesis.comparator)
-    return comparator if comparator.signature() != recipe.signature() else None
+    try:
+        comparator = with_keys(result, hypothesis.comparator)
+    except RecipeError:  # a list of factors has values that no constant rate may have
+        comparator = with_keys(result, {"learner.lr_schedule": {"kind": "constant"}})
+    return comparator if comparator.signature() not in {result.signature(), recipe.signature()} else None

@@ -270,17 +270,25 @@ def _dropped_prompt_share(observation: Observation) -> float | None:
     return sum(row.dropped_prompts for row in observation.cycles) / drawn if drawn else None
 
 
+def _select_is(metric: str, observation: Observation) -> bool:
+    return observation.recipe.evaluation.metric == metric
+
+
 @_signal(
     "sampling_gap", LATE, "Pass rate of the `select` split at the evaluation's settings - that of training samples."
 )
 def _sampling_gap(observation: Observation) -> float | None:
+    if not _select_is("pass_rate", observation):
+        return None
     return _difference(_mean(observation.late, "select_metric"), _mean(observation.late, "pass_rate"))
 
 
 @_signal("sampling_gap_start", START, "The same for the untrained model.")
 def _sampling_gap_start(observation: Observation) -> float | None:
     start = observation.start
-    return _difference(_mean([start], "select_metric"), _mean([start], "pass_rate")) if start else None
+    if start is None or not _select_is("pass_rate", observation):
+        return None
+    return _difference(_mean([start], "select_metric"), _mean([start], "pass_rate"))
 
 
 # --- what was kept and learned -----------------------------------------------------------------------------
@@ -371,7 +379,7 @@ def _select_gain(observation: Observation) -> float | None:
 @_signal("select_gain_errors", "last third of cycles - cycle 0", "The same in standard errors of its measurement.")
 def _select_gain_errors(observation: Observation) -> float | None:
     gain = _select_gain(observation)
-    if gain is None:
+    if gain is None or _select_is("mean_reward", observation):  # whose spread is not that of a share
         return None
     evaluation = observation.recipe.evaluation
     return gain / math.sqrt(2 * 0.25 / (evaluation.select_prompts * evaluation.select_samples))
@@ -401,6 +409,8 @@ def _metric_gain(observation: Observation) -> float | None:
 
 @_signal("transfer_gap", "last third of cycles - cycle 0", "Rise on training samples - rise on the `select` split.")
 def _transfer_gap(observation: Observation) -> float | None:
+    if not _select_is("pass_rate", observation):
+        return None
     return _difference(_pass_gain(observation), _select_gain(observation))
 
 
@@ -447,10 +457,9 @@ def _larger_fall(observation: Observation) -> tuple[float, float] | None:
     evaluation = observation.recipe.evaluation
     held_out = evaluation.select_prompts * evaluation.select_samples
     drawn = statistics.fmean(_worth(observation, row) for row in rows) if rows else 0.0
-    falls = [
-        _fall(_values(rows, "select_metric"), held_out),
-        _fall(_values(rows, "pass_rate"), drawn),
-    ]
+    falls = [_fall(_values(rows, "pass_rate"), drawn)]
+    if not _select_is("mean_reward", observation):  # which is no share of anything
+        falls.append(_fall(_values(rows, "select_metric"), held_out))
     known = [fall for fall in falls if fall is not None]
     return max(known, key=lambda fall: fall[1]) if known else None
 

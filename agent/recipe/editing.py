@@ -122,7 +122,8 @@ def _replace_value(text: str, node: yaml.Node, key_node: yaml.Node, rendered: st
         return text[:start] + rendered + text[end:]
     if node.start_mark.line != key_node.end_mark.line:
         start = text.index(":", key_node.end_mark.index) + 1  # a block collection: back to its key's line
-        rendered = " " + rendered
+        beside = text[start : text.index("\n", start)].rstrip("\r")
+        rendered = f" {rendered}{beside if beside.lstrip().startswith('#') else ''}"
     elif start == end and not text[:start].endswith(" "):
         rendered = " " + rendered  # `key:` with nothing after it
     return text[:start] + rendered + text[end:]

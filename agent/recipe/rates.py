@@ -102,7 +102,9 @@ def yaml_block(learner: Learner) -> str:
     extends."""
     schedule = learner.lr_schedule
     lines = ["learner:", f"  learning_rate: {_scalar(learner.learning_rate)}", "  lr_schedule:"]
-    lines += [f"    {name}: {_scalar(getattr(schedule, name))}" for name in schedule.keys_read()]
+    read = schedule.keys_read()
+    lines += [f"    {name}: {_scalar(getattr(schedule, name))}" for name in read]
+    lines += ["    values: null"] if "values" not in read else []  # a list that is extended is refused beside this kind
     lines.append(f"  warmup: {_scalar(learner.warmup)}")
     return "\n".join(lines) + "\n"
 

@@ -119,8 +119,9 @@ def run_study(
             if ran.stopped is not None:
                 return ran
             out = _folder(place, one.arm, one.seed)
-            if (one.arm.digest, one.seed) in results.failed:
-                shutil.rmtree(out, ignore_errors=True)  # from the beginning: what it died of may be in its state
+            if (one.arm.digest, one.seed) in results.failed and not (out / STATE).exists():
+                # from the beginning; one that has a state is a retry that was stopped
+                shutil.rmtree(out, ignore_errors=True)
             observer.started(one.arm, one.seed, number=one.number, goes_on=out.is_dir())
             request = request_alone(
                 one.arm.recipe, out, workspace=place.workspace, cache=place.cache, seed=one.seed, splits=(), **keys

@@ -421,17 +421,35 @@ def test_a_lead_that_moved_rate_and_temperature_in_two_rounds_is_confirmed_with_
 def test_a_schedule_in_the_lead_has_to_beat_a_constant_rate(night: Night) -> None:
     session = played(night).open()
     bench = night.bench(session, rules=RULES)
-    schedule = {"learner.lr_schedule.kind": "exponential", "learner.lr_schedule.decay": 0.9}
-    part = planned(bench, schedule, kind="promising", comparator={"learner.lr_schedule.kind": "constant"})
-    lead = bench.plan_together([part], advance=True)
+    # as the planner has it on a constant rate: beside a schedule alone the incumbent is what it has to beat
+    schedule = planned(
+        bench, {"learner.lr_schedule.kind": "exponential", "learner.lr_schedule.decay": 0.9}, kind="promising"
+    )
+    other = planned(bench, {"selection.dedup": False}, kind="promising")
+    lead = bench.plan_together([schedule, other], advance=True)
     assert lead is not None
     assert not bench.has_comparator(lead), "an advance is no verdict"
     judged_as(bench, lead, "lead")
+    assert bench.needs_comparator(lead), "its time is planned"
     confirmed = bench.plan_together([lead], of_lead=True)
     assert confirmed is not None
     assert bench.has_comparator(confirmed)
     comparator = known(session, confirmed)["comparator"]
     assert comparator["learner"]["lr_schedule"]["kind"] == "constant"
+    assert comparator["selection"]["dedup"] is False, "all but the schedule is the same"
+
+
+def test_a_schedule_that_leads_alone_has_to_beat_the_constant_incumbent_and_nothing_else(night: Night) -> None:
+    bench = night.bench(played(night).open(), rules=RULES)
+    schedule = planned(
+        bench, {"learner.lr_schedule.kind": "exponential", "learner.lr_schedule.decay": 0.9}, kind="promising"
+    )
+    lead = bench.plan_together([schedule], advance=True)
+    assert lead is not None
+    judged_as(bench, lead, "lead")
+    confirmed = bench.plan_together([lead], of_lead=True)
+    assert confirmed is not None
+    assert not bench.has_comparator(confirmed)
 
 
 def test_a_confirmation_of_the_lead_that_measured_nothing_is_tried_once_more(night: Night) -> None:

@@ -19,6 +19,8 @@ import yaml
 from nights import BETTER_RATE, RECIPE, Dies, Night, Recorder, dying_at, forked_launch, hypothesis, trick
 
 from agent.campaign import lockbox, repair
+from agent.campaign.admission import refusal
+from agent.campaign.jobs import Job
 from agent.campaign.lockbox import YardstickChanged
 from agent.errors import PlaybookError, RecipeError
 from agent.files import stamp_of
@@ -796,3 +798,14 @@ def test_the_text_of_a_mended_verifier_is_the_one_that_counts(locked: Night) -> 
     (locked.root / "checks/verify.py").write_text("def score(response, row):\n    return True\n")
     assert locked.resume().kept == (1,)
     assert (locked.session.folder / "mended/000/checks/verify.py").read_text() == mended
+
+
+def test_a_run_may_have_the_step_that_it_tries_for_all_later_ones(night: Night) -> None:
+    """Another type to compute in is no key of `backend`, and only the trials of it were let through."""
+    session = night.open()
+    other = "float32" if session.recipe_of(0).model.dtype != "float32" else "bfloat16"
+    recipe = with_keys(session.recipe_of(0), {"model.dtype": other})
+    job = Job(key="baseline-s1", what="", recipe=recipe, seed=1, role="baseline", rung="calibrate", experiment=0)
+    assert "which no change or fix of #0 says" in str(refusal(session, job))
+    assert refusal(session, dataclasses.replace(job, trying={"model.dtype": other})) is None
+    assert refusal(session, dataclasses.replace(job, trying={"model.dtype": "float16"})) is not None

@@ -120,6 +120,20 @@ def test_the_block_pastes_into_a_real_recipe(workspace: Workspace, capsys: Said)
     assert told(capsys, "--recipe", "mine")["cycles"] == 8
 
 
+def test_the_block_pastes_over_a_list_that_is_extended(workspace: Workspace, capsys: Said) -> None:
+    listed = "extends: raft-decay-lr.yaml\nlearner:\n  lr_schedule: {kind: list, by: cycle, values: [1, 0.5]}\n"
+    (workspace.recipes / "listed.yaml").write_text(listed)
+    block = said(capsys, "--schedule", "exponential", "--decay", "0.7", "--yaml")
+    (workspace.recipes / "mine.yaml").write_text(f"extends: listed.yaml\n{block}")
+    assert load_recipe(workspace.recipes / "mine.yaml").learner.lr_schedule.kind == "exponential"
+
+
+def test_a_block_to_paste_has_nothing_else_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for also in ("--compare", "--recommendations"):
+        assert run(["lr", "--decay", "0.5", "--yaml", also]) == 2
+        assert "--yaml prints a block to paste and nothing else" in capsys.readouterr().err
+
+
 def test_a_recipe_is_shown_with_its_own_schedule_and_cycles(workspace: Workspace, capsys: Said) -> None:
     found = told(capsys, "--recipe", "raft-decay-lr")
     assert found["cycles"] == 8

@@ -118,6 +118,12 @@ def test_cgroup_v2_takes_the_tightest_limit_up_to_the_root(tmp_path: Path) -> No
     assert (group.version, group.limit, group.used, group.oom_kills) == (2, 8 * 2**30, 2 * 2**30, 2)
     assert group.available == 6 * 2**30  # page cache that can be dropped is not in use
     assert cpu_quota(root=root) == 1.5
+    # who else is below the limit shares it
+    write(top / "user.slice/memory.current", 7 * 2**30)
+    write(top / "user.slice/memory.stat", f"anon 1\ninactive_file {2**29}")
+    group = cgroup_memory(root=root)
+    assert group is not None
+    assert (group.limit, group.used, group.available) == (8 * 2**30, 2 * 2**30, 3 * 2**29)
 
 
 def test_cgroup_v1_and_its_way_of_writing_no_limit(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_the_rules_of_the_seed_go_by_count_alone() -> None:
     ],
 )
 def test_a_rule_counts_on_its_kind_of_machine_and_is_named(form: str, slots: int, where: str, rule: str | None) -> None:
-    recipe = tiny(rollout__slots=slots, learner__packing=False)
+    checkpointing = True if form.endswith("checkpointing/off") else "auto"
+    recipe = tiny(rollout__slots=slots, learner__packing=False, learner__gradient_checkpointing=checkpointing)
     found = factor(MACHINES[where], recipe, form)
     if rule is None:
         assert found == []
@@ -88,7 +89,7 @@ def test_an_unknown_machine_is_of_no_kind() -> None:
 
 
 def test_the_rule_for_one_strix_halo_is_not_for_two() -> None:
-    recipe = tiny(learner__packing=False)
+    recipe = tiny(learner__packing=False, learner__gradient_checkpointing=True)
     assert factor(machine(2), recipe, "batch-gradient-checkpointing/off") == []
 
 

@@ -84,8 +84,8 @@ def test_two_numbers_that_were_tried_are_refined_together() -> None:
     assert (rate, norm) == (float(f"{rate:.2g}"), float(f"{norm:.2g}"))
     assert "x1.20 learner.learning_rate was tried both ways" in found.why
     assert (
-        "Gaussian process over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed or given up"
-        in found.why
+        "Gaussian process over learner.learning_rate, learner.max_grad_norm from 5 points, 0 of them crashed or "
+        "given up" in found.why
     )
 
 
@@ -128,7 +128,7 @@ def test_single_numbers_go_first_until_one_was_tried_both_ways_and_after_a_refin
 
 
 def test_what_was_given_up_is_known_to_be_bad() -> None:
-    """A night of SmolLM2 asked for a rate of a fifth after one of a half had been given up, which nobody had told it."""
+    """A night of SmolLM2 asked for a fifth of a rate after a half of it had been given up, which nobody had told it."""
     given_up = tried({RATE: (2e-4, 1e-4)}, None, reason="regressed: given up at 57% of the training budget", number=4)
     found = refinement_of("size", TOY, START, [*FOUR[:1], *FOUR[2:], given_up], machine=None)
     assert found is not None

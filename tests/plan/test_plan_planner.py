@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from plan_fixtures import BOOK, attempt, machine, named, run, shipped, tiny
 
 from agent.errors import UsageError
+from agent.plan.fit import lacking
 from agent.plan.memory import FAILED_AGAIN, Attempt, Constraint
 from agent.plan.planner import Ranking, plan, random_order
 from agent.recipe.change import LEARNING_RATE_KEYS, TEMPERATURE_KEYS
@@ -174,6 +176,47 @@ def test_both_ways_failed_narrows_instead_of_repeating() -> None:
     up = named(after, "explore-temperature", "up")
     assert up.recipe.rollout.temperature == pytest.approx(1.3**0.5, rel=1e-4)
     assert any("both ways failed" in line for line in up.why)
+
+
+def test_adapters_at_ten_times_the_rate_are_no_step_of_the_rate() -> None:
+    before = plan(BOOK, recipe=tiny())
+    history = [attempt(named(before, "lr-peak", way)) for way in ("up", "down")]
+    adapters = named(plan(BOOK, recipe=tiny(), history=history, campaign="now"), "batch-lora", "adapters")
+    assert adapters.recipe.learner.learning_rate == pytest.approx(10 * 2e-4)
+
+
+def test_what_a_schedule_has_to_beat_is_itself_at_a_constant_rate() -> None:
+    """With the warm-up that comes with it, which may be all of the gain; where nothing does, that is the incumbent."""
+    ranking = plan(BOOK, recipe=tiny())
+    held = named(ranking, "lr-hold-then-decay", "last-fifth")
+    assert held.comparator is not None
+    assert (held.comparator.learner.lr_schedule.kind, held.comparator.learner.warmup) == ("constant", 0.05)
+    assert named(ranking, "lr-cosine", "to-a-tenth").comparator is None
+    listed = tiny(learner__lr_schedule={"kind": "list", "values": [1.0, 0.5]})
+    for proposal in plan(BOOK, recipe=listed).proposals:
+        if proposal.comparator is not None:
+            assert proposal.comparator.learner.lr_schedule.kind == "constant"
+
+
+@pytest.mark.parametrize(
+    ("form", "recipe", "words"),
+    [
+        ("backend-engine/native", {}, "needs rollout.engine to be 'hf'"),
+        ("batch-gradient-checkpointing/off", {}, "needs learner.gradient_checkpointing to be True"),
+        ("reward-threshold/lower", {}, "needs task.verifier.kind to be other than"),
+        ("reward-scale/up", {}, "needs selection.reward_threshold above 1"),
+        ("reward-clip/unit", {}, "needs task.reward.scale above 1"),
+        ("explore-temperature-schedule/rising", {"rollout__temperature": 1.3}, "needs rollout.temperature below 1.25"),
+        ("explore-temperature-schedule/falling", {"rollout__temperature": 0.7}, "needs rollout.temperature above 0.75"),
+        ("explore-temperature/as-the-model-has-it", {"rollout__temperature": 1.2}, "needs rollout.temperature below 1"),
+        ("explore-temperature/no-hotter-than-the-model", {}, "needs rollout.temperature above 1"),
+    ],
+)
+def test_what_would_change_nothing_or_the_wrong_way_is_not_tried(form: str, recipe: dict[str, Any], words: str) -> None:
+    hypothesis, _, variant = form.partition("/")
+    entry = BOOK.hypotheses[hypothesis]
+    chosen = next(one for one in entry.variants if one.name == variant)
+    assert words in (lacking(entry, chosen, tiny(**recipe), machine=None) or "")
 
 
 def test_a_kept_change_of_batch_queues_the_learning_rate() -> None:

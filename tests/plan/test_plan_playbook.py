@@ -61,6 +61,7 @@ def test_every_variant_fits_some_recipe_once_machine_and_recipe_have_what_it_req
 
 
 STATES: list[dict[str, object]] = [
+    {"rollout__temperature": 1.3, "task__reward__scale": 2.0},
     {
         "prompt__system": "You are helpful.",
         "prompt__template": "Q: {question}",

@@ -355,3 +355,15 @@ def test_the_four_readings(observation: Observation, reading: str) -> None:
     readings = read_bottleneck(observation, BOOK)
     assert reading in [r.reading for r in readings]
     assert all(r.evidence and r.points_to for r in readings)
+
+
+def test_a_reward_is_not_taken_for_a_share() -> None:
+    """Rewards of 10: their noise is not that of a share, and a pass rate is no part of them."""
+    recipe = tiny(evaluation__metric="mean_reward", task__reward__scale=10.0)
+    rewards = [cycle(n, select_metric=8.0 + 0.2 * (-1) ** n) for n in range(21)]
+    found = signals(replace(run(recipe=recipe), cycles=rewards))
+    shares = signals(replace(run(), cycles=[cycle(n, select_metric=0.4) for n in range(21)]))
+    for name in ("sampling_gap", "sampling_gap_start", "transfer_gap", "transfer_gap_errors", "select_gain_errors"):
+        assert found.get(name) is None, name
+        assert shares.get(name) is not None, name
+    assert found["fall_errors"] == shares["fall_errors"], "by the pass rate alone"

@@ -251,6 +251,14 @@ def test_any_edit_reads_back_as_the_edited_mapping_and_keeps_every_comment(edits
     assert "# the end\n" in edited
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_comment_beside_a_key_stays_where_its_lines_become_one(newline: str) -> None:
+    text = newline.join(["prompt:", "  stop:  # as the template has it", "    - a  # the first", "  system: x", ""])
+    edited = edit_text(text, {"prompt.stop": []})
+    beside = "  # as the template has it  # the first"
+    assert edited == newline.join(["prompt:", f"  stop: []{beside}", "  system: x", ""])
+
+
 def test_resolved_text_reads_back_equal() -> None:
     recipe = small(**{"learner.learning_rate": 1e-7, "prompt.system": "no", "task.reward.clip": [0, 1]})
     assert recipe_from(read_yaml(resolved_text(recipe), where="x"), where="x") == recipe

@@ -121,6 +121,27 @@ def test_what_failed_is_written_down_and_tried_again_only_when_asked(bench: Benc
 
 
 @pytest.mark.slow
+def test_a_retry_that_was_stopped_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bench.workspace.root / "crash-seeds").write_text("2\n")
+    bench.with_seeds("[2]")
+    bench.run(max_runs=1)
+    (bench.workspace.root / "crash-seeds").unlink()
+    monkeypatch.setenv("FAKE_PACE", "0.4")
+    monkeypatch.setenv("FAKE_PACE_ALL", "1")
+    folder = bench.workspace.study_folder("small")
+
+    def after_two_cycles() -> str | None:
+        return "stopped" if any(len(path.read_text()) >= 2 for path in folder.glob("*/trained")) else None
+
+    assert "stopped" in (bench.run(retry=True, max_runs=1, stop=after_two_cycles).stopped or "")
+    (trained,) = folder.glob("*/trained")
+    before = trained.read_text()
+    monkeypatch.setenv("FAKE_PACE", "0")
+    assert bench.run(retry=True, max_runs=1).finished == 1
+    assert trained.read_text().startswith(before), "what it had trained was not done again from the beginning"
+
+
+@pytest.mark.slow
 def test_a_stop_keeps_the_run_under_way_and_goes_on_in_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PACE", "0.4")
     monkeypatch.setenv("FAKE_PACE_ALL", "1")
