@@ -13,7 +13,7 @@ run: $(VENV)/installed
 	$(BIN)/raft-agent run $(RECIPE) --budget $(BUDGET)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not real_model"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not real_model"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "(slow or real_model) and not alone"

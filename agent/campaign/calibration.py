@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ HOLDOUT_SLACK = 1.1
 """The holdout is called too small where what it shows is larger than the detectable gain by more than this factor."""
 SURE = 1 / 3
 """Of the time that starting a run is guessed to take: an H100 took 8 s where 30 s were guessed."""
+SAME_GAIN = 1.05
+"""What a confirmation finds is told anew where it is more than before by this factor."""
 MANY = 1000
 """Degrees of freedom at which Student's t is a normal distribution."""
 
@@ -180,10 +182,8 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     noise = group_noise(baseline)
     gain = compare(baseline, base, noise)
     prompts = lab.evaluation.confirm_prompts
-    most = _affordable_seeds(lab)
-    smallest = detectable_gain(
-        baseline, noise, lab.rules, to_come=lab.confirmations_to_come(), prompts=prompts, most=most
-    )
+    most, to_come = _affordable_seeds(lab), lab.confirmations_to_come()
+    smallest = detectable_gain(baseline, noise, lab.rules, to_come=to_come, prompts=prompts, most=most)
     throughput = [run.summary.tokens_per_s for run in runs if run.summary and run.summary.tokens_per_s]
     minimize = lab.evaluation.minimize
     values: dict[str, Any] = {
@@ -196,6 +196,8 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         "tokens_per_s": statistics.median(throughput) if throughput else None,
         "seeds": len(runs),
         "seeds_planned": night.baseline_seeds,
+        "most_seeds": most,
+        "to_come": to_come,
         "ideas_affordable": night.ideas,
     }
     lab.calibrated(values)
@@ -212,6 +214,20 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
     if smallest is not None and noise is not None:
         _warn_of_a_small_holdout(lab, baseline, noise, smallest)
     return Calibration(untrained, tuple(runs), noise, night, gain, smallest)
+
+
+def known_better(told: Mapping[str, Any], lab: Lab, evidence: Evidence) -> dict[str, Any]:
+    """What was `told` of what a confirmation finds, by the noise of all runs until now, where that is more: the few
+    seeds of a baseline may happen to lie close together. Nothing where it is not."""
+    before, most, to_come = (told.get(name) for name in ("smallest_detectable", "most_seeds", "to_come"))
+    if before is None or most is None or to_come is None:
+        return {}
+    baseline, noise = arm_scores(evidence.baseline(), "search"), evidence.noise
+    prompts = lab.evaluation.confirm_prompts
+    now = detectable_gain(baseline, noise, lab.rules, to_come=to_come, prompts=prompts, most=most)
+    if now is None or now <= before * SAME_GAIN:
+        return {}
+    return {"smallest_detectable": now, "run_share": run_share(baseline, noise, seeds=most, prompts=prompts)}
 
 
 def _affordable_seeds(lab: Lab) -> int:

@@ -82,6 +82,7 @@ def _from_baseline_to_holdout(bench: Workbench) -> Ending:
             f"stopped before the baseline was measured: {reason}", hint="raft-agent resume goes on with it"
         )
     bench.rank_anew()
+    bench.calibrate_better()
     try:
         return finish(session, bench.runner, evidence, reason=reason)
     except CutShort as cut:

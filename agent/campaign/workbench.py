@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.campaign import announce, choose, steering
 from agent.campaign.budget import BudgetClock, RunCost
+from agent.campaign.calibration import known_better
 from agent.campaign.direction import as_measured
 from agent.campaign.done import Done
 from agent.campaign.early import Hopeless, Pause, share_that_tells
@@ -501,6 +502,13 @@ class Workbench(Lab):
         if self.session.state.calibration != values:
             self.session.tell("calibrated", values=values)
         self.session.observer.board(self.session.board())
+
+    def calibrate_better(self) -> None:
+        """Before the night is summed up: it must not claim to have seen what its noise would have hidden."""
+        told = self.session.state.calibration
+        better = known_better(told, self, self.evidence)
+        if better:
+            self.session.tell("calibrated", values=told | better)
 
     def watch(self, number: int, search: Measured, *, probe: bool) -> list[Report]:
         assert isinstance(search, Done)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from made import A_RUN, MadeLab, MadeRun, run, scores
 
 from agent.campaign.budget import RunCost
-from agent.campaign.calibration import calibrate, detectable_gain, run_share
+from agent.campaign.calibration import calibrate, detectable_gain, known_better, run_share
 from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
@@ -91,6 +92,22 @@ def test_a_night_that_has_begun_is_gone_on_with_however_little_time_is_left() ->
         calibrate(Guessed(runs=4), Evidence())
     gone_on_with = Guessed(runs=4, planned=2)
     assert seeds_in(gone_on_with) == [0, 1]
+
+
+def test_what_a_confirmation_finds_is_told_anew_where_the_runs_differ_by_more_than_the_baselines_did() -> None:
+    """A night of SmolLM2: five seeds within the noise of their prompts, then two of one recipe ten points apart."""
+    lab = MadeLab(lambda order: run(f"{order.arm}-{order.index}", 0.5, seed=order.index))
+    told: dict[str, Any] = {}
+    lab.calibrated = told.update  # type: ignore[method-assign]
+    calibrate(lab, evidence := Evidence())
+    assert known_better(told, lab, evidence) == {}
+    for index, mean in enumerate((0.508, 0.612)):
+        evidence.add(run(f"fresh-{index}", mean, seed=50 + index), experiment=0, arm="incumbent")
+    better = known_better(told, lab, evidence)
+    assert better["smallest_detectable"] > 2 * told["smallest_detectable"]
+    assert better["run_share"] > told["run_share"]
+    assert known_better(told | better, lab, evidence) == {}
+    assert known_better({"smallest_detectable": 0.01}, lab, evidence) == {}, "a journal of before"
 
 
 def test_what_makes_a_confirmation_coarse() -> None:
