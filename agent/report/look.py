@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.report.charts import group_of
-from agent.report.night import Arm, Card, Crash, Estimate, Night, RuledOut, Step
+from agent.report.night import DISCARDED, Arm, Card, Crash, Estimate, Night, RuledOut, Step
 from agent.report.numbers import Numbers, finite, time_of
 from agent.report.words import percent
 from agent.text import clean
@@ -19,8 +19,6 @@ MOST_CRASHES = 200
 """That are shown one by one, the last ones."""
 MOST_RULED_OUT = 500
 SPLITS = ("search", "confirm", "holdout")
-DISCARDED = ("inconclusive", "regressed", "underpowered", "tainted", "screened", "lead", "guard")
-"""Kinds that `counts` breaks the discarded down to, the usual ones first."""
 STATES = {"running": "running", "paused": "paused", "finished": "finished", "killed": "cut short", "new": "not started"}
 COLOURS = {
     "train": 0,

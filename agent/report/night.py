@@ -19,6 +19,20 @@ FORMAT = 1
 Standing = Literal["running", "paused", "finished", "killed", "new"]
 
 
+DISCARDED = (
+    "inconclusive",
+    "regressed",
+    "promising",
+    "lead",
+    "screened",
+    "underpowered",
+    "tainted",
+    "guard",
+    "suspect",
+)
+"""Kinds that `Night.counts` breaks the discarded down to, the usual ones first."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95% interval, in the metric's unit: a pass rate of 0.4 is 40%, a difference of 0.03 is 3

@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Iterator
 
 from agent.report.markdown import code, fenced, prose, table
-from agent.report.night import Estimate, Night, Shown, Step
+from agent.report.night import DISCARDED, Estimate, Night, Shown, Step
 from agent.report.words import duration, percent, points
 from agent.text import one_line
 
@@ -69,7 +69,7 @@ def _facts(night: Night) -> Iterator[str]:
     said.append(f"{counts.get('crash', 0)} crashed")
     if counts.get("open"):
         said.append(f"{counts['open']} open")
-    kinds = [f"{counts[name]} {name}" for name in DISCARDS if counts.get(name)]
+    kinds = [f"{counts[name]} {name}" for name in DISCARDED if counts.get(name)]
     detail = f" (discarded: {', '.join(kinds)})" if kinds else ""
     yield f"- ideas: {counts.get('ideas', 0)}: {', '.join(said)}{detail}"
     yield f"- noise: {prose(night.noise.words)}"
@@ -81,9 +81,6 @@ def _facts(night: Night) -> Iterator[str]:
     stopped = f" ({prose(night.stopped)})" if night.stopped else ""
     yield f"- {night.state}{stopped}; {_when(night)}"
     yield f"- {', '.join(prose(word) for word in (night.recipe, night.model, night.task, night.machine) if word)}"
-
-
-DISCARDS = ("inconclusive", "regressed", "promising", "lead", "screened", "underpowered", "tainted", "guard", "suspect")
 
 
 def _when(night: Night) -> str:

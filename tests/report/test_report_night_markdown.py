@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from agent.errors import InvalidFile
+from agent.report.look import counts
 from agent.report.markdown import code, fenced, prose, table
-from agent.report.night import FORMAT, Crash, Estimate, Gain, NearMiss, Next, Night, Shown
+from agent.report.night import DISCARDED, FORMAT, Crash, Estimate, Gain, NearMiss, Next, Night, Shown
 from agent.report.night_markdown import cell, markdown
 from agent.report.summary import night_from, read_summary, summary_of, summary_text
 from agent.text import clean, one_line
@@ -163,3 +164,13 @@ def test_secrets_of_a_sample_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
     one = dataclasses.replace(made_nights.good(), samples=shown)
     assert "sesame-open-1234" not in summary_text(one)
     assert "sesame-open-1234" not in markdown(one)
+
+
+def test_page_and_text_break_the_discarded_down_alike() -> None:
+    """A real night's page left 7 promising ones of 46 out."""
+    made = dataclasses.replace(
+        made_nights.no_keeps(), counts={"ideas": 45, "keep": 0, "discard": 45} | dict.fromkeys(DISCARDED, 5)
+    )
+    (row,) = (row for row in counts(made) if row[0] == "discard")
+    assert row == ("discard", 45, ", ".join(f"5 {kind}" for kind in DISCARDED))
+    assert f"(discarded: {row[2]})" in markdown(made)
