@@ -418,8 +418,10 @@ class Workbench(Lab):
         )
 
     def _time_to_repair(self, number: int) -> bool:
-        """For another whole run of an idea: what waits to be confirmed goes before it."""
-        return number == 0 or self.is_last(number) or not last_chance(self, self.cost(number).total_s)
+        """For another whole run of an idea: what waits to be confirmed goes before it. It costs what the recipe that it
+        changes does: its own may be one that nobody can read."""
+        needed = self.cost(self.planned_against(number)).total_s
+        return number == 0 or self.is_last(number) or not last_chance(self, needed)
 
     def _hopeless(self, number: int) -> Early | None:
         runs = self.evidence.search_runs(self.incumbent)
