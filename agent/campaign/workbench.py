@@ -499,7 +499,7 @@ class Workbench(Lab):
     def calibrated(self, values: dict[str, Any]) -> None:
         """A session that goes on has less time; what was promised before the search stands."""
         told = self.session.state.calibration
-        promised = ("smallest_detectable", "run_share", "ideas_affordable")
+        promised = ("smallest_detectable", "run_share", "ideas_affordable", "most_seeds", "to_come")
         values = values | {key: told[key] for key in promised if key in told}
         if self.session.state.calibration != values:
             self.session.tell("calibrated", values=values)

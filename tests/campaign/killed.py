@@ -476,7 +476,8 @@ def branches(night: Night) -> dict[str, list[tuple[str, str, str]]]:
         form = "%T%x00%B%x00%N%x01"
         log = night.git("log", "--reverse", "--notes=refs/notes/raft", f"--format={form}", ref, "^main", "--")
         parts = [entry.strip("\n").split("\0") for entry in log.split("\1") if entry.strip()]
-        found[ref] = [(tree, _timeless(message), _timeless(note)) for tree, message, note in parts]
+        # a number with a digit more breaks the lines of a message elsewhere
+        found[ref] = [(tree, " ".join(_timeless(message).split()), _timeless(note)) for tree, message, note in parts]
     return found
 
 
@@ -484,6 +485,7 @@ def _timeless(text: str) -> str:
     text = re.sub(r"(?m)^(elapsed_min|tokens_per_s|memory_gb): .*\n?", "", text)
     text = re.sub(r"\b\d+h \d\dm\b|\b\d+m \d\ds\b|\b\d+s\b", "TIME", text)
     text = re.sub(r"\d+% of it in training", "SHARE of it in training", text)
+    text = re.sub(r"line\s+\d+\s+of\s+its\s+log", "line N of its log", text)  # where earlier starts wrote before it
     return re.sub(r"\b[0-9a-f]{12,40}\b", "HASH", text).strip()
 
 
