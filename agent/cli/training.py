@@ -186,7 +186,11 @@ def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -
         def on_progress(progress: Progress) -> None:
             spinner.update(Text(one_line(progress_words(progress, numbers))))  # a plain string would be read for markup
 
-        return launch(request, on_progress=on_progress, machine=machine)
+        try:
+            return launch(request, on_progress=on_progress, machine=machine)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            raise
 
 
 def refuse_unfit(workspace: Workspace, recipe: Recipe, machine: Machine, *, name: str, trains: bool = True) -> None:
