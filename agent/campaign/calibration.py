@@ -26,6 +26,7 @@ from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.levels import next_level
 from agent.campaign.rules import Rules
 from agent.campaign.scores import Scores
+from agent.campaign.taint import set_aside
 from agent.campaign.verdict import span_of
 from agent.errors import BudgetError, TrainingFailed
 from agent.recipe.schema import Budget, Evaluation
@@ -91,9 +92,7 @@ def _those_that_ran(lab: Lab, evidence: Evidence, runs: Sequence[Measured]) -> l
         if cut is not None:
             ran.remove(run)
             lab.warn(f"{run.key} is left out of the calibration: {cut}")
-            if run.key not in evidence.aside:
-                lab.set_aside(run, cut)
-                evidence.aside[run.key] = cut
+            set_aside(lab, evidence, run, cut)
     for run in runs:
         if not run.ok:
             lab.warn(f"a baseline run crashed ({run.crash_words}); its seed is left out of the calibration")

@@ -22,7 +22,7 @@ from agent.campaign.guards import broken, look_at_guards, suspicions
 from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.lab import MEASURED_ON, Lab, Measured, Order
 from agent.campaign.levels import Terms, Used, next_level
-from agent.campaign.taint import at_another_speed, tainted
+from agent.campaign.taint import at_another_speed, set_aside, tainted
 from agent.campaign.verdict import Guard, Judgement, Kind, Look, Verdict, judge_confirmed, span_of
 from agent.report.numbers import Numbers
 
@@ -321,27 +321,20 @@ def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
     known = run.key in evidence.aside
     nothing = unmeasured(run, MEASURED_ON[order.arm][0])
     if nothing:
-        _set_aside(lab, evidence, run, nothing)
+        set_aside(lab, evidence, run, nothing)
         return _Flaw("crash", nothing, known=known)
     weak = underpowered(lab.budget, run)
     if weak and order.arm != "incumbent":  # which is what it is, and there to be beaten
-        _set_aside(lab, evidence, run, weak)
+        set_aside(lab, evidence, run, weak)
         return _Flaw("underpowered", weak, known=known)
     if known:
         return _Flaw("tainted", f"tainted: {evidence.aside[run.key]}", known=True)
     off = tainted(lab, evidence, order.experiment, run)
     if off:
-        _set_aside(lab, evidence, run, off)
+        set_aside(lab, evidence, run, off)
         return _Flaw("tainted", f"tainted: {off}")
     evidence.add(run, experiment=order.experiment, arm=order.arm)
     return None
-
-
-def _set_aside(lab: Lab, evidence: Evidence, run: Measured, why: str) -> None:
-    """Once, for this session and later ones."""
-    if run.key not in evidence.aside:
-        lab.set_aside(run, why)
-        evidence.aside[run.key] = why
 
 
 # --- a schedule against a constant rate --------------------------------------------------------------------

@@ -62,6 +62,13 @@ def note_pace(lab: Lab, evidence: Evidence, number: int, run: Measured) -> list[
     return usual
 
 
+def set_aside(lab: Lab, evidence: Evidence, run: Measured, why: str) -> None:
+    """The run counts for nothing, in this session and later ones; said and written down once."""
+    if run.key not in evidence.aside:
+        lab.set_aside(run, why)
+        evidence.aside[run.key] = why
+
+
 def _usual(lab: Lab, evidence: Evidence, number: int, run: Measured) -> list[float]:
     alike = {number} if lab.touches_speed(number) else {number, lab.planned_against(number)}
     return [speed for one in sorted(alike) for speed in evidence.speeds(one, but=run.key)]
