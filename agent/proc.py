@@ -91,11 +91,14 @@ def _descendants_by_table(pid: int) -> list[int]:
 
 
 def group_nice() -> int | None:
-    """The nice value of this session's group; None where the kernel does not group sessions.
+    """The nice value of the group of the session that this process leads; None where the kernel groups no sessions.
 
     Where it does (sched(7), "The autogroup feature"; most distributions have it on), the nice value of a process counts
-    within its own session only.
+    within its own session only. None for a process that leads none: the group is that of a terminal, for example, and
+    all that runs there would be slower, for as long as the terminal is open.
     """
+    if os.getsid(0) != os.getpid():
+        return None
     try:
         return int(_read(AUTOGROUP).split()[-1])
     except (OSError, ValueError, IndexError):

@@ -300,7 +300,10 @@ def test_it_does_not_outlive_an_agent_that_was_killed(tmp_path: Path, imports: s
 
 @pytest.mark.parametrize("imports", ["good", "slow"])
 def test_the_closing_of_the_channel_alone_ends_it(tmp_path: Path, imports: str) -> None:
-    """Without the leash, as where the system has none."""
+    """Without the leash, as where the system has none. Then its session is that of whoever started it, a terminal's for
+    example, whose group keeps its nice value."""
+    group = Path("/proc/self/autogroup")
+    before = group.read_text() if group.exists() else None
     mine, its = socket.socketpair()
     with its:
         process = subprocess.Popen(
@@ -315,6 +318,7 @@ def test_the_closing_of_the_channel_alone_ends_it(tmp_path: Path, imports: str) 
         assert mine.recv(10) == b"ready\n"
     mine.close()
     assert process.wait(timeout=2.0) == 0
+    assert before is None or group.read_text() == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not group sessions")
