@@ -87,6 +87,7 @@ def test_none_of_32_is_no_proof_of_none_at_all() -> None:
     assert wilson(1.0, 32) == (pytest.approx(0.8928, abs=1e-4), 1.0)
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_said_with_what_is_left(said: Said, copy: Path) -> None:
     code, _, err = said("export", "--out", "model", "--number", "2")
     assert code == 4

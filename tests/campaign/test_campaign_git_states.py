@@ -189,19 +189,19 @@ def test_a_lock_of_the_agents_own_that_stands_still_is_taken_away_and_one_that_c
 
 WHOLE = [
     "dirty: staged, unstaged, untracked, ignored, deleted, renamed, stashed",
-    pytest.param("in an interactive rebase whose command has failed", marks=pytest.mark.slow),
-    pytest.param("linked worktree, and the main one in a merge", marks=pytest.mark.slow),
-    pytest.param("workspace is a submodule", marks=pytest.mark.slow),
-    pytest.param("every hook fails", marks=pytest.mark.slow),
-    pytest.param("signing required, and the program fails", marks=pytest.mark.slow),
-    pytest.param("a configuration in variables that signs, hooks and edits", marks=pytest.mark.slow),
-    pytest.param("the index is locked, and so are HEAD, the packed references and the configuration",
-                 marks=pytest.mark.slow),
-    pytest.param("separate git folder", marks=pytest.mark.slow),
-    pytest.param("odd names of folders", marks=pytest.mark.slow),
-]  # fmt: skip
+    "in an interactive rebase whose command has failed",
+    "linked worktree, and the main one in a merge",
+    "workspace is a submodule",
+    "every hook fails",
+    "signing required, and the program fails",
+    "a configuration in variables that signs, hooks and edits",
+    "the index is locked, and so are HEAD, the packed references and the configuration",
+    "separate git folder",
+    "odd names of folders",
+]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_campaign_that_is_killed_and_resumed_touches_nothing_of_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

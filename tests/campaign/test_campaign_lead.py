@@ -308,6 +308,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> Night:
     return night
 
 
+@pytest.mark.slow
 def test_a_search_climbs_without_a_verdict_and_is_confirmed_as_a_whole(climbed: Night) -> None:
     night = climbed
     assert night.session is not None

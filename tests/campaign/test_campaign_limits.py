@@ -104,6 +104,7 @@ def test_limits_are_of_one_machine_and_of_the_memory_that_was_free(night: Night,
     assert Limits.read(tmp_path, other).known == []
 
 
+@pytest.mark.slow
 def test_an_idea_that_cannot_fit_is_made_of_smaller_pieces_before_it_is_started(night: Night) -> None:
     """By arithmetic alone; the step stays the same."""
     night.playbook(hypothesis("huge", 0.9, set={"learner.microbatch_tokens": 1_000_000}))

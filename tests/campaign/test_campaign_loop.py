@@ -85,6 +85,7 @@ def test_a_baseline_that_learns_nothing_is_diagnosed_and_repaired(night: Night) 
     ]
 
 
+@pytest.mark.slow
 def test_an_idea_that_cannot_train_is_underpowered_and_stays_open(night: Night) -> None:
     night.playbook(hypothesis("impossible", 0.9, set={"selection.reward_threshold": 3}))
     night.start(max_experiments=1)
@@ -133,6 +134,7 @@ def test_a_recipe_costs_what_its_own_runs_did_or_those_of_what_it_changes(
     assert session.cost(unknown, else_of=[other]).total_s == pytest.approx(13.5), "one that ended early does not tell"
 
 
+@pytest.mark.slow
 def test_a_training_that_its_time_limit_cut_makes_the_next_limit_no_shorter(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +258,8 @@ def crash_rules(night: Night, **fixes: int) -> None:
     (night.workspace.hypotheses / "crash-rules.yaml").write_text(yaml.safe_dump({"crashes": rules}))
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 def test_the_playbook_says_how_many_fixes_an_idea_has(
     night: Night, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +342,7 @@ def test_a_campaign_that_was_killed_between_fixes_goes_on_with_the_next_step(tmp
     assert fixes[0] == fixes[1]
 
 
+@pytest.mark.slow
 def test_steps_that_do_not_help_cost_a_small_training_each_and_no_run(night: Night) -> None:
     (night.root / "kernel-is-broken").write_text("none-works")
     night.playbook(RATE_UP)
@@ -565,6 +569,7 @@ def test_a_typo_is_fixed_by_a_commit_on_the_branch(
     assert "# a recipe for tests" in night.git("show", "raft/night/exp/001-typo:recipes/test.yaml")
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_holdout_leaves_it_for_the_resumption(night: Night) -> None:
     night.playbook(NOTHING)
     asked: list[str] = []
@@ -680,6 +685,7 @@ def test_a_target_is_met_by_the_runs_that_the_incumbent_was_not_kept_for(night: 
     assert recorded.best == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_trained_on_are_said(night: Night) -> None:
     night.playbook(RATE_UP)
     (night.root / "near-duplicates").write_text("7")

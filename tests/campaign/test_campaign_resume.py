@@ -160,6 +160,7 @@ def test_a_journal_that_is_not_this_campaigns_is_refused_and_stays_as_it_is(
     assert journal_of(cut_short).read_text() == text
 
 
+@pytest.mark.slow
 def test_a_journal_of_another_repository_is_refused(cut_short: Night, tmp_path: Path) -> None:
     other = new_night(tmp_path / "other")
     shutil.copytree(cut_short.root / ".raft", other.root / ".raft", dirs_exist_ok=True)
@@ -217,6 +218,7 @@ def _no_space(bench: Any) -> None:
     raise ResourceError("no space left", where=str(bench.session.folder), hint="make room")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "night"])
 def test_what_was_started_otherwise_is_for_a_person_to_decide(cut_short: Night, name: str | None) -> None:
     workspace = cut_short.workspace
@@ -229,6 +231,7 @@ def test_what_was_started_otherwise_is_for_a_person_to_decide(cut_short: Night, 
         unfinished(workspace, asked_for(cut_short), name=name)
 
 
+@pytest.mark.slow
 def test_a_campaign_whose_first_line_was_torn_was_never_started(cut_short: Night) -> None:
     path = journal_of(cut_short)
     path.write_text(lines(cut_short)[0][:50])
@@ -295,6 +298,7 @@ def test_a_full_disk_pauses_the_campaign_and_room_lets_it_go_on(tmp_path: Path) 
         assert [row["status"] for row in night.rows] == ["keep", "discard"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_pauses_the_campaign(tmp_path: Path) -> None:
     """As a kernel does with a file system that has errors."""
     night = new_night(tmp_path)

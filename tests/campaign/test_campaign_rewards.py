@@ -105,6 +105,7 @@ def test_rates_are_found() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_night_is_told_in_the_rewards_unit(judged: Night) -> None:
     assert judged.outcomes()[1:] == [("better-rate", "keep"), ("cut", "discard"), ("placebo", "discard")]
     assert in_rates(told(judged)) == []

@@ -47,6 +47,7 @@ def test_the_text_fits_a_terminal_and_commands_can_be_copied(
     assert "1 error, " in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_answer_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     BAD_FIRMWARE.build(tmp_path / "root")
     assert run(["doctor", "--quick", "--json", "--root", str(tmp_path / "root")]) == 11

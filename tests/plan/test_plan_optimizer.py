@@ -73,6 +73,7 @@ def refinement(ranking: Ranking) -> Proposal | None:
 # --- when it is offered --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_numbers_that_were_tried_are_refined_together() -> None:
     found = refinement(toy(FOUR))
     assert found is not None

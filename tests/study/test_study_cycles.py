@@ -90,6 +90,7 @@ def test_the_table_has_the_unique_share_of_the_last_cycles(study: Study, tmp_pat
     assert (nothing["entropy"], nothing["unique"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_the_page_has_every_cycle_where_it_takes_no_room(study: Study, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     analysis = filled(study, tmp_path / "r.jsonl", *LABELS)

@@ -67,6 +67,7 @@ def test_every_gsm8k_answer_parses_and_is_right_about_itself() -> None:
     assert not any(verdict.passed for verdict in wrong)
 
 
+@pytest.mark.slow
 def test_gsm8k_deals_into_the_default_splits() -> None:
     splits = load_splits(GSM8K, Evaluation(), base=DATA)
     questions = len({" ".join(row.question.split()).casefold() for row in load_rows(GSM8K, base=DATA)})
