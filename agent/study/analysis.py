@@ -57,9 +57,11 @@ class ArmResult:
     unmeasured: Unmeasured | None
     """Of the late fall; None where it was measured, or where there is no run."""
     late_p: float | None
-    """Of the late fall, corrected for the number of arms."""
+    """Of the late fall, corrected for the number of arms in which it was measured."""
     peak: int | None
     """Cycle at which the mean course is highest."""
+    at_the_end: float | None
+    """Share of the peaks of the late falls that are among the last cycles: those falls are 0 (`peaks_at_the_end`)."""
     courses: Mapping[str, Sequence[Point]]
     by_seed: Mapping[str, Mapping[int, float]] = field(repr=False, default_factory=dict)
 
@@ -73,9 +75,12 @@ class Comparison:
     seeds: tuple[int, ...]
     differences: Mapping[str, Estimate]
     corrected: Mapping[str, float | None]
-    """Holm's p-values, over all comparisons of the study, of the measures in CORRECTED."""
+    """Holm's p-values, over all that was measured of the measures in CORRECTED, of all comparisons of the study."""
     unmeasured: Mapping[str, Unmeasured]
     """Of the measures in CORRECTED those whose difference could not be measured, and why."""
+
+    def was_measured(self, name: str) -> bool:
+        return name in self.differences and name not in self.unmeasured
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Analysis:
     """Runs of this study in the file that it does not ask for any more."""
     provenance: tuple[Mapping[str, Any], ...]
     """Each once."""
+    of_several_versions: tuple[str, ...]
+    """Arms whose runs have one recipe and several signatures: keys or defaults came or changed in between."""
 
     @property
     def done(self) -> int:
@@ -107,8 +114,8 @@ def analyse(study: Study, results: Results) -> Analysis:
     ids = results.prompts.get(every[0].prompts, []) if every else []
     first = first_half(ids)
     arms = [_arm_result(arm, study, runs[arm.label], results, first) for arm in study.arms]
-    corrected = holm([_p(arm.measures.get("late_fall")) for arm in arms])
-    arms = [_with_p(arm, p) for arm, p in zip(arms, corrected, strict=True)]
+    corrected = holm([_p(arm.measures.get("late_fall")) if arm.unmeasured is None else None for arm in arms])
+    arms = [dataclasses.replace(arm, late_p=p) for arm, p in zip(arms, corrected, strict=True)]
     known = {arm.digest for arm in study.arms}
     return Analysis(
         study=study,
@@ -118,6 +125,7 @@ def analyse(study: Study, results: Results) -> Analysis:
         samples=every[0].samples if every else 0,
         unknown=sum(run.study == study.name and run.training not in known for run in results.runs.values()),
         provenance=tuple({str(run.provenance): run.provenance for run in every}.values()),
+        of_several_versions=tuple(label for label, found in runs.items() if len({one.signature for one in found}) > 1),
     )
 
 
@@ -142,7 +150,7 @@ def _arm_result(
     failed = [results.failed[arm.digest, seed] for seed in study.seeds if (arm.digest, seed) in results.failed]
     classes = tuple(line.crash_class for line in failed)
     if not runs:
-        return ArmResult(arm, (), classes, {}, None, None, None, {})
+        return ArmResult(arm, (), classes, {}, None, None, None, None, {})
     courses = Courses.of([counts_of(run, results) for run in runs], samples=runs[0].samples, first=first)
     window = study.end_window
     values: dict[str, NDArray[np.float64] | None] = {
@@ -157,23 +165,19 @@ def _arm_result(
     known = {name: found for name, found in values.items() if found is not None and np.isfinite(found).all()}
     seeds = tuple(run.seed for run in runs)
     measures = {name: estimate(found) for name, found in known.items()}
+    at_the_end = peaks_at_the_end(courses, window)
     return ArmResult(
         arm=arm,
         seeds=seeds,
         failed=classes,
         measures=measures,
-        unmeasured=_why_unmeasured(measures.get("late_fall"), peaks_at_the_end(courses, window)),
+        unmeasured=_why_unmeasured(measures.get("late_fall"), at_the_end),
         late_p=None,
         peak=peak_cycle(courses),
+        at_the_end=at_the_end,
         courses={name: _points(found) for name, found in lines.items()},
         by_seed={name: dict(zip(seeds, map(float, found), strict=True)) for name, found in known.items()},
     )
-
-
-def _with_p(arm: ArmResult, p: float | None) -> ArmResult:
-    """A fall beyond noise was measured, wherever some of the peaks are."""
-    found = p is not None and p < LEVEL and arm.measures["late_fall"].mean > 0
-    return dataclasses.replace(arm, late_p=p, unmeasured=None if found else arm.unmeasured)
 
 
 def _why_unmeasured(late_fall: Estimate | None, at_the_end: float | None) -> Unmeasured | None:
@@ -213,28 +217,24 @@ def _comparisons(arms: Sequence[ArmResult]) -> tuple[Comparison, ...]:
             for name in arm.by_seed
             if name in other.by_seed and name != "untrained"
         }
-        found.append(Comparison(arm.arm.label, other.arm.label, seeds, differences, {}, {}))
-    places = [(place, name) for place, one in enumerate(found) for name in CORRECTED if name in one.differences]
+        unmeasured = _unmeasured_in(differences, arm, other)
+        found.append(Comparison(arm.arm.label, other.arm.label, seeds, differences, {}, unmeasured))
+    places = [(place, name) for place, one in enumerate(found) for name in CORRECTED if one.was_measured(name)]
     corrected = holm([found[place].differences[name].p_value for place, name in places])
     by_place: list[dict[str, float | None]] = [{} for _ in found]
     for (place, name), p in zip(places, corrected, strict=True):
         by_place[place][name] = p
-    return tuple(
-        dataclasses.replace(one, corrected=ps, unmeasured=_unmeasured_in(one, ps, by_label))
-        for one, ps in zip(found, by_place, strict=True)
-    )
+    return tuple(dataclasses.replace(one, corrected=ps) for one, ps in zip(found, by_place, strict=True))
 
 
-def _unmeasured_in(
-    one: Comparison, corrected: Mapping[str, float | None], arms: Mapping[str, ArmResult]
-) -> dict[str, Unmeasured]:
-    """A difference from a fall that may be yet to come is none that was measured, unless it is beyond noise already."""
+def _unmeasured_in(differences: Mapping[str, Estimate], arm: ArmResult, other: ArmResult) -> dict[str, Unmeasured]:
+    """A difference from a fall that may be yet to come is none that was measured, however large it is so far: to take
+    the large ones alone would be to pick by the result."""
     told: dict[str, Unmeasured] = {}
-    rising = any(arms[label].unmeasured == "peak at the end" for label in (one.arm, one.against))
+    rising = "peak at the end" in (arm.unmeasured, other.unmeasured)
     for name in CORRECTED:
-        found = one.differences.get(name)
-        p = corrected.get(name)
-        if found is None or (p is not None and p < LEVEL):
+        found = differences.get(name)
+        if found is None:
             continue
         if name == "late_fall" and rising:
             told[name] = "peak at the end"
@@ -273,6 +273,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
                 "peak_cycle": one.peak,
                 "late_fall_p_holm": one.late_p,
                 "late_fall_unmeasured": one.unmeasured,
+                "late_fall_peaks_at_the_end": one.at_the_end,
                 "measures": {name: _estimate_json(found) for name, found in one.measures.items()},
                 "courses": {name: [dataclasses.astuple(p) for p in points] for name, points in one.courses.items()},
             }

@@ -65,15 +65,21 @@ def end_of(course: Floats, window: int) -> Floats:
 
 def delivered(courses: Courses) -> Floats:
     """By seed, the accuracy of the run's best cycle, picked on one half and measured on the other."""
-    (first, second), rows = courses.directions(), np.arange(len(courses.first))
-    best = [measure[rows, pick.argmax(axis=1)] for pick, measure in (first, second)]
+    rows = np.arange(len(courses.first))
+    best = [measure[rows, _last_best(pick)] for pick, measure in courses.directions()]
     return np.asarray((best[0] + best[1]) / 2)
 
 
 def own_falls(courses: Courses, window: int) -> Floats:
     """By seed; see above."""
-    falls = [_falls(measure, pick.argmax(axis=1), window) for pick, measure in courses.directions()]
+    falls = [_falls(measure, _last_best(pick), window) for pick, measure in courses.directions()]
     return np.asarray((falls[0] + falls[1]) / 2)
+
+
+def _last_best(course: Floats) -> NDArray[np.intp]:
+    """By seed, the best cycle; of equal ones the last, which is the one that a training delivers. With greedy answers
+    on half of the prompts many are equal."""
+    return np.asarray(course.shape[1] - 1 - course[:, ::-1].argmax(axis=1))
 
 
 def late_falls(courses: Courses, window: int) -> Floats | None:

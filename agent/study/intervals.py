@@ -7,6 +7,7 @@ percentile bootstrap is too narrow (tests/study/test_study_falls.py measures how
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ class Estimate:
     p_value: float | None
     """Two-sided, of a mean of 0."""
     findable: float | None
-    """The smallest mean that would be found (two-sided, at LEVEL) four times in five, with so many seeds of this
-    spread."""
+    """The smallest mean that would be found (two-sided, alone, at LEVEL) four times in five, with so many seeds of this
+    spread; `findable_of_many` is for one of several tests."""
     values: tuple[float, ...]
     """By seed."""
 
@@ -52,8 +53,27 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
         return Estimate(mean, mean, mean, n, None, None, told)
     reach = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
     p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    findable = (reach + float(stats.t.ppf(POWER, n - 1))) * error
-    return Estimate(mean, mean - reach * error, mean + reach * error, n, p_value, findable, told)
+    return Estimate(
+        mean, mean - reach * error, mean + reach * error, n, p_value, error * _noncentrality(n, LEVEL), told
+    )
+
+
+def findable_of_many(found: Estimate, tests: int) -> float | None:
+    """As `Estimate.findable`, where it is one of so many tests that are corrected together: at the level that Holm has
+    for the first of them, so that it is never too small."""
+    if found.findable is None or tests < 2:
+        return found.findable
+    return found.findable * _noncentrality(found.n, LEVEL / tests) / _noncentrality(found.n, LEVEL)
+
+
+@functools.cache
+def _noncentrality(n: int, level: float) -> float:
+    """How many standard errors from 0 the mean of `n` values has to be, so that a two-sided t-test at `level` finds it
+    with POWER: of the noncentral t."""
+    from scipy import optimize, stats
+
+    reach = float(stats.t.ppf(1 - level / 2, n - 1))
+    return float(optimize.brentq(lambda far: float(stats.nct.sf(reach, n - 1, far)) - POWER, 0.0, 20.0 * reach))
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float] | None:

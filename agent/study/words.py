@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from agent.report.sheets import Sheet
 from agent.report.words import percent
 from agent.study.analysis import Analysis, ArmResult, Comparison, Point, Unmeasured
-from agent.study.intervals import LEVEL, Estimate
+from agent.study.intervals import LEVEL, Estimate, findable_of_many
 
 FOOT = (
     "fall: points of held-out accuracy between the peak and the mean of the last {window} cycles; the peak is picked "
     "on one half of the prompts, the fall measured on the other, and the reverse. late fall: the peak of the mean "
     "course of the other seeds, so that going up and down is none. own fall: the peak of the same run. best: accuracy "
     "of the run's best cycle, so measured; at: the peak of the mean course; final, entropy and unique: the last "
-    "{window} cycles, entropy in nats a token, unique the share of a prompt's samples that differ. peak at the end: "
+    "{window} cycles, entropy in nats a token, unique the share of a prompt's samples that differ, both of the samples "
+    "that the cycle trained on and so of the policy before it. peak at the end: "
     "half of these peaks or more are among the last {window} cycles. no spread: the same in all seeds. Intervals are "
     "95%, Student's t over seeds, for these {prompts} prompts."
 )
@@ -115,9 +116,14 @@ def sentences(analysis: Analysis) -> list[str]:
     said += [*_falls(analysis), *_unmeasured(analysis), *_differences(analysis)]
     if analysis.unknown:
         said.append(f"{analysis.unknown} runs in the file are of recipes that this study does not ask for (any more).")
-    machines = {(one.get("machine"), one.get("torch")) for one in analysis.provenance}
+    machines = {tuple(map(str, map(one.get, ("machine", "torch", "threads")))) for one in analysis.provenance}
     if len(machines) > 1:
-        said.append(f"The runs are from {len(machines)} machines or versions of torch.")
+        said.append(f"The runs are from {len(machines)} machines, versions of torch or numbers of threads.")
+    if analysis.of_several_versions:
+        said.append(
+            "Runs of versions of raft-agent whose recipes have other keys or defaults are taken together: "
+            f"{'; '.join(analysis.of_several_versions)}."
+        )
     return [*said, FOOT.format(window=study.end_window, prompts=analysis.prompts)]
 
 
@@ -141,22 +147,25 @@ def _falls(analysis: Analysis) -> Iterator[str]:
     if all(arm.unmeasured == "one seed" for arm in with_runs):
         yield "No interval yet: a late fall needs two seeds of an arm."
         return
+    tests = sum(arm.late_p is not None for arm in analysis.arms)
     partly = len(measured) < len(with_runs)
     whose = " whose late fall was measured" if partly else ""
     if fell:
         told = "; ".join(f"{arm.arm.label} {_points(found)} points" for arm, found in fell)
-        corrected = sum(arm.late_p is not None for arm in analysis.arms)
-        yield f"A late fall beyond noise (Holm over {corrected} arms, p below {LEVEL:g}): {told}."
+        yield f"A late fall beyond noise (Holm over {tests} arms, p below {LEVEL:g}): {told}."
         if rest:
             others = "The other arm" if len(rest) == 1 else f"The other {len(rest)} arms"
-            yield f"{others}{whose} did not fall beyond noise{_power(rest, 'a late fall')}."
+            yield f"{others}{whose} did not fall beyond noise{_power(rest, 'a late fall', tests)}."
     elif measured:
         none = f"None of the {len(measured)} arms" if len(measured) > 1 else "The one arm"
         fell_not = "fell" if len(measured) > 1 else "did not fall"
         subject = f"{none}{whose} {fell_not}" if partly else "No arm fell"
-        yield f"{subject} beyond noise{_power(rest, 'a late fall')}."
+        yield f"{subject} beyond noise{_power(rest, 'a late fall', tests)}."
     else:
         yield "No late fall was measured."
+    yield from _alone(
+        [(arm.arm.label, found) for arm, found in measured if not _is_found(arm.late_p) and found.mean > 0]
+    )
 
 
 def _unmeasured(analysis: Analysis) -> Iterator[str]:
@@ -175,7 +184,15 @@ def _unmeasured(analysis: Analysis) -> Iterator[str]:
             yield f"Late fall not measured ({words[why]}): {'; '.join(arm.arm.label for arm in arms)}."
 
 
+def _alone(unfound: Sequence[tuple[str, Estimate]]) -> Iterator[str]:
+    """What the correction leaves out: with many tests some of it is noise, and not all of it need be."""
+    told = [f"{name} {_points(found)} (p {_p(found.p_value)})" for name, found in unfound if _is_found(found.p_value)]
+    if told:
+        yield f"Not beyond noise among so many, but each alone at 5%: {'; '.join(told)}."
+
+
 def _differences(analysis: Analysis) -> Iterator[str]:
+    tests = sum(p is not None for one in analysis.comparisons for p in one.corrected.values())
     for name, words in (("late_fall", "late fall"), ("final", "final accuracy")):
         known = [(one, one.differences[name]) for one in analysis.comparisons if name in one.differences]
         known = [(one, found) for one, found in known if found.n > 1]
@@ -184,25 +201,30 @@ def _differences(analysis: Analysis) -> Iterator[str]:
             for one, found in known
             if _is_found(one.corrected.get(name))
         ]
-        rest = [found for one, found in known if name not in one.unmeasured and not _is_found(one.corrected.get(name))]
+        unfound = [
+            (one, found) for one, found in known if one.was_measured(name) and not _is_found(one.corrected[name])
+        ]
+        rest = [found for _, found in unfound]
         if told:
-            yield f"A difference of {words} beyond noise (Holm over all comparisons): {'; '.join(told)}."
+            yield f"A difference of {words} beyond noise (Holm over {tests} differences): {'; '.join(told)}."
         elif rest:
             where = f" in the {len(rest)} of {len(known)} comparisons that it was measured in"
             yield (
                 f"No difference of {words} beyond noise{where if len(rest) < len(known) else ''}"
-                f"{_power(rest, 'a difference')}."
+                f"{_power(rest, 'a difference', tests)}."
             )
+        yield from _alone([(f"{one.arm} against {_short(one, analysis)}", found) for one, found in unfound])
 
 
-def _power(estimates: Sequence[Estimate], what: str) -> str:
-    """What would have been found, uncorrected: the range over what was measured."""
-    known = [found.findable for found in estimates if found.findable is not None]
+def _power(estimates: Sequence[Estimate], what: str, tests: int) -> str:
+    """What would have been found among so many tests: the range over what was measured."""
+    known = [found for one in estimates if (found := findable_of_many(one, tests)) is not None]
     if not known:
         return ""
     low, high = (f"{100 * value:.1f}" for value in (min(known), max(known)))
     span = high if low == high else f"{low} to {high}"
-    return f": with these seeds {what} above {span} points would have been found four times in five, each alone at 5%"
+    among = f", corrected for {tests} tests" if tests > 1 else ""
+    return f": with these seeds {what} above {span} points would have been found four times in five{among}"
 
 
 def _is_found(p: float | None) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from study_made import IDS, drawn
 
 from agent.study.falls import Courses, delivered, end_of, first_half, late_falls, own_falls
-from agent.study.intervals import Estimate, bootstrap, estimate, holm
+from agent.study.intervals import Estimate, bootstrap, estimate, findable_of_many, holm
 
 CYCLES, SEEDS, WINDOW = 48, 8, 3
 
@@ -106,13 +107,37 @@ def test_falls_by_hand() -> None:
     assert late_falls(Courses(first[:1], second[:1]), 1) is None
 
 
+def test_of_equal_cycles_the_last_is_the_best_as_a_training_delivers_it() -> None:
+    first = np.array([[0.2, 0.9, 0.9, 0.9, 0.5, 0.4]])
+    second = np.array([[0.1, 0.3, 0.5, 0.7, 0.7, 0.6]])
+    found = Courses(first, second)
+    # picked on the first half cycle 3, which has 0.7 on the second; on the second cycle 4, which has 0.5 on the first
+    assert delivered(found) == pytest.approx([(0.7 + 0.5) / 2])
+    assert own_falls(found, 1) == pytest.approx([((0.7 - 0.6) + (0.5 - 0.4)) / 2])
+    solved = Courses(np.array([[0.2, 1.0, 1.0, 1.0]]), np.array([[0.2, 0.8, 0.9, 1.0]]))
+    assert delivered(solved) == pytest.approx([1.0])
+
+
+def test_what_is_said_to_be_findable_is_found_four_times_in_five() -> None:
+    rng, tries = np.random.default_rng(5), 2000
+    for seeds, tests in ((3, 1), (5, 1), (8, 8)):
+        drawn = rng.normal(0, 1, (tries, seeds))
+        spread = estimate(np.array([-1.0, 1.0] * (seeds // 2) + [0.0] * (seeds % 2)))
+        error = (spread.high or 0) / stats.t.ppf(0.975, seeds - 1)
+        far = (findable_of_many(spread, tests) or 0) / error / np.sqrt(seeds)  # in standard deviations of one value
+        found = [(estimate(one + far).p_value or 0) < 0.05 / tests for one in drawn]
+        assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
 def test_an_estimate_by_hand() -> None:
     found = estimate(np.array([0.01, 0.03, 0.02, 0.04]))
     assert found.mean == pytest.approx(0.025)
     error = np.std([0.01, 0.03, 0.02, 0.04], ddof=1) / 2
     assert (found.low, found.high) == pytest.approx((0.025 - 3.1824 * error, 0.025 + 3.1824 * error), abs=1e-6)
     assert found.p_value == pytest.approx(0.0305, abs=5e-4)
-    assert found.findable == pytest.approx((3.1824 + 0.9785) * error, rel=1e-3)
+    assert found.findable == pytest.approx(4.2559 * error, rel=1e-4)  # of the noncentral t, 3 degrees of freedom
+    assert findable_of_many(found, 1) == found.findable
+    assert findable_of_many(found, 8) == pytest.approx(8.7267 * error, rel=1e-4)  # at 0.05 / 8
     assert estimate(np.array([0.5])).low is None
     same = estimate(np.array([0.0, 0.0, 0.0]))
     assert (same.low, same.high, same.p_value, same.findable) == (0.0, 0.0, None, None)

@@ -13,6 +13,7 @@ from study_made import IDS, STUDY, fill, made_line, small, workspace_with
 from agent.study.analysis import Analysis, analyse, as_json
 from agent.study.definition import Study
 from agent.study.falls import Courses, first_half, peaks_at_the_end
+from agent.study.intervals import findable_of_many
 from agent.study.results import Results
 from agent.study.words import arms_sheet, comparisons_sheet, sentences
 
@@ -72,7 +73,8 @@ def test_what_would_have_been_found_is_told_of_the_measured_arms_alone(study: St
     rising = analysis.arms[2]
     assert rising.unmeasured == "peak at the end"
     assert rising.measures["late_fall"].findable is not None
-    told = [100 * one.measures["late_fall"].findable for one in analysis.arms if one.unmeasured is None]  # type: ignore[operator]
+    measured = [one.measures["late_fall"] for one in analysis.arms if one.unmeasured is None]
+    told = [100 * findable for one in measured if (findable := findable_of_many(one, 3)) is not None]
     (line,) = [line for line in sentences(analysis) if "whose late fall was measured" in line]
     assert f"a late fall above {min(told):.1f} to {max(told):.1f} points" in line
     assert not min(told) <= 100 * rising.measures["late_fall"].findable <= max(told)
@@ -132,21 +134,28 @@ def test_a_difference_from_an_arm_that_rises_to_the_end_is_left_out(study: Study
         r"No difference of late fall beyond noise in the 1 of 2 comparisons that it was.* above ([0-9.]+) p", text
     )
     assert found, text
-    power = analysis.comparisons[0].differences["late_fall"].findable
+    power = findable_of_many(analysis.comparisons[0].differences["late_fall"], 3)  # with the two of final accuracy
     assert power is not None
     assert found[1] == f"{100 * power:.1f}"
 
 
-def test_what_is_beyond_noise_was_measured_wherever_the_other_arm_peaks(study: Study, tmp_path: Path) -> None:
+def test_what_may_be_yet_to_come_is_not_measured_by_being_large(study: Study, tmp_path: Path) -> None:
+    """The difference from a course that rises is large, and is neither tested nor counted among the tests."""
     analysis = analysed(study, tmp_path / "r.jsonl", FALLING, RISING, LEVEL, LEVEL)
     assert [arm.unmeasured for arm in analysis.arms][:2] == [None, "peak at the end"]
-    assert analysis.comparisons[0].unmeasured == {}
+    rising, level = analysis.comparisons
+    assert rising.unmeasured == {"late_fall": "peak at the end"}
+    assert rising.differences["late_fall"].p_value is not None
+    assert rising.differences["late_fall"].p_value < 0.001
+    assert set(rising.corrected) == {"final"}
+    assert level.corrected["late_fall"] is not None
     text = "\n".join(sentences(analysis))
+    assert "A late fall beyond noise (Holm over 3 arms, p below 0.05): low, constant +" in text
     assert "The other 2 arms whose late fall was measured did not fall beyond noise" in text
-    assert "A difference of late fall beyond noise (Holm over all comparisons): low, x0.5 against constant -" in text
+    assert "A difference of late fall beyond noise" not in text
 
 
-def test_a_fall_beyond_noise_was_measured_wherever_half_of_its_peaks_are(study: Study, tmp_path: Path) -> None:
+def test_a_fall_of_an_arm_half_of_whose_peaks_are_at_the_end_is_not_tested(study: Study, tmp_path: Path) -> None:
     """Picked on the first half of the prompts the peak is early, and the other half falls; picked on that half it is a
     last leap."""
     first = first_half(IDS)
@@ -160,12 +169,10 @@ def test_a_fall_beyond_noise_was_measured_wherever_half_of_its_peaks_are(study: 
         counts = (place < share).astype(np.int64)
         results.add(made_line(study, "low, constant", seed, counts), ids=IDS)
     (arm, *_) = analyse(study, results).arms
-    assert arm.late_p is not None
-    assert arm.late_p < 0.05
-    assert arm.unmeasured is None
     # 0.8 less the mean of 0.95 and 0.02 to 0.12, and 0 the other way round
     assert arm.measures["late_fall"].mean == pytest.approx((0.8 - (0.95 + 0.07) / 2) / 2, abs=0.005)
-    assert cells(analyse(study, results), "late fall [95%]")["low, constant"].startswith("+14.5 [")
+    assert (arm.unmeasured, arm.at_the_end, arm.late_p) == ("peak at the end", 0.5, None)
+    assert cells(analyse(study, results), "late fall [95%]")["low, constant"] == "peak at the end"
 
 
 def test_programs_are_told_too(study: Study, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_fell_is_said_and_what_did_not_with_what_would_have_been_found(stud
     assert "24 of 24 runs of 12 cycles are there." in text
     assert "A late fall beyond noise (Holm over 3 arms, p below 0.05): low, constant +" in text
     assert "The other 2 arms whose late fall was measured did not fall beyond noise: with these seeds a " in text
-    assert "A difference of late fall beyond noise (Holm over all comparisons): low, x0.5 against constant -" in text
+    assert "A difference of late fall beyond noise (Holm over 3 differences): low, x0.5 against constant -" in text
     assert "so that a fall may be yet to come): high, x0.5." in text
 
 
