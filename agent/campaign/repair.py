@@ -36,6 +36,8 @@ SAME_STEP = {
 }  # fmt: skip
 """Keys that change how a step is made and not what it is."""
 BY_ARITHMETIC = "estimate"
+MOST_REPEATS = 10
+"""More fixes a playbook cannot give."""
 SURE = 0.8
 """Confidence from which on a limit is remembered beyond the campaign."""
 
@@ -67,19 +69,18 @@ def train_with_repairs(
     whole run. The last run comes back, good or bad."""
     tried = _tried_before(session, experiment)
     ruled_out: list[Remedy] = []
-    probing: Remedy | None = None
-    repeats = 0
+    repeats, adopted = _adopted_before(session, experiment, f"{key}-s{seed}")
+    probing = adopted
     while True:
-        fixes = len(session.state.experiments[experiment].fixes)
-        # the key tells fixes and repeats, so that a resumed campaign finds each of these runs again
-        label = run_key([f"f{fixes}" if fixes else "", f"r{repeats}" if repeats else ""])
-        plan = Plan(experiment, run_key([key, f"s{seed}", label]), what, seed, role, rung, splits, arm, rung_at)
+        plan_key = _key_of(session, experiment, f"{key}-s{seed}", repeats)
+        plan = Plan(experiment, plan_key, what, seed, role, rung, splits, arm, rung_at)
         done = _one_run(session, runner, probing, plan, early)
         if done.ok or done.ended_early:
-            if probing is not None:
-                _adopt(session, probing, experiment)
+            if probing is not None and probing is not adopted:
+                _adopt(session, probing, plan)
             return done
-        spent, in_time = fixes + repeats, time_for_more()
+        spent = len(session.state.experiments[experiment].fixes) + repeats
+        in_time = time_for_more()
         remedy = _answer(session, runner, plan, done, tried, ruled_out, spent=spent, in_time=in_time)
         if remedy is None:
             return done
@@ -98,6 +99,23 @@ def _tried_before(session: Session, experiment: int) -> list[Remedy]:
     fixes = [fix.model_extra or {} for _, fix in sorted(session.state.experiments[experiment].fixes.items())]
     told = [extra["remedy"] for extra in fixes if isinstance(extra.get("remedy"), dict)]
     return [Remedy(one["kind"], dict(one["values"]), dict(one["env"]), str(one["why"])) for one in told]
+
+
+def _key_of(session: Session, experiment: int, name: str, repeats: int) -> str:
+    """Tells fixes and repeats, so that a resumed campaign finds each of these runs again."""
+    fixes = len(session.state.experiments[experiment].fixes)
+    return run_key([name, f"f{fixes}" if fixes else "", f"r{repeats}" if repeats else ""])
+
+
+def _adopted_before(session: Session, experiment: int, name: str) -> tuple[int, Remedy | None]:
+    """Where a run of this name has changed the shared layer: after how many repeats, and by what. The training goes on
+    with that run. From the first one, which died of the layer as it was, it would go on to the next remedy."""
+    changes = {change.run: change for change in session.state.shared_changes if change.run}
+    for repeats in range(1, MOST_REPEATS + 1):
+        change = changes.get(_key_of(session, experiment, name, repeats))
+        if change is not None:
+            return repeats, Remedy("shared", change.values, change.env, change.why)
+    return 0, None
 
 
 def evaluate_with_repairs(session: Session, runner: Runner, job: Job) -> Done:
@@ -285,8 +303,9 @@ def _helps(session: Session, runner: Runner, plan: Plan, done: Done, remedy: Rem
 def _trial(
     session: Session, runner: Runner, plan: Plan, done: Done, recipe: Recipe, remedy: Remedy | None, name: str
 ) -> Done:
+    changes = len(session.state.shared_changes)  # the layer that it is tried with has been changed so often
     job = Job(
-        key=run_key([done.key, "trial", name]),
+        key=run_key([done.key, "trial", name, f"l{changes}" if changes else ""]),
         what=f"trial: {remedy.why if remedy else 'the layer below, as it is'}",
         recipe=miniature(with_step(recipe, remedy)),
         seed=plan.seed,
@@ -418,9 +437,10 @@ def commit_pending_fixes(session: Session, experiment: int) -> None:
             session.tell("experiment_fixed", experiment=experiment, fix=number, commit=commit)
 
 
-def _adopt(session: Session, remedy: Remedy, experiment: int) -> None:
+def _adopt(session: Session, remedy: Remedy, plan: Plan) -> None:
     """The probe ran: the shared layer is changed for all later runs."""
-    session.tell("shared_layer_changed", values=remedy.values, env=remedy.env, why=remedy.why, experiment=experiment)
+    words = {"values": remedy.values, "env": remedy.env, "why": remedy.why, "experiment": plan.experiment}
+    session.tell("shared_layer_changed", **words, run=plan.key)
     session.observer.say(f"  shared layer changed for all later runs: {remedy.why}")
 
 

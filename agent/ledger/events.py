@@ -217,6 +217,8 @@ class SharedLayerChanged(Event):
     env: dict[str, str] = {}
     why: str
     experiment: int | None = None
+    run: str | None = None
+    """Key of the run that showed that it helps; it had the change already."""
 
 
 class Note(Event):

@@ -309,6 +309,23 @@ def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_
 
 
 @pytest.mark.slow
+def test_a_campaign_that_has_changed_the_layer_goes_on_with_it_however_often_it_is_resumed(night: Night) -> None:
+    """A resumption looks the baseline's runs up again, and the first of them died of the layer as it was."""
+    (night.root / "kernel-is-broken").write_text("eager")
+    night.playbook(RATE_UP)
+    night.start(max_experiments=1)
+    assert night.session is not None
+    ran = [run for run in night.session.state.runs if run.startswith("baseline")]
+    (changed,) = night.session.state.shared_changes
+    assert changed.run == next(run for run in ran if run.endswith("-r1"))
+    for experiments in (2, 3):
+        night.resume(max_experiments=experiments)
+        assert len(night.session.state.shared_changes) == 1
+        assert [run for run in night.session.state.runs if run.startswith("baseline")] == ran
+        assert [row["status"] for row in rows(night)][:2] == ["keep", "keep"]
+
+
+@pytest.mark.slow
 def test_a_fault_that_a_small_training_does_not_have_is_repeated_and_changes_nothing(night: Night) -> None:
     (night.root / "kernel-breaks-once").touch()
     night.playbook(RATE_UP)
