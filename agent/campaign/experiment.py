@@ -5,6 +5,8 @@ planned -> committed -> trained (repaired where it broke) -> filtered on search 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.campaign.budget import holdout_seconds
 from agent.campaign.comparison import Comparison
 from agent.campaign.confirmation import ONCE_MORE, confirm, lacking_time
@@ -14,6 +16,7 @@ from agent.campaign.guards import broken, look_at_guards_on_search
 from agent.campaign.health import underpowered, unmeasured
 from agent.campaign.lab import Lab, Measured, Order
 from agent.campaign.lead import judge_advance
+from agent.campaign.levels import Used
 from agent.campaign.scores import FEWEST_PROMPTS
 from agent.campaign.taint import tainted
 from agent.campaign.verdict import Judgement, Kind, Verdict, judge_filtered, passes_filter, stopped_by
@@ -52,7 +55,14 @@ def attempt(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     if taint or weak:
         verdict = Verdict("discard", weak or f"tainted: {taint}", None, "underpowered" if weak else "tainted")
         return Judgement(verdict, search, watches=lab.watch(number, search, probe=False))
-    return _weigh(lab, evidence, number, search)
+    return _with_what_it_used(lab, number, _weigh(lab, evidence, number, search))
+
+
+def _with_what_it_used(lab: Lab, number: int, judgement: Judgement) -> Judgement:
+    """A confirmation that an earlier session has begun has used its level, also where this one ends without it: with
+    more time the next one would have the same level again."""
+    begun = lab.fixed(number) if judgement.used is None else None
+    return replace(judgement, used=Used(begun.level, kept=False)) if begun else judgement
 
 
 def _so_far(evidence: Evidence, base: int, run: Measured) -> Comparison | None:

@@ -332,6 +332,10 @@ class Lab(abc.ABC):
     def fix(self, number: int, terms: Terms) -> Terms:
         """Write down what the idea's confirmation may use. Where that was done before, what stands there."""
 
+    def fixed(self, number: int) -> Terms | None:
+        """What `fix` wrote down of the idea in an earlier session; None where no confirmation of it has begun."""
+        return None
+
     def begun(self, order: Order) -> bool:
         """An earlier session has started this run: going on, the campaign comes by here again."""
         return False

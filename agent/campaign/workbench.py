@@ -451,10 +451,9 @@ class Workbench(Lab):
 
     def fix(self, number: int, terms: Terms) -> Terms:
         """A campaign that was killed in a confirmation, or given more time since, goes on under its first terms."""
-        for note in self.session.state.notes:
-            told = note.model_extra or {}
-            if told.get("confirmation_of") == number:
-                return Terms(told["level"], {int(seeds): share for seeds, share in told["shares"].items()})
+        known = self.fixed(number)
+        if known is not None:
+            return known
         self.session.tell(
             "note",
             text=f"confirmation of #{number}: level {terms.level:.4f}",
@@ -463,6 +462,13 @@ class Workbench(Lab):
             shares={str(seeds): share for seeds, share in terms.shares.items()},
         )
         return terms
+
+    def fixed(self, number: int) -> Terms | None:
+        for note in self.session.state.notes:
+            told = note.model_extra or {}
+            if told.get("confirmation_of") == number:
+                return Terms(told["level"], {int(seeds): share for seeds, share in told["shares"].items()})
+        return None
 
     def begun(self, order: Order) -> bool:
         key = confirming(self.session, order).key

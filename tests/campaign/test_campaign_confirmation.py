@@ -15,7 +15,7 @@ from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
 from agent.campaign.evidence import Evidence
 from agent.campaign.experiment import attempt
 from agent.campaign.lab import Arm, Order
-from agent.campaign.levels import Terms, next_level
+from agent.campaign.levels import Terms, Used, next_level
 from agent.campaign.past import Past
 from agent.campaign.rules import Rules
 from agent.campaign.verdict import Judgement
@@ -307,6 +307,21 @@ def test_a_campaign_that_was_stopped_in_its_last_confirmation_has_time_for_the_r
     assert judgement.verdict.kind == kind
     assert words in judgement.verdict.reason
     assert lab.ran == [*orders, Order(0, "incumbent", 1)][: 5 if kind == "gain" else 4]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_confirmation_that_was_begun_has_used_its_level_though_no_time_is_left_for_it(begun: bool) -> None:
+    """With the budget of a later resumption the next one would have the same level again."""
+    lab, evidence = lab_of(candidate=(0.70, 0.71), runs=10), Evidence[Any]()
+    standing(evidence, 0.50, 0.51, 0.50)
+    lab.run(Order(1, "search"))
+    if begun:
+        lab.run(Order(1, "candidate"))
+        lab.fixed = lambda number: Terms(0.04, lab.rules.shares(2))  # type: ignore[method-assign]
+    lab.clock.budget_s = lab.spent_s + 1.5 * A_RUN
+    judgement = attempt(lab, evidence, 1)
+    assert "unconfirmed: it would take" in judgement.verdict.reason
+    assert judgement.used == (Used(0.04, kept=False) if begun else None)
 
 
 def test_a_killed_confirmation_without_time_for_its_next_look_ends_as_it_stands() -> None:
