@@ -24,6 +24,7 @@ from agent.plan.proposal import Proposal
 from agent.plan.schema import Playbook
 from agent.plan.steer import OWN, REFINE, Instruction
 from agent.plan.symptoms import Observation
+from agent.recipe.change import short
 from agent.recipe.schema import Recipe
 
 
@@ -69,7 +70,7 @@ def _known(session: Session, evidence: Evidence | None) -> dict[str, Any]:
         "history": [*earlier_attempts(session), *attempts(session)],
         "machine": session.machine,
         "campaign": session.settings.campaign,
-        "constraints": [_constraint(event) for event in session.state.constraints],
+        "constraints": [*map(_constraint, session.state.constraints), *_held(session)],
         "tried": _tried_signatures(session),
     }
 
@@ -274,6 +275,16 @@ def _constraint(event: ConstraintLearned) -> Constraint:
     if event.relation == ">=":
         return replace(limit, at_least=event.value)
     return replace(limit, not_value=event.value)
+
+
+def _held(session: Session) -> list[Constraint]:
+    """What the shared layer has for all runs: an idea that moves it would run as what it is a change of."""
+    return [
+        Constraint(key, f"all runs have {short(value)}, {change.why}", held_at=value, experiment=change.experiment)
+        for change in session.state.shared_changes
+        for key, value in change.values.items()
+        if session.state.shared_values[key] == value
+    ]
 
 
 def first_other(ranking: Ranking, session: Session) -> Proposal | None:

@@ -124,6 +124,8 @@ class Constraint:
     at_most: float | None = None
     at_least: float | None = None
     not_value: Any = None
+    held_at: Any = None
+    """What all runs have, whatever their recipe says; None where the recipe decides."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """The other keys that decide it, as they were; a limit without them always holds."""
     experiment: int | None = None
@@ -131,6 +133,8 @@ class Constraint:
 
     def broken_by(self, value: Any) -> bool:
         if self.not_value is not None and value == self.not_value:
+            return True
+        if self.held_at is not None and value != self.held_at:
             return True
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False

@@ -26,6 +26,7 @@ from nights import (
     new_night,
 )
 
+from agent.campaign.choose import rank
 from agent.campaign.evidence import Evidence
 from agent.campaign.finish import finish
 from agent.campaign.loop import Paused, run_campaign
@@ -289,7 +290,7 @@ def test_missing_data_ends_the_campaign_also_where_nothing_is_to_be_fixed(night:
 @pytest.mark.slow
 def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_that_it_helps(night: Night) -> None:
     (night.root / "kernel-is-broken").write_text("eager")
-    night.playbook(RATE_UP)
+    night.playbook(RATE_UP, hypothesis("attention", 0.01, set={"backend.attention": "sdpa"}))
     night.start(max_experiments=1)
     assert night.session is not None
     assert [row["status"] for row in rows(night)] == ["keep", "keep"]
@@ -306,6 +307,8 @@ def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_
     assert later
     assert all(recipe.backend.attention == "eager" for recipe in later)
     assert "fix" not in night.git("log", "--format=%s", "raft/night/exp/000-baseline")  # it is of no single recipe
+    skipped = {one.hypothesis: one.reason for one in rank(night.session, None).skipped}
+    assert "'sdpa' is ruled out: all runs have 'eager', attention auto -> eager" in skipped["attention"]
 
 
 @pytest.mark.slow

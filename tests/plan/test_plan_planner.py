@@ -266,6 +266,9 @@ def test_a_limit_learned_from_a_crash_is_respected() -> None:
     free = plan(BOOK, recipe=tiny(), machine=machine(1))
     assert any(p.recipe.learner.microbatch_tokens >= 8192 for p in free.proposals)
     eager = Constraint("backend.attention", "crashed", not_value="eager")
+    held = Constraint("backend.attention", "all runs have sdpa", held_at="sdpa")
+    assert held.broken_by("eager")
+    assert not held.broken_by("sdpa")
     assert all(
         p.values.get("backend.attention", ("", ""))[1] != "eager"
         for p in plan(BOOK, recipe=tiny(), constraints=[eager]).proposals
