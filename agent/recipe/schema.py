@@ -442,14 +442,15 @@ class LrSchedule(Section):
 
 
 class EarlyStop(Section):
-    """End a training whose `select` metric has fallen. The best cycle is delivered either way: this saves its time."""
+    """End a training whose `select` metric has fallen. The best cycle so far is delivered either way: this saves the
+    time of later ones, and loses what they would have gained."""
 
     level: Number = Field(0.05, gt=0, lt=0.5)
-    """Chance, for a training that has not fallen, of one measurement looking as if it had."""
+    """Chance, for a policy that has not become worse, of one measurement looking as if it had."""
     window: Whole = Field(3, ge=1, le=100)
     """Measurements that the last one is compared with: their mean, prompt by prompt."""
-    patience: Whole = Field(1, ge=1, le=100)
-    """Measurements in a row that have to be worse."""
+    patience: Whole = Field(2, ge=1, le=100)
+    """Measurements in a row that have to be worse. One is often a policy that goes up and down."""
 
 
 class Learner(Section):

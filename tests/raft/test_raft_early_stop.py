@@ -27,7 +27,7 @@ def level(share: float, prompts: int = 64, seed: int = 0) -> list[EvalRow]:
 
 
 def decline(**over: Any) -> Decline:
-    return Decline(EarlyStop(**over), metric="pass_rate", maximize=True)
+    return Decline(EarlyStop(**{"patience": 1, **over}), metric="pass_rate", maximize=True)
 
 
 def test_a_clear_fall_ends_the_training_and_says_how_far_it_fell() -> None:
@@ -59,7 +59,7 @@ def test_nothing_is_said_before_the_window_is_full_nor_of_a_rise() -> None:
 
 
 def test_where_less_is_better_a_rise_is_a_fall() -> None:
-    watch = Decline(EarlyStop(window=1), metric="mean_reward", maximize=False)
+    watch = Decline(EarlyStop(window=1, patience=1), metric="mean_reward", maximize=False)
     assert watch.add(measured([[True]] * 8 + [[False]] * 56)) is None
     why = watch.add(measured([[True]] * 40 + [[False]] * 24))
     assert why is not None
@@ -74,6 +74,15 @@ def test_patience_asks_for_several_in_a_row() -> None:
     assert watch.add(high) is None
     assert watch.add(middle) is None
     assert watch.add(low) is not None
+
+
+def test_a_policy_that_goes_up_and_down_is_not_stopped_unless_somebody_asks_for_it() -> None:
+    """Each second measurement is worse than those before it, and not by chance."""
+    courses = [measured([[i < n] for i in range(64)]) for n in (40, 44, 20, 46, 24, 48, 22, 50)]
+    usual = Decline(EarlyStop(window=1), metric="pass_rate", maximize=True)
+    assert [usual.add(rows) for rows in courses] == [None] * len(courses)
+    hasty = decline(window=1)
+    assert [hasty.add(rows) is not None for rows in courses[:3]] == [False, False, True]
 
 
 def test_a_training_that_stays_level_is_stopped_about_as_often_as_the_level_says() -> None:

@@ -100,7 +100,7 @@ def test_a_fall_on_select_ends_the_training_and_the_peak_is_delivered(
     training = make(
         {
             "budget": {"cycles": 30},
-            "learner": {"learning_rate": 1e-5, "early_stop": {"window": 2, "level": 0.2}},
+            "learner": {"learning_rate": 1e-5, "early_stop": {"window": 2, "level": 0.2, "patience": 1}},
             "evaluation": {"select_prompts": 48, "temperature": 0},
         }
     )

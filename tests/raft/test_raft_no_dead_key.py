@@ -92,7 +92,7 @@ MANY_STEPS = {**EVERYTHING_KEPT, "learner": {"microbatch_tokens": 64}}
 CURRICULUM = {**THREE, "task": {"train_prompts": 40, "curriculum": {"target": 0.5, "floor": 0.2}}}
 WATCHED = {
     "budget": {"cycles": 6},
-    "learner": {"learning_rate": 0.02, "early_stop": {"level": 0.49, "window": 1}},
+    "learner": {"learning_rate": 0.02, "early_stop": {"level": 0.49, "window": 1, "patience": 1}},
     "evaluation": {"select_prompts": 32, "select_samples": 2},
 }
 """A training whose ups and downs on `select` are taken for a fall."""
