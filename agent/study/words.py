@@ -221,7 +221,7 @@ def _power(estimates: Sequence[Estimate], what: str, tests: int) -> str:
     known = [found for one in estimates if (found := findable_of_many(one, tests)) is not None]
     if not known:
         return ""
-    low, high = (f"{100 * value:.1f}" for value in (min(known), max(known)))
+    low, high = (f"{min(100.0, 100 * value):.1f}" for value in (min(known), max(known)))
     span = high if low == high else f"{low} to {high}"
     among = f", corrected for {tests} tests" if tests > 1 else ""
     return f": with these seeds {what} above {span} points would have been found four times in five{among}"
