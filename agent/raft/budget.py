@@ -23,14 +23,17 @@ class Spending:
     """Share of the budget that the last cycle took; the first is charged with the samples of cycle 0."""
     closed: float = 0.0
     """Share spent at the end of the last cycle."""
+    first_update: float | None = None
+    """Share spent before the first optimizer step, from where on the warm-up counts; None before it."""
 
-    def share(self, *, of_cycle: float = 0.0, seconds: float = 0.0) -> float:
-        """Share of the budget spent, in [0, 1], with `of_cycle` of the running cycle or its `seconds` added."""
+    def share(self, *, of_cycle: float = 0.0, seconds: float = 0.0, tokens: float = 0.0) -> float:
+        """Share of the budget spent, in [0, 1], with what the running cycle has spent since it was charged added:
+        `of_cycle` of it, its `seconds`, or its `tokens`."""
         limit = self.limit
         if limit.cycles is not None:
             spent = (self.cycles + of_cycle) / limit.cycles
         elif limit.tokens is not None:
-            spent = self.tokens / limit.tokens
+            spent = (self.tokens + tokens) / limit.tokens
         else:
             assert limit.train_seconds is not None
             spent = (self.seconds + seconds) / limit.train_seconds
@@ -48,8 +51,11 @@ class Spending:
             self.last_share, self.closed = self.share() - self.closed, self.share()
 
     def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("seconds", "cycles", "tokens", "last_share", "closed")}
+        names = ("seconds", "cycles", "tokens", "last_share", "closed", "first_update")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
+        # a state of an earlier version, whose warm-up counted from the beginning
+        self.first_update = 0.0 if state["cycles"] else None
         for name, value in state.items():
             setattr(self, name, value)

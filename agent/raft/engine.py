@@ -260,15 +260,18 @@ class Training:
     def train(self, batch: Batch, chosen: list[Chosen], cycle: int) -> TrainReport:
         """Update the weights on the chosen samples, ids as they were sampled."""
         samples = [training_sample(batch, choice) for choice in chosen]
+        tokens = self.recipe.learner.epochs_per_cycle * sum(len(sample.completion) for sample in samples)
         began = self.clock()
 
         def rate(of_cycle: float) -> float:
-            spent = self.spending.share(of_cycle=of_cycle, seconds=self.clock() - began)
-            return learning_rate(self.recipe, cycle=cycle, spent=spent)
+            now = self.spending.share(of_cycle=of_cycle, seconds=self.clock() - began, tokens=of_cycle * tokens)
+            return learning_rate(self.recipe, cycle=cycle, spent=now, first=self.spending.first_update or 0.0)
 
         self.settled = None
         if not samples:
             return TrainReport()
+        if self.spending.first_update is None:
+            self.spending.first_update = self.spending.share()
         self.pulse.beat(self._train_phase())
         return self.trainer.train(
             samples,

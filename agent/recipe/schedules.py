@@ -42,25 +42,27 @@ def _shape(schedule: LrSchedule, done: float) -> float:
             return values[min(int(done), len(values) - 1)]
 
 
-def warmup_factor(warmup: float, spent: float) -> float:
-    """Rises from just above 0 to 1 while the first `warmup` share of the budget is spent.
+def warmup_factor(warmup: float, spent: float, first: float = 0.0) -> float:
+    """Rises from just above 0 to 1 over the `warmup` share of what the budget had left at the first optimizer step.
 
-    Tied to the share and not to a step count, so it always fits the training there will be.
+    Tied to the share and not to a step count, so it always fits the training there will be. `first` is the share that
+    was spent before that step: under a budget of seconds or tokens the first samples, which may be more than `warmup`.
     """
-    if warmup <= 0 or spent >= warmup:
+    since = (spent - first) / (1.0 - first) if first < 1.0 else 1.0
+    if warmup <= 0 or since >= warmup:
         return 1.0
-    return max(spent / warmup, 0.01)
+    return max(since / warmup, 0.01)
 
 
-def learning_rate(recipe: Recipe, *, cycle: int, spent: float) -> float:
-    """Learning rate of an optimizer step in `cycle` after share `spent` of the budget."""
-    return learner_rate(recipe.learner, cycle=cycle, spent=spent)
+def learning_rate(recipe: Recipe, *, cycle: int, spent: float, first: float = 0.0) -> float:
+    """Learning rate of an optimizer step in `cycle` after share `spent` of the budget; `first`: see `warmup_factor`."""
+    return learner_rate(recipe.learner, cycle=cycle, spent=spent, first=first)
 
 
-def learner_rate(learner: Learner, *, cycle: int, spent: float) -> float:
+def learner_rate(learner: Learner, *, cycle: int, spent: float, first: float = 0.0) -> float:
     """`learning_rate`, from the learner's keys alone."""
     factor = lr_factor(learner.lr_schedule, cycle=cycle, spent=spent)
-    return learner.learning_rate * factor * warmup_factor(learner.warmup, spent)
+    return learner.learning_rate * factor * warmup_factor(learner.warmup, spent, first)
 
 
 def temperature(start: float, schedule: TemperatureSchedule | None, spent: float) -> float:

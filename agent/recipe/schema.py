@@ -464,7 +464,8 @@ class Learner(Section):
     early_stop: EarlyStop | None = None
     """End the training when a cycle is worse than its predecessors beyond noise; null never does."""
     warmup: Number = Field(0.0, ge=0, le=0.5)
-    """Share of the budget over which the learning rate rises from 0; never longer than the training."""
+    """Share of the budget over which the learning rate rises from 0, counted from the first update (what is sampled
+    before it is not in it); never longer than the training."""
     epochs_per_cycle: Whole = Field(1, ge=1, le=64)
     """Passes over the kept samples of a cycle."""
     microbatch_tokens: Whole = Field(4096, ge=16, le=4194304)

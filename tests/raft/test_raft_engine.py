@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -124,6 +125,40 @@ def test_a_fall_when_the_budget_is_spent_ends_nothing_early(make: Any, at: int, 
     training.decline.add = lambda rows: "it fell" if training.spending.cycles == at else None
     assert training.run() == ended_by
     assert training.spending.cycles == at
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 20_000, "cycles": None}, {"train_seconds": 1e6, "cycles": None}])
+def test_the_warmup_begins_with_the_first_step_whatever_the_first_samples_cost(
+    make: Any, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any]
+) -> None:
+    """A third of the budget is spent before it, and 0.1 is not over then. Within the cycle the rate goes on rising."""
+    learner = {"learning_rate": 1e-3, "warmup": 0.1, "microbatch_tokens": 64}
+    training = make(
+        {"budget": budget, "learner": learner, "selection": {"reward_threshold": -1.0, "max_per_prompt": 8}}
+    )
+    seconds, limit = [0.0], training.spending.limit
+    training.clock = lambda: seconds[0]
+    training.spending.add(tokens=(limit.tokens or 0) // 3, seconds=(limit.train_seconds or 0) / 3)
+    rates: list[float] = []
+    train = Trainer.train
+
+    def record(self: Trainer, samples: list[TrainingSample], *, learning_rate: Any, **more: Any) -> TrainReport:
+        def told(of_cycle: float) -> float:
+            seconds[0] = of_cycle * 5e4
+            rates.append(learning_rate(of_cycle))
+            return rates[-1]
+
+        return train(self, samples, learning_rate=told, **more)
+
+    monkeypatch.setattr(Trainer, "train", record)
+    training.cycle(1)
+    assert len(rates) > 3
+    assert rates[0] == pytest.approx(1e-5)
+    assert all(before < after for before, after in itertools.pairwise(rates[1:]))
+    assert training.spending.first_update == pytest.approx(1 / 3, abs=0.05)
+    before = Spending(limit)
+    before.restore(training.spending.state())
+    assert before.first_update == training.spending.first_update
 
 
 def test_fewer_than_min_samples_are_not_trained_on(make: Any) -> None:

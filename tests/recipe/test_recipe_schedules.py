@@ -81,6 +81,14 @@ def test_warmup_is_a_share_of_the_budget_and_never_zero() -> None:
     assert 0 < warmup_factor(0.1, 0.0) <= 0.01
 
 
+def test_the_first_samples_are_not_in_the_warmup() -> None:
+    """A fifth of the budget went into them: it rises over a tenth of the other four fifths."""
+    assert warmup_factor(0.1, 0.2, first=0.2) == 0.01
+    assert warmup_factor(0.1, 0.24, first=0.2) == pytest.approx(0.5)
+    assert warmup_factor(0.1, 0.28, first=0.2) == pytest.approx(1.0)
+    assert warmup_factor(0.1, 1.0, first=1.0) == 1.0
+
+
 def test_temperature_moves_to_its_end() -> None:
     assert temperature(1.0, None, 0.7) == 1.0
     assert temperature(1.0, TemperatureSchedule(kind="linear", end=0.5), 0.5) == pytest.approx(0.75)
