@@ -3,14 +3,16 @@
 How many further seeds. A comparison's error has a part of the prompts and a part of the runs (`comparison.py`):
 
     SE(k)^2 = pair(k)^2 + (between - within) * arms(k),    arms(k) = 1/(s_c + k) + 1/(s_i + k)
-    pair(k)^2 = pair^2 - within * (arms(0) - arms(k))
+    pair(k)^2 = max(pair^2 - within * arms(0), 0) + within * arms(k)
 
 s_c and s_i are the seeds that stand on the confirm split already: none for an idea that the filter stopped, whose
-search run was chosen and proves nothing. `within`, the luck of sampling prompt by prompt, gets smaller with each seed;
-what is left of `pair`, how much the prompts differ in what the idea does to them, does not. k is the smallest number
-for which the confirmation finds the measured difference with 80% power, at the level that the campaign would give it:
-the lower bound at that level, and the 80% bound, both with the degrees of freedom that the run noise then has
-(`Comparison.lower`, `Comparison.upper`).
+search run was chosen and proves nothing. In pair(k), arms(0) is of the seeds that were measured, on whichever split.
+`within`, the luck of sampling prompt by prompt, gets smaller with each seed and is never gone. What is left of `pair`,
+how much the prompts differ in what the idea does to them, stays; it is an estimate, and taken for 0 where the measured
+seeds happened to differ less than their sampling makes likely. k is the smallest number for which the confirmation
+finds the measured difference with 80% power, at the level that the campaign would give it: the lower bound at that
+level, and the 80% bound, both with the degrees of freedom that the run noise then has (`Comparison.lower`,
+`Comparison.upper`).
 
 `pair` and `within` are of the prompts that were measured, and shrink with their number: for an idea that only the
 search split has seen they are taken for as many prompts as the confirm split has.
@@ -126,7 +128,9 @@ def further_seeds(
 def _is_enough(found: Comparison, level: float, ours: int, theirs: int) -> bool:
     """Whether a confirmation with so many seeds finds the measured difference."""
     then = _with_seeds(found, ours, theirs)
-    return (then.delta - then.lower(level)) + (then.upper(1 - POWER) - then.delta) <= found.delta
+    reach = then.delta - then.lower(level)
+    # without any error no difference is known, however many the seeds
+    return reach > 0 and reach + (then.upper(1 - POWER) - then.delta) <= found.delta
 
 
 def _with_prompts(found: Comparison, prompts: int) -> Comparison:
@@ -146,9 +150,9 @@ def _with_seeds(found: Comparison, ours: int, theirs: int) -> Comparison:
     """The same difference, as known as it would be with so many seeds."""
     assert found.noise is not None
     noise = found.noise
-    arms = 1 / ours + 1 / theirs
-    fewer = 1 / found.seeds_candidate + 1 / found.seeds_incumbent - arms
-    pair = math.sqrt(max(found.pair_error**2 - noise.within * fewer, 0.0))
+    arms, measured = 1 / ours + 1 / theirs, 1 / found.seeds_candidate + 1 / found.seeds_incumbent
+    of_prompts = max(found.pair_error**2 - noise.within * measured, 0.0)
+    pair = math.sqrt(of_prompts + noise.within * arms)
     run = math.sqrt(max(0.0, noise.between - noise.within) * arms)
     more = max(0, ours + theirs - found.seeds_candidate - found.seeds_incumbent)
     return dataclasses.replace(

@@ -8,18 +8,20 @@ import math
 import random
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_journals import A_RUN, MadeJournal, long_night
 
-from agent.campaign.comparison import Comparison, RunNoise
+from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, pool
 from agent.campaign.decided import comparison_from
 from agent.campaign.headline import ruled_out_words
 from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
 from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
+from agent.campaign.scores import Scores
 from agent.ledger.state import CampaignState, fold
 from agent.report import look
 from agent.report.night import Night
@@ -329,8 +331,6 @@ def test_what_no_seeds_would_settle_is_one_only_while_it_may_be_large() -> None:
 
 def test_further_seeds_find_the_difference_four_times_in_five() -> None:
     """Drawn: with the number that it names, a confirmation sees the measured difference with 80% power."""
-    import numpy as np
-
     from agent.campaign.near_misses import _with_seeds
 
     delta, level = 0.035, 0.025
@@ -344,6 +344,58 @@ def test_further_seeds_find_the_difference_four_times_in_five() -> None:
     assert 0.76 <= power <= 0.97
     if fewer is not None:
         assert np.mean([dataclasses.replace(fewer, delta=float(one)).lower(level) > 0 for one in draws]) < power
+
+
+@pytest.mark.parametrize(
+    ("delta", "effect_sd", "run_sd", "alike"),
+    [
+        (0.05, 0.1, 0.01, 1.0),
+        (0.05, 0.0, 0.02, 1.0),
+        (0.05, 0.0, 0.02, 0.7),  # the luck of sampling is all that differs, and the measured seeds had little of it
+    ],
+)
+def test_so_many_further_seeds_have_their_power_where_prompts_and_runs_are_drawn(
+    delta: float, effect_sd: float, run_sd: float, alike: float
+) -> None:
+    """Nothing here comes from the formula: fresh prompts, on which the idea does more or less, fresh runs and fresh
+    answers. `alike`: of the variance of the measured pair, what that measurement happened to have."""
+    prompts, level, sampling_sd = 150, 0.02, 0.45
+    within = sampling_sd**2 / prompts
+    pair = math.sqrt(alike * (within * (1 + 1 / 3) + effect_sd**2 / prompts))
+    noise = RunNoise(between=within + run_sd**2, within=within, df=12)
+    near = dataclasses.replace(NEAR, delta=delta, prompts=prompts, pair_error=pair, noise=noise)
+    seeds = further_seeds(near, level=level)
+    assert seeds is not None
+    power = power_of(seeds, level, near, effect_sd=effect_sd, sampling_sd=sampling_sd, run_sd=run_sd)
+    assert 0.77 <= power <= 0.9
+
+
+def power_of(
+    seeds: int, level: float, near: Comparison, *, effect_sd: float, sampling_sd: float, run_sd: float, times: int = 300
+) -> float:
+    """The share of confirmations with so many fresh seeds of each arm that show the difference."""
+    drawn, known = np.random.default_rng(3), near.noise
+    assert known is not None
+    ids = tuple(f"{place:05d}" for place in range(near.prompts))
+
+    def arm(of_prompts: np.ndarray) -> list[Scores]:
+        runs = of_prompts + drawn.normal(0, run_sd, (seeds, 1)) + drawn.normal(0, sampling_sd, (seeds, near.prompts))
+        return [Scores(ids, values) for values in runs]
+
+    shown = 0
+    for _ in range(times):
+        easy = drawn.uniform(0.2, 0.8, near.prompts)
+        theirs, ours = arm(easy), arm(easy + drawn.normal(near.delta, effect_sd, near.prompts))
+        earlier = dataclasses.replace(known, between=known.between * drawn.chisquare(known.df) / known.df)
+        noise = pool([earlier, *(one for one in map(group_noise, (ours, theirs)) if one)])
+        shown += compare(ours, theirs, noise).p_value <= level
+    return shown / times
+
+
+def test_no_seeds_are_enough_where_no_error_is_known() -> None:
+    same = dataclasses.replace(NEAR, delta=0.001, pair_error=0.0, run_error=0.0)
+    assert further_seeds(dataclasses.replace(same, noise=RunNoise(0.0, 0.0, 2)), level=0.025) is None
+    assert further_seeds(dataclasses.replace(same, noise=RunNoise(1e-4, 1e-4, 2)), level=0.025) is None
 
 
 # --- time --------------------------------------------------------------------------------------------------
