@@ -28,13 +28,14 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison
 from agent.campaign.decided import comparison_from
 from agent.campaign.headline import span
 from agent.campaign.levels import Used, left, next_level
 from agent.campaign.night_recipe import measuring_of
+from agent.campaign.past import MEASURED_NOTHING
 from agent.campaign.rules import Rules
 from agent.ledger.state import CampaignState, Experiment
 from agent.report.night import Estimate, NearMiss
@@ -49,16 +50,17 @@ MOST_SHOWN = 12
 
 
 def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple[NearMiss, ...]:
-    """Those most likely to be better first. What seems too small for a confirmation, and would stay so with any number
-    of seeds that somebody would buy, is ruled out instead."""
+    """Those most likely to be better first. Of what was measured once more since, that measurement speaks. What seems
+    too small for a confirmation, and would stay so with any number of seeds that somebody would buy, is ruled out
+    instead."""
     rules = rules or Rules()
     level = level_of_another(state, rules)
-    inside = _in_what_was_kept(state)
+    told_since = _in_what_was_kept(state) | _measured_again(state)
     unlikely = max(rules.together_p, default=0.0)
     too_small = state.calibration.get("smallest_detectable") or 0.0
     found: list[tuple[float, int, Comparison]] = []
     for number, experiment in state.experiments.items():
-        if number == 0 or number in inside or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
+        if number == 0 or number in told_since or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
             continue
         basis = _basis(experiment)
         if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
@@ -193,6 +195,45 @@ def _in_what_was_kept(state: CampaignState) -> set[int]:
         inside.update(new)
         waiting += new
     return inside
+
+
+def _measured_again(state: CampaignState) -> set[int]:
+    """Ideas that a later experiment measured once more, which says more than the run that they were looked at for: the
+    same recipe, or one that has the idea alone in it beside what it changes. That one is a near-miss itself, or the
+    idea is none. What ran again with others only where all of them together were no better."""
+    again: set[int] = set()
+    by_recipe: dict[str, list[int]] = {}
+    for number in state.judged_order:
+        experiment = state.experiments[number]
+        known = (experiment.planned.model_extra or {}) if experiment.planned else {}
+        numbers = experiment.judged.numbers if experiment.judged else {}
+        kind, delta = numbers.get("kind"), (numbers.get("basis") or {}).get("delta")
+        same = by_recipe.setdefault(experiment.recipe_signature or f"#{number}", [])
+        # what was left out of a winner is compared with the winner
+        if kind not in (*MEASURED_NOTHING, "screened") and known.get("without") is None:
+            base = experiment.planned.incumbent if experiment.planned else None
+            parts = {part for part in known.get("together") or () if part != base}
+            again.update(same)
+            if len(parts) == 1:
+                again |= parts
+            elif kind == "regressed" or (delta is not None and delta <= 0):
+                again |= _all_parts(state, parts)
+        same.append(number)
+    return again
+
+
+def _all_parts(state: CampaignState, numbers: Iterable[int]) -> set[int]:
+    """These, and what they put together."""
+    found: set[int] = set()
+    waiting = list(numbers)
+    while waiting:
+        number = waiting.pop()
+        experiment = state.experiments.get(number)
+        if number not in found and experiment is not None:
+            found.add(number)
+            planned = experiment.planned
+            waiting += ((planned.model_extra or {}).get("together") or ()) if planned else ()
+    return found
 
 
 def _near_miss(

@@ -144,7 +144,7 @@ class MadeJournal:
         self.tell(
             "experiment_planned", experiment=number, hypothesis=axis, axis=axis, slug=f"idea-{number}", subject=title,
             files={} if not number else {"recipes/test.yaml": f"{RECIPE % ''}# {number}\n"},
-            recipe_signature=f"{number:016x}", incumbent=self.incumbent or None, changes={}, **known,
+            changes={}, **{"recipe_signature": f"{number:016x}", "incumbent": self.incumbent or None, **known},
         )  # fmt: skip
         branch = f"raft/night/exp/{number:03d}"
         self.tell("experiment_committed", experiment=number, branch=branch, commit=f"{number:040x}")

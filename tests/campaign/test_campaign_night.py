@@ -268,6 +268,43 @@ def test_parts_of_what_was_kept_are_no_near_misses() -> None:
     assert night.cards[-1].parts == (part,)
 
 
+@pytest.mark.parametrize(
+    ("again", "near"),
+    [
+        ([("inconclusive", -0.2, {"advance": True})], set()),
+        ([("lead", 0.06, {"advance": True})], {2}),
+        ([("lead", 0.06, {"advance": True}), ("inconclusive", -0.2, {"together": [2], "of_lead": True})], set()),
+        ([("underpowered", -0.2, {"advance": True})], {1}),
+        ([("inconclusive", -0.2, {"together": [], "recipe_signature": f"{1:016x}"})], set()),
+        ([("inconclusive", -0.2, {"together": [], "without": 1, "recipe_signature": f"{1:016x}"})], {1}),
+    ],
+)
+def test_a_near_miss_that_ran_once_more_is_what_that_run_says(
+    again: list[tuple[str, float, dict[str, object]]], near: set[int]
+) -> None:
+    made = MadeJournal().started().baseline()
+    one = made.idea("promising", effect=0.06)
+    for kind, effect, known in again:
+        made.idea(kind, effect=effect, **{"together": [one], **known})
+    assert {miss.number for miss in told(made.state()).near_misses} == near
+
+
+@pytest.mark.parametrize(("kind", "effect", "left"), [("lead", 0.06, 3), ("inconclusive", -0.2, 0)])
+def test_near_misses_are_told_while_they_are_not_worse_together(kind: str, effect: float, left: int) -> None:
+    made = MadeJournal().started().baseline()
+    parts = [made.idea("promising", effect=0.06) for _ in range(2)]
+    made.idea(kind, effect=effect, together=parts, advance=True)
+    assert len(told(made.state()).near_misses) == left
+
+
+def test_what_was_built_on_was_not_measured_again() -> None:
+    made = MadeJournal().started().baseline()
+    lead = made.idea("lead", effect=0.06)
+    part = made.idea("promising", effect=0.06, incumbent=lead)
+    made.idea("inconclusive", effect=-0.2, together=[lead, part], advance=True, incumbent=lead)
+    assert [one.number for one in told(made.state()).near_misses] == [lead]
+
+
 NOISE = RunNoise(between=2e-4, within=1e-4, df=12)
 NEAR = Comparison(
     delta=0.02, standard_error=0.018, df=10.0, prompts=400, seeds_candidate=1, seeds_incumbent=3, pair_error=0.012,
