@@ -211,6 +211,11 @@ def test_a_script_cannot_end_its_element() -> None:
 # --- it says what the night was ----------------------------------------------------------------------------
 
 
+def test_the_page_says_what_each_split_decided(seen: dict[str, Seen]) -> None:
+    said = "Search chose what was confirmed, confirm decided what was kept, the holdout decided nothing."
+    assert said in seen["good"].words
+
+
 def test_a_good_night_shows_what_was_gained(seen: dict[str, Seen]) -> None:
     words = seen["good"].words
     order = [
