@@ -2,8 +2,9 @@
 
 The interval of an arm is what the campaign told of it, over prompts and runs, where no run has come since. Else, of a
 rate, p(1 - p) over the prompts (exact for one sample a prompt, too wide for several) and the noise between runs as it
-was pooled last; of another metric only what repeated runs show. A difference is that of the
-verdict, on the same prompts, and so much better known than two such intervals side by side look.
+was pooled last. Of another metric there is none then: how its prompts differ is not in the journal, and the runs alone,
+all on the same prompts, would make it many times too narrow. A difference is that of the verdict, on the same prompts,
+and so much better known than two such intervals side by side look.
 """
 
 from __future__ import annotations
@@ -121,9 +122,7 @@ def _estimate(
     mean = statistics.fmean(values)
     runs = len(values)
     within = mean * (1 - mean) / prompts if metric in RATES and prompts and 0 <= mean <= 1 else None
-    if within is None:
-        return _by_runs(values, mean)
-    if trained and noise is None:
+    if within is None or (trained and noise is None):
         return Estimate(mean)
     between = noise.sigma**2 / runs if noise else 0.0
     total = within + between
@@ -132,13 +131,6 @@ def _estimate(
         df = max(1.0, total**2 / (between**2 / noise.df + within**2 / max(1, (prompts or 2) - 1)))
     half = quantile(0.975, df) * math.sqrt(total)
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
-
-
-def _by_runs(values: Sequence[float], mean: float) -> Estimate:
-    if len(values) < 2:
-        return Estimate(mean)
-    half = quantile(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
 
 
 # --- differences -------------------------------------------------------------------------------------------

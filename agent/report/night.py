@@ -55,7 +55,8 @@ class Arm:
     number: int | None
     """Of its experiment, 0 for the baseline; null for the untrained model."""
     metrics: Mapping[str, Estimate]
-    """By split: search, confirm, holdout. The interval is over runs and prompts; none where one run tells no spread."""
+    """By split: search, confirm, holdout. The interval is over runs and prompts; none where either spread is not
+    known."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from agent.campaign.night_time import SLICES, time_slices
 from agent.campaign.scores import Scores
 from agent.ledger.state import CampaignState, fold
 from agent.report import look
-from agent.report.night import Night
+from agent.report.night import Estimate, Night
 from agent.report.night_markdown import markdown
 from agent.report.numbers import Numbers
 from agent.report.summary import night_from, summary_text
@@ -248,6 +248,23 @@ def test_arms_cover_the_true_value() -> None:
         assert found.high is not None
         hits.append(found.low <= truth <= found.high)
     assert sum(hits) / len(hits) >= 0.9
+
+
+def baseline_on_search(made: MadeJournal) -> Estimate:
+    return next(one for one in told(made.state()).arms if one.name == "baseline").metrics["search"]
+
+
+def test_an_arm_has_no_interval_where_nothing_tells_how_its_prompts_differ() -> None:
+    """Runs of another metric than a rate lie close together, on prompts that were drawn once for all of them."""
+    made = MadeJournal().started().baseline()
+    assert baseline_on_search(made).low is not None
+    judged = next(line for line in made.lines if line["kind"] == "experiment_judged")["numbers"]
+    judged["measured_by"]["metric"] = "mean_reward"
+    found = baseline_on_search(made)
+    assert (found.low, found.high) == (None, None)
+    assert 0.4 < found.value < 0.6
+    judged["arms"] = {"0": {"search": {"value": 0.51, "low": 0.45, "high": 0.57, "runs": 3}}}
+    assert baseline_on_search(made) == Estimate(0.51, 0.45, 0.57)
 
 
 def test_an_open_idea_and_one_under_way_are_on_the_staircase() -> None:
