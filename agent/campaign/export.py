@@ -15,7 +15,7 @@ from agent.campaign.headline import holdout_says, kept_in, span
 from agent.campaign.night_arms import holdout_of
 from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
-from agent.campaign.stairs import key_of
+from agent.campaign.stairs import key_of, no_more
 from agent.campaign.story import tell
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.journal import CampaignState, Experiment, Run
@@ -139,9 +139,10 @@ def _provisional(state: CampaignState, what: Delivered) -> str:
 
 def _own_score(state: CampaignState, what: Delivered) -> tuple[float | None, str]:
     """Of this very checkpoint: on the holdout, else on the split that the run was evaluated on last."""
+    void = no_more(state)
     for run in state.runs.values():
         words, summary = run.words, run.finished.summary if run.finished else None
-        if words is None or summary is None or words.role != HOLDOUT or what.number is None:
+        if run.id in void or words is None or summary is None or words.role != HOLDOUT or what.number is None:
             continue
         if key_of(run) in (f"{HOLDOUT}-winner-{what.key}", f"{HOLDOUT}-baseline-{what.key}"):
             value = (summary.get("metrics") or {}).get(HOLDOUT)
@@ -155,8 +156,10 @@ def _own_score(state: CampaignState, what: Delivered) -> tuple[float | None, str
 def _measured(workspace: Path, state: CampaignState, what: Delivered) -> Iterator[Measured]:
     """Untrained, baseline and winner on the holdout, then this checkpoint on whatever it was measured on."""
     if what.number is not None:
+        void = no_more(state)
+        counted = [run for name, run in state.runs.items() if name not in void]
         for arm in (UNTRAINED, "baseline", "winner"):
-            runs = [run for run in state.runs.values() if _is_holdout(run, arm, _winner(state))]
+            runs = [run for run in counted if _is_holdout(run, arm, _winner(state))]
             if runs:
                 yield _arm(workspace, runs, arm, what.recipe)
     own, split = _own_score(state, what)

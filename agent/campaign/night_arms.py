@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.campaign.comparison import Comparison, RunNoise, quantile
 from agent.campaign.decided import comparison_from
-from agent.campaign.stairs import key_of, number_in
+from agent.campaign.stairs import key_of, no_more, number_in
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Arm, Estimate, Gain
@@ -42,7 +42,8 @@ def arms_of(state: CampaignState, winner: int, by: Yardstick) -> tuple[Arm, ...]
     """Those that something is known of. Experiment 0 wins where nothing was kept: then there is no winner."""
     aside = {(note.model_extra or {}).get("set_aside") for note in state.notes}
     known = [run for run in state.runs.values() if _measured(run) and _may_be_of(run, {0, winner})]
-    runs = [run for run in known if key_of(run) not in aside]
+    void = no_more(state)
+    runs = [run for run in known if key_of(run) not in aside and run.id not in void]
     wanted: list[tuple[str, int | None]] = [(UNTRAINED, None), ("baseline", 0)]
     if winner:
         wanted.append(("winner", winner))

@@ -75,14 +75,21 @@ def number_in(key: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+def no_more(state: CampaignState) -> set[str]:
+    """Ids of runs that were set aside because somebody had changed their files: they count no more. The run that is
+    made in the place of one has the same key."""
+    return {str(told["void"]) for note in state.notes if "void" in (told := note.model_extra or {})}
+
+
 class SearchMetrics:
     """What recipes measured on the search split, by what their runs told the journal."""
 
     def __init__(self, state: CampaignState):
         self._state = state
         self._by_key: dict[str, float] = {}
+        aside = no_more(state)
         for run in state.runs.values():
-            value = _on_search(run)
+            value = None if run.id in aside else _on_search(run)
             if value is not None:
                 self._by_key[str(key_of(run))] = value
 

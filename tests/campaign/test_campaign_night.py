@@ -267,6 +267,27 @@ def test_an_arm_has_no_interval_where_nothing_tells_how_its_prompts_differ() -> 
     assert baseline_on_search(made) == Estimate(0.51, 0.45, 0.57)
 
 
+def test_a_run_that_counts_no_more_is_in_no_number() -> None:
+    """Somebody changed its files, and it was put aside: until it has run again, in the same folder, and after that."""
+
+    def measured() -> tuple[float, float | None]:
+        return baseline_on_search(made).value, told(made.state()).steps[0].value
+
+    made = MadeJournal().started().baseline(seeds=2)
+    without = measured()
+    judged = next(line for line in made.lines if line["kind"] == "experiment_judged")
+    judged["numbers"]["runs"]["candidate"].append("baseline-s3")
+    made.run("baseline-s3", 0, "baseline", "calibrate", None, {"search": 0.95})
+    assert measured() == pytest.approx((0.65, 0.65), abs=0.05)
+    made.tell("note", text="rows of it changed after it had ended: it counts no more", void="baseline-s3")
+    assert measured() == pytest.approx(without)
+    made.run("baseline-s3.2", 0, "baseline", "calibrate", None, {"search": without[0]})
+    for line in made.lines:
+        if line.get("out", "").endswith("s3.2"):
+            line["out"] = line["out"].removesuffix(".2")
+    assert measured() == pytest.approx(without)
+
+
 def test_an_open_idea_and_one_under_way_are_on_the_staircase() -> None:
     made = MadeJournal().started().baseline()
     made.planned(1, "batch", "a larger batch")
