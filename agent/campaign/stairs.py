@@ -25,6 +25,9 @@ class Stair:
     """What it measured on search; None of a crash."""
     best: float | None
     """What the incumbent had on search once it was judged."""
+    best_by_number: float | None = None
+    """The same of the one that was judged last among it and those before it: a line over the numbers. Of a batch that
+    was screened the losers are judged before what was kept of it, and have higher numbers."""
 
     @property
     def number(self) -> int:
@@ -54,10 +57,14 @@ def stairs_of(state: CampaignState) -> Iterator[Stair]:
     on_search = SearchMetrics(state)
     best = _best_line(state, on_search)
     last = best.get(state.judged_order[-1]) if state.judged_order else None
+    places = {number: place for place, number in enumerate(state.judged_order)}
+    latest: int | None = None
     for number, experiment in sorted(state.experiments.items()):
+        if number in places and (latest is None or places[number] > places[latest]):
+            latest = number
         if experiment.planned or experiment.judged:
             value = None if experiment.outcome == "crash" else on_search.of_idea(experiment)
-            yield Stair(experiment, value, best.get(number, last))
+            yield Stair(experiment, value, best.get(number, last), best[latest] if latest is not None else None)
 
 
 def key_of(run: Run) -> str:

@@ -106,7 +106,7 @@ def _clean(text: str) -> str:
 
 def _mark(stair: Stair) -> Mark:
     words = {"title": _clean(stair.title), "kind": _clean(stair.kind), "reason": _clean(stair.reason)}
-    best = stair.best if stair.outcome != "open" else None  # the line goes on past what has no outcome
+    best = stair.best_by_number if stair.outcome != "open" else None  # the line goes on past what has no outcome
     return Mark(number=stair.number, outcome=stair.outcome, value=stair.value, best=best, **words)
 
 

@@ -43,7 +43,7 @@ class Mark:
     value: float | None
     """The metric of its first runs, on the search split."""
     best: float | None
-    """What the incumbent had there, after it; None where it has no outcome."""
+    """What the incumbent had there, after it and all of a smaller number; None where it has no outcome."""
 
 
 @dataclass(frozen=True)

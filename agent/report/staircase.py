@@ -6,7 +6,8 @@ On the search split, where every idea is measured first. Better is always up.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from agent.report.charts import GROUPS, HEIGHT, SHAPES, Spec, chart, colour, group_of, said
 from agent.report.night import Night
@@ -193,14 +194,29 @@ def _line(night: Night, by: str, places: Mapping[int, float], rows: list[Spec]) 
     """The incumbent's metric where it changes, with two sigma_run about it, to where the night stands."""
     half = 2 * (finite(night.noise.sigma_run) or 0.0)
     _, unit = _unit(night)
-    points = [(places[step.number], best) for step in night.steps if (best := finite(step.best)) is not None]
-    points.sort(key=lambda point: point[0])
+    if by == "time":
+        points = [(places[step.number], best) for step in night.steps if (best := finite(step.best)) is not None]
+        points.sort(key=lambda point: point[0])
+    else:
+        points = list(_best_by_number(night, places))
     if points:
         last = max(row["x"] for row in rows) if rows else points[-1][0]
         points.append((max(last, night.consumed_s / unit if by == "time" else last), points[-1][1]))
     changes = [after for before, after in itertools.pairwise(points) if after[1] != before[1]]
     drawn = [*points[:1], *changes, *points[-1:]]
     return [{"x": x, "y": best, "low": best - half, "high": best + half} for x, best in drawn]
+
+
+def _best_by_number(night: Night, places: Mapping[int, float]) -> Iterator[tuple[float, float]]:
+    """What the incumbent had after the step that was judged last among each and those before it: of a batch that was
+    screened, the losers are judged before what was kept of it, and have higher numbers."""
+    best, latest = None, -math.inf
+    for step in sorted(night.steps, key=lambda step: step.number):
+        at, its = finite(step.at_s), finite(step.best)
+        if its is not None and step.outcome != "open" and (at is None or at >= latest):
+            best, latest = its, latest if at is None else at
+        if best is not None:
+            yield places[step.number], best
 
 
 def _leads(night: Night, rows: list[Spec]) -> list[Spec]:

@@ -22,6 +22,8 @@ from agent.campaign.night import night_of
 from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
 from agent.campaign.scores import Scores
+from agent.campaign.stairs import stairs_of
+from agent.campaign.standing import standing
 from agent.ledger.state import CampaignState, fold
 from agent.report import look
 from agent.report.night import Estimate, Night
@@ -286,6 +288,24 @@ def test_a_run_that_counts_no_more_is_in_no_number() -> None:
         if line.get("out", "").endswith("s3.2"):
             line["out"] = line["out"].removesuffix(".2")
     assert measured() == pytest.approx(without)
+
+
+def test_by_number_the_best_does_not_fall_back_where_losers_were_judged_before_the_kept_one() -> None:
+    made = MadeJournal().started().baseline()
+    kept, loser = made.idea("gain", effect=0.2), made.idea("screened")
+    late = [line for line in made.lines if line["kind"] in ("experiment_judged", "experiment_recorded")]
+    late = [line for line in late if line["experiment"] == kept]
+    lines = [*(line for line in made.lines if line not in late), *late]
+    made.lines = [line | {"seq": place} for place, line in enumerate(lines, start=1)]
+    state = made.state()
+    assert state.judged_order == [0, loser, kept]
+    baseline, better, after = stairs_of(state)
+    assert better.best is not None
+    assert baseline.best is not None
+    assert better.best > baseline.best
+    assert (after.best, after.best_by_number) == (baseline.best, better.best)
+    seen = standing(state, name="night", process=None, at=0.0)
+    assert [mark.best for mark in seen.marks] == [better.best, better.best]
 
 
 def test_an_open_idea_and_one_under_way_are_on_the_staircase() -> None:

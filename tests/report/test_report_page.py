@@ -358,6 +358,20 @@ def test_the_staircase_has_every_idea_and_the_line_of_the_best() -> None:
     assert list(places(staircase(night, by="idea"))) == [step.number for step in night.steps]
 
 
+def test_by_number_the_line_of_the_best_does_not_fall_back_after_a_keep() -> None:
+    """The losers of a batch that was screened are judged before what was kept of it, and have higher numbers."""
+    night = good()
+    kept = next(step for step in night.steps if step.outcome == "keep" and step.number)
+    before = night.steps[kept.number - 1].best
+    assert kept.at_s is not None
+    loser = replace(night.steps[kept.number + 1], outcome="discard", best=before, at_s=kept.at_s - 1.0)
+    steps = [loser if step.number == loser.number else step for step in night.steps]
+    late = replace(night, steps=tuple(steps))
+    line = [point["y"] for point in staircase(late, by="idea")["datasets"]["line"]]
+    assert line == [point["y"] for point in staircase(night, by="idea")["datasets"]["line"]]
+    assert line == sorted(line)
+
+
 def places(spec: dict) -> Iterator[float]:
     yield from sorted(row["x"] for row in spec["datasets"]["steps"])
 
