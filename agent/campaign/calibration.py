@@ -179,7 +179,7 @@ def _too_small(per_run: Budget, error: BudgetError, cost: RunCost, budget_s: flo
 def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightPlan) -> Calibration:
     baseline, base = arm_scores(runs, "search"), arm_scores([untrained], "search")
     noise = group_noise(baseline)
-    gain = compare(baseline, base, noise)
+    gain = compare(baseline, base, noise, untrained=True)
     prompts = lab.evaluation.confirm_prompts
     most, to_come = _affordable_seeds(lab), lab.confirmations_to_come()
     smallest = detectable_gain(baseline, noise, lab.rules, to_come=to_come, prompts=prompts, most=most)

@@ -101,6 +101,8 @@ class Comparison:
     better: int = 0
     """Prompts on which the candidate is better, on average over its runs."""
     worse: int = 0
+    untrained: bool = False
+    """The incumbent is the model before any training: it has no seed, and so no run noise."""
     noise: RunNoise | None = field(default=None, repr=False)
 
     @property
@@ -108,6 +110,11 @@ class Comparison:
         """Two-sided 95% interval."""
         half = quantile(0.975, self.df) * self.standard_error
         return self.delta - half, self.delta + half
+
+    @property
+    def arms(self) -> float:
+        """How often the variance between runs is in the difference: 1 / seeds of each arm that was trained."""
+        return 1 / self.seeds_candidate + (0.0 if self.untrained else 1 / self.seeds_incumbent)
 
     def p_above(self, threshold: float) -> float:
         """One-sided: probability of so large a difference if the true one were `threshold`."""
@@ -158,9 +165,8 @@ class Comparison:
         pair = self.pair_error**2
         if self.noise is None:
             return np.full(len(WEIGHTS), math.sqrt(pair)) if pair > 0 else np.empty(0)
-        arms = 1 / self.seeds_candidate + 1 / self.seeds_incumbent
         between = self.noise.df * self.noise.between / _chi_square(self.noise.df)
-        allowed: np.ndarray = np.sqrt(pair + arms * np.maximum(0.0, between - self.noise.within))
+        allowed: np.ndarray = np.sqrt(pair + self.arms * np.maximum(0.0, between - self.noise.within))
         return allowed if allowed.min() > 0 else np.empty(0)
 
 
@@ -182,8 +188,11 @@ def quantile(probability: float, df: float) -> float:
     return float(special.stdtrit(df, probability))
 
 
-def compare(candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: RunNoise | None) -> Comparison:
-    """Paired comparison of two arms of runs, on the prompts that all of them have.
+def compare(
+    candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: RunNoise | None, *, untrained: bool = False
+) -> Comparison:
+    """Paired comparison of two arms of runs, on the prompts that all of them have. `untrained`: what the incumbent is,
+    which is then evaluated and not run.
 
     Raises ValueError where an arm is empty or there are fewer than two such prompts.
     """
@@ -196,7 +205,7 @@ def compare(candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: Run
     ours, theirs = values[: len(candidate)], values[len(candidate) :]
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     pair = max(float(differences.var(ddof=1)) / prompts, _least_variance(values, differences))
-    arms = 1 / len(candidate) + 1 / len(incumbent)
+    arms = 1 / len(candidate) + (0.0 if untrained else 1 / len(incumbent))
     run, df = _with_run_noise(pair, prompts - 1, arms, noise)
     return Comparison(
         delta=float(differences.mean()),
@@ -211,6 +220,7 @@ def compare(candidate: Sequence[Scores], incumbent: Sequence[Scores], noise: Run
         incumbent=float(theirs.mean()),
         better=int((differences > 0).sum()),
         worse=int((differences < 0).sum()),
+        untrained=untrained,
         noise=noise,
     )
 

@@ -108,7 +108,8 @@ def _holdout(session: Session, runner: Runner, evidence: Evidence[Done], winner:
     pairs = [("baseline", UNTRAINED)] + ([("winner", "baseline")] if winner else [])
     for ours, theirs in pairs:
         if scores.get(ours) and scores.get(theirs):
-            told[f"{ours} - {theirs}"] = _interval(compare(scores[ours], scores[theirs], evidence.noise))
+            found = compare(scores[ours], scores[theirs], evidence.noise, untrained=theirs == UNTRAINED)
+            told[f"{ours} - {theirs}"] = _interval(found)
     return told
 
 

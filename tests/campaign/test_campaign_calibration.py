@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -53,6 +54,14 @@ def test_as_many_seeds_as_the_measured_cost_affords_whatever_was_guessed() -> No
 @pytest.mark.parametrize(("runs", "planned"), [(12, 2), (100, 2), (9.1, 3)])
 def test_a_session_that_goes_on_has_the_seeds_of_the_first(runs: float, planned: int) -> None:
     assert seeds_in(Guessed(runs=runs, planned=planned)) == list(range(planned))
+
+
+def test_the_gain_over_the_untrained_model_has_the_run_noise_of_the_baseline_alone() -> None:
+    lab = MadeLab(lambda order: run(f"{order.arm}-{order.index}", 0.5 + 0.1 * order.index, seed=order.index))
+    found = calibrate(lab, Evidence())
+    assert found.noise is not None
+    assert found.noise.sigma > 0
+    assert found.gain.run_error == pytest.approx(found.noise.sigma / math.sqrt(3))
 
 
 def test_of_a_reward_everything_is_said_in_its_own_unit() -> None:

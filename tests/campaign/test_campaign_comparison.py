@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, pool
+from agent.campaign.decided import comparison_from
 from agent.campaign.scores import Scores
 
 
@@ -82,6 +84,20 @@ def test_run_noise_enters_with_the_runs_of_both_arms() -> None:
     low, high = found.interval
     assert (low + high) / 2 == pytest.approx(found.delta)
     assert high - low == pytest.approx(2 * stats.t.ppf(0.975, found.df) * found.standard_error)
+
+
+def test_a_model_that_nothing_has_trained_has_no_run_noise() -> None:
+    ours, untrained = run([0.6, 0.4, 0.7]), run([0.5, 0.5, 0.5])
+    noise = RunNoise(between=0.0005, within=0.0001, df=4)
+    found = compare([ours, ours], [untrained], noise, untrained=True)
+    one_more_run = compare([ours, ours], [untrained], noise)
+    assert found.run_error**2 == pytest.approx(0.0004 / 2)
+    assert one_more_run.run_error**2 == pytest.approx(0.0004 * 3 / 2)
+    assert found.upper(0.1) < one_more_run.upper(0.1)
+    told = dataclasses.asdict(found)
+    assert comparison_from(told) == found
+    del told["untrained"]  # as journals had it before
+    assert comparison_from(told) == dataclasses.replace(found, untrained=False)
 
 
 def test_with_run_noise_alone_it_is_students_t() -> None:
