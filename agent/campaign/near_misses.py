@@ -258,7 +258,9 @@ def _near_miss(
         least=1 if confirmed else rules.confirm_seeds,
     )
     a_run = _median(_whole(experiment)) or usual_s
-    seconds = 2 * seeds * a_run if seeds and a_run is not None else None
+    # a schedule must beat the same recipe at a constant rate as well: that is a third arm
+    arms = 3 if planned and (planned.model_extra or {}).get("comparator") else 2
+    seconds = arms * seeds * a_run if seeds and a_run is not None else None
     return NearMiss(
         number=experiment.number,
         title=planned.subject if planned else "",

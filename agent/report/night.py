@@ -158,7 +158,7 @@ class NearMiss:
     """Further seeds for each arm that would probably settle it, if the measured difference is the true one; null where
     no affordable number would."""
     seconds: float | None
-    """Seconds that the runs of both arms would take."""
+    """Seconds that the runs of both arms would take; of all three where a schedule must also beat a constant rate."""
     words: str
     """All of it in a sentence, with the split that the difference is from."""
 

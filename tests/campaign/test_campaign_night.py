@@ -419,6 +419,18 @@ def test_what_some_seeds_would_settle_is_a_near_miss_however_little_a_confirmati
     assert near_misses_where(0.2, effect=0.05, confirmed=3) == [(True, True)]
 
 
+def test_a_schedule_costs_a_third_arm() -> None:
+    times = []
+    for known in ({}, {"comparator": {"model": {"source": "builtin:tiny"}}}):
+        made = MadeJournal().started().baseline()
+        made.idea("inconclusive", effect=0.05, confirmed=3, **known)
+        (one,) = told(made.state()).near_misses
+        assert one.seeds is not None
+        assert one.seconds is not None
+        times.append(one.seconds / (one.seeds * A_RUN))
+    assert times == pytest.approx([2, 3])
+
+
 def test_what_no_seeds_would_settle_is_one_only_while_it_may_be_large() -> None:
     assert near_misses_where(0.2, effect=0.006, confirmed=5) == []
     assert near_misses_where(0.001, effect=0.006, confirmed=5) == [(False, False)]
