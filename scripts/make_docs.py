@@ -114,6 +114,7 @@ def recipe_page() -> str:
                 "- `extends: other.yaml` takes everything from another recipe; what this one says counts over it, key",
                 "  by key. Lists and free mappings (`task.mix`) replace what was there.",
                 "- Numbers are YAML 1.2: `5e-5` is one. An unknown key is refused, with the nearest one named.",
+                "- A campaign writes its ideas into the file: anchors, and layouts that take none, are refused.",
                 "- **locked**: the key decides how a result is measured. No hypothesis may change it; you may, and",
                 "  the next campaign goes by it ([verdicts.md](verdicts.md#what-is-locked-and-how)).",
                 "- A section that is `null` unless it is written has its defaults as soon as it is: `lora: {}`.",

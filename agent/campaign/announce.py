@@ -209,9 +209,7 @@ def announce(session: Session, proposal: Proposal, *, base: int, **known: Any) -
     it: its batch, what it puts together or leaves out.
     """
     number = session.state.next_number
-    files = session.files_of(base)
-    path = session.recipe_path
-    text = edit_text(files[path], {key: new for key, (_, new) in proposal.values.items()}, where=path)
+    path, text = session.recipe_path, text_with(session, proposal, base=base)
     incumbent = session.incumbent
     session.tell(
         "experiment_planned",
@@ -248,6 +246,13 @@ def announce(session: Session, proposal: Proposal, *, base: int, **known: Any) -
         **{name: value for name, value in known.items() if value is not None},
     )
     return number
+
+
+def text_with(session: Session, proposal: Proposal, *, base: int) -> str:
+    """The recipe's file with the idea in it. RecipeError where its layout does not take it."""
+    path = session.recipe_path
+    changes = {key: new for key, (_, new) in proposal.values.items()}
+    return edit_text(session.files_of(base)[path], changes, where=path)
 
 
 def _commit_of(session: Session, base: int) -> str | None:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agent.campaign.announce import text_with
 from agent.campaign.done import Done
 from agent.campaign.evidence import Evidence
 from agent.campaign.past import past_of, standing_leads
 from agent.campaign.session import Session
 from agent.campaign.steering import in_force
-from agent.errors import AgentError, InvalidFile, ResourceError
+from agent.errors import AgentError, InvalidFile, RecipeError, ResourceError
 from agent.ledger.events import CampaignStarted, ConstraintLearned
 from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
@@ -57,7 +58,13 @@ def rank(session: Session, evidence: Evidence | None) -> Ranking:
 def asked_of(session: Session, evidence: Evidence | None, instruction: Instruction) -> tuple[Proposal | None, str]:
     """What a person asks to try, as a proposal; None, and why it is refused."""
     known = _known(session, evidence)
-    return asked_for(instruction, session.playbook, steering=in_force(session), **known)
+    proposal, why_not = asked_for(instruction, session.playbook, steering=in_force(session), **known)
+    if proposal is not None:
+        try:
+            text_with(session, proposal, base=session.lead)
+        except RecipeError as refused:
+            return None, f"{refused.where}: {refused.message}"
+    return proposal, why_not
 
 
 def _known(session: Session, evidence: Evidence | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from agent.ledger.journal import Journal
 from agent.ledger.table import create_table
 from agent.ledger.workspace import Workspace, check_campaign_name
 from agent.plan.playbook import load_playbook
+from agent.recipe.editing import refuse_uneditable
 from agent.recipe.files import with_keys
 from agent.recipe.places import refuse_outside
 from agent.recipe.schema import Recipe
@@ -99,6 +100,7 @@ def _start(workspace: Workspace, settings: Settings, session: Session) -> None:
     check_campaign_name(settings.campaign, [*workspace.campaign_names(), *session.repository.list_campaigns()])
     files = collect_files(workspace.root, settings.recipe_path)
     recipe = session.recipe_from(files, label="check")
+    refuse_uneditable(files[settings.recipe_path], where=settings.recipe_path)
     refuse_closed_doors(recipe, base=workspace.root, name=settings.recipe_path)
     refuse_too_large(recipe, machine, cache=model_cache, base=workspace.root, where=settings.recipe_path)
     _say_what_keeps_code_in(session, recipe)

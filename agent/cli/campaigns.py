@@ -279,9 +279,11 @@ def _dry_run(workspace: Workspace, settings: Settings, channels: Channels) -> No
     from agent.campaign.capacity import refuse_too_large
     from agent.campaign.open import look, machine_of, refuse_closed_doors
     from agent.campaign.workbench import Workbench
+    from agent.recipe.editing import refuse_uneditable
 
     session = look(workspace, settings, machine=machine_of(workspace), model_cache=model_cache())
     recipe = session.recipe_of(0)
+    refuse_uneditable(session.start_files()[settings.recipe_path], where=settings.recipe_path)
     refuse_closed_doors(recipe, base=workspace.root, name=settings.recipe_path)
     refuse_too_large(recipe, session.machine, cache=session.cache, base=workspace.root, where=settings.recipe_path)
     print(f"campaign {settings.campaign}: {settings.recipe_path} on {session.machine.summary}")

@@ -127,7 +127,9 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
     from agent.ledger.git import Repository
     from agent.ledger.table import read_rows
     from agent.plan.playbook import check_playbook, load_playbook
+    from agent.recipe.editing import refuse_uneditable
     from agent.recipe.files import load_recipe
+    from agent.recipe.reading import read_text
     from agent.run.signatures import rules_of
 
     problems: list[str] = []
@@ -136,6 +138,7 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
         try:
             found = load_recipe(path)
             recipes[workspace.relative(path)] = found
+            refuse_uneditable(read_text(path), where=workspace.relative(path))
             refuse_closed_doors(found, base=workspace.root, name=workspace.relative(path))
         except AgentError as error:
             problems.append(str(error))

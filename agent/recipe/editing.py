@@ -14,6 +14,7 @@ import yaml
 
 from agent.errors import RecipeError
 from agent.recipe.reading import Yaml12Loader, read_yaml, yaml_error
+from agent.recipe.schema import Recipe, Section
 
 
 class Removed:
@@ -47,18 +48,43 @@ def edit_text(text: str, changes: Mapping[str, Any], *, where: str = "recipe") -
     `extends`). Raises RecipeError for text with anchors or several documents.
     """
     expected = _content(text, where=where)
-    for key, value in changes.items():
-        text = _remove(text, key) if value is REMOVE else _set(text, key, value)
-        set_in(expected, key, value)
-    if _without_empty(_content(text, where=where)) != _without_empty(expected):
-        raise RecipeError("this layout cannot be edited safely", where=where, hint="write the section in block style")
+    edited: dict[str, Any] | None
+    try:
+        for key, value in changes.items():
+            text = _remove(text, key) if value is REMOVE else _set(text, key, value)
+            set_in(expected, key, value)
+        edited = _content(text, where=where)
+    except (RecipeError, yaml.YAMLError):  # an edit has made it no YAML
+        edited = None
+    if edited is None or _without_empty(edited) != _without_empty(expected):
+        raise RecipeError(
+            "this layout cannot be edited safely",
+            where=where,
+            hint="write sections in block style from the first column on, without tags and document marks",
+        )
     return text
+
+
+def refuse_uneditable(text: str, *, where: str) -> None:
+    """RecipeError where an idea could not be written into this recipe, whichever section it changes: better said before
+    a campaign has measured its baseline."""
+    sections = [
+        name
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    ]
+    edit_text(text, {f"{name}.probe": 0 for name in sections}, where=where)
 
 
 def _content(text: str, *, where: str) -> dict[str, Any]:
     try:
-        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, Loader=Yaml12Loader)):
-            raise RecipeError("anchors and aliases cannot be edited", where=where, hint="write the values out")
+        for token in yaml.scan(text, Loader=Yaml12Loader):
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+                raise RecipeError(
+                    "anchors and aliases cannot be edited",
+                    where=f"{where}:{token.start_mark.line + 1}",
+                    hint="write the values out",
+                )
     except yaml.YAMLError as error:
         raise yaml_error(error, where=where, text=text) from None
     content = read_yaml(text, where=where)

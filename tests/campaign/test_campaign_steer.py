@@ -15,6 +15,7 @@ from nights import (
     MACHINE,
     NO_DEDUP,
     NOTHING,
+    RECIPE,
     Dies,
     Night,
     dying_at,
@@ -146,6 +147,22 @@ def test_what_may_not_be_tried_is_refused_in_words_and_once(night: Night, bench:
     assert wrong.startswith("steer.md:4: 'nonsense' is no instruction")
     assert locked.startswith("steer.md:1 (try seed 7) is not tried: seed is locked")
     assert same.endswith("(try learner.learning_rate 5e-4) is not tried: the recipe has it already")
+
+
+def test_what_the_layout_of_the_recipe_does_not_take_is_refused_too(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a campaign that was started before such a recipe was refused."""
+    monkeypatch.setattr(opening, "refuse_uneditable", lambda text, where: None)
+    (night.root / "recipes/test.yaml").write_text(RECIPE.replace("search_prompts: 200", "search_prompts: &n 200"))
+    bench = night.bench(night.open())
+    bench.session.close()
+    bench.plan_baseline()
+    steer(night, "try learner.warmup 0.2")
+    assert bench._asked_idea() is None
+    (told,) = night.observer.warnings
+    assert told.startswith("steer.md:1 (try learner.warmup 0.2) is not tried: recipes/test.yaml:7: anchors and")
+    assert not bench.asked_for()
 
 
 def test_a_session_that_goes_on_says_and_tries_nothing_twice(night: Night, bench: Workbench) -> None:

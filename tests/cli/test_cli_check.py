@@ -74,6 +74,18 @@ def test_check_prints_the_memory_by_part(
     assert "memory: fits" in said
 
 
+@pytest.mark.parametrize("command", [["check"], ["run", "--budget", "1h", "--dry-run"], ["run", "--budget", "1h"]])
+def test_a_recipe_that_no_idea_can_be_written_into_is_refused_before_anything_runs(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    on(LAPTOP, monkeypatch)
+    (workspace.recipes / "mine.yaml").write_text("extends: tiny-addition.yaml\nevaluation:\n  search_prompts: &n 512\n")
+    assert run([command[0], "mine", *command[1:]]) == 3
+    told = capsys.readouterr()
+    assert "recipes/mine.yaml:3: anchors and aliases cannot be edited" in told.out + told.err
+    assert not workspace.campaign_names()
+
+
 def test_what_cannot_fit_is_refused_with_numbers_by_every_command(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

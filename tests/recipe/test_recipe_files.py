@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import RecipeError
-from agent.recipe.editing import REMOVE, edit_text, set_in
+from agent.recipe.editing import REMOVE, edit_text, refuse_uneditable, set_in
 from agent.recipe.files import load_recipe, recipe_from, resolved_text, with_keys
 from agent.recipe.reading import read_yaml
 from agent.recipe.schedules import lr_factor
@@ -215,6 +215,25 @@ def test_windows_line_ends_stay() -> None:
 def test_anchors_are_refused() -> None:
     with pytest.raises(RecipeError, match="anchors"):
         edit_text("a: &x {b: 1}\nc: *x\n", {"a.b": 2})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SMALL + "evaluation: {search_prompts: &n 512}\n",
+        "  learner: {beta2: 0.9}\n  seed: 3\n",
+        "learner: {beta2: 0.9}\n...\n",
+        "learner: !!map\n  beta2: 0.9\n",
+    ],
+)
+def test_a_recipe_that_takes_no_idea_is_refused_before_there_is_one(text: str) -> None:
+    with pytest.raises(RecipeError, match="edited"):
+        refuse_uneditable(text, where="x")
+
+
+def test_a_recipe_that_takes_ideas_is_not_refused() -> None:
+    for text in (SMALL, SMALL.replace("\n", "\r\n"), "extends: base.yaml\n", '{"learner": {"beta2": 0.9}}', ""):
+        refuse_uneditable(text, where="x")
 
 
 values = st.one_of(
