@@ -27,6 +27,7 @@ from agent.plan.steer import OWN, REFINE, Instruction
 from agent.plan.symptoms import Observation
 from agent.recipe.change import short
 from agent.recipe.schema import Recipe
+from agent.text import one_line
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,19 @@ def rank(session: Session, evidence: Evidence | None) -> Ranking:
 
 
 def asked_of(session: Session, evidence: Evidence | None, instruction: Instruction) -> tuple[Proposal | None, str]:
-    """What a person asks to try, as a proposal; None, and why it is refused."""
+    """What a person asks to try, as a proposal; None, and why it is refused. A line that the planner trips over is not
+    worth a night."""
     known = _known(session, evidence)
-    proposal, why_not = asked_for(instruction, session.playbook, steering=in_force(session), **known)
-    if proposal is not None:
-        try:
+    try:
+        proposal, why_not = asked_for(instruction, session.playbook, steering=in_force(session), **known)
+        if proposal is not None:
             text_with(session, proposal, base=session.lead)
-        except RecipeError as refused:
-            return None, f"{refused.where}: {refused.message}"
+    except RecipeError as refused:
+        return None, f"{refused.where}: {refused.message}" if refused.where else refused.message
+    except (AgentError, OSError, MemoryError):  # of the disk or the machine, not of what was asked for
+        raise
+    except Exception as mistake:
+        return None, f"a mistake in raft-agent itself: {type(mistake).__name__}: {one_line(str(mistake))}"
     return proposal, why_not
 
 

@@ -204,10 +204,13 @@ def is_number(value: Any) -> bool:
 
 
 def distance(one: float, other: float) -> float:
-    """Between two numbers on the logarithmic scale; infinite from zero and across it."""
+    """Between two numbers on the logarithmic scale; infinite from zero, across it, and from what is not finite."""
     if one == other:
         return 0.0
-    return abs(math.log(one / other)) if one * other > 0 else math.inf
+    try:
+        return abs(math.log(one / other)) if one * other > 0 else math.inf
+    except (ValueError, OverflowError):  # infinity, or as far apart; a person may have written either
+        return math.inf
 
 
 def way(old: Any, new: Any) -> int:

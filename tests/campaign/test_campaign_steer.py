@@ -24,8 +24,8 @@ from nights import (
     new_night,
 )
 
+from agent.campaign import choose, pausing
 from agent.campaign import open as opening
-from agent.campaign import pausing
 from agent.campaign.loop import Paused
 from agent.campaign.rules import Rules
 from agent.campaign.session import Session
@@ -163,6 +163,35 @@ def test_what_the_layout_of_the_recipe_does_not_take_is_refused_too(
     (told,) = night.observer.warnings
     assert told.startswith("steer.md:1 (try learner.warmup 0.2) is not tried: recipes/test.yaml:7: anchors and")
     assert not bench.asked_for()
+
+
+def test_a_line_that_the_planner_trips_over_is_not_worth_a_night(
+    night: Night, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*asked: Any, **known: Any) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(choose, "asked_for", trip)
+    steer(night, "try learner.warmup 0.2")
+    assert bench.next_idea()[0] == 1
+    assert tried(night) == ["beta"]
+    assert night.observer.warnings == [
+        "steer.md:1 (try learner.warmup 0.2) is not tried: "
+        "a mistake in raft-agent itself: ZeroDivisionError: float division by zero"
+    ]
+    assert not bench.asked_for()
+
+
+def test_an_infinite_value_is_refused_as_any_that_is_out_of_range(night: Night, bench: Workbench) -> None:
+    """Beside an idea of the same key that was tried before, from which it is told."""
+    steer(night, "try learner.max_grad_norm 2")
+    bench.next_idea()
+    bench.session.tell("experiment_judged", experiment=1, outcome="discard", reason="no better")
+    steer(night, "try learner.max_grad_norm .inf")
+    assert bench.next_idea()[0] == 2
+    (told,) = night.observer.warnings
+    assert "is not tried: " in told
+    assert "1e+06" in told or "1000000" in told
 
 
 def test_a_session_that_goes_on_says_and_tries_nothing_twice(night: Night, bench: Workbench) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_fixtures import BOOK, attempt, machine, named, run, tiny
 
-from agent.plan.memory import Attempt, Constraint, DeadEnds, below, flat, lighter, same_idea
+from agent.plan.memory import Attempt, Constraint, DeadEnds, below, distance, flat, lighter, same_idea
 from agent.plan.planner import Ranking, plan
 from agent.plan.proposal import Proposal
 from agent.recipe.files import get_key, with_keys
@@ -368,3 +368,9 @@ def test_no_dead_end_is_tried_again_before_a_keep_has_moved_its_premise(seed: in
         history.append(attempt(chosen, outcome, number=number, **result))
         recipe = chosen.recipe if outcome == "keep" else recipe
     assert returned
+
+
+@pytest.mark.parametrize("other", [math.inf, -math.inf, math.nan, 0.0, -1.0, 10**400, 1e-320])
+def test_a_number_is_infinitely_far_from_what_no_logarithm_reaches(other: float) -> None:
+    assert distance(other, 1e300) == distance(1e300, other) == math.inf
+    assert distance(other, other) == (0.0 if other == other else math.inf)
