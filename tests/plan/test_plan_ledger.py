@@ -13,6 +13,7 @@ from agent.campaign import choose
 from agent.ledger.events import ConstraintLearned
 from agent.ledger.journal import Journal
 from agent.ledger.table import append_row, create_table
+from agent.ledger.workspace import Workspace
 from agent.plan.memory import Attempt, Moves, same_idea
 from agent.plan.planner import plan
 from agent.plan.proposal import Proposal
@@ -44,11 +45,11 @@ class Campaign(SimpleNamespace):
 
 @pytest.fixture
 def session(tmp_path: Path) -> Any:
-    folder = tmp_path / "campaigns" / "now"
+    folder = Workspace(tmp_path).campaign_folder("now")
     folder.mkdir(parents=True)
     create_table(tmp_path / "results.tsv")
     return Campaign(
-        table=tmp_path / "results.tsv", folder=folder, playbook=BOOK, recipe_path=RECIPE,
+        workspace=tmp_path, table=tmp_path / "results.tsv", folder=folder, playbook=BOOK, recipe_path=RECIPE,
         settings=SimpleNamespace(campaign="now"),
     )  # fmt: skip
 
@@ -119,6 +120,9 @@ def test_another_recipe_file_another_model_or_another_task_is_another_story(sess
 def test_what_failed_with_another_model_or_task_says_nothing(session: Any, values: dict[str, Any]) -> None:
     row(session, 1, "lr-peak", {"learner.learning_rate": (2e-4, 4e-4)})
     journal(session, with_keys(tiny(), values))
+    assert choose.earlier_attempts(session) == []
+    session.folder = session.workspace / ".raft" / "scratch"  # of who only looks, as `plan` and `steer` do
+    session.folder.mkdir()
     assert choose.earlier_attempts(session) == []
 
 
