@@ -183,14 +183,20 @@ def _check_only(session: Session, only: str) -> None:
 
 
 def branch(session: Session) -> None:
-    """The campaign's `best`, made or found."""
-    started = session.state.started
+    """The campaign's `best`: made once, found from then on, and put back where it stood if it was deleted. A new one
+    would have nothing of what was kept."""
+    state = session.state
+    started = state.started
     assert started is not None
+    if state.branched is not None:
+        session.branches = session.repository.open_campaign(
+            started.campaign, base=started.base_commit, last_known_best=state.best_commit
+        )
+        return
     session.branches = session.repository.start_campaign(
         started.campaign, base=started.base_commit, files=session.start_files()
     )
-    if session.state.branched is None:
-        session.tell("campaign_branched", commit=session.branches.start.commit)
+    session.tell("campaign_branched", commit=session.branches.start.commit)
 
 
 def unfinished(workspace: Workspace, settings: Settings, *, name: str | None = None) -> str | None:

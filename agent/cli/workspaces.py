@@ -238,7 +238,7 @@ def finalize(
     state = Journal(workspace.journal_path(chosen)).state()
     repository = Repository(workspace.root)
     try:
-        final = repository.open_campaign(chosen).finalize()
+        final = repository.open_campaign(chosen, last_known_best=state.best_commit).finalize()
     except NothingKept as error:
         error.hint = _what_else_there_is(state) or error.hint
         raise

@@ -55,32 +55,44 @@ class Repository(ObjectStore):
             commit = self.commit(base, files, commit_message(subject, body=body, trailers=trailers))
             if not self.move(campaign.best_ref, commit, old=None, why="campaign start"):
                 return self.start_campaign(name, base=base, files=files, subject=subject, body=body)
-        if campaign.base != base:
-            raise UsageError(
-                f"there is a campaign {name} already, started from {campaign.base[:12]}",
-                hint="choose another --name, or `raft-agent resume` to go on with it",
-            )
+        _refuse_other_base(campaign, base)
         campaign.check_not_checked_out(campaign.best_ref)
         return campaign
 
-    def open_campaign(self, name: str, *, last_known_best: str | None = None) -> CampaignBranches:
+    def open_campaign(
+        self, name: str, *, base: str | None = None, last_known_best: str | None = None
+    ) -> CampaignBranches:
         """The branches of a campaign that was started. A deleted `best` is put back at `last_known_best`.
 
         Raises WorkspaceError where there is no such branch and nothing to make it from, or where the user has it
-        checked out (it would move under that checkout).
+        checked out (it would move under that checkout); UsageError where it is of a campaign with another `base`.
         """
         campaign = CampaignBranches(self, name)
         if self.find(campaign.best_ref) is None:
             commit = self.find(last_known_best) if last_known_best else None
             if commit is None:
-                raise WorkspaceError(
-                    f"there is no branch {campaign.best_branch}",
-                    where=str(self.workspace),
-                    hint="`git branch --list 'raft/*'` shows the campaigns that there are",
-                )
+                raise self._no_branch(campaign, last_known_best)
+            self._check_way_is_free(name)
             self.move(campaign.best_ref, commit, old=None, why="put back")
+        if base is not None:
+            _refuse_other_base(campaign, self.resolve(base))
         campaign.check_not_checked_out(campaign.best_ref)
         return campaign
+
+    def _no_branch(self, campaign: CampaignBranches, last_known_best: str | None) -> WorkspaceError:
+        words, hint = f"there is no branch {campaign.best_branch}", ""
+        if last_known_best:
+            words += f", and its last commit {last_known_best[:12]} is not in this repository"
+            refs = f"{BRANCHES}raft/{campaign.name}/*"
+            hint = (
+                f"fetch it from the repository in which the campaign ran: git fetch FOLDER '{refs}:{refs}'; "
+                "raft-agent run --new starts another one"
+            )
+        return WorkspaceError(
+            words,
+            where=str(self.workspace),
+            hint=hint or "`git branch --list 'raft/*'` shows the campaigns that there are",
+        )
 
     def _check_way_is_free(self, name: str) -> None:
         """git cannot have a branch `raft` beside a branch `raft/x`."""
@@ -108,3 +120,11 @@ class Repository(ObjectStore):
                 where=str(self.workspace),
                 hint=f"remove it: git update-ref -d {NOTES_REF}",
             )
+
+
+def _refuse_other_base(campaign: CampaignBranches, base: str) -> None:
+    if campaign.base != base:
+        raise UsageError(
+            f"there is a campaign {campaign.name} already, started from {campaign.base[:12]}",
+            hint="choose another --name, or `raft-agent resume` to go on with it",
+        )

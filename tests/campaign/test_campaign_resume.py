@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights import NOTHING, RATE_UP, Dies, Night, dying_at, new_night
+from nights import MACHINE, NOTHING, RATE_UP, Dies, Night, dying_at, new_night
 
-from agent.campaign.open import unfinished
+from agent.campaign.open import resume, unfinished
+from agent.campaign.session import Session
 from agent.campaign.settings import Settings
+from agent.cli.main import register
+from agent.cli.main import run as run_command
 from agent.errors import AgentError, ResourceError, UsageError, WorkspaceError
 from agent.ledger.consumed import Timekeeper, read_consumed
 from agent.ledger.journal import Journal
+from agent.ledger.workspace import Workspace
 
 
 @pytest.fixture
@@ -170,6 +174,53 @@ def test_a_journal_of_another_repository_is_refused(cut_short: Night, tmp_path: 
     other.git("gc", "--quiet", "--prune=now")
     with pytest.raises(WorkspaceError, match="which this repository does not have"):
         other.resume()
+
+
+BEST = "refs/heads/raft/night/best"
+
+
+def test_a_best_that_is_gone_is_put_back_where_it_stood(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night = Night(Workspace(copy))
+    monkeypatch.chdir(copy)
+    register()
+    tip = night.git("rev-parse", BEST)
+    night.git("update-ref", "-d", BEST)
+    assert run_command(["finalize"]) == 0
+    assert "branch raft/night/final: 1 commit" in capsys.readouterr().out
+    night.git("update-ref", "-d", BEST)
+    session = reopened(night)
+    assert session.branches is not None
+    assert session.branches.best == tip.strip()
+    assert session.incumbent == 1
+
+
+def test_a_best_that_the_repository_lacks_is_not_made_anew(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--single-branch", copy.as_uri(), str(clone)], check=True)
+    shutil.copytree(copy / ".raft", clone / ".raft")
+    night = Night(Workspace(clone))
+    with pytest.raises(WorkspaceError, match="is not in this repository") as gone:
+        reopened(night)
+    monkeypatch.chdir(clone)
+    register()
+    assert run_command(["finalize"]) == gone.value.exit_code
+    assert "fetch it from the repository in which the campaign ran" in capsys.readouterr().err
+    assert "raft/night" not in night.git("branch", "--list")
+    night.git("fetch", "-q", str(copy), "refs/heads/raft/night/*:refs/heads/raft/night/*")
+    assert reopened(night).incumbent == 1
+
+
+def reopened(night: Night) -> Session:
+    session = resume(
+        night.workspace, None, observer=night.observer, machine=MACHINE, model_cache=night.models,
+        stop_request=lambda: None, max_experiments=9,
+    )  # fmt: skip
+    session.close()
+    return session
 
 
 # --- what to go on with ------------------------------------------------------------------------------------

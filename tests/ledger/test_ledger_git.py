@@ -362,7 +362,12 @@ def test_a_deleted_best_is_put_back_from_the_journals_word(workspace: Path, run_
     run_git(workspace, "branch", "-D", "raft/night/best")
     with pytest.raises(WorkspaceError, match="no branch raft/night/best"):
         Repository(workspace).open_campaign("night")
+    with pytest.raises(WorkspaceError, match="its last commit 000000000000 is not in this repository") as gone:
+        Repository(workspace).open_campaign("night", last_known_best="0" * 40)
+    assert "git fetch FOLDER 'refs/heads/raft/night/*:refs/heads/raft/night/*'" in (gone.value.hint or "")
     assert Repository(workspace).open_campaign("night", last_known_best=tip).best == tip
+    with pytest.raises(UsageError, match="started from"):
+        Repository(workspace).open_campaign("night", base=tip)
 
 
 def test_a_record_goes_on_top_of_what_the_user_put_on_best(workspace: Path, run_git, tmp_path: Path) -> None:
