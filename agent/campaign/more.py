@@ -60,8 +60,9 @@ def with_more(
     target: str | None = None,
 ) -> Settings:
     """`budget_s` is on top of what it had; a deadline that has passed binds no more where time is given. The others are
-    new limits in place of the old ones. UsageError for one that is met already, or is no target. `latest`: a moment
-    that the campaign has seen, as the clock may have been set back since."""
+    new limits in place of the old ones. UsageError for one that is met already, or is no target, and for time that
+    would be less than there is. `latest`: a moment that the campaign has seen, as the clock may have been set back
+    since."""
     tried = len(_outcomes(state))
     if max_experiments is not None and max_experiments <= tried:
         raise UsageError(
@@ -73,6 +74,12 @@ def with_more(
     changed: dict[str, Any] = {"deadline": deadline, "max_experiments": max_experiments, "target": target}
     changed = {name: value for name, value in changed.items() if value is not None}
     if budget_s:
+        if deadline is None and _has_only_a_deadline(settings, latest):
+            raise UsageError(
+                f"--budget {duration(budget_s)} is no more: campaign {settings.campaign} has no budget, and goes on "
+                f"until its deadline, for {duration(_until_deadline(settings, latest))} yet",
+                hint=f"raft-agent resume {settings.campaign} {LATER} sets a later one",
+            )
         changed["budget_s"] = max(settings.budget_s or 0.0, state.consumed_s) + budget_s
         if _until_deadline(settings, latest) <= 0 and deadline is None:
             changed["deadline"] = None
@@ -167,6 +174,11 @@ def _budget_left(state: CampaignState, settings: Settings) -> float:
     return math.inf if settings.budget_s is None else settings.budget_s - state.consumed_s
 
 
+def _has_only_a_deadline(settings: Settings, latest: datetime.datetime | None) -> bool:
+    """One that is still ahead: a budget would be a limit more, and no more time."""
+    return settings.budget_s is None and 0 < _until_deadline(settings, latest) < math.inf
+
+
 def _until_deadline(settings: Settings, latest: datetime.datetime | None) -> float:
     return BudgetClock(None, deadline=settings.deadline_time, latest=latest).left_s
 
@@ -176,13 +188,16 @@ def _until_deadline(settings: Settings, latest: datetime.datetime | None) -> flo
 
 def hint_for(state: CampaignState, name: str) -> str:
     """Of a finished campaign: what goes on with it, in one line."""
-    return what_gives_more(name, limits_met(state, settings_of(state)))
+    settings = settings_of(state)
+    return what_gives_more(name, limits_met(state, settings), settings)
 
 
-def what_gives_more(name: str, limits: list[Limit]) -> str:
+def what_gives_more(
+    name: str, limits: list[Limit], settings: Settings, *, latest: datetime.datetime | None = None
+) -> str:
     """What no option lifts decides: an option that is named has to help."""
     options = " ".join(limit.lifted_by for limit in limits if limit.lifted_by)
-    more = f"raft-agent resume {name} {options or MORE_TIME}"
+    more = f"raft-agent resume {name} {options or (LATER if _has_only_a_deadline(settings, latest) else MORE_TIME)}"
     held = sorted((limit for limit in limits if not limit.lifted_by), key=lambda limit: bool(limit.beside))
     if not held:
         return f"{more} gives it more"

@@ -303,8 +303,9 @@ def resume(
         target=target,
     )
     limits = limits_met(state, settings, latest=latest)
+    hint = what_gives_more(chosen, limits, settings, latest=latest)
     if state.status == "finished" and (settings == before or any(limit.is_of_time for limit in limits)):
-        raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=what_gives_more(chosen, limits))
+        raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=hint)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)
     if take_back_pause or state.status != "running":

@@ -262,20 +262,16 @@ def test_both_are_named_where_both_leave_too_little(night: Night) -> None:
 def test_a_deadline_that_has_passed_gives_way_to_a_budget(night: Night) -> None:
     night.open(budget_s=None, deadline=iso(HOUR)).close()
     assert reopened(night).clock.left_s == pytest.approx(HOUR, abs=60)
-    assert reopened(night, extra_budget_s=60.0).clock.left_s == pytest.approx(60.0, abs=5)
-    session = reopened(night, extra_budget_s=9 * HOUR)
-    assert session.clock.left_s == pytest.approx(HOUR, abs=60), "the deadline is still ahead"
     time_goes_on(night, 2 * HOUR)
     night.observer.said.clear()
     assert reopened(night).clock.left_s < 0
     assert night.observer.said == ["its deadline has passed: no further idea is tried; --budget 1h lifts that"]
+    an_hour = pytest.approx(HOUR, abs=60)
     session = reopened(night, extra_budget_s=HOUR)
-    assert (session.settings.deadline, session.clock.left_s > HOUR) == (None, True)
+    assert (session.settings.deadline, session.clock.left_s) == (None, an_hour)
     again = reopened(night)
-    assert (again.settings.deadline, again.clock.left_s > HOUR) == (None, True)
-    left = time_left(again.state, used_s=again.state.consumed_s, at=time.time())
-    assert left is not None
-    assert left > HOUR
+    assert (again.settings.deadline, again.clock.left_s) == (None, an_hour)
+    assert time_left(again.state, used_s=again.state.consumed_s, at=time.time()) == an_hour
 
 
 def test_a_finished_campaign_gets_another_deadline(night: Night) -> None:
@@ -284,7 +280,35 @@ def test_a_finished_campaign_gets_another_deadline(night: Night) -> None:
     assert refused(night, max_experiments=9).hint == "raft-agent resume night --budget 1h gives it more"
     session = reopened(night, deadline=iso(4 * HOUR))
     assert session.clock.left_s == pytest.approx(2 * HOUR, abs=60)
+    time_goes_on(night, 5 * HOUR)
     assert reopened(night, extra_budget_s=HOUR).clock.left_s == pytest.approx(HOUR, abs=60)
+
+
+@pytest.mark.parametrize("budget_s", [60.0, 9 * HOUR])
+def test_a_budget_does_not_shorten_what_has_only_a_deadline(night: Night, budget_s: float) -> None:
+    night.open(budget_s=None, deadline=iso(2 * HOUR + 30)).close()
+    ask_to_pause(night.workspace.campaign_folder("night"), now=True)
+    error = refused(night, extra_budget_s=budget_s)
+    assert error.message.endswith(
+        "is no more: campaign night has no budget, and goes on until its deadline, for 2h 00m yet"
+    )
+    assert error.hint == "raft-agent resume night --deadline 07:30 sets a later one"
+    assert asked_to_pause(night.workspace.campaign_folder("night")), "nothing was done"
+    assert reopened(night).clock.left_s == pytest.approx(2 * HOUR, abs=60)
+    session = reopened(night, extra_budget_s=60.0, deadline=iso(3 * HOUR))
+    assert session.clock.left_s == pytest.approx(60.0, abs=5), "both were asked for"
+
+
+def test_what_ended_before_its_only_deadline_is_given_a_later_one(night: Night) -> None:
+    finished(night, "steer.md:1 (stop after this one)", budget_s=None, deadline=iso(HOUR))
+    assert refused(night).hint == "raft-agent resume night --deadline 07:30 gives it more"
+    assert reopened(night, deadline=iso(3 * HOUR)).clock.left_s == pytest.approx(3 * HOUR, abs=60)
+
+
+def test_a_deadline_that_is_ahead_binds_beside_a_budget(night: Night) -> None:
+    night.open(budget_s=60.0, deadline=iso(HOUR)).close()
+    session = reopened(night, extra_budget_s=9 * HOUR)
+    assert session.clock.left_s == pytest.approx(HOUR, abs=60), "the deadline is still ahead"
 
 
 def test_a_journal_of_before_adds_up_to_what_it_did(tmp_path: Path) -> None:
