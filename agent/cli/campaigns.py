@@ -15,7 +15,7 @@ from agent.cli.app import app
 from agent.cli.controls import NOTIFY, WEBHOOK, channels_here, hand_on, steering_lines
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.shared import here, model_cache, print_json, recipe_path
-from agent.errors import UsageError
+from agent.errors import ResourceError, UsageError
 from agent.report.words import duration
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def resume(
 
     One that was paused or killed; the time in which it did not run is not charged. One that is finished needs more of
     what ended it: time (--budget; a deadline that has passed counts no more then), --max-experiments or --target.
+    One that runs and was asked to pause is asked no more.
     """
     from agent.campaign.budget import parse_deadline, parse_duration
     from agent.campaign.open import machine_of
@@ -141,6 +142,8 @@ def resume(
 
     channels = channels_here(webhook, notify)
     workspace = here()
+    if not (budget or deadline or max_experiments or target) and _asked_no_more(workspace, name, json_output):
+        return
     extra = parse_duration(budget) if budget else 0.0
     end = parse_deadline(deadline, datetime.datetime.now().astimezone()).isoformat() if deadline else None
 
@@ -161,6 +164,33 @@ def resume(
 
     chosen = name or next(iter(reversed(workspace.campaign_names())), "resumed")
     _campaign(workspace, chosen, opened, channels=channels, json_output=json_output)
+
+
+def _asked_no_more(workspace: Workspace, name: str | None, json_output: bool) -> bool:
+    """Whether that campaign runs and had been asked to pause: the request is taken back, and all goes on as it was."""
+    from agent.campaign.pausing import REQUEST, asked_to_pause, take_back
+    from agent.ledger.lock import running_campaign
+
+    running = running_campaign(workspace)
+    if running is None or name not in (None, running):
+        return False
+    folder = workspace.campaign_folder(running)
+    asked = asked_to_pause(folder)
+    if asked is None:
+        return False
+    take_back(folder)
+    if asked_to_pause(folder) is not None:
+        raise ResourceError(
+            "cannot be removed, so the campaign is still asked to pause",
+            where=str(folder / REQUEST),
+            hint="check who owns the folder and its permissions",
+        )
+    if json_output:
+        print_json({"campaign": running, "taken_back": asked})
+    else:
+        print(f"campaign {running} runs, and is asked no more to pause ({asked})")
+        print(f"  one that it has begun to carry out comes all the same; raft-agent resume {running} goes on then")
+    return True
 
 
 def _taken(workspace: Workspace) -> list[str]:

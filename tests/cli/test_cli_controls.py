@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from agent.campaign.loop import NoBaseline, Paused
-from agent.campaign.pausing import AFTER, asked_to_pause
+from agent.campaign.pausing import AFTER, NOW, asked_to_pause
 from agent.cli.controls import WEBHOOK, hand_on
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.main import print_error, register, run
+from agent.errors import Busy
 from agent.ledger.journal import Journal
 from agent.ledger.lock import hold
 from agent.ledger.workspace import Workspace
@@ -80,6 +81,23 @@ def test_a_pause_asks_the_campaign_that_runs_and_says_what_will_happen(workspace
     assert asked_to_pause(workspace.campaign_folder("night")) == AFTER
     with hold(workspace, what="campaign night"):
         assert "nothing trains just now" in said(capsys, "pause", "--now")
+
+
+def test_a_request_is_taken_back_while_the_campaign_runs(workspace: Workspace, capsys: Printed) -> None:
+    begin(workspace)
+    folder = workspace.campaign_folder("night")
+    with hold(workspace, what="campaign night"):
+        said(capsys, "pause", "--now")
+        assert "another run holds this workspace" in said(capsys, "resume", "--budget", "1h", code=Busy.exit_code)
+        assert "another run holds this workspace" in said(capsys, "resume", "other", code=Busy.exit_code)
+        assert asked_to_pause(folder) == NOW, "what is refused takes nothing back"
+        told = said(capsys, "resume")
+        assert "campaign night runs, and is asked no more to pause (raft-agent pause --now)" in told
+        assert asked_to_pause(folder) is None
+        assert "another run holds this workspace" in said(capsys, "resume", "night", code=Busy.exit_code)
+        said(capsys, "pause")
+        assert json.loads(said(capsys, "resume", "night", "--json"))["taken_back"] == AFTER
+        assert asked_to_pause(folder) is None
 
 
 # --- steer -------------------------------------------------------------------------------------------------
