@@ -12,7 +12,7 @@ import typer
 
 from agent.cli.app import app
 from agent.cli.shared import here, print_json
-from agent.errors import AgentError, Unavailable, UsageError
+from agent.errors import AgentError, Unavailable, UsageError, WorkspaceError
 
 if TYPE_CHECKING:
     from agent.campaign.done import Done
@@ -263,12 +263,20 @@ def notify(webhook: str | None = WEBHOOK, notify: str | None = NOTIFY) -> None:
             "where to?", hint=f"--webhook URL, --notify COMMAND, or the variables {WEBHOOK_VARIABLE}, {NOTIFY_VARIABLE}"
         )
     test = message("test", "test", "this is how a message of the night looks", {"metric_value": 0.5})
-    told = Notifier(channels, folder=Path.cwd()).deliver(test)
+    told = Notifier(channels, folder=_where_a_campaign_runs()).deliver(test)
     for words, trouble in zip(channels.words(), told.values(), strict=True):
         print(f"{words}: {'failed' if trouble else 'took the message'}")
     troubles = [trouble for trouble in told.values() if trouble]
     if troubles:
         raise Unavailable("; ".join(troubles), hint="a campaign would go on all the same, and you would hear nothing")
+
+
+def _where_a_campaign_runs() -> Path:
+    """The workspace; the current folder where that is in none, as channels may be tried before there is one."""
+    try:
+        return here().root
+    except WorkspaceError:
+        return Path.cwd()
 
 
 def channels_here(webhook: str | None, notify: str | None) -> Channels:

@@ -57,7 +57,8 @@ class Channels:
 
 
 def channels_of(webhook: str | None, command: str | None) -> Channels:
-    """UsageError for an address that is none, or a command that cannot be split into words. Neither is shown."""
+    """UsageError for an address that is none, or a command that cannot be split into words. Neither is shown. A program
+    that is named by its path is the one that is there from where the user stands: it runs in another folder."""
     if webhook:
         parts = _split(webhook)
         if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
@@ -68,6 +69,8 @@ def channels_of(webhook: str | None, command: str | None) -> Channels:
         raise UsageError(f"--notify cannot be read: {error}", hint="quote it as for a shell") from None
     if words and shutil.which(words[0]) is None:
         raise UsageError(f"--notify: there is no program {words[0]}", hint="name one on the PATH, or give its path")
+    if words and "/" in words[0]:
+        words = (str(Path(words[0]).absolute()), *words[1:])
     return Channels(webhook or None, words)
 
 

@@ -231,6 +231,20 @@ def test_notify_tries_the_channels_and_shows_no_address(workspace: Workspace, ca
     assert os.environ["RAFT_AGENT_WEBHOOK"] == "http:/secret"
 
 
+def test_notify_runs_the_command_where_a_campaign_would(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    program = workspace.recipes / "tell"
+    program.write_text(f"#!/bin/sh\npwd > {tmp_path}/where\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(workspace.recipes)
+    assert "took the message" in said(capsys, "notify", "--notify", "./tell")
+    assert (tmp_path / "where").read_text().strip() == str(workspace.root)
+    monkeypatch.chdir(tmp_path)  # in no workspace
+    assert "took the message" in said(capsys, "notify", "--notify", str(program))
+    assert (tmp_path / "where").read_text().strip() == str(tmp_path)
+
+
 def test_the_help_names_all_that_is_sent() -> None:
     page = (ROOT / "docs/controls.md").read_text()
     events = {"keep": "keep", "crashes": "crash", "paused": "pause", "failed": "end", "finished": "end", "test": ""}

@@ -289,3 +289,19 @@ def test_a_command_is_words_for_no_shell() -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         channels_of(None, "echo 'x")
     assert channels_of("", "").words() == []
+
+
+def test_a_program_that_is_named_by_its_path_is_found_from_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    program = tmp_path / "mine" / "tell"
+    program.write_text('#!/bin/sh\npwd > "$1"\n')
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path / "mine")
+    channels = channels_of(None, f"./tell {tmp_path}/where")
+    monkeypatch.chdir("/")
+    other = tmp_path / "workspace"
+    other.mkdir()
+    assert Notifier(channels, folder=other).deliver(MESSAGE) == {"command": None}
+    assert (tmp_path / "where").read_text().strip() == str(other)
