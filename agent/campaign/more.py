@@ -17,6 +17,7 @@ from agent.campaign.settings import Settings, parse_target, target_met
 from agent.campaign.standing import cost_so_far
 from agent.errors import UsageError
 from agent.ledger.journal import CampaignState
+from agent.plan.steer import BARRED, FILE
 from agent.report.numbers import Numbers
 from agent.report.words import duration
 
@@ -34,6 +35,8 @@ class Limit:
     is_of_time: bool = False
     beside: str = ""
     """What brings a further idea where no option does; empty where nothing does."""
+    is_of_steering: bool = False
+    """The user's own pins and bans: without them a plain `resume` goes on."""
 
     @property
     def said(self) -> str:
@@ -127,8 +130,20 @@ def limits_met(state: CampaignState, settings: Settings, *, latest: datetime.dat
     if tried >= CRASHES_IN_A_ROW and set(outcomes[-CRASHES_IN_A_ROW:]) == {"crash"}:
         found.append(Limit(f"the last {CRASHES_IN_A_ROW} ideas crashed"))
     if _ended_with(state, EXHAUSTED):
-        found.append(Limit("the playbook was exhausted", beside="a new hypothesis or an idea in steer.md"))
+        barred = BARRED in (state.stop_reason or "")
+        ways = (
+            f"a new hypothesis, an idea in {FILE} or taking out a pin or ban"
+            if barred
+            else f"a new hypothesis or an idea in {FILE}"
+        )
+        found.append(Limit("the playbook was exhausted", beside=ways, is_of_steering=barred))
     return [*found, *_of_time(state, settings, latest)]
+
+
+def may_go_on_unchanged(limits: list[Limit]) -> bool:
+    """Whether a finished campaign needs no option: what ended it stands in a file of the user's, who may have changed
+    it since."""
+    return bool(limits) and all(limit.is_of_steering for limit in limits)
 
 
 def _is_met(state: CampaignState, target: str) -> bool:
@@ -197,7 +212,9 @@ def what_gives_more(
 ) -> str:
     """What no option lifts decides: an option that is named has to help."""
     options = " ".join(limit.lifted_by for limit in limits if limit.lifted_by)
-    more = f"raft-agent resume {name} {options or (LATER if _has_only_a_deadline(settings, latest) else MORE_TIME)}"
+    if not options and not may_go_on_unchanged(limits):
+        options = LATER if _has_only_a_deadline(settings, latest) else MORE_TIME
+    more = f"raft-agent resume {name} {options}".rstrip()
     held = sorted((limit for limit in limits if not limit.lifted_by), key=lambda limit: bool(limit.beside))
     if not held:
         return f"{more} gives it more"

@@ -11,7 +11,7 @@ from agent.campaign.budget import BudgetClock, last_moment
 from agent.campaign.calibration import plan_first
 from agent.campaign.capacity import refuse_too_large
 from agent.campaign.lockbox import close
-from agent.campaign.more import changed_limits, limits_met, settings_of, what_gives_more, with_more
+from agent.campaign.more import changed_limits, limits_met, may_go_on_unchanged, settings_of, what_gives_more, with_more
 from agent.campaign.observer import Observer, Silent
 from agent.campaign.pausing import take_back
 from agent.campaign.session import Session, collect_files
@@ -304,7 +304,8 @@ def resume(
     )
     limits = limits_met(state, settings, latest=latest)
     hint = what_gives_more(chosen, limits, settings, latest=latest)
-    if state.status == "finished" and (settings == before or any(limit.is_of_time for limit in limits)):
+    nothing_new = settings == before and not may_go_on_unchanged(limits)
+    if state.status == "finished" and (nothing_new or any(limit.is_of_time for limit in limits)):
         raise UsageError(f"campaign {chosen} is finished: {state.stop_reason}", hint=hint)
     session = prepare(workspace, settings, observer=observer, machine=machine, model_cache=model_cache)
     _refuse_another_repository(session, state.started)

@@ -21,7 +21,7 @@ from agent.plan.memory import TRIED, Attempt, Constraint
 from agent.plan.proposal import Proposal, Skipped, proposals_of
 from agent.plan.refining import refinement
 from agent.plan.schema import Playbook
-from agent.plan.steer import FILE, FREE, Steering
+from agent.plan.steer import BARRED, FILE, FREE, Steering
 from agent.plan.symptoms import Finding, Observation, ReadingFinding
 from agent.recipe.change import Change, ChangeRefused
 from agent.recipe.schema import Recipe
@@ -210,7 +210,7 @@ def _note(proposals: list[Proposal], skipped: list[Skipped], only: str | None) -
     for skip in skipped:
         tried = "the same recipe again" in skip.reason or TRIED in skip.reason
         kind = "tried already" if tried else "do not fit this recipe or machine"
-        kind = f"barred by {FILE}" if FILE in skip.reason else kind
+        kind = BARRED if FILE in skip.reason else kind
         reasons[kind] = reasons.get(kind, 0) + 1
     words = ", ".join(f"{count} {kind}" for kind, count in sorted(reasons.items()))
     return f"no idea{scope} is left: {words}" if words else f"no idea{scope} is left"

@@ -21,6 +21,8 @@ from agent.recipe.schema import leaf_keys
 
 FILE = "steer.md"
 """In the root of a workspace."""
+BARRED = f"barred by {FILE}"
+"""What pins and bans leave out, where ideas are counted."""
 OWN = "steer"
 """Hypothesis and axis of an idea that a person wrote."""
 REFINE = "refine-"

@@ -82,7 +82,7 @@ def test_ideas_are_tried_on_where_their_number_is_raised(night: Night) -> None:
     assert night.observer.said.count(
         "1 idea was tried, and --max-experiments is 1: no further idea is tried; --max-experiments 2 lifts that"
     ) == 1  # fmt: skip
-    assert night.resume(max_experiments=2).ideas == 2
+    assert night.resume().ideas == 3
     assert refused(night).message == "campaign night is finished: --max-experiments 2 reached"
     assert [row["hypothesis"] for row in night.rows] == ["baseline", "beta", "clip"]
 
@@ -209,6 +209,37 @@ def test_an_exhausted_playbook_is_lifted_by_ideas(night: Night) -> None:
         "the playbook was exhausted: only a new hypothesis or an idea in steer.md brings a further idea"
     ]
     assert limits_met(journal(night).state(), settings_of(journal(night).state())) == []
+
+
+BARRED = "the playbook is exhausted: no idea is left: 43 barred by steer.md, 2 tried already"
+
+
+def test_what_pins_have_ended_goes_on_once_they_are_taken_out(night: Night) -> None:
+    finished(night, BARRED, max_experiments=9)
+    ways = "a new hypothesis, an idea in steer.md or taking out a pin or ban"
+    assert hint_for(journal(night).state(), "night") == (
+        f"the playbook was exhausted, which no option lifts: with {ways} raft-agent resume night goes on"
+    )
+    assert reopened(night).state.status == "running"
+    assert night.observer.said == [f"the playbook was exhausted: only {ways} brings a further idea"]
+
+
+def test_pins_that_are_taken_out_give_no_time_and_no_further_number(night: Night) -> None:
+    finished(night, BARRED, max_experiments=2)
+    assert "raft-agent resume night --max-experiments 4 goes on" in (refused(night).hint or "")
+    Journal(journal(night).path, consumed=lambda: 601.0).append("note", text="used up")
+    assert "raft-agent resume night --budget 1h goes on" in (refused(night, max_experiments=9).hint or "")
+
+
+@pytest.mark.slow
+def test_a_search_that_a_pin_has_ended_goes_on_without_it(night: Night) -> None:
+    steering = night.root / "steer.md"
+    steering.write_text("- pin hypothesis clip\n")
+    assert "barred by steer.md" in night.start().reason
+    assert "beta" not in [row["hypothesis"] for row in night.rows]
+    steering.write_text("")
+    night.resume()
+    assert {"beta", "placebo"} <= {row["hypothesis"] for row in night.rows}
 
 
 # --- time --------------------------------------------------------------------------------------------------
