@@ -161,9 +161,11 @@ def _splits(text: str) -> tuple[Split, ...]:
 
 
 def _new_folder(workspace: Workspace, label: str) -> Path:
+    from agent.ledger.workspace import ALONE
+
     workspace.prepare()
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return workspace.runs_folder("alone") / f"{label[:LONGEST_LABEL]}-{stamp}"
+    return workspace.runs_folder(ALONE) / f"{label[:LONGEST_LABEL]}-{stamp}"
 
 
 def launch_alone(workspace: Workspace, recipe: Recipe, out: Path, **keys: Any) -> RunResult:

@@ -23,6 +23,8 @@ HYPOTHESES = "hypotheses"
 STUDIES = "studies"
 RESULTS = "results.tsv"
 PRIVATE = ".raft"
+ALONE = "alone"
+"""Where runs without a campaign are kept, beside those of campaigns: none may be called so."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -150,6 +152,11 @@ def check_campaign_name(name: str, taken: Collection[str] = ()) -> str:
             f"{name!r} cannot be a campaign's name: use letters, digits, dots and dashes, at most 64 of them",
             hint=f"for example --name {next_free_name(_mended_name(name), taken)}",
         )
+    if name.lower() == ALONE:
+        raise UsageError(
+            f"a campaign cannot be called {name}: `train` and `eval` keep their runs under that name",
+            hint=f"for example --name {next_free_name(name, taken)}",
+        )
     if _is_taken(name, taken):
         raise UsageError(
             f"there is a campaign {name} already",
@@ -195,4 +202,4 @@ def _is_valid_name(name: str) -> bool:
 
 def _is_taken(name: str, taken: Collection[str]) -> bool:
     """Without regard to case: some file systems cannot tell Night from night."""
-    return name.lower() in {other.lower() for other in taken}
+    return name.lower() in {ALONE, *(other.lower() for other in taken)}

@@ -74,6 +74,15 @@ def test_a_taken_name_suggests_the_next_free_one() -> None:
     assert check_campaign_name("night", ["other"]) == "night"
 
 
+@pytest.mark.parametrize("name", ["alone", "Alone"])
+def test_a_name_under_which_single_runs_are_kept_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--name {name}-3") as refused:
+        check_campaign_name(name, ["alone-2"])
+    assert "`train` and `eval` keep their runs under that name" in refused.value.message
+    with pytest.raises(UsageError, match="--name alone-2"):
+        check_campaign_name("-alone")
+
+
 def test_the_default_name_is_the_date_and_the_recipe() -> None:
     day = date(2026, 11, 21)
     assert default_campaign_name("tiny_addition", today=day) == "2026-11-21-tiny-addition"
