@@ -6,13 +6,14 @@ It writes nothing into the campaign. How the two runs compare: `replay_result.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent.campaign.lockbox import COMMIT, FILE, MODEL
 from agent.campaign.recipes import RECIPES, loaded, texts_at, texts_of, version_of
+from agent.campaign.repair import with_step
 from agent.campaign.stairs import key_of
 from agent.campaign.story import search_runs
 from agent.contract import EVAL, HELD_OUT, Split
@@ -24,6 +25,7 @@ from agent.recipe.files import with_keys
 from agent.recipe.places import kind_of, model_place
 from agent.recipe.schema import Recipe
 from agent.recipe.yardstick import Digests, data_file, verifier_files
+from agent.run.remedies import Remedy
 
 ARMS = ("candidate", "incumbent")
 
@@ -91,10 +93,7 @@ def again(workspace: Path, journal: Journal, number: int, *, arm: str = ARMS[0],
     recorded, words = _recorded(workspace, state, number, of, arm=arm, seed=seed)
     version, path = version_of(state, of), state.started.recipe_path
     own = _at_commit(workspace, state, of, version.commit)
-    layer = [one for one in state.shared_changes if recorded is None or one.seq < recorded.began]
-    values = {key: value for change in layer for key, value in change.values.items()}
-    recipe = loaded(own, path)
-    recipe = with_keys(recipe, values) if values else recipe
+    recipe, layer, env = _with_the_layer(loaded(own, path), state.shared_changes, recorded)
     known = digests_of(journal)
     mended = {name: text for name, text in texts_of(state, of).items() if not name.endswith(RECIPES)}
     notes = [
@@ -114,7 +113,7 @@ def again(workspace: Path, journal: Journal, number: int, *, arm: str = ARMS[0],
         seed=seed if seed is not None else recorded.seed if recorded else recipe.seed,
         splits=_splits(recorded),
         recorded=recorded,
-        env={name: value for change in layer for name, value in change.env.items()},
+        env=env,
         mended=mended,
         model_commit=known.get(f"{_model_prefix(recipe)}{COMMIT}"),
         notes=tuple(notes),
@@ -138,6 +137,26 @@ def _at_commit(workspace: Path, state: CampaignState, number: int, commit: str |
             "journal, and `raft-agent train` runs a file",
         )
     return texts_at(repository, commit, state.started.recipe_path)
+
+
+def _with_the_layer(
+    recipe: Recipe, changes: Sequence[SharedLayerChanged], recorded: Recorded | None
+) -> tuple[Recipe, list[SharedLayerChanged], dict[str, str]]:
+    """The recipe with the changes for all runs that were made before the recorded one; these changes; their variables.
+
+    A change is written down once a run with it has ended well: that run is older than the change and had it all the
+    same, with its variables in the recipe.
+    """
+    layer = [one for one in changes if recorded is None or one.seq < recorded.began]
+    values = {key: value for change in layer for key, value in change.values.items()}
+    env = {name: value for change in layer for name, value in change.env.items()}
+    recipe = with_keys(recipe, values) if values else recipe
+    following = next((one for one in changes if one not in layer), None)
+    if recorded is not None and following is not None and recipe.signature() != recorded.signature:
+        tried = with_step(recipe, Remedy("shared", following.values, following.env, following.why))
+        if tried.signature() == recorded.signature:
+            return tried, [*layer, following], env
+    return recipe, layer, env
 
 
 # --- which run was recorded --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from agent.campaign.choose import rank
 from agent.campaign.evidence import Evidence
 from agent.campaign.finish import finish
 from agent.campaign.loop import Paused, run_campaign
+from agent.campaign.replay import again
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
 from agent.campaign.workbench import Workbench
@@ -309,6 +310,10 @@ def test_a_broken_layer_is_changed_for_all_once_a_small_training_and_a_run_show_
     assert "fix" not in night.git("log", "--format=%s", "raft/night/exp/000-baseline")  # it is of no single recipe
     skipped = {one.hypothesis: one.reason for one in rank(night.session, None).skipped}
     assert "'sdpa' is ruled out: all runs have 'eager', attention auto -> eager" in skipped["attention"]
+    replayed = again(night.root, night.session.journal, 0)  # of the run that showed that it helps
+    assert replayed.recorded is not None
+    assert replayed.recorded.signature == replayed.recipe.signature()
+    assert replayed.recipe.backend.attention == "eager"
 
 
 @pytest.mark.slow

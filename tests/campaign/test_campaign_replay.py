@@ -246,6 +246,30 @@ def test_the_shared_layer_of_its_time_is_applied(copy: Path) -> None:
     assert "is read otherwise than 001-search-s1000 was" in found.notes[2]
 
 
+def test_the_run_that_tried_a_change_for_all_runs_is_replayed_with_it(copy: Path) -> None:
+    journal = journal_of(copy)
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    plain = again(copy, journal, 1).recipe
+    tried = {"backend.attention": "eager", "backend.env": {"HSA_ENABLE_SDMA": "0"}}
+    for line in lines:
+        if line.get("run") == "001-search-s1000" and "recipe_signature" in line:
+            line["recipe_signature"] = with_keys(plain, tried).signature()
+    change = {"kind": "shared_layer_changed", "time": 1.0, "why": "sdpa is broken"}
+    adopted = {"values": {"backend.attention": "eager"}, "env": {"HSA_ENABLE_SDMA": "0"}}
+    changes = [change | adopted | {"seq": lines[-1]["seq"] + 1}]
+    changes.append(change | {"seq": lines[-1]["seq"] + 2, "values": {"backend.compile": True}})
+    journal.path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *changes]))
+    found = again(copy, journal, 1)
+    assert (found.recipe.backend.attention, found.recipe.backend.compile) == ("eager", False)
+    assert (found.recipe.backend.env, found.env) == ({"HSA_ENABLE_SDMA": "0"}, {})
+    told = "with the campaign's change for all runs, backend.attention: eager, HSA_ENABLE_SDMA: 0"
+    assert [note.partition(" (")[0] for note in found.notes] == [
+        told,
+        "without 1 change for all runs that the campaign made after that run",
+    ]
+    assert again(copy, journal, 0).recipe.backend.attention == "auto"  # of a run that had it not
+
+
 def test_a_crash_has_nothing_to_compare_with(said: Said, copy: Path) -> None:
     code, _, err = said("replay", "3", root=copy)
     assert code == 10  # it dies of the same
