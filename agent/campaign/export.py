@@ -17,7 +17,7 @@ from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
 from agent.campaign.stairs import key_of, no_more
 from agent.campaign.story import tell
-from agent.contract import HELD_OUT, UNTRAINED
+from agent.contract import HELD_OUT, RECIPE, UNTRAINED
 from agent.ledger.journal import CampaignState, Experiment, Run
 from agent.recipe.change import describe_moves
 from agent.recipe.files import resolved_text
@@ -64,8 +64,14 @@ def card_of(workspace: Path, state: CampaignState, what: Delivered, told: Mappin
         machine=_machine(state, what),
         checks=tuple(_checks(told)),
         example=Example(example["text"], example["ids"], example["max_new_tokens"], example["answer"]),
-        commands=tuple(_commands(state, what)),
+        commands=tuple(_commands(workspace, state, what)),
     )
+
+
+def measuring_command(workspace: Path, what: Delivered, folder: str) -> str:
+    """With the run's own recipe: an idea may have changed the prompt, and an evaluation writes it as told there."""
+    recipe = (what.out / RECIPE).relative_to(workspace)
+    return f"raft-agent eval {folder} --recipe {recipe} --split holdout"
 
 
 # --- the model ---------------------------------------------------------------------------------------------
@@ -350,7 +356,7 @@ def _origin(state: CampaignState, what: Delivered) -> Iterator[tuple[str, str]]:
     yield "signature of the recipe", what.recipe.signature()
 
 
-def _commands(state: CampaignState, what: Delivered) -> Iterator[str]:
+def _commands(workspace: Path, state: CampaignState, what: Delivered) -> Iterator[str]:
     if what.number is None or state.started is None:
         yield "raft-agent train RECIPE  # the recipe below, as a file in recipes/"
         return
@@ -358,7 +364,7 @@ def _commands(state: CampaignState, what: Delivered) -> Iterator[str]:
     seed = f" --seed {what.summary['seed']}" if what.summary.get("seed") is not None else ""
     yield f"raft-agent replay {what.number} --campaign {state.campaign}{seed}"
     yield "# the metric of this folder"
-    yield f"raft-agent eval FOLDER --recipe {state.started.recipe_path} --split holdout"
+    yield measuring_command(workspace, what, "FOLDER")
 
 
 def _versions(state: CampaignState, what: Delivered, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,7 @@ def export(
     says what was measured and how sure it is. What was written is loaded again and compared with the checkpoint.
     """
     from agent.campaign.delivered import delivered
-    from agent.campaign.export import card_of
+    from agent.campaign.export import card_of, measuring_command
     from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
     from agent.contract import RECIPE
     from agent.ledger.journal import CampaignState
@@ -77,7 +77,7 @@ def export(
     if card.provisional:
         print(f"  provisional: {clean(card.provisional)}")
     if state.started is not None:
-        print(f"  measure it: raft-agent eval {out} --recipe {state.started.recipe_path} --split holdout")
+        print(f"  measure it: {measuring_command(workspace.root, what, str(out))}")
 
 
 def _made(workspace: Workspace, what: Delivered, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from nights import MACHINE, Night
+from nights import MACHINE, Night, forked_launch
 
 from agent.campaign.delivered import Delivered, best_run, on_select
 from agent.campaign.export import _gains, _is_holdout, _limits, lineage, wilson
@@ -20,6 +20,7 @@ from agent.campaign.stairs import key_of
 from agent.cli.main import register, run
 from agent.errors import Busy, InvalidFile, ResourceError, UsageError
 from agent.ledger.journal import Journal
+from agent.recipe.files import load_recipe
 from agent.recipe.schema import Evaluation
 
 register()
@@ -73,7 +74,27 @@ def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: 
     assert key_of(best_run(judged.root, state, 1)) == "001-confirm-s1100"
     assert key_of(best_run(judged.root, state, 0)).startswith("baseline-")
     assert lineage(state, 2) == [1, 2]
-    assert "measure it: raft-agent eval model --recipe recipes/test.yaml" in out
+    assert "measure it: raft-agent eval model --recipe .raft/runs/night/001-confirm-s1100/recipe.yaml" in out
+
+
+def test_it_is_measured_again_by_the_recipe_of_its_run(said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's recipe is what the campaign began with, and an idea may have changed the prompt."""
+    asked: list[Any] = []
+
+    def launch(request: Any, **ignored: Any) -> Any:
+        asked.append(request)
+        return forked_launch(request, on_started=lambda identity: None, stop=lambda: None)
+
+    monkeypatch.setattr("agent.run.launcher.launch", launch)
+    out = said("export", "--out", "model")[1]
+    (command,) = re.findall(r"measure it: raft-agent (.*)", out)
+    assert f"raft-agent {command.replace(' model ', ' FOLDER ')}\n" in (copy / "model/README.md").read_text()
+    (copy / "model/quality").write_text("0.7")  # which the fake trainer reads
+    assert said(*command.split())[0] == 0
+    own = load_recipe(copy / ".raft/runs/night/001-confirm-s1100/recipe.yaml")
+    assert own.learner.learning_rate == 0.002
+    assert asked[0].recipe == own
+    assert (asked[0].evaluate, asked[0].splits) == (str(copy / "model"), ("holdout",))
 
 
 def test_a_metric_that_is_to_fall_has_its_best_run_at_the_other_end() -> None:
