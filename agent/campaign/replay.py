@@ -50,7 +50,24 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Again:
+class Beside:
+    """What a campaign gives its runs beside their recipe."""
+
+    env: Mapping[str, str]
+    """Variables of the shared layer."""
+    mended: Mapping[str, str]
+    """Files that the campaign has mended, by path."""
+    model_commit: str | None
+    notes: tuple[str, ...]
+    """What a person should know of it, in words."""
+
+
+NOTHING_BESIDE = Beside({}, {}, None, ())
+"""For what belongs to no campaign."""
+
+
+@dataclass(frozen=True)
+class Again(Beside):
     """One experiment, ready to be run again."""
 
     campaign: str
@@ -63,13 +80,6 @@ class Again:
     seed: int
     splits: tuple[Split, ...]
     recorded: Recorded | None
-    env: Mapping[str, str]
-    """Variables of the shared layer."""
-    mended: Mapping[str, str]
-    """Files that the campaign has mended, by path."""
-    model_commit: str | None
-    notes: tuple[str, ...]
-    """What a person should know of it, in words."""
     changed: tuple[str, ...]
     """Files that decide a measurement and are not what they were."""
     known: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -95,14 +105,13 @@ def again(workspace: Path, journal: Journal, number: int, *, arm: str = ARMS[0],
     own = _at_commit(workspace, state, of, version.commit)
     recipe, layer, env = _with_the_layer(loaded(own, path), state.shared_changes, recorded)
     known = digests_of(journal)
-    mended = {name: text for name, text in texts_of(state, of).items() if not name.endswith(RECIPES)}
+    mended = _mended(state, of)
     notes = [
         *words,
         *_about_the_layer(layer, len(state.shared_changes)),
         *_about_the_recipe(recorded, recipe, version.commit),
+        *_about_the_mended(mended),
     ]
-    if mended:
-        notes.append(f"with {', '.join(mended)} as the campaign has mended it")
     return Again(
         campaign=state.campaign or "",
         number=number,
@@ -115,11 +124,23 @@ def again(workspace: Path, journal: Journal, number: int, *, arm: str = ARMS[0],
         recorded=recorded,
         env=env,
         mended=mended,
-        model_commit=known.get(f"{_model_prefix(recipe)}{COMMIT}"),
+        model_commit=_commit_of(recipe, known),
         notes=tuple(notes),
         changed=tuple(changed_files(workspace, recipe, known, mended)),
         known=known,
     )
+
+
+def beside_of(journal: Journal, number: int, recipe: Recipe) -> Beside:
+    """What the campaign would give a run of this experiment's recipe now."""
+    state = journal.state()
+    changes, mended = state.shared_changes, _mended(state, number)
+    notes = [*_about_the_layer(changes, len(changes)), *_about_the_mended(mended)]
+    return Beside(state.shared_env, mended, _commit_of(recipe, digests_of(journal)), tuple(notes))
+
+
+def _mended(state: CampaignState, number: int) -> dict[str, str]:
+    return {name: text for name, text in texts_of(state, number).items() if not name.endswith(RECIPES)}
 
 
 def _at_commit(workspace: Path, state: CampaignState, number: int, commit: str | None) -> dict[str, str]:
@@ -284,6 +305,11 @@ def _model_prefix(recipe: Recipe) -> str:
     return f"{MODEL}{model.source}{f'@{model.revision}' if model.revision else ''} "
 
 
+def _commit_of(recipe: Recipe, known: Mapping[str, str]) -> str | None:
+    """Of a model of the hub, as the campaign's runs had it."""
+    return known.get(f"{_model_prefix(recipe)}{COMMIT}")
+
+
 def rows_are_as_left(recorded: Recorded) -> bool:
     """Whether the held-out rows of the recorded run are those that it left."""
     then = recorded.digests.get(EVAL)
@@ -297,6 +323,11 @@ def _about_the_layer(applied: list[SharedLayerChanged], all_of_them: int) -> Ite
     later = all_of_them - len(applied)
     if later:
         yield f"without {later} change{'s' if later > 1 else ''} for all runs that the campaign made after that run"
+
+
+def _about_the_mended(mended: Mapping[str, str]) -> Iterator[str]:
+    if mended:
+        yield f"with {', '.join(mended)} as the campaign has mended it"
 
 
 def _about_the_recipe(recorded: Recorded | None, recipe: Recipe, commit: str | None) -> Iterator[str]:

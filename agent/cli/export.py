@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def export(
     what = delivered(workspace.root, state, number=number, run=run)
     print(f"exporting the checkpoint of {what.key}", file=sys.stderr)
     with building(target, force=force) as folder:
-        told = _made(workspace, what, folder)
+        told = _made(workspace, what, folder, env=state.shared_env)
         card = card_of(workspace.root, state, what, told, name=target.name)
         readme = _without_paths(redact(card_text(card)), workspace)
         origin = {"campaign": name, "number": what.number, "run": what.key}
@@ -80,8 +81,8 @@ def export(
         print(f"  measure it: {measuring_command(workspace.root, what, str(out))}")
 
 
-def _made(workspace: Workspace, what: Delivered, folder: Path) -> dict[str, Any]:
-    """The model's files, by a process that may import torch."""
+def _made(workspace: Workspace, what: Delivered, folder: Path, *, env: Mapping[str, str]) -> dict[str, Any]:
+    """The model's files, by a process that may import torch. `env`: what the campaign gives its runs."""
     from rich.text import Text
 
     from agent.campaign.open import machine_of, refuse_closed_doors
@@ -101,6 +102,7 @@ def _made(workspace: Workspace, what: Delivered, folder: Path) -> dict[str, Any]
             workspace=workspace.root,
             cache=model_cache(),
             machine=machine_of(workspace),
+            env=env,
             on_wait=lambda seconds: spinner.update(Text(f"merging and comparing, {duration(seconds)}")),
         )
 

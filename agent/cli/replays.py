@@ -14,7 +14,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.looking import NAME
 from agent.cli.shared import here, print_json
-from agent.cli.training import CODE, launch_alone, raise_if_failed
+from agent.cli.training import CODE, given, launch_alone, print_notes, raise_if_failed
 from agent.cli.workspaces import campaign_name
 from agent.errors import Busy, InvalidFile, WorkspaceError
 from agent.text import clean
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 OF = "replay.json"
 """In a replay's folder: what it is a replay of."""
 GOES_ON = "stopped before its end; the same command goes on with it"
-FILES = "files"
-"""Below it: files that the campaign has mended."""
 
 
 @app.command()
@@ -58,8 +56,7 @@ def replay(
     wanted = again(workspace.root, journal, number, arm=arm, seed=seed)
     _refuse_changed(wanted, anyway=anyway)
     folder = _folder(workspace, wanted, out)
-    for note in wanted.notes:
-        print(clean(note), file=sys.stderr)
+    print_notes(wanted)
     if _is_done(folder):
         print("this replay has ended before; it is only compared again (--out FOLDER: another one)", file=sys.stderr)
     else:
@@ -122,14 +119,6 @@ def _is_done(folder: Path) -> bool:
 
 
 def _run(workspace: Workspace, wanted: Again, folder: Path, *, anyway: bool, allow_untrusted_code: bool) -> None:
-    from agent.contract import FILES_VARIABLE
-    from agent.files import write_atomic
-    from agent.recipe.places import inside
-
-    env = dict(wanted.env)
-    for path, text in wanted.mended.items():
-        write_atomic(inside(folder / FILES, path, key="path"), text)
-        env[FILES_VARIABLE] = str(folder / FILES)
     with contextlib.ExitStack() as held:
         _hold(held, workspace, wanted, anyway=anyway)
         try:
@@ -139,9 +128,8 @@ def _run(workspace: Workspace, wanted: Again, folder: Path, *, anyway: bool, all
                 folder,
                 seed=wanted.seed,
                 splits=wanted.splits,
-                env=env,
-                commit=wanted.model_commit,
                 allow_untrusted_code=allow_untrusted_code,
+                **given(wanted, folder),
             )
         except KeyboardInterrupt:
             print(GOES_ON, file=sys.stderr)

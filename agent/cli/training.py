@@ -14,9 +14,10 @@ from agent.cli.interrupt import like_ctrl_c
 from agent.cli.shared import here, kind_of_path, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
 from agent.report.words import duration
-from agent.text import one_line
+from agent.text import clean, one_line
 
 if TYPE_CHECKING:
+    from agent.campaign.replay import Beside
     from agent.contract import Split
     from agent.hardware.probe import Machine
     from agent.ledger.workspace import Workspace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 LONGEST_LABEL = 50
 """Characters of a recipe's name in that of a folder, which may have 255 bytes."""
+FILES = "files"
+"""In a run's folder: files that the campaign has mended."""
 OUT = typer.Option(None, "--out", help="Folder for the run. Default: a new one under .raft/runs/alone.")
 SEED = typer.Option(None, help="Seed. Default: the recipe's.")
 CODE = typer.Option(False, "--allow-untrusted-code", help="Run untrusted code where no sandbox can be made.")
@@ -53,7 +56,7 @@ def train(
     from agent.recipe.files import with_keys
 
     workspace = here()
-    chosen, label, won_at_s = _chosen(workspace, recipe, best=best)
+    chosen, label, won_at_s, beside = _chosen(workspace, recipe, best=best)
     if budget is not None:
         seconds = parse_duration(budget)
         if won_at_s is not None:
@@ -69,6 +72,7 @@ def train(
         splits=_splits(split),
         low_priority=low_priority,
         allow_untrusted_code=allow_untrusted_code,
+        **given(beside, folder),
     )
     _print_result(result, json_output=json_output)
 
@@ -91,43 +95,49 @@ def evaluate(
         beside = folder.absolute().parent / RECIPE
         if recipe is None and not beside.is_file():
             raise UsageError(f"{what} has no {RECIPE} beside it", hint="name the recipe: --recipe tiny-addition")
-        chosen = load_recipe(workspace.root / recipe_path(workspace, recipe) if recipe else beside)
+        file = workspace.root / recipe_path(workspace, recipe) if recipe else beside
         target, label = str(folder.absolute()), f"eval-{folder.absolute().parent.name}"
     else:
         path = recipe_path(workspace, what)
-        chosen, target, label = load_recipe(workspace.root / path), UNTRAINED, f"eval-{Path(path).stem}"
+        file, target, label = workspace.root / path, UNTRAINED, f"eval-{Path(path).stem}"
+    chosen, out = load_recipe(file), _new_folder(workspace, label)
     result = launch_alone(
         workspace,
         chosen,
-        _new_folder(workspace, label),
+        out,
         seed=chosen.seed,
         splits=_splits(split),
         evaluate=target,
         allow_untrusted_code=allow_untrusted_code,
+        **given(_beside_run(workspace, file.parent, chosen), out),
     )
     _print_result(result, json_output=json_output)
 
 
-def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Recipe, str, float | None]:
-    """(recipe, label of the run folder, for a winner the seconds of training at which it won)."""
+def _chosen(workspace: Workspace, recipe: str | None, *, best: bool) -> tuple[Recipe, str, float | None, Beside]:
+    """(recipe, label of the run folder, for a winner the seconds of training at which it won, what its campaign gives
+    its runs)."""
+    from agent.campaign.replay import NOTHING_BESIDE
     from agent.recipe.files import load_recipe
 
     if not best:
         path = recipe_path(workspace, recipe)
-        return load_recipe(workspace.root / path), Path(path).stem, None
+        return load_recipe(workspace.root / path), Path(path).stem, None, NOTHING_BESIDE
     if recipe is not None:
         raise UsageError("--best takes the recipe from the last campaign", hint="leave out the recipe, or --best")
     return _winner(workspace)
 
 
-def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
+def _winner(workspace: Workspace) -> tuple[Recipe, str, float, Beside]:
     from agent.campaign.open import look, machine_of
+    from agent.campaign.replay import beside_of
     from agent.campaign.settings import Settings
     from agent.cli.workspaces import campaign_name
     from agent.ledger.journal import Journal
 
     name = campaign_name(workspace, None)
-    started = Journal(workspace.journal_path(name)).state().started
+    journal = Journal(workspace.journal_path(name))
+    started = journal.state().started
     if started is None:
         raise UsageError(f"campaign {name} never began", hint="raft-agent run --budget 8h starts one")
     settings = Settings(recipe_path=started.recipe_path, campaign=name)
@@ -136,7 +146,43 @@ def _winner(workspace: Workspace) -> tuple[Recipe, str, float]:
     who = f"#{incumbent}" if incumbent else "the baseline, since nothing was kept"
     print(f"winner of campaign {name}: {who}", file=sys.stderr)
     recipe = session.recipe_of(incumbent)
-    return session.with_shared_layer(recipe), f"best-{name}", session.cost(recipe).train_s
+    beside = beside_of(journal, incumbent, recipe)
+    print_notes(beside)
+    return session.with_shared_layer(recipe), f"best-{name}", session.cost(recipe).train_s, beside
+
+
+def _beside_run(workspace: Workspace, folder: Path, recipe: Recipe) -> Beside:
+    """What its campaign gives the run that has this folder; nothing where it is of no campaign."""
+    from agent.campaign.replay import NOTHING_BESIDE, beside_of
+    from agent.campaign.stairs import number_in
+    from agent.cli.workspaces import campaign_run
+    from agent.ledger.journal import Journal
+
+    known = campaign_run(workspace, folder)
+    if known is None:
+        return NOTHING_BESIDE
+    campaign, key = known
+    beside = beside_of(Journal(workspace.journal_path(campaign)), number_in(key), recipe)
+    print_notes(beside)
+    return beside
+
+
+def print_notes(beside: Beside) -> None:
+    for note in beside.notes:
+        print(clean(note), file=sys.stderr)
+
+
+def given(beside: Beside, folder: Path) -> dict[str, Any]:
+    """For `launch_alone`: what a campaign gives its runs. Files that it has mended are put into the run's folder."""
+    from agent.contract import FILES_VARIABLE
+    from agent.files import write_atomic
+    from agent.recipe.places import inside
+
+    env, files = dict(beside.env), folder.absolute() / FILES
+    for path, text in beside.mended.items():
+        write_atomic(inside(files, path, key="path"), text)
+        env[FILES_VARIABLE] = str(files)
+    return {"env": env, "commit": beside.model_commit}
 
 
 def _warn_about_transfer(short: float, seconds: float) -> None:

@@ -285,3 +285,12 @@ def campaign_name(workspace: Workspace, name: str | None) -> str:
     if name not in names:
         raise UsageError(f"there is no campaign {name}", hint=f"there are: {', '.join(names)}")
     return name
+
+
+def campaign_run(workspace: Workspace, folder: Path) -> tuple[str, str] | None:
+    """(campaign, key) of the run that has this folder; None for one of no campaign."""
+    real = folder.resolve()
+    for name in workspace.campaign_names():
+        if real.parent == workspace.runs_folder(name).resolve():
+            return name, real.name
+    return None

@@ -37,17 +37,18 @@ def answer_of(
     workspace: Path,
     cache: Path,
     machine: Machine | None = None,
+    env: Mapping[str, str] | None = None,
     on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Any]:
     """Run `python -m MODULE ARGUMENTS --answer FILE` to its end. Raises the error that it tells, and TrainingFailed
-    with the last line of what it printed where it tells nothing."""
+    with the last line of what it printed where it tells nothing. `env`: over the preset's and the recipe's own."""
     machine = machine or probe_machine(cache=cache / MACHINE)
     backend = recipe.backend
     variables, _ = environment_over(os.environ, machine, preset=backend.environment, own=backend.env)
     with tempfile.TemporaryDirectory(prefix="raft-agent-") as scratch:
         answer, log = Path(scratch) / "answer.json", Path(scratch) / "log.txt"
         command = [sys.executable, "-m", module, *arguments, "--answer", str(answer)]
-        code = _run(command, log, _start(recipe, workspace, variables), on_wait)
+        code = _run(command, log, _start(recipe, workspace, {**variables, **(env or {})}), on_wait)
         try:
             told: dict[str, Any] = json.loads(answer.read_text())
         except (OSError, ValueError):

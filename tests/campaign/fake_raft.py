@@ -137,6 +137,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rung", type=float)
     parser.add_argument("--time-limit")
     parser.add_argument("--cache")
+    parser.add_argument("--commit")
     parser.add_argument("--allow-untrusted-code", action="store_true")
     return parser.parse_args(arguments)
 

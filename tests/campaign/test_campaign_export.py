@@ -97,6 +97,20 @@ def test_it_is_measured_again_by_the_recipe_of_its_run(said: Said, copy: Path, m
     assert (asked[0].evaluate, asked[0].splits) == (str(copy / "model"), ("holdout",))
 
 
+def test_it_is_merged_with_the_variables_that_its_runs_had(
+    said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("agent.run.child.answer_of", lambda *words, **keys: given.append(keys["env"]) or made(*words))
+    journal = copy / ".raft/campaigns/night/journal.jsonl"
+    last = json.loads(journal.read_text().splitlines()[-1])
+    change = {"kind": "shared_layer_changed", "env": {"HSA_ENABLE_SDMA": "0"}, "why": "it hung"}
+    with journal.open("a") as file:
+        file.write(json.dumps({**change, "seq": last["seq"] + 1, "time": 1.0}) + "\n")
+    assert said("export", "--out", "model")[0] == 0
+    assert given == [{"HSA_ENABLE_SDMA": "0"}]
+
+
 def test_a_metric_that_is_to_fall_has_its_best_run_at_the_other_end() -> None:
     falls = Evaluation(direction="minimize")
     assert sorted([0.3, 0.1, None], key=lambda value: -on_select(value, falls)) == [0.1, 0.3, None]

@@ -276,6 +276,75 @@ def test_a_crash_has_nothing_to_compare_with(said: Said, copy: Path) -> None:
     assert "003-search-s3000-f1 left no summary: numeric: loss is nan at step 3" in err
 
 
+# --- the winner outside of its campaign ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--best", "--out", "mine"),
+        ("eval", ".raft/runs/night/001-confirm-s1100/checkpoint"),
+        (
+            "eval",
+            ".raft/runs/night/001-confirm-s1100/checkpoint",
+            "--recipe",
+            ".raft/runs/night/baseline-s1/recipe.yaml",
+        ),
+    ],
+)
+def test_what_the_campaign_gave_its_runs_goes_with_its_winner(
+    said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    mended_layer(copy)
+    asked: list[Any] = []
+
+    def seeing(request: Any, **ignored: Any) -> Any:
+        asked.append(request)
+        return launch(request)
+
+    monkeypatch.setattr("agent.run.launcher.launch", seeing)
+    code, _, err = said(*command, root=copy)
+    assert code == 0, err
+    (request,) = asked
+    files = request.env["RAFT_AGENT_FILES"]
+    assert request.env == {"HSA_ENABLE_SDMA": "0", "RAFT_AGENT_FILES": files}
+    assert Path(files) == request.out.absolute() / "files"
+    assert (Path(files) / "checks/verify.py").read_text() == "# mended\n"
+    assert request.commit == "c" * 40
+    assert "with the campaign's change for all runs, HSA_ENABLE_SDMA: 0 (it hung)" in err
+    assert "with checks/verify.py as the campaign has mended it" in err
+
+
+def test_what_is_of_no_campaign_is_given_nothing(said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mended_layer(copy)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "agent.run.launcher.launch", lambda request, **ignored: asked.append(request) or launch(request)
+    )
+    assert said("eval", "test", root=copy)[0] == 0
+    assert [(request.env, request.commit) for request in asked] == [({}, None)]
+
+
+def mended_layer(root: Path) -> None:
+    """The campaign has changed a variable for all runs, mended the user's verifier, and found the model's commit."""
+    edit_start(root, lambda start: start["lockbox"].update({"model builtin:tiny commit": "c" * 40}))
+    journal = journal_of(root)
+    state = journal.state()
+    told = [
+        {"kind": "shared_layer_changed", "env": {"HSA_ENABLE_SDMA": "0"}, "why": "it hung"},
+        {
+            "kind": "experiment_fixed",
+            "experiment": 0,
+            "fix": 1,
+            "commit": state.baseline_commit,
+            "files": {"checks/verify.py": "# mended\n"},
+        },
+    ]
+    with journal.path.open("a") as file:
+        for place, line in enumerate(told, state.last_seq + 1):
+            file.write(json.dumps({**line, "seq": place, "time": 1.0}) + "\n")
+
+
 # --- finalize ----------------------------------------------------------------------------------------------
 
 
