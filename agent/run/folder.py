@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from agent.contract import (
+    CHECKPOINT,
     CYCLES,
     EVAL,
     FAILURE,
@@ -26,11 +27,13 @@ from agent.errors import AgentError, Busy, ResourceError, WorkspaceError
 from agent.files import write_atomic
 from agent.hardware.sensors import disk_free
 from agent.recipe.files import load_recipe, resolved_text
-from agent.run.plain import clear_the_way, read_plain
+from agent.run.plain import clear_the_way, open_plain, read_plain
 from agent.run.processes import ProcessIdentity, is_alive
 from agent.run.request import RunRequest
-from agent.run.telemetry import MOST_OBJECT
+from agent.run.telemetry import MOST_OBJECT, read_summary
 
+STATE = Path("state/training.safetensors")
+"""Where our trainer keeps what a killed training goes on from (`agent.raft.state`)."""
 PROCESS = "process.json"
 """Who runs in this folder: written at the start, so that a second start can refuse."""
 
@@ -56,6 +59,8 @@ def prepare(request: RunRequest, *, min_free_disk_gb: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _refuse_if_running(out)
         _refuse_other_recipe(request)
+        _refuse_other_seed(request)
+        _refuse_finished_without(request)
         for name in (RECIPE, PROCESS, LOG, TELEMETRY, *OF_TRAINER):
             clear_the_way(out / name)
         write_atomic(out / RECIPE, resolved_text(request.recipe))
@@ -107,6 +112,48 @@ def _refuse_other_recipe(request: RunRequest) -> None:
             "holds the run of another recipe",
             where=str(request.out),
             hint="give this run a folder of its own",
+        )
+
+
+def _refuse_other_seed(request: RunRequest) -> None:
+    """A finished run would be taken for one of this seed; one that was stopped would begin anew, and be lost."""
+    summary = read_summary(request.out)
+    seed = summary.seed if summary is not None else seed_of_state(request.out)
+    if seed is not None and seed != request.seed:
+        raise WorkspaceError(
+            f"holds the run of seed {seed}, not of {request.seed}",
+            where=str(request.out),
+            hint="give this run a folder of its own",
+        )
+
+
+def seed_of_state(out: Path) -> int | None:
+    """Of a training that has left no summary, by its saved state; None where it has none that can be read."""
+    try:
+        with open_plain(out / STATE) as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > MOST_OBJECT:
+                return None
+            words = json.loads(file.read(size))["__metadata__"]["state"]
+        return int(dict(json.loads(words)["pairs"])["made_by"].rpartition("/")[2])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _refuse_finished_without(request: RunRequest) -> None:
+    """A finished run is not evaluated any more: its trainer leaves at once, and its summary would be taken for an
+    evaluation on the splits asked for."""
+    summary = read_summary(request.out)
+    if summary is None or summary.stopped:
+        return
+    lacking = [split for split in request.splits if split not in summary.metrics]
+    if lacking:
+        raise WorkspaceError(
+            f"holds a finished run that was evaluated on {', '.join(summary.metrics) or 'no split'}, not on "
+            f"{', '.join(lacking)}",
+            where=str(request.out),
+            hint=f"give this run a folder of its own; `raft-agent eval {request.out / CHECKPOINT} --split "
+            f"{lacking[0]}` evaluates what it has trained",
         )
 
 

@@ -36,6 +36,7 @@ from agent.raft.seeds import seed_of
 from agent.raft.worker import Worker
 from agent.recipe.files import resolved_text, with_keys
 from agent.recipe.schema import Budget, Recipe
+from agent.run.folder import seed_of_state
 from agent.tasks.tasks import load_splits
 from agent.tasks.verifiers import build_verifier
 
@@ -496,7 +497,9 @@ def test_a_measurement_after_the_cycle_that_is_gone_back_to_is_taken_out(make: A
 def test_the_state_of_another_recipe_is_not_gone_on_with(make: Any) -> None:
     first = make()
     first.run()
+    assert seed_of_state(first.out) is None
     first.save()
+    assert seed_of_state(first.out) == first.seed
     other = make({"learner": {"learning_rate": 5e-4}})
     other._resume()
     assert other.spending.cycles == 0

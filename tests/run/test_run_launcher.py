@@ -414,6 +414,24 @@ def test_a_folder_of_another_recipe_or_of_a_live_training_is_refused(tmp_path: P
     assert "still running" in str(seen[0])
 
 
+def test_a_folder_of_another_seed_is_refused_and_so_is_a_finished_one_without_the_split(tmp_path: Path) -> None:
+    """Its trainer would leave at once, and what it had measured before would be taken for the answer."""
+    beats = tmp_path / "run" / "heartbeat"
+    stopped = run(tmp_path, "steady", stop=lambda: "enough" if beats.exists() else None).summary
+    assert stopped is not None
+    assert stopped.stopped
+    with pytest.raises(WorkspaceError, match="holds the run of seed 7, not of 8"):
+        run(tmp_path, "good", seed=8)
+    assert run(tmp_path, "good", splits=("search", "confirm")).ok  # one that was stopped is evaluated as it is asked
+    assert run(tmp_path, "good").ok
+    assert run(tmp_path, "good", splits=()).ok
+    with pytest.raises(WorkspaceError, match="was evaluated on search, not on holdout") as refused:
+        run(tmp_path, "good", splits=("search", "holdout"))
+    assert f"raft-agent eval {tmp_path / 'run' / 'checkpoint'} --split holdout" in str(refused.value)
+    with pytest.raises(WorkspaceError, match="holds the run of seed 7, not of 8"):
+        run(tmp_path, "good", seed=8)
+
+
 def test_what_is_not_the_trainings_fault_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="GiB free"):
         run(tmp_path, "good", min_free_disk_gb=1e9)
