@@ -37,12 +37,19 @@ class Delivered:
         return self.out / CHECKPOINT
 
 
-def delivered(workspace: Path, state: CampaignState, *, number: int | None = None, run: str | None = None) -> Delivered:
-    """The winner's best checkpoint; that of an idea's best run, or of one run (its name, or a folder). Raises
-    Unavailable where it is gone, InvalidFile where it is not what the run left."""
+def delivered(
+    workspace: Path,
+    state: CampaignState,
+    *,
+    number: int | None = None,
+    run: str | None = None,
+    folder: Path | None = None,
+) -> Delivered:
+    """The winner's best checkpoint; that of an idea's best run, of one run by its name, or of the folder of a run that
+    is of no campaign. Raises Unavailable where it is gone, InvalidFile where it is not what the run left."""
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
-    if run is not None and (Path(run) / RECIPE).is_file():
-        return _of_folder(Path(run).absolute())
+    if folder is not None:
+        return _of_folder(folder.absolute())
     if run is not None:
         chosen, of = _named(state, run)
         return _checked(workspace, state, chosen, of, winner)
@@ -94,7 +101,8 @@ def _has_weights(workspace: Path, run: Run) -> bool:
 
 def _named(state: CampaignState, name: str) -> tuple[Run, int]:
     known = {key_of(run): run for run in state.runs.values() if run.finished and run.finished.summary}
-    chosen = known.get(name) or known.get(name.rsplit(".", 1)[0])
+    key, _, attempt = name.rpartition(".")
+    chosen = known.get(key if attempt.isdecimal() else name)
     if chosen is None:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "raft-agent show N lists an idea's runs"

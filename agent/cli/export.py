@@ -12,7 +12,7 @@ import typer
 from agent.cli.app import app
 from agent.cli.looking import NAME, state_of
 from agent.cli.shared import here, model_cache, print_json
-from agent.cli.workspaces import campaign_name
+from agent.cli.workspaces import campaign_name, campaign_run
 from agent.errors import UsageError
 from agent.report.words import duration
 from agent.text import clean
@@ -29,7 +29,7 @@ def export(
     number: int | None = typer.Option(
         None, "--number", "-n", min=0, help="An idea instead of the winner; 0: baseline."
     ),
-    run: str | None = typer.Option(None, "--run", help="One run: its name, or the folder of a replay."),
+    run: str | None = typer.Option(None, "--run", help="One run: its name or folder, or that of a replay."),
     force: bool = typer.Option(False, "--force", help="Replace a folder that an export has made."),
     json_output: bool = typer.Option(False, "--json", help="Print what was written as JSON."),
 ) -> None:
@@ -49,21 +49,24 @@ def export(
     if number is not None and run is not None:
         raise UsageError("--number and --run both say what to export", hint="leave out one of them")
     workspace = here()
-    alone = run is not None and (Path(run) / RECIPE).is_file() and campaign is None
-    name = None if alone else campaign_name(workspace, campaign)
+    folder = Path(run) if run is not None and (Path(run) / RECIPE).is_file() else None
+    known = campaign_run(workspace, folder) if folder is not None else None
+    if known is not None:  # the path of one of its runs is as good as its name, and is judged and checked as that
+        campaign, run, folder = campaign or known[0], known[1], None
+    name = None if folder is not None and campaign is None else campaign_name(workspace, campaign)
     state = state_of(workspace, name) if name is not None else CampaignState()
     target = out.absolute()
     refuse_target(target, force=force)
-    what = delivered(workspace.root, state, number=number, run=run)
+    what = delivered(workspace.root, state, number=number, run=run, folder=folder)
     print(f"exporting the checkpoint of {what.key}", file=sys.stderr)
-    with building(target, force=force) as folder:
-        told = _made(workspace, what, folder, env=state.shared_env)
+    with building(target, force=force) as made:
+        told = _made(workspace, what, made, env=state.shared_env)
         card = card_of(workspace.root, state, what, told, name=target.name)
         readme = _without_paths(redact(card_text(card)), workspace)
         origin = {"campaign": name, "number": what.number, "run": what.key}
-        close(folder, readme, origin)
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        close(made, readme, origin)
+        paths = [path for path in sorted(made.rglob("*")) if path.is_file()]
+        files = {path.relative_to(made).as_posix(): path.stat().st_size for path in paths}
     checks = dict(told["checks"])
     if json_output:
         print_json({"out": str(target), **origin, "files": files, "checks": checks, "provisional": card.provisional})
@@ -77,7 +80,7 @@ def export(
     )
     if card.provisional:
         print(f"  provisional: {clean(card.provisional)}")
-    if state.started is not None:
+    if what.number is not None:
         print(f"  measure it: {measuring_command(workspace.root, what, str(out))}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,32 @@ def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: 
     assert key_of(best_run(judged.root, state, 0)).startswith("baseline-")
     assert lineage(state, 2) == [1, 2]
     assert "measure it: raft-agent eval model --recipe .raft/runs/night/001-confirm-s1100/recipe.yaml" in out
+
+
+@pytest.mark.parametrize("here", ["", ".raft/runs/night"])
+def test_the_folder_of_a_campaigns_run_is_as_good_as_its_name(
+    said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    """Completion in a shell gives the folder, and the card has to say what the campaign says of the run."""
+    monkeypatch.chdir(copy / here)
+    run = Path(".raft/runs/night/001-confirm-s1100").relative_to(here)
+    assert said("export", "--out", str(copy / "model"), "--run", str(run))[0] == 0
+    told = json.loads((copy / "model" / MANIFEST).read_text())
+    assert (told["campaign"], told["number"], told["run"]) == ("night", 1, "001-confirm-s1100")
+    assert "no campaign" not in (copy / "model/README.md").read_text()
+    monkeypatch.chdir(copy)
+    there = copy / ".raft/runs/night/001-confirm-s1100"
+    shutil.copytree(there, there.with_name(f"{there.name}.changed-1"))  # as a run that counts no more
+    assert said("export", "--out", "other", "--run", f"{there}.changed-1")[0] == 2
+    shutil.copytree(there, copy / "mine")
+    code, out, _ = said("export", "--out", "other", "--run", "mine", "--json")
+    assert (code, json.loads(out)["campaign"]) == (0, None)
+    shutil.copytree(there, copy.parent / "outside")  # whose recipe no command takes
+    code, out, _ = said("export", "--out", "elsewhere", "--run", str(copy.parent / "outside"), "--campaign", "night")
+    assert (code, "measure it" in out) == (0, False)
+    (there / "checkpoint/quality").write_text("0.9")
+    code, _, err = said("export", "--out", "third", "--run", str(there))
+    assert (code, "is not what that run delivered" in err) == (3, True)
 
 
 def test_it_is_measured_again_by_the_recipe_of_its_run(said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
