@@ -206,7 +206,8 @@ def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) 
         ]
     checkpoint = state.result.get("checkpoint")
     if checkpoint:
-        found.append((f"raft-agent eval {checkpoint}", "evaluates the winner's checkpoint again"))
+        whose = "winner" if winner else "baseline"
+        found.append((f"raft-agent eval {checkpoint}", f"evaluates the {whose}'s checkpoint again"))
     if state.experiments:
         found += [
             (f"raft-agent log -c {name}", "all ideas with their outcomes"),

@@ -126,10 +126,14 @@ class MadeJournal:
         self.judged(number, "crash", "crash", crash_class=crash_class)
         return number
 
-    def finished(self, *, holdout: dict[str, Any] | None = None, reason: str = "the budget is spent") -> MadeJournal:
+    def finished(
+        self, *, holdout: dict[str, Any] | None = None, reason: str = "the budget is spent", **also: Any
+    ) -> MadeJournal:
+        """`also`: more of what the end told, its headline for example."""
         winner = self.incumbent
         told = {"untrained": 0.2, "baseline": 0.5, "prompts": 200} if holdout is None else holdout
-        self.tell("campaign_finished", reason=reason, result={"winner": winner, "holdout": told, "headline": ""})
+        result = {"winner": winner, "holdout": told, "headline": "", **also}
+        self.tell("campaign_finished", reason=reason, result=result)
         return self
 
     # --- lines ----------------------------------------------------------------------------------------------

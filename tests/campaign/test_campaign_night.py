@@ -168,6 +168,14 @@ def test_a_confirmed_gain_and_what_the_holdout_makes_of_it(holdout: dict[str, ob
     assert "raft-agent finalize night" in commands
 
 
+@pytest.mark.parametrize(("kept", "whose"), [(True, "winner"), (False, "baseline")])
+def test_the_checkpoint_is_the_winners_or_the_baselines(kept: bool, whose: str) -> None:
+    made = MadeJournal().started().baseline()
+    made.idea(*(("gain",) if kept else ()), effect=0.2 * kept)
+    night = told(made.finished(checkpoint="place").state())
+    assert ("raft-agent eval place", f"evaluates the {whose}'s checkpoint again") in night.reproduce
+
+
 def test_what_was_kept_as_cheaper_is_no_gain() -> None:
     made = MadeJournal().started().baseline()
     number = made.idea("cheaper", confirmed=2)
