@@ -74,7 +74,7 @@ def best_run(workspace: Path, state: CampaignState, number: int) -> Run:
             hint=f"`raft-agent replay {number}` makes one, and `raft-agent export --run FOLDER` takes it; for the "
             "winner, `raft-agent train --best` does too",
         )
-    ended = state.result.get("checkpoint")
+    ended = state.ending.get("checkpoint")
     told = [run for run in left if run.words and ended == f"{run.words.out}/{CHECKPOINT}"]
     evaluation = loaded(texts_of(state, number), state.started.recipe_path if state.started else "").evaluation
     return (told or sorted(fresh or left, key=lambda run: -on_select(_summary(run).get("select_metric"), evaluation)))[

@@ -118,8 +118,8 @@ def _without_places(text: str, recipe: Recipe, base: str) -> str:
 
 
 def _headline(state: CampaignState, what: Delivered) -> str:
-    if what.is_winner and state.status == FINISHED and state.result.get("headline"):
-        return str(state.result["headline"])
+    if what.is_winner and state.ending.get("headline"):
+        return str(state.ending["headline"])
     if what.number is None:
         return f"One run, {what.key}, that no campaign has judged."
     title = _title(state, what.number)
@@ -137,7 +137,8 @@ def _provisional(state: CampaignState, what: Delivered) -> str:
     if what.number is None:
         return "it is a run by itself; no comparison and no holdout stands behind it"
     if state.status != FINISHED:
-        return f"campaign {state.campaign} is not finished ({state.status}); its holdout was not looked at"
+        unseen = "" if holdout_of(state, _winner(state)) else "; its holdout was not looked at"
+        return f"campaign {state.campaign} is not finished ({state.status}){unseen}"
     if not what.is_winner:
         return f"campaign {state.campaign} did not choose this recipe; its winner is another"
     return ""

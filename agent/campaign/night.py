@@ -204,7 +204,7 @@ def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) 
             (f"raft-agent export -c {name} --out winner", "its checkpoint as a folder that other programs load"),
             ("raft-agent train --best --budget 6h", "trains the last campaign's winner for longer"),
         ]
-    checkpoint = state.result.get("checkpoint")
+    checkpoint = state.ending.get("checkpoint")
     if checkpoint:
         whose = "winner" if winner else "baseline"
         found.append((f"raft-agent eval {checkpoint}", f"evaluates the {whose}'s checkpoint again"))

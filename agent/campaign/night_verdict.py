@@ -26,6 +26,8 @@ from agent.report.night import Gain, Standing
 from agent.report.numbers import Numbers
 from agent.report.words import duration
 
+NOT_YET = "the holdout is not evaluated yet"
+
 
 def verdict_of(
     state: CampaignState,
@@ -45,12 +47,11 @@ def verdict_of(
     numbers = Numbers(measuring.metric)
     if any(one.outcome == "keep" for number, one in state.experiments.items() if number > 0):
         return _with_a_keep(state, standing, winner, holdout, numbers)
+    over = standing == "finished"
     nothing, limit = _without_a_keep(state, measuring, numbers)
-    if standing == "finished":
-        now = holdout_words(holdout, winner=0, kept=kept_in(state), numbers=numbers)
-    else:
-        now = _so_far(state, standing)
-    return "; ".join(filter(None, (nothing, now, limit)))
+    # a campaign that goes on after its end has looked at the holdout, though it runs
+    seen = holdout_words(holdout, winner=0, kept=kept_in(state), numbers=numbers) if holdout or over else ""
+    return "; ".join(filter(None, (nothing, seen, "" if over else _so_far(state, standing), limit)))
 
 
 def _has_baseline(state: CampaignState) -> bool:
@@ -74,9 +75,9 @@ def _with_a_keep(
     gain = next((one for one in gains_of(state, winner) if one.of == "winner" and one.split == "confirm"), None)
     if gain is not None:
         words += f", {_gain(gain, numbers)} on fresh prompts"
-    if standing != "finished":
-        return f"{words}; the holdout is not evaluated yet; {_so_far(state, standing)}"
-    return f"{words}; {holdout_words(holdout, winner=winner, kept=kept, numbers=numbers)}"
+    over = standing == "finished"
+    seen = holdout_words(holdout, winner=winner, kept=kept, numbers=numbers) if holdout or over else NOT_YET
+    return f"{words}; {seen}" if over else f"{words}; {seen}; {_so_far(state, standing)}"
 
 
 def _gain(gain: Gain, numbers: Numbers) -> str:

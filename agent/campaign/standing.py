@@ -65,7 +65,7 @@ def standing(state: CampaignState, *, name: str, at: float, process: int | None)
         reserve_s=reserve_seconds(cost) if cost else None,
         stops=tuple(_stops(state.options)),
         stopped=one_line(state.stop_reason or ""),
-        headline=one_line(str(state.result.get("headline") or "")),
+        headline=one_line(str(state.ending.get("headline") or "")),
         next=f"raft-agent resume {name}" if stands in ("paused", "killed") else _after(state, name, stands),
         trouble=f"{state.unknown} lines of the journal are of a newer version" if state.unknown else "",
     )

@@ -7,7 +7,7 @@ decides nothing about experiments; it says what is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -244,6 +244,12 @@ class CampaignState:
         if self.started:
             recipe = experiment.files.get(self.started.recipe_path, self.started.recipe)
         return Incumbent(experiment.number, experiment.commit, recipe, experiment.recipe_signature)
+
+    @property
+    def ending(self) -> Mapping[str, Any]:
+        """What the end told, as long as it is the end: a campaign that goes on after it may have another winner by now,
+        and its checkpoint may be gone. What the holdout said stays in `result`."""
+        return self.result if self.status == "finished" else {}
 
     @property
     def shared_values(self) -> dict[str, Any]:

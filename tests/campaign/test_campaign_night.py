@@ -219,6 +219,25 @@ def test_a_campaign_that_was_given_more_time_forgets_what_the_holdout_said_of_an
     assert all(one.split != "holdout" for one in night.gains)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_campaign_that_goes_on_after_its_end_says_what_the_holdout_said_and_no_more_of_the_end(kept: bool) -> None:
+    """Its checkpoint may be another by now, and the holdout that stands in the table was looked at."""
+    made = MadeJournal().started(budget_s=1000.0).baseline()
+    made.idea(*(("gain",) if kept else ()), effect=0.1 * kept)
+    known = {"untrained": 0.2, "baseline": 0.5, **({"winner": 0.6} if kept else {}), "prompts": 200}
+    made.finished(holdout=known, checkpoint="place", headline="the end")
+    made.tell("campaign_resumed", budget_s=5000.0)
+    for running, words in ((True, "running, "), (False, "killed after ")):
+        night = told(made.state(), running=running)
+        seen = "; holdout (n=200): untrained 20.0% -> baseline 50.0%" + (" -> winner 60.0%; " if kept else "; ")
+        assert seen + words in night.verdict
+        assert not any("raft-agent eval" in command for command, _ in night.reproduce)
+        assert standing(made.state(), name="night", at=0.0, process=1 if running else None).headline == ""
+    made.finished(holdout=known, checkpoint="other", headline="the new end")
+    assert any("raft-agent eval other" in command for command, _ in told(made.state()).reproduce)
+    assert standing(made.state(), name="night", at=0.0, process=None).headline == "the new end"
+
+
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
