@@ -90,7 +90,7 @@ def headline(night: Night) -> Headline:
             return Headline("doubt", "Kept, but the holdout does not show the gain", state)
         over = night.state == "finished"
         return Headline("good", "Confirmed improvement" if over else "Confirmed improvement so far", state)
-    if not any(step.number == 0 for step in night.steps):
+    if not has_baseline(night):
         return Headline("early", "No baseline yet", state)
     if night.state == "finished":
         crashed = bool(ideas) and all(step.outcome == "crash" for step in ideas)
@@ -98,6 +98,11 @@ def headline(night: Night) -> Headline:
             "none", "No confirmed improvement: every idea crashed" if crashed else "No confirmed improvement", state
         )
     return Headline("early", "No confirmed improvement so far", state)
+
+
+def has_baseline(night: Night) -> bool:
+    """Whether it is measured. Its step is there from the start of the campaign on."""
+    return any(step.number == 0 and step.outcome != "open" for step in night.steps)
 
 
 def arms(night: Night) -> tuple[tuple[str, ...], list[ArmRow]]:

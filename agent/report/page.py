@@ -59,6 +59,7 @@ def render_page(night: Night, *, charts: str | None, why_no_charts: str = "") ->
         shown=shown,
         ideas=look.ideas(night, shown),
         ideas_in_all=sum(step.number > 0 for step in night.steps),
+        has_baseline=look.has_baseline(night),
         stairs=look.stairs(night, shown),
         slices=look.slices(night),
         arms=look.arms(night),

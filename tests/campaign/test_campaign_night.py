@@ -29,6 +29,7 @@ from agent.report import look
 from agent.report.night import Estimate, Night
 from agent.report.night_markdown import markdown
 from agent.report.numbers import Numbers
+from agent.report.page import render_page
 from agent.report.summary import night_from, summary_text
 
 
@@ -53,6 +54,18 @@ def test_before_anything_ran() -> None:
     assert told(CampaignState()).verdict == "nothing has run yet"
     assert told(CampaignState()).state == "new"
     assert told(MadeJournal().started().state(), running=True).verdict == "the baseline is not measured yet; running"
+
+
+def test_a_baseline_that_is_only_planned_is_none_yet() -> None:
+    """Its step is there from the first minute on, and stays open where its runs crash."""
+    made = MadeJournal().started()
+    for night in (told(made.state(), running=True), told(made.state())):
+        assert [step.outcome for step in night.steps] == ["open"]
+        assert look.headline(night).label == "No baseline yet"
+        assert "There is no baseline yet, and so no staircase." in render_page(night, charts=None)
+    measured = told(made.baseline().state(), running=True)
+    assert look.headline(measured).label == "No confirmed improvement so far"
+    assert "There is no baseline yet" not in render_page(measured, charts=None)
 
 
 def test_stopped_before_the_baseline_was_measured() -> None:
