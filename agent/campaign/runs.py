@@ -41,13 +41,13 @@ from agent.run.telemetry import RunRecord, read_run
 from agent.run.told import IN_VERIFIER
 from agent.run.triage import triage
 from agent.run.view import RunView
-from agent.run.watching import Progress
+from agent.run.watching import EndedBy, Progress
 
 SLACK_S = 60.0
 """A run may take this much longer than twice its prediction before the launcher ends it."""
 
 OUTSIDE_KILL = "outside-kill"
-"""Signature of a SIGKILL that was not the kernel's memory killer's."""
+"""Signature of a SIGKILL that was not the kernel's memory killer's, and of a SIGTERM that was not ours."""
 KILLS_BORNE = 1
 MOST_OF_IT = 0.5
 """Share of the free memory that a run must have held for an out-of-memory to be its own."""
@@ -345,13 +345,10 @@ class Runner:
     def _ended(self, job: Job, run: str, result: RunResult) -> Done:
         record = read_run(result.out)
         diagnosis = None
-        if not result.ok and result.ended_by != "stop":
+        ended_by = self._how_it_ended(result)
+        if not result.ok and "stop" not in (ended_by, result.ended_by):
             evidence = evidence_of(result, changed=self._changed(job), problems=record.problems)
             diagnosis = triage(evidence, rules=self.session.rules)
-        ended_by: str = result.ended_by
-        if result.summary is not None and ended_by in ("itself", "stop"):
-            # a training that was done when it was asked to stop has measured everything
-            ended_by = "stop" if result.summary.stopped else "itself"
         if diagnosis is None and ended_by == "itself":
             self._refuse_if_measured_otherwise(
                 job, run, record, ended_by="itself", exit_code=result.exit_code, elapsed_s=result.elapsed_s
@@ -380,6 +377,15 @@ class Runner:
             raise CutShort(self._why_stop() or result.reason)
         early = result.reason if ended_by == "stop" else None
         return self._done(job.key, record, elapsed_s=result.elapsed_s, diagnosis=diagnosis, ended_early=early)
+
+    def _how_it_ended(self, result: RunResult) -> EndedBy:
+        """A training that was done when it was asked to stop has measured everything. One that somebody else has asked
+        was killed from outside, unless the campaign is to stop too: a shutdown asks both."""
+        if result.summary is None or result.ended_by not in ("itself", "stop"):
+            return result.ended_by
+        if result.cut and self._why_stop() is None:
+            return "itself"
+        return "stop" if result.summary.stopped else "itself"
 
     def _changed(self, job: Job) -> Mapping[str, tuple[Any, Any]]:
         """What the job's experiment changed, for triage to look for the cause in."""

@@ -38,6 +38,8 @@ class Evidence:
     free_gb: float | None = None
     total_gb: float | None = None
     """Host memory just before the end, GiB."""
+    terminated: bool = False
+    """Somebody else's SIGTERM ended it, at which it left in good order with exit code 0."""
     phase: Phase | None = None
     """Of the last heartbeat."""
     problems: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ def evidence_of(
         memory_events=result.memory_events,
         free_gb=last.available_gb if last else None,
         total_gb=last.total_gb if last else None,
+        terminated=result.cut and result.ended_by == "itself",
         phase=heartbeat.phase if heartbeat else None,
         problems=problems,
         changed=changed or {},

@@ -88,4 +88,19 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        return (self.exit_code == 0 or self.stayed) and self.summary is not None and self.ended_by not in FAILED
+        return self._told is not None and not self.cut
+
+    @property
+    def cut(self) -> bool:
+        """It left in good order before it was done, and the caller's `stop` had not asked for it: at its time limit
+        with nothing measured, or at somebody else's SIGTERM. What it measured is a part, and no result."""
+        told = self._told
+        if told is None or not told.stopped:
+            return False
+        return self.ended_by == "itself" or (self.ended_by == "time_limit" and not told.metrics)
+
+    @property
+    def _told(self) -> Summary | None:
+        """The summary, where the trainer left in good order."""
+        left_well = (self.exit_code == 0 or self.stayed) and self.ended_by not in FAILED
+        return self.summary if left_well else None

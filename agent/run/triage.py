@@ -25,6 +25,8 @@ TAIL = 12
 """Of the lines that tell numbers, the last ones say whether these go wrong at the end."""
 LOW_MEMORY = 0.03
 """Share of the memory that was free below which a kill is put down to memory, whoever did it."""
+LOW_FOR_A_DAEMON = 0.1
+"""The same for SIGTERM: from there on earlyoom sends it, unless it is told otherwise."""
 ONCE = 0.55
 """A number that is none, said a single time."""
 FAR = 0.8
@@ -71,12 +73,23 @@ KILLED = re.compile(
 
 
 def _exit_and_signal(reading: Reading) -> Diagnosis | None:
+    if reading.evidence.terminated:
+        return _terminated(reading)
     if reading.signal == signals.SIGKILL:
         return _killed(reading)
     if reading.signal in CERTAIN and not _definite(reading):
         name = CERTAIN[signals.Signals(reading.signal)]
         return reading.diagnosis(name, name, "exit", sure=0.9)
     return None
+
+
+def _terminated(reading: Reading) -> Diagnosis:
+    """The kernel's memory killer never asks; earlyoom does, while there is still a little."""
+    low = _low_memory(reading.evidence, share=LOW_FOR_A_DAEMON)
+    if low is not None:
+        reason = f"ended (SIGTERM) from outside when {low}"
+        return reading.diagnosis("sigterm-low-memory", low, "telemetry", reason=reason, sure=0.7)
+    return reading.diagnosis("outside-kill", "SIGTERM", "exit", reason="was ended (SIGTERM) from outside")
 
 
 def _killed(reading: Reading) -> Diagnosis | None:
@@ -105,10 +118,10 @@ def _killed(reading: Reading) -> Diagnosis | None:
     return reading.diagnosis("sigkill", _last(reading.lines, KILLED) or _last_word(reading), "exit")
 
 
-def _low_memory(evidence: Evidence) -> str | None:
+def _low_memory(evidence: Evidence, *, share: float = LOW_MEMORY) -> str | None:
     """What was free just before the end, where that was next to nothing."""
     free, total = evidence.free_gb, evidence.total_gb
-    if free is None or not total or free > LOW_MEMORY * total:
+    if free is None or not total or free > share * total:
         return None
     return f"{free:.2f} of {total:.1f} GiB were free just before"
 

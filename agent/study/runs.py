@@ -161,14 +161,12 @@ def _line(
     named = {"study": study.name, "arm": arm.label, "seed": one.seed, "training": arm.digest}
     summary = result.summary
     elapsed_s = round(result.elapsed_s, 1)
-    if result.ended_by == "stop" and (summary is None or summary.stopped):
+    if result.cut or (result.ended_by == "stop" and (summary is None or summary.stopped)):
         return None, ()
     if not result.ok or summary is None:
         diagnosis = triage(evidence_of(result))
         reason = f"{diagnosis.reason}: {diagnosis.evidence}" if diagnosis.evidence else diagnosis.reason
         return FailedLine(**named, crash_class=diagnosis.crash_class, reason=reason[:500], elapsed_s=elapsed_s), ()
-    if summary.stopped:
-        return None, ()  # somebody sent it SIGTERM
     record = read_run(result.out)
     try:
         ids, samples, passes = measured(record.select, cycles=study.cycles)

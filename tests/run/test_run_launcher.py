@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.contract import HEARTBEAT, LOG, SUMMARY
+from agent.contract import HEARTBEAT, LOG, SUMMARY, Summary
 from agent.errors import Busy, ResourceError, Unavailable, WorkspaceError
 from agent.hardware.probe import Machine
 from agent.hardware.sensors import Graphics, memory
@@ -143,6 +143,44 @@ def test_the_time_limit_ends_a_trainer_that_obeys_and_keeps_its_summary(tmp_path
     assert result.summary is not None
     assert result.summary.stopped
     assert 0.8 <= result.elapsed_s < 2.0
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "metrics", "ok", "cut"),
+    [
+        ("itself", {}, False, True),
+        ("itself", {"search": 0.5}, False, True),
+        ("time_limit", {}, False, True),
+        ("time_limit", {"search": 0.5}, True, False),
+        ("stop", {}, True, False),
+        ("hang", {}, False, False),
+    ],
+)
+def test_what_a_stopped_summary_is_worth_depends_on_who_asked(
+    tmp_path: Path, ended_by: watching.EndedBy, metrics: dict[str, float], ok: bool, cut: bool
+) -> None:
+    told = Summary(stopped=True, seed=1, recipe_signature="fake", metric="pass_rate", metrics=metrics)
+    result = RunResult(tmp_path, 0, None, ended_by, "why", 1.0, told, None)
+    assert (result.ok, result.cut) == (ok, cut)
+    whole = replace(result, summary=told.model_copy(update={"stopped": False}))
+    assert (whole.ok, whole.cut) == (ended_by != "hang", False)
+
+
+def test_a_sigterm_of_somebody_else_is_no_result(tmp_path: Path) -> None:
+    result = run(tmp_path, "steady", on_started=lambda one: in_a_moment(tmp_path, one.pid))
+    assert (result.ended_by, result.exit_code, result.cut) == ("itself", 0, True)
+    assert triage(evidence_of(result)).reason == "was ended (SIGTERM) from outside"
+
+
+def in_a_moment(folder: Path, pid: int) -> None:
+    """SIGTERM to the trainer, once it is under way."""
+
+    def send() -> None:
+        while not (folder / "run" / HEARTBEAT).exists():
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
 
 
 def test_no_orphan_of_a_trainer_that_ignores_sigterm(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import log_noise
@@ -164,6 +165,18 @@ def test_sigkill_with_counters_that_stood_still_is_somebody_elses() -> None:
     assert "0.30 of 24.0 GiB" in diagnosis.reason
     plenty = triage(Evidence(log="step 3\n", signal=9, memory_events="still", free_gb=9.0, total_gb=24.0))
     assert (plenty.crash_class, plenty.signature) == ("unknown", "outside-kill")
+
+
+def test_a_sigterm_that_was_not_ours_is_somebody_elses_or_memorys() -> None:
+    """earlyoom sends it at a tenth of the memory, and kills only later."""
+    left = Evidence(log="step 3\n", exit_code=0, terminated=True)
+    diagnosis = triage(left)
+    assert (diagnosis.crash_class, diagnosis.signature) == ("unknown", "outside-kill")
+    assert diagnosis.reason == "was ended (SIGTERM) from outside"
+    low = triage(replace(left, free_gb=1.9, total_gb=24.0))
+    assert (low.crash_class, low.signature) == ("oom", "sigterm-low-memory")
+    assert low.confidence < 0.8, "nothing is remembered of it beyond the campaign"
+    assert triage(replace(left, free_gb=9.0, total_gb=24.0)).signature == "outside-kill"
 
 
 def test_what_the_experiment_changed_is_looked_through_for_the_cause() -> None:

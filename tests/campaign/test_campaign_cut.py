@@ -1,0 +1,117 @@
+"""Runs that somebody or their time limit cut: what is no result, what goes on, and what a later session makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from nights import BETTER_RATE, NOTHING, Night, forked_launch
+
+from agent.campaign.lab import CutShort, Order
+from agent.contract import EVAL, SUMMARY
+from agent.run.request import RunRequest, RunResult
+from agent.run.telemetry import read_summary
+from agent.run.watching import EndedBy
+
+
+def cut(result: RunResult, *, by: EndedBy, reason: str, answered: int = 3) -> RunResult:
+    """What a trainer leaves that SIGTERM met in its final evaluation: the rows of the prompts answered first, and a
+    summary that tells no metric."""
+    rows, summary = result.out / EVAL, result.out / SUMMARY
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:answered]))
+    told = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**told, "stopped": True, "ended_by": "sigterm", "metrics": {}}))
+    return dataclasses.replace(result, ended_by=by, reason=reason, summary=read_summary(result.out))
+
+
+def cutting(key: str, *, by: EndedBy, reason: str = "exit code 0", starts: int = 1) -> Callable[..., RunResult]:
+    """The first starts of that run are cut."""
+    left = starts
+
+    def launcher(request: RunRequest, **keys: Any) -> RunResult:
+        nonlocal left
+        result = forked_launch(request, **keys)
+        if request.out.name != key or not left:
+            return result
+        left -= 1
+        return cut(result, by=by, reason=reason)
+
+    return launcher
+
+
+def runs_of(night: Night, key: str) -> list[tuple[str, str | None, str | None]]:
+    """(how it ended, class, subtype) of each start of the run, by the journal."""
+    assert night.session is not None
+    ended = [run.finished for run in night.session.state.runs.values() if run.words and run.words.out.endswith(key)]
+    told = [(one, (one.model_extra or {}).get("diagnosis") or {}) for one in ended if one]
+    return [(one.ended_by, found.get("crash_class"), found.get("signature")) for one, found in told]
+
+
+LIMIT = "the time limit of 60 s was reached; the trainer left"
+
+
+@pytest.mark.slow
+def test_a_baseline_that_its_time_limit_cut_in_its_evaluation_is_not_measured(night: Night) -> None:
+    """Every later comparison would be one of the few prompts that it had answered."""
+    night.playbook(BETTER_RATE)
+    night.start(launcher=cutting("baseline-s2", by="time_limit", reason=LIMIT), baseline_seeds=3, max_experiments=1)
+    assert runs_of(night, "baseline-s2") == [("time_limit", "timeout", "time_limit")]
+    assert any("baseline run crashed (timeout: it ran out of time" in said for said in night.observer.warnings)
+    assert night.session is not None
+    assert night.session.state.calibration["seeds"] == 2
+    assert night.outcomes()[1:] == [("better-rate", "keep")]
+
+
+def test_an_idea_that_its_time_limit_cut_in_its_evaluation_is_a_timeout(night: Night) -> None:
+    night.playbook(BETTER_RATE)
+    bench = night.bench(night.open(), launcher=cutting("001-search-s1000", by="time_limit", reason=LIMIT))
+    bench.next_idea()
+    bench.commit(1)
+    done = bench.run(Order(1, "search"))
+    assert not done.ok
+    assert (done.crash_words or "").startswith("timeout: it ran out of time")
+    assert not night.bench(night.session).run(Order(1, "search")).ok  # type: ignore[arg-type]
+    assert night.starts() == {"001-search-s1000": "x"}
+
+
+@pytest.mark.slow
+def test_somebody_elses_sigterm_ends_no_campaign_and_the_run_goes_on(night: Night) -> None:
+    """earlyoom sends it, or a person who takes the trainer for something else."""
+    night.playbook(NOTHING)
+    ending = night.start(launcher=cutting("001-search-s1000", by="itself"), max_experiments=1)
+    assert ending.reason == "--max-experiments 1 reached"
+    assert runs_of(night, "001-search-s1000") == [("itself", "unknown", "outside-kill"), ("itself", None, None)]
+    assert night.starts()["001-search-s1000"] == "xx"
+    assert "  it was ended (SIGTERM) from outside: going on with it" in night.observer.said
+    assert night.outcomes()[1:] == [("placebo", "discard")]
+
+
+def test_a_run_that_somebody_ends_again_and_again_is_a_crash(night: Night) -> None:
+    night.playbook(NOTHING)
+    bench = night.bench(night.open(), launcher=cutting("001-confirm-s1100", by="itself", starts=2))
+    bench.next_idea()
+    bench.commit(1)
+    done = bench.run(Order(1, "candidate"))
+    assert done.crash_words == "unknown: was ended (SIGTERM) from outside"
+    assert night.starts() == {"001-confirm-s1100": "xx"}
+
+
+def test_a_shutdown_that_asks_the_trainer_first_pauses_the_campaign(night: Night) -> None:
+    """It asks the agent too, which knows of it by the time that the trainer has left."""
+    night.playbook(NOTHING)
+    session = night.open()
+    cuts = cutting("001-search-s1000", by="itself")
+
+    def launcher(request: RunRequest, **keys: Any) -> RunResult:
+        session.stop_request = lambda: "stopped by SIGTERM"
+        return cuts(request, **keys)
+
+    bench = night.bench(session, launcher=launcher)
+    bench.next_idea()
+    bench.commit(1)
+    with pytest.raises(CutShort, match="stopped by SIGTERM"):
+        bench.run(Order(1, "search"))
+    assert runs_of(night, "001-search-s1000") == [("stop", None, None)]
