@@ -8,6 +8,7 @@ started ahead; whoever has a Runner closes it, so that none is left.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from agent.campaign.session import Session
 from agent.campaign.stairs import number_in
 from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.campaign.verifier_fix import mended_files
-from agent.contract import FILES_VARIABLE, Failure
+from agent.contract import CHECKPOINT, FILES_VARIABLE, Failure
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
@@ -104,6 +105,7 @@ class Runner:
         refused = self._refused(job) or self._not_admitted(job)
         if refused is not None:
             return refused
+        self._leave_another_recipes(job, out, before)
         done = self._execute(job, out, attempt=len(before) + 1, early=early)
         if self._was_cut(job, done):
             self.session.observer.say(f"  it {done.diagnosis.reason if done.diagnosis else ''}: going on with it")
@@ -198,6 +200,21 @@ class Runner:
                 boot_id=self._boot(),
             )
         return None
+
+    def _leave_another_recipes(self, job: Job, out: Path, before: list[Run]) -> None:
+        """A training that was paused or interrupted cannot be gone on with by another recipe, which a change of the
+        layer below makes of it: it begins anew in a fresh folder."""
+        words = before[-1].words if before else None
+        if words is None or words.recipe_signature in (None, job.recipe.signature()) or not out.exists():
+            return
+        since = [note.model_extra or {} for note in self.session.state.notes if note.seq > words.seq]
+        if all(note.get("begun_anew") != job.key for note in since):  # a kill may come between note and move
+            text = f"{job.key} begins anew: its recipe has changed since its last start (the layer below all runs)"
+            self.session.observer.say(f"  {text}")
+            self.session.tell("note", text=text, begun_anew=job.key)
+        aside = _out_of_the_way(out)
+        for weights in (CHECKPOINT, "state"):  # which nothing goes on with any more
+            shutil.rmtree(aside / weights, ignore_errors=True)
 
     def _refused(self, job: Job) -> Done | None:
         """A recipe that took the machine down twice, in any campaign of the workspace, is not started again."""

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nights import BETTER_RATE, NOTHING, Night, forked_launch
+from nights import BETTER_RATE, NOTHING, Night, fake_launch, forked_launch
 
 from agent.campaign.lab import CutShort, Order
+from agent.campaign.rules import Rules
+from agent.campaign.stopping import PAUSED
 from agent.contract import EVAL, SUMMARY
 from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_summary
@@ -49,6 +51,8 @@ def runs_of(night: Night, key: str) -> list[tuple[str, str | None, str | None]]:
     told = [(one, (one.model_extra or {}).get("diagnosis") or {}) for one in ended if one]
     return [(one.ended_by, found.get("crash_class"), found.get("signature")) for one, found in told]
 
+
+# --- what is no result -------------------------------------------------------------------------------------
 
 LIMIT = "the time limit of 60 s was reached; the trainer left"
 
@@ -115,3 +119,34 @@ def test_a_shutdown_that_asks_the_trainer_first_pauses_the_campaign(night: Night
     with pytest.raises(CutShort, match="stopped by SIGTERM"):
         bench.run(Order(1, "search"))
     assert runs_of(night, "001-search-s1000") == [("stop", None, None)]
+
+
+# --- another recipe than the one that was interrupted ------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_paused_training_begins_anew_once_the_layer_below_has_changed(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later idea of the batch met a fault of the backend, and what helped holds for all runs from then on."""
+    monkeypatch.setenv("FAKE_PACE", "0.25")
+    night.playbook(BETTER_RATE)
+    session = night.open()
+    bench = night.bench(session, launcher=fake_launch(), rules=Rules(batch=4, screen_share=0.4))
+    bench.next_idea(batch=0)
+    bench.commit(1)
+    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    session.tell("shared_layer_changed", values={"backend.attention": "eager"}, env={}, why="a fault")
+    monkeypatch.setenv("FAKE_PACE", "0")
+    done = bench.run(Order(1, "search"))
+    assert done.ok
+    assert done.record.cycles[-1].cycle == 5
+    assert night.starts() == {"001-search-s1000": "x", "001-search-s1000.changed-1": "x"}
+    assert night.trained("001-search-s1000") == "12345"
+    assert not (night.folder("001-search-s1000.changed-1") / "state").exists(), "which takes room for nothing"
+    notes = [note.text for note in session.state.notes if (note.model_extra or {}).get("begun_anew")]
+    assert notes == [
+        "001-search-s1000 begins anew: its recipe has changed since its last start (the layer below all runs)"
+    ]
+    assert night.bench(session).run(Order(1, "search")).ok, "read back"
+    bench.close()
