@@ -15,7 +15,7 @@ import datetime
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.errors import BudgetError, UsageError
 from agent.report.words import duration
@@ -148,6 +148,8 @@ class RunCost:
     evaluate_s: float
     alone_s: float | None = None
     """A run that only evaluates a checkpoint, start and load included; None where none was measured yet."""
+    guessed: bool = field(default=False, compare=False)
+    """No training was measured yet."""
 
     @property
     def total_s(self) -> float:

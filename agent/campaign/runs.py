@@ -8,6 +8,7 @@ started ahead; whoever has a Runner closes it, so that none is left.
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 
 from agent.campaign import admission
 from agent.campaign.done import Done
-from agent.campaign.jobs import Job
-from agent.campaign.lab import CutShort
+from agent.campaign.jobs import Job, seed_of
+from agent.campaign.lab import CutShort, Order
 from agent.campaign.machine_health import poison, refuse_faults, runs_of_other_campaigns
 from agent.campaign.now import RunNow
 from agent.campaign.observer import Activity, Pulse
@@ -25,7 +26,7 @@ from agent.campaign.session import Session
 from agent.campaign.stairs import number_in
 from agent.campaign.stopping import HOPELESS, PAUSED
 from agent.campaign.verifier_fix import mended_files
-from agent.contract import CHECKPOINT, FILES_VARIABLE, Failure
+from agent.contract import CHECKPOINT, FILES_VARIABLE, UNTRAINED, Failure
 from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
@@ -244,7 +245,7 @@ class Runner:
         """It counts, and its files are what it left. If they are not, the campaign puts its folder aside: it counts no
         more."""
         lockbox = self.session.lockbox
-        if not _counts(run) or run.id in lockbox.void:
+        if not _counts(run) or self._never_began(run) or run.id in lockbox.void:
             return False
         out = self.session.runs_folder / str(key_of(run))
         changed = lockbox.changed_since(out)
@@ -253,6 +254,14 @@ class Runner:
             self.session.observer.warn(f"{words}, and is now {_out_of_the_way(out).name}")
             lockbox.set_aside(run.id, out, words)
         return not changed
+
+    def _never_began(self, run: Run) -> bool:
+        """A limit cut the untrained model's run, or the first of the baseline, without which there is no campaign: read
+        back it would end every later session too."""
+        words = run.words
+        if words is None or words.role != "baseline" or _signature(run) != "time_limit":
+            return False
+        return words.arm == UNTRAINED or words.seed == seed_of(self.session, Order(0, "baseline", 0))
 
     def _refuse_if_measured_otherwise(self, job: Job, run: str, record: RunRecord, **fields: Any) -> None:
         """Raises YardstickChanged, after the run is written down as one that does not count."""
@@ -291,7 +300,7 @@ class Runner:
         session.observer.started(Activity(job.what, f"seed {job.seed}", rest, now.look))
         free_gb = memory().available
         result = self._launch(
-            self._request(job, out, self._time_limit(predicted)),
+            self._request(job, out, self._time_limit(None if cost.guessed else predicted)),
             on_started=lambda identity: self._started(words, identity),
             on_progress=self._progress(),
             stop=lambda: self._why_stop() or (early.why(out) if early else None),
@@ -321,9 +330,11 @@ class Runner:
             env=env,
         )
 
-    def _time_limit(self, predicted_s: float) -> float:
-        """Enough for a slow day, never beyond the budget."""
-        limit = min(2 * predicted_s + SLACK_S, max(1.0, self.session.clock.left_s))
+    def _time_limit(self, predicted_s: float | None) -> float:
+        """Enough for a slow day, never beyond the budget. None is a guess, and no guess ends a run: the first one may
+        have to fetch or make its model first. One that hangs is ended all the same."""
+        usual = math.inf if predicted_s is None else 2 * predicted_s + SLACK_S
+        limit = min(usual, max(1.0, self.session.clock.left_s))
         per_experiment = self.session.settings.per_experiment_s
         return min(limit, per_experiment) if per_experiment else limit
 

@@ -259,7 +259,7 @@ class Session:
         if not trained:
             overhead = FIRST_OVERHEAD_S.get(recipe.model.source, OTHER_OVERHEAD_S)
             train = recipe.budget.train_seconds or self._guessed_seconds(recipe)
-            return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train)
+            return RunCost(overhead, train, FIRST_EVALUATION_SHARE * train, guessed=True)
         evaluate = statistics.median(float(summary.get("evaluate_s") or 0.0) for _, summary in trained)
         rest = statistics.median(
             (event.elapsed_s or 0.0) - float(summary["train_s"]) - float(summary.get("rung_s") or 0.0)

@@ -12,8 +12,10 @@ from nights import BETTER_RATE, NOTHING, Night, fake_launch, forked_launch
 
 from agent.campaign.lab import CutShort, Order
 from agent.campaign.rules import Rules
+from agent.campaign.runs import Runner
 from agent.campaign.stopping import PAUSED
 from agent.contract import EVAL, SUMMARY
+from agent.errors import TrainingFailed
 from agent.run.request import RunRequest, RunResult
 from agent.run.telemetry import read_summary
 from agent.run.watching import EndedBy
@@ -47,7 +49,9 @@ def cutting(key: str, *, by: EndedBy, reason: str = "exit code 0", starts: int =
 def runs_of(night: Night, key: str) -> list[tuple[str, str | None, str | None]]:
     """(how it ended, class, subtype) of each start of the run, by the journal."""
     assert night.session is not None
-    ended = [run.finished for run in night.session.state.runs.values() if run.words and run.words.out.endswith(key)]
+    ended = [
+        run.finished for run in night.session.state.runs.values() if run.words and run.words.out.endswith(f"/{key}")
+    ]
     told = [(one, (one.model_extra or {}).get("diagnosis") or {}) for one in ended if one]
     return [(one.ended_by, found.get("crash_class"), found.get("signature")) for one, found in told]
 
@@ -150,3 +154,36 @@ def test_a_paused_training_begins_anew_once_the_layer_below_has_changed(
     ]
     assert night.bench(session).run(Order(1, "search")).ok, "read back"
     bench.close()
+
+
+# --- before anything was measured --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_no_guess_ends_the_first_runs_which_may_have_to_fetch_their_model(night: Night) -> None:
+    night.playbook(BETTER_RATE)
+    limits: dict[str, float] = {}
+
+    def launcher(request: RunRequest, **keys: Any) -> RunResult:
+        limits[request.out.name] = request.time_limit_s
+        return forked_launch(request, **keys)
+
+    night.start(launcher=launcher, max_experiments=1, budget_s=6000.0)
+    assert list(limits)[:2] == ["untrained-search", "baseline-s1"]
+    assert limits["untrained-search"] > limits["baseline-s1"] > 5900
+    assert all(limit < 70 for limit in list(limits.values())[2:]), "twice what was measured, and a minute"
+
+
+def test_what_a_user_allows_one_run_holds_for_the_first_ones_too(night: Night) -> None:
+    assert Runner(night.open(per_experiment_s=50.0))._time_limit(None) == 50.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["untrained-search", "baseline-s1"])
+def test_a_campaign_whose_first_run_its_time_limit_cut_can_be_resumed(night: Night, key: str) -> None:
+    night.playbook(BETTER_RATE)
+    with pytest.raises(TrainingFailed, match="the baseline does not run"):
+        night.start(launcher=cutting(key, by="time_limit", reason=LIMIT), max_experiments=1, per_experiment_s=60.0)
+    night.resume()
+    assert runs_of(night, key) == [("time_limit", "timeout", "time_limit"), ("itself", None, None)]
+    assert night.outcomes()[1:] == [("better-rate", "keep")]
