@@ -462,9 +462,13 @@ def _timeout(case: _Case) -> Response:
     return _once_more(case, "it hung, which looks like the machine and not like the recipe")
 
 
+ASKS_FOR_DATA = ("model.source", "model.revision", "task.", "prompt.", "rollout.max_total_sequence_length")
+"""Keys by which an idea may itself ask for what is not there: also for prompts that its own length leaves no room."""
+
+
 def _data(case: _Case) -> Response:
     """Nothing to try. If the idea did not bring it, every later run meets it too."""
-    brought = case.moves_any("model.source", "model.revision", "task.", "prompt.")
+    brought = case.moves_any(*ASKS_FOR_DATA)
     missing = case.diagnosis.reason
     if brought:
         return Response(None, f"the idea asks for what is not there ({', '.join(brought)}): {missing}", missing=missing)

@@ -325,6 +325,11 @@ def test_a_hang_is_tried_once_more_and_a_time_limit_is_not() -> None:
 def test_data_stops_the_campaign_unless_the_idea_brought_it() -> None:
     own = respond(crash("data", reason="gated repo"), recipe=change(model__source="a/b"), parent=PARENT)
     assert (own.remedy, own.stops_campaign) == (None, False)
+    short = change(rollout__max_total_sequence_length=48, rollout__max_new_tokens=16)
+    told = "no prompt fits rollout.max_total_sequence_length: 48 (the shortest has 50 tokens)"
+    lengths = respond(crash("data", reason=told), recipe=short, parent=PARENT)
+    assert (lengths.remedy, lengths.stops_campaign) == (None, False)
+    assert lengths.why == f"the idea asks for what is not there (rollout.max_total_sequence_length): {told}"
     common = respond(crash("data", reason="row 3"), recipe=change(learner__learning_rate=2e-4), parent=PARENT)
     assert (common.remedy, common.stops_campaign, common.missing) == (None, True, "row 3")
 
