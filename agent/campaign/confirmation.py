@@ -33,6 +33,7 @@ SPARE_SEEDS = 2
 """Of the incumbent that may prove nothing."""
 ONCE_MORE = 1
 """Seeds of a candidate whose speed may be off."""
+TAINTED = "tainted: "
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class _Flaw:
     words: str
     known: bool = False
     """It was found before, in another confirmation or session."""
+
+    def of_incumbent(self, number: int) -> _Flaw:
+        """What goes wrong in a run of the incumbent is not the candidate's doing."""
+        whose = f"incumbent #{number}" if number else "the baseline"
+        words = self.words.removeprefix(TAINTED)
+        return replace(self, kind="tainted", words=f"{TAINTED}a run of {whose} beside it: {words}")
 
     def verdict(self, basis: Comparison) -> Verdict:
         if self.kind == "crash":
@@ -285,7 +292,7 @@ def _incumbent(lab: Lab, evidence: Evidence, way: _Way, *, wanted: int) -> _Flaw
         flaw = _one(lab, evidence, Order(way.incumbent, "incumbent", index, beside=way.number))
         spare -= flaw is not None and not flaw.known
         if flaw and not flaw.known and (spare < 0 or _too_late(lab, evidence, way.number)):
-            return flaw
+            return flaw.of_incumbent(way.incumbent)
     return None
 
 
@@ -328,11 +335,11 @@ def _one(lab: Lab, evidence: Evidence, order: Order) -> _Flaw | None:
         set_aside(lab, evidence, run, weak)
         return _Flaw("underpowered", weak, known=known)
     if known:
-        return _Flaw("tainted", f"tainted: {evidence.aside[run.key]}", known=True)
+        return _Flaw("tainted", f"{TAINTED}{evidence.aside[run.key]}", known=True)
     off = tainted(lab, evidence, order.experiment, run)
     if off:
         set_aside(lab, evidence, run, off)
-        return _Flaw("tainted", f"tainted: {off}")
+        return _Flaw("tainted", f"{TAINTED}{off}")
     evidence.add(run, experiment=order.experiment, arm=order.arm)
     return None
 

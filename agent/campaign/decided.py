@@ -72,8 +72,8 @@ def rule_that_decided(experiment: Experiment, numbers: Mapping[str, Any], *, wri
         "baseline": "the baseline is kept by definition; every idea is compared with it",
         "crash": _crash_rule(experiment, looks),
         "underpowered": "too little training to prove anything; the idea stays open",
-        "tainted": "twice a speed that was off, or a time limit that cut it: the machine had its part in what was "
-        "measured; the idea stays open",
+        "tainted": "twice a speed that was off, a time limit that cut it, or runs of the incumbent beside it that "
+        "failed: the machine had its part in what was measured; the idea stays open",
         "promising": "it passed the filter on the search split, and waits: there was no time to confirm it alone",
         "lead": "run once more, it measured better than what it was built on: the next ideas build on it, unconfirmed",
         "screened": _screening_rule(experiment.judged.reason if experiment.judged else ""),

@@ -318,6 +318,18 @@ def _trial(
     return runner.run(job)
 
 
+def refuse_what_every_run_meets(session: Session, experiment: int, done: Done) -> None:
+    """A confirming run that found no data, or no room, says nothing of the idea: raises what a search run that died of
+    the same would, so that the campaign pauses and a resume runs it again. Nothing else is answered here."""
+    diagnosis = done.diagnosis
+    if diagnosis is None or diagnosis.crash_class not in ("data", "resource"):
+        return
+    parent = session.recipe_of(session.base_of(experiment))
+    response = _response(session, experiment, diagnosis, parent, [], [], most=0)
+    if response.stops_campaign:
+        raise _stopping(done, diagnosis, response)
+
+
 def _stopping(done: Done, diagnosis: Diagnosis, response: Response) -> AgentError:
     """What ends the campaign: an error that has a name, or a failed training."""
     if done.named_error is not None:

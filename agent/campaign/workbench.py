@@ -27,7 +27,12 @@ from agent.campaign.levels import Terms, Used
 from agent.campaign.past import Past, past_of
 from agent.campaign.pausing import asked_to_pause
 from agent.campaign.record import bring_rows_in, judge, record
-from agent.campaign.repair import commit_experiment, evaluate_with_repairs, train_with_repairs
+from agent.campaign.repair import (
+    commit_experiment,
+    evaluate_with_repairs,
+    refuse_what_every_run_meets,
+    train_with_repairs,
+)
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Early, Runner, key_of
 from agent.campaign.search import EXHAUSTED
@@ -387,6 +392,7 @@ class Workbench(Lab):
             done = self._repaired(order, early=self._hopeless(order.experiment))
         else:
             done = self.runner.run(confirming(self.session, order))
+            refuse_what_every_run_meets(self.session, order.experiment, done)
         first = order.arm == "untrained" or (order.arm == "baseline" and order.index == 0)
         if first and not done.ok:
             raise _failed(done)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from made import A_RUN, MadeLab, MadeRun, run, standing
-from nights import NOTHING, Night, forked_launch, hypothesis
+from nights import BETTER_RATE, NOTHING, Night, forked_launch, hypothesis
 
 from agent.campaign.confirmation import affordable_seeds, confirm, fresh_needed
 from agent.campaign.evidence import Evidence
@@ -20,6 +20,7 @@ from agent.campaign.past import Past
 from agent.campaign.rules import Rules
 from agent.campaign.verdict import Judgement
 from agent.campaign.workbench import Workbench
+from agent.errors import DataError, ResourceError
 
 RULES = Rules(
     alpha=0.05, least_share=0.1, most_share=0.4, filter_alpha=0.2, confirm_seeds=2,
@@ -174,8 +175,15 @@ def test_a_seed_of_the_incumbent_that_does_not_run_is_left_out() -> None:
     assert judgement.verdict.basis is not None
     assert judgement.verdict.basis.seeds_incumbent == 2
     never = lab_of(candidate=(0.70, 0.71), incumbent=(None,) * 9)
-    assert confirmed(never).verdict.reason == "oom: no memory, in confirmation"
+    failed = confirmed(never).verdict
+    assert (failed.outcome, failed.kind) == ("discard", "tainted"), "the idea had no part in it, and stays open"
+    assert failed.reason == "tainted: a run of the baseline beside it: oom: no memory, in confirmation"
     assert len(never.order_of("incumbent")) < 5
+
+
+def test_what_a_run_of_the_incumbent_did_wrong_is_told_as_its_own() -> None:
+    lab = lab_of(candidate=(0.70, 0.71), incumbent=(None,) * 9, best=3)
+    assert confirmed(lab, number=4).verdict.reason.startswith("tainted: a run of incumbent #3 beside it: oom: ")
 
 
 def test_a_seed_of_the_incumbent_that_crashed_costs_one_confirmation_and_not_every_later_one() -> None:
@@ -419,3 +427,26 @@ def test_what_a_confirmation_may_use_is_fixed_before_its_first_run_and_stays(nig
     later = Workbench(bench.session)
     assert later.fix(3, Terms(0.02, {2: 1.0})) == first
     assert later.fix(4, Terms(0.02, {2: 1.0})) == Terms(0.02, {2: 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "what"), [("001-confirm", "disk-is-full"), ("000-incumbent", "data-is-missing")])
+def test_what_every_run_would_meet_pauses_a_confirmation_and_is_no_crash(night: Night, run: str, what: str) -> None:
+    night.playbook(BETTER_RATE)
+    reached = False
+
+    def launcher(request: Any, **keys: Any) -> Any:
+        nonlocal reached
+        if request.out.name.startswith(run) and not reached:
+            reached = True
+            (night.root / what).touch()
+        return forked_launch(request, **keys)
+
+    with pytest.raises(DataError if what == "data-is-missing" else ResourceError):
+        night.start(launcher=launcher, max_experiments=1)
+    assert night.session is not None
+    assert night.session.state.experiments[1].judged is None, "it stays in confirmation"
+    assert not any("set_aside" in (note.model_extra or {}) for note in night.session.state.notes)
+    (night.root / what).unlink()
+    night.resume(launcher=launcher)
+    assert night.outcomes()[1:] == [("better-rate", "keep")]
