@@ -18,6 +18,7 @@ from agent.errors import AgentError, InvalidFile, RecipeError, ResourceError
 from agent.ledger.events import CampaignStarted, ConstraintLearned
 from agent.ledger.journal import Experiment, Journal
 from agent.ledger.table import read_rows
+from agent.ledger.workspace import Workspace
 from agent.plan.asked import asked_for
 from agent.plan.memory import Attempt, Constraint
 from agent.plan.planner import Ranking, plan
@@ -196,7 +197,7 @@ def earlier_attempts(session: Session) -> list[Attempt]:
 
 def _same_model_and_task(session: Session, campaign: str) -> bool:
     """The file's name tells neither: what failed with another model or on another data set says little here."""
-    journal = Journal(session.folder.parent / campaign / "journal.jsonl")
+    journal = Journal(Workspace(session.workspace).journal_path(campaign))
     started = next((event for event in journal.events() if isinstance(event, CampaignStarted)), None)
     if started is None:
         return True
