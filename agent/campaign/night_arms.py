@@ -157,16 +157,24 @@ def holdout_of(state: CampaignState, winner: int) -> Mapping[str, Any]:
 
 
 def over_baseline(state: CampaignState, winner: int) -> dict[str, Comparison]:
-    """Of the kept idea with the baseline: as told when it was kept, or its own verdict where it changed the baseline's
-    recipe."""
+    """Of the kept idea with the baseline: as told last, with the runs that it had beside later ideas, or its own
+    verdict where it changed the baseline's recipe."""
     numbers = _numbers(state, winner)
-    told = {split: comparison_from(one) for split, one in (numbers.get("over_baseline") or {}).items()}
+    told = {split: comparison_from(one) for split, one in _last_over_baseline(state, winner).items()}
     experiment = state.experiments.get(winner)
     changed = (experiment.planned.incumbent if experiment and experiment.planned else None) or 0
     if not changed:
         told.setdefault("search", comparison_from(numbers.get("search")))
         told.setdefault("confirm", comparison_from(numbers.get("basis")))
     return {split: found for split in HELD_OUT if (found := told.get(split)) is not None}
+
+
+def _last_over_baseline(state: CampaignState, winner: int) -> Mapping[str, Any]:
+    for judged in reversed(state.judged_order):
+        numbers = _numbers(state, judged)
+        if numbers.get("over_baseline") and numbers.get("over_baseline_of", judged) == winner:
+            return dict(numbers["over_baseline"])
+    return {}
 
 
 def _numbers(state: CampaignState, number: int) -> Mapping[str, Any]:

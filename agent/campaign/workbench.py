@@ -530,20 +530,28 @@ class Workbench(Lab):
 
     def conclude(self, number: int, judgement: Judgement) -> None:
         if self.session.state.experiments[number].judged is None:
-            judge(self.session, number, judgement, rules=self.rules, told=self._of_what_is_kept(number, judgement))
+            judge(self.session, number, judgement, rules=self.rules, told=self._of_what_stands(number, judgement))
         self.session.estimate = self.best_metric()
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
         self.session.observer.board(self.session.board())
 
-    def _of_what_is_kept(self, number: int, judgement: Judgement) -> dict[str, Any]:
-        """For the report: each arm by itself, and the kept recipe against the baseline."""
-        if judgement.verdict.outcome != "keep":
+    def _of_what_stands(self, number: int, judgement: Judgement) -> dict[str, Any]:
+        """For the report: each arm by itself, and what is kept against the baseline. With each confirmation anew, as
+        what was kept has run once more beside the idea: these runs do not favour it as those do that it was kept for.
+        """
+        kept = judgement.verdict.outcome == "keep"
+        if not kept and not judgement.beside:
             return {}
+        of = number if kept else self.incumbent
         minimize = self.evaluation.minimize
-        arms = {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, number))}
-        return {"arms": arms, **({"over_baseline": self.evidence.over_baseline(number)} if number else {})}
+        told: dict[str, Any] = {
+            "arms": {str(one): self.evidence.arms(one, minimize=minimize) for one in dict.fromkeys((0, of))}
+        }
+        if of:
+            told |= {"over_baseline": self.evidence.over_baseline(of), "over_baseline_of": of}
+        return told
 
 
 def _failed(run: Done) -> AgentError:

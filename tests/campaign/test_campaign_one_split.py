@@ -98,6 +98,24 @@ def test_the_gain_of_a_later_keep_is_over_the_baseline_and_not_over_the_one_befo
     assert arms.gain.value == 0.15
 
 
+def test_the_gain_is_told_anew_with_what_was_kept_having_run_beside_later_ideas() -> None:
+    """The runs that it was kept for favour it; those since do not, and the rows above have them too."""
+    made = MadeJournal().started().baseline()
+    made.idea("gain", effect=0.1)
+    made.idea("regressed", effect=-0.1)
+    kept, later = (one for one in made.lines if one["kind"] == "experiment_judged" and one["experiment"])
+    basis = kept["numbers"]["basis"]
+    kept["numbers"]["over_baseline"] = {"confirm": basis}
+    later["numbers"]["over_baseline"] = {"confirm": {**basis, "delta": 0.06, "candidate": 0.57, "incumbent": 0.51}}
+    later["numbers"]["over_baseline_of"] = 1
+    arms = seen(made.state()).arms
+    assert (arms.baseline, arms.best) == (0.51, 0.57)
+    assert arms.gain is not None
+    assert arms.gain.value == 0.06
+    later["numbers"]["over_baseline_of"] = 0
+    assert seen(made.state()).arms.gain.value == basis["delta"], "of another recipe"  # type: ignore[union-attr]
+
+
 def test_the_holdout_counts_once_it_is_evaluated_and_for_its_own_winner() -> None:
     made = MadeJournal().started().baseline()
     made.idea("gain", effect=0.1)
@@ -270,23 +288,25 @@ def test_the_last_message_says_its_split_and_no_time_that_is_left(night: Night) 
 def test_a_run_that_goes_on_is_predicted_to_take_what_is_left_of_it(night: Night) -> None:
     """Its first start is lost with the agent once six tenths of the budget are spent; a limit is not set by that."""
     with pytest.raises(Dies):
-        night.start(max_experiments=1, launcher=dying_at(2))
-    folder = night.folder("baseline-s1")
-    folder.mkdir(parents=True)
+        night.start(max_experiments=1, launcher=dying_at(3))
+    folder = night.folder("baseline-s2")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / CYCLES).write_text(json.dumps({"cycle": 3, "budget_spent": 0.6}) + "\n")
     limits: dict[str, float] = {}
 
     def launcher(request: Any, **keys: Any) -> Any:
         limits.setdefault(request.out.name, request.time_limit_s)
-        if request.out.name == "baseline-s2":
+        if request.out.name != "baseline-s2":
             raise Dies
         return forked_launch(request, **keys)
 
     with pytest.raises(Dies):
         night.resume(launcher=launcher)
     assert night.session is not None
-    planned = [one.planned for one in night.session.state.runs.values() if "baseline-s1" in one.id and one.planned]
+    planned = [one.planned for one in night.session.state.runs.values() if "baseline-s2" in one.id and one.planned]
     first, second = ((one.model_extra or {})["predicted_s"] for one in planned)
-    cost = night.session.recipe_of(0).budget.train_seconds
-    assert second == pytest.approx(first - 0.6 * cost)  # type: ignore[operator]
-    assert limits["baseline-s1"] == pytest.approx(2 * first + 60.0)
+    before = next(one.finished for one in night.session.state.runs.values() if "baseline-s1" in one.id)
+    assert before is not None
+    assert before.summary is not None
+    assert second == pytest.approx(first - 0.6 * before.summary["train_s"])
+    assert limits["baseline-s2"] == pytest.approx(2 * first + 60.0)
