@@ -225,6 +225,7 @@ def test_a_min_effect_beyond_what_is_left_is_said_and_is_no_licence_to_lose(nigh
     assert outcomes(night)["rate-up"][1].startswith("too small: ")
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_to_fall(night: Night) -> None:
     night.playbook(hypothesis("rate-down", 0.9, scale={"learner.learning_rate": 0.5}), RATE_UP)
     measure(night, direction="minimize")

@@ -78,6 +78,7 @@ def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: 
     assert "measure it: raft-agent eval model --recipe .raft/runs/night/001-confirm-s1100/recipe.yaml" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("here", ["", ".raft/runs/night"])
 def test_the_folder_of_a_campaigns_run_is_as_good_as_its_name(
     said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch, here: str

@@ -141,6 +141,7 @@ def test_the_snapshot_sees_what_a_campaign_must_not_touch(tmp_path: Path) -> Non
     assert git_folder_of(world.top / ".git" / "refs" / "heads" / "main") == "refs/heads/main"
 
 
+@pytest.mark.slow
 def test_what_a_partial_clone_lacks_is_not_fetched(tmp_path: Path) -> None:
     world, folder = made(tmp_path, "partial clone that lacks old files, and its remote is there")
     old = world.git("rev-parse", "HEAD~1:notes.txt")

@@ -356,6 +356,7 @@ def test_what_is_clear_leads_alone_and_what_waits_joins_it_before_the_end(night:
     assert set(night.rows[8]["change"].split(", ")) == moved
 
 
+@pytest.mark.slow
 def test_an_ideas_commit_starts_at_the_lead_and_makes_one_change(climbed: Night) -> None:
     night = climbed
     branch = "raft/night/exp/004-slow-up"

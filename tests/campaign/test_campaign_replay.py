@@ -139,6 +139,7 @@ def test_a_replay_comes_out_the_same_and_leaves_the_campaign_alone(said: Said, c
     assert (folder / "starts").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_what_an_idea_was_compared_with_and_another_seed(said: Said, copy: Path) -> None:
     told = json.loads(said("replay", "1", "--arm", "incumbent", "--json", root=copy)[1])
     assert (told["of"], told["recorded"]["run"], told["verdict"]) == (0, "baseline-s1", "identical")

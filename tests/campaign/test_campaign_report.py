@@ -217,6 +217,7 @@ def test_a_machine_that_dies_leaves_a_report_of_what_was(tmp_path: Path) -> None
     assert summary(night).state == "running"
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_said_once_and_holds_nothing_up(tmp_path: Path) -> None:
     night = new_night(tmp_path)
     night.playbook(NOTHING)

@@ -239,6 +239,7 @@ def test_any_text_at_all(texts: list[str]) -> None:
     assert groups[len(texts) :] == groups[: len(texts)]
 
 
+@pytest.mark.slow
 def test_few_pairs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
     similar = duplicates._similar

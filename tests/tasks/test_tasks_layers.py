@@ -104,6 +104,7 @@ def test_where_namespaces_are_refused_bubblewrap_is_taken(home: Path) -> None:
     assert found["said"]["write"][0] == "error"
 
 
+@pytest.mark.slow
 def test_without_namespaces_landlock_and_seccomp_are_enough(home: Path) -> None:
     found = told("unshare", "mount", home=home)
     closed(found)

@@ -55,6 +55,7 @@ SOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_every_gsm8k_answer_parses_and_is_right_about_itself() -> None:
     rows = load_rows(GSM8K, base=DATA)
     assert len(rows) == 7473
