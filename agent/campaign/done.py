@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.campaign.health import faults_of, health_of
 from agent.campaign.lab import Health
@@ -82,6 +82,15 @@ class Done:
             found = scores_of(self.record.evals, split=split, evaluation=self.evaluation, metric=metric)
             self._known[split, metric] = found
         return self._known[split, metric]
+
+    def scores_alone(self) -> Done:
+        """The same run without its rows, curves and samples, which take two megabytes: what it measured by the metric
+        and by those of the guards is known still, and its summary."""
+        metrics = [None, *(guard.metric for guard in self.evaluation.guards)]
+        for split in {row.split for row in self.record.evals}:
+            for metric in metrics:
+                self.scores(split, metric)
+        return replace(self, record=replace(self.record, cycles=[], evals=[], select=[], samples=[], texts=[]))
 
     def on_the_way(self) -> Scores | None:
         return select_scores([self.record.rung], self.evaluation) if self.record.rung else None

@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, interval_of, pool
@@ -46,6 +46,12 @@ class Evidence(Generic[M]):
         """Adding a run again changes nothing."""
         if not self.has(run, experiment=experiment, arm=arm):
             self._runs[experiment, arm].append(run)
+
+    def replace_runs(self, experiment: int, other: Callable[[M], M]) -> None:
+        """Each run of the experiment by another one of the same key."""
+        for (number, arm), runs in list(self._runs.items()):
+            if number == experiment:
+                self._runs[number, arm] = [other(run) for run in runs]
 
     def has(self, run: M, *, experiment: int, arm: Arm) -> bool:
         return any(one.key == run.key for one in self._runs.get((experiment, arm), ()))

@@ -302,6 +302,7 @@ class Workbench(Lab):
                 continue
             if unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
+                self._keep_scores_alone(number)
         self.session.estimate = self.best_metric()
 
     def _is_of_open_verdict(self, number: int, arm: Arm, words: RunPlanned | RunStarted) -> bool:
@@ -535,7 +536,15 @@ class Workbench(Lab):
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
+        self._keep_scores_alone(number)
         self.session.observer.board(self.session.board())
+
+    def _keep_scores_alone(self, number: int) -> None:
+        """Of an idea on which nothing builds: of a night of thousands of runs the rows of all would take gigabytes."""
+        experiment = self.session.state.experiments.get(number)
+        given_up = experiment is not None and experiment.outcome in ("discard", "crash")
+        if given_up and number not in (0, self.session.incumbent, self.session.lead):
+            self.evidence.replace_runs(number, Done.scores_alone)
 
     def _of_what_stands(self, number: int, judgement: Judgement) -> dict[str, Any]:
         """For the report: each arm by itself, and what is kept against the baseline. With each confirmation anew, as

@@ -67,6 +67,16 @@ def test_a_real_gain_is_kept_and_a_placebo_is_not(night: Night) -> None:
     assert "the playbook is exhausted" in ending.reason
     assert ending.holdout["winner - baseline"]["low"] > 0
     assert (night.root / str(ending.checkpoint)).is_dir()
+    # rows take megabytes: of what was given up only its scores are kept in memory, also where a session reads it back
+    bench = night.bench(night.session)
+    bench.gather()
+    (given_up,), (stands, *_) = bench.evidence.runs(2, "search"), bench.evidence.search_runs(1)
+    whole = bench.runner.read_back(given_up.key)
+    assert (given_up.record.evals, given_up.record.select, given_up.record.cycles) == ([], [], [])
+    assert whole.record.evals
+    assert given_up.scores("search").ids == whole.scores("search").ids  # type: ignore[union-attr]
+    assert given_up.summary == whole.summary
+    assert stands.record.evals
 
 
 @pytest.mark.slow
