@@ -115,7 +115,7 @@ def test_a_night_is_told_in_the_rewards_unit(judged: Night) -> None:
     assert reasons[2] == "guard: held-out completions that were cut: 0% -> 80%"
     assert reasons[3] == "inconclusive: -0.003 [-0.045, +0.040] on search, not worth a confirmation"
     said = judged.observer.said
-    assert "untrained 0.225 -> baseline 0.370 (mean_reward, +0.145 [+0.094, +0.196]), run noise sigma 0.005" in "".join(
+    assert "untrained 0.225 -> baseline 0.370 (mean_reward, +0.145 [+0.096, +0.194]), run noise sigma 0.005" in "".join(
         said
     )
     assert "  search +0.325, lower bound at level 0.25 +0.302 above 0" in said
