@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_args
 
 from agent.campaign.comparison import Comparison, RunNoise, compare, group_noise, interval_of, pool
 from agent.campaign.direction import as_measured, ends_as_measured
@@ -49,9 +49,9 @@ class Evidence(Generic[M]):
 
     def replace_runs(self, experiment: int, other: Callable[[M], M]) -> None:
         """Each run of the experiment by another one of the same key."""
-        for (number, arm), runs in list(self._runs.items()):
-            if number == experiment:
-                self._runs[number, arm] = [other(run) for run in runs]
+        for arm in get_args(Arm):
+            if (experiment, arm) in self._runs:
+                self._runs[experiment, arm] = [other(run) for run in self._runs[experiment, arm]]
 
     def has(self, run: M, *, experiment: int, arm: Arm) -> bool:
         return any(one.key == run.key for one in self._runs.get((experiment, arm), ()))

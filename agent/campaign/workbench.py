@@ -289,6 +289,7 @@ class Workbench(Lab):
         verdict on an idea that is still open is read back when the verdict comes to it again. A session that only reads
         leaves out what was changed since; the campaign's own writes that down."""
         told = [note.model_extra or {} for note in self.session.state.notes]
+        stands = self._stands()
         self.evidence.aside |= {note["set_aside"]: note["why"] for note in told if "set_aside" in note}
         for key, words in self.runner.finished_well():
             arm = arm_of(words)
@@ -302,7 +303,7 @@ class Workbench(Lab):
                 continue
             if unmeasured(run, MEASURED_ON[arm][0]) is None:
                 self.evidence.add(run, experiment=number, arm=arm)
-                self._keep_scores_alone(number)
+                self._keep_scores_alone(number, stands)
         self.session.estimate = self.best_metric()
 
     def _is_of_open_verdict(self, number: int, arm: Arm, words: RunPlanned | RunStarted) -> bool:
@@ -536,14 +537,17 @@ class Workbench(Lab):
         record(self.session, number)
         if number:
             tidy_checkpoints(self.session, self.evidence, self.session.incumbent)
-        self._keep_scores_alone(number)
+        self._keep_scores_alone(number, self._stands())
         self.session.observer.board(self.session.board())
 
-    def _keep_scores_alone(self, number: int) -> None:
+    def _stands(self) -> set[int]:
+        """What ideas build on. To find it may take a look at all that was judged."""
+        return {0, self.session.incumbent, self.session.lead}
+
+    def _keep_scores_alone(self, number: int, stands: set[int]) -> None:
         """Of an idea on which nothing builds: of a night of thousands of runs the rows of all would take gigabytes."""
         experiment = self.session.state.experiments.get(number)
-        given_up = experiment is not None and experiment.outcome in ("discard", "crash")
-        if given_up and number not in (0, self.session.incumbent, self.session.lead):
+        if experiment is not None and experiment.outcome in ("discard", "crash") and number not in stands:
             self.evidence.replace_runs(number, Done.scores_alone)
 
     def _of_what_stands(self, number: int, judgement: Judgement) -> dict[str, Any]:
