@@ -173,8 +173,9 @@ def _ruled_out(night: Night) -> Iterator[str]:
 
 
 def _bound(above: float, metric: str) -> str:
+    least = _points(abs(above), metric).lstrip("+")
     if above < 0:
-        return f"worse by at least {_points(above, metric).lstrip('-')}"
+        return "worse" if least == _points(0.0, metric).lstrip("+") else f"worse by at least {least}"
     return f"gains above {_points(above, metric).lstrip('+')}"
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from agent.report import charts, look
 from agent.report.night import Estimate, Gain
+from agent.report.night_markdown import markdown
 from agent.report.page import as_data, render_page, script_text
 from agent.report.staircase import staircase
 from agent.report.telemetry import CURVE_BYTES, curves_that_fit
@@ -384,3 +385,22 @@ def test_hostile_text_is_data_of_a_chart_and_nothing_else() -> None:
         layer["encoding"]["y"].pop("title", None)
     assert "pwned" not in json.dumps(spec)
     assert "pwned" not in json.dumps(charts.curve())
+
+
+@pytest.mark.parametrize(
+    ("above", "page_says", "text_says"),
+    [
+        (-0.0123, "worse by 1.2pp or more", "worse by at least 1.2pp"),
+        (-0.0002, "worse", "worse"),
+        (0.0002, "no gain above +0.0pp", "gains above 0.0pp"),
+    ],
+)
+def test_what_is_worse_by_less_than_is_shown_is_worse_by_no_number(
+    above: float, page_says: str, text_says: str
+) -> None:
+    night = no_keeps()
+    one = replace(night.ruled_out[0], title="the only one", above=above)
+    night = replace(night, ruled_out=(one,))
+    words = " ".join(Seen(render_page(night, charts=FAKE)).words.split())
+    assert f"#{one.number} the only one: {page_says} The measured differences" in words
+    assert f"| #{one.number} | the only one | {text_says} |" in " ".join(markdown(night).split())
