@@ -15,13 +15,12 @@ from agent.errors import AgentError
 from agent.ledger.messages import change_subject, experiment_body, slug_of
 from agent.plan.memory import Moves
 from agent.plan.proposal import Proposal
-from agent.recipe.change import Change
+from agent.recipe.change import LR_SCHEDULE, Change
 from agent.recipe.editing import edit_text
 from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
 from agent.run.remedies import moved_keys
 
-SCHEDULE = "learner.lr_schedule"
 MOST_TRIES = 2
 """Of one recipe's confirmation, where the first measured nothing."""
 
@@ -90,7 +89,7 @@ def _comparator(session: Session, recipe: Recipe, parts: Sequence[int]) -> Recip
     """The recipe at a constant rate, where one of the parts has to beat that: a schedule is kept for nothing less."""
     if not any(needs_comparator(session, part) for part in parts):
         return None
-    constant = with_keys(recipe, {SCHEDULE: {"kind": "constant"}})
+    constant = with_keys(recipe, {LR_SCHEDULE: {"kind": "constant"}})
     needless = {recipe.signature(), session.recipe_of(session.incumbent).signature()}
     return constant if constant.signature() not in needless else None
 
@@ -103,7 +102,7 @@ def needs_comparator(session: Session, number: int) -> bool:
     known = planned.model_extra or {}
     parts = known.get("together") or ()
     # the comparator of a schedule alone may be the incumbent, and in company it is not
-    scheduled = any(key.startswith(SCHEDULE) for key in planned.changes)
+    scheduled = any(key.startswith(LR_SCHEDULE) for key in planned.changes)
     return scheduled or bool(known.get("comparator")) or any(needs_comparator(session, part) for part in parts)
 
 

@@ -17,6 +17,8 @@ level, and the 80% bound, both with the degrees of freedom that the run noise th
 `pair` and `within` are of the prompts that were measured, and shrink with their number: for an idea that only the
 search split has seen they are taken for as many prompts as the confirm split has.
 
+A schedule has to beat the same recipe at a constant rate as well: where both were measured, k is the larger of the two.
+
 It supposes that the measured difference is the true one. An idea that was looked at because it measured well is more
 likely worse than that, so k is a least number.
 """
@@ -31,13 +33,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from agent.campaign.comparison import SMALLEST_ERROR, Comparison
-from agent.campaign.decided import comparison_from
+from agent.campaign.decided import comparison_from, measured_by
 from agent.campaign.headline import span
 from agent.campaign.levels import Used, left, next_level
 from agent.campaign.night_recipe import measuring_of
 from agent.campaign.past import MEASURED_NOTHING
 from agent.campaign.rules import Rules
 from agent.ledger.state import CampaignState, Experiment
+from agent.recipe.change import LR_SCHEDULE
 from agent.report.night import Estimate, NearMiss
 from agent.report.numbers import Numbers
 from agent.report.words import duration
@@ -52,7 +55,7 @@ MOST_SHOWN = 12
 def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple[NearMiss, ...]:
     """Those most likely to be better first. Of what was measured once more since, that measurement speaks. What seems
     too small for a confirmation, and would stay so with any number of seeds that somebody would buy, is ruled out
-    instead."""
+    instead; what is smaller than the recipe's `min_effect` would not be kept however sure it was."""
     rules = rules or Rules()
     level = level_of_another(state, rules)
     told_since = _in_what_was_kept(state) | _measured_again(state)
@@ -63,16 +66,15 @@ def near_misses_of(state: CampaignState, *, rules: Rules | None = None) -> tuple
         if number == 0 or number in told_since or not _is_near(experiment) or not _may_be_better(experiment, unlikely):
             continue
         basis = _basis(experiment)
-        if basis is not None and basis.delta > 0 and (p_value := _p_value(experiment, basis)) < unlikely:
+        if basis is None or basis.delta <= 0 or basis.delta < _least_gain(experiment):
+            continue
+        if (p_value := _p_value(experiment, basis)) < unlikely:
             found.append((p_value, number, basis))
     found.sort(key=lambda one: one[:2])
     measuring = measuring_of(state)
     prompts, numbers = measuring.prompts.get("confirm"), Numbers(measuring.metric)
     usual = _median([seconds for one in state.experiments.values() for seconds in _whole(one)])
-    all_ = (
-        _near_miss(state.experiments[number], basis, level, rules, usual, prompts, numbers)
-        for _, number, basis in found
-    )
+    all_ = (_near_miss(state, number, basis, level, rules, usual, prompts, numbers) for _, number, basis in found)
     near = (one for one in all_ if one.seeds is not None or (one.delta.high or 0.0) > too_small)
     return tuple(itertools.islice(near, MOST_SHOWN))
 
@@ -183,18 +185,30 @@ def _basis(experiment: Experiment) -> Comparison | None:
     return comparison_from(experiment.judged.numbers.get("basis")) if experiment.judged else None
 
 
+def _least_gain(experiment: Experiment) -> float:
+    return float(measured_by(experiment.judged.numbers).get("min_effect") or 0.0) if experiment.judged else 0.0
+
+
 def _in_what_was_kept(state: CampaignState) -> set[int]:
     """Ideas that are in a kept recipe, because it put them together or was built on them."""
-    inside: set[int] = set()
-    waiting = [number for number, one in state.experiments.items() if one.outcome == "keep"]
+    return _inside(state, (number for number, one in state.experiments.items() if one.outcome == "keep"))
+
+
+def _inside(state: CampaignState, numbers: Iterable[int], *, bases: bool = True, kept: bool = True) -> set[int]:
+    """These ideas and what they put together, with all that is in that. `bases`: also what each was built on. `kept`:
+    also what was kept."""
+    found: set[int] = set()
+    waiting = list(numbers)
     while waiting:
-        planned = state.experiments[waiting.pop()].planned
-        known = (planned.model_extra or {}) if planned else {}
-        parts = [*(known.get("together") or ()), *([planned.incumbent] if planned and planned.incumbent else [])]
-        new = [part for part in parts if part in state.experiments and part not in inside]
-        inside.update(new)
-        waiting += new
-    return inside
+        number = waiting.pop()
+        experiment = state.experiments.get(number)
+        if experiment is None or number in found or (not kept and experiment.outcome == "keep"):
+            continue
+        found.add(number)
+        if planned := experiment.planned:
+            waiting += (planned.model_extra or {}).get("together") or ()
+            waiting += [planned.incumbent] if bases and planned.incumbent else []
+    return found
 
 
 def _measured_again(state: CampaignState) -> set[int]:
@@ -217,27 +231,14 @@ def _measured_again(state: CampaignState) -> set[int]:
             if len(parts) == 1:
                 again |= parts
             elif kind == "regressed" or (delta is not None and delta <= 0):
-                again |= _all_parts(state, parts)
+                again |= _inside(state, parts, bases=False)
         same.append(number)
     return again
 
 
-def _all_parts(state: CampaignState, numbers: Iterable[int]) -> set[int]:
-    """These, and what they put together."""
-    found: set[int] = set()
-    waiting = list(numbers)
-    while waiting:
-        number = waiting.pop()
-        experiment = state.experiments.get(number)
-        if number not in found and experiment is not None:
-            found.add(number)
-            planned = experiment.planned
-            waiting += ((planned.model_extra or {}).get("together") or ()) if planned else ()
-    return found
-
-
 def _near_miss(
-    experiment: Experiment,
+    state: CampaignState,
+    number: int,
     basis: Comparison,
     level: float,
     rules: Rules,
@@ -246,6 +247,7 @@ def _near_miss(
     numbers: Numbers,
 ) -> NearMiss:
     """`usual_s`: seconds of a run, for an idea without a whole one of its own. `prompts`: of the confirm split."""
+    experiment = state.experiments[number]
     judged, planned = experiment.judged, experiment.planned
     assert judged is not None
     confirmed = bool((judged.numbers.get("runs") or {}).get("candidate"))
@@ -257,24 +259,53 @@ def _near_miss(
         prompts=None if confirmed else prompts,
         least=1 if confirmed else rules.confirm_seeds,
     )
+    constant = comparison_from(judged.numbers.get("comparator"))
+    if constant is not None:
+        beside = further_seeds(constant, level=level, standing=(constant.seeds_candidate, constant.seeds_incumbent))
+        seeds = max(seeds, beside) if seeds and beside else None
     a_run = _median(_whole(experiment)) or usual_s
-    # a schedule must beat the same recipe at a constant rate as well: that is a third arm
-    arms = 3 if planned and (planned.model_extra or {}).get("comparator") else 2
+    arms = 3 if _has_a_third_arm(state, number) else 2
     seconds = arms * seeds * a_run if seeds and a_run is not None else None
     return NearMiss(
-        number=experiment.number,
+        number=number,
         title=planned.subject if planned else "",
         delta=Estimate(basis.delta, *basis.interval),
         seeds=seeds,
         seconds=seconds,
-        words=_words(basis, seeds, seconds, numbers, confirmed=confirmed),
+        words=_words(basis, constant, seeds, seconds, numbers, confirmed=confirmed),
     )
 
 
-def _words(basis: Comparison, seeds: int | None, seconds: float | None, numbers: Numbers, *, confirmed: bool) -> str:
-    low, high = basis.interval
+def _has_a_third_arm(state: CampaignState, number: int) -> bool:
+    """Whether a confirmation would run it at a constant rate too (`announce.py`). What leads, or is built on a lead, is
+    confirmed with all that the lead has."""
+    planned = state.experiments[number].planned
+    if planned is not None and (planned.model_extra or {}).get("comparator"):
+        return True
+    inside = _inside(state, [number], kept=False)
+    if len(inside) == 1:
+        return False
+    keys = {key for part in inside if (one := state.experiments[part].planned) for key in one.changes}
+    scheduled = {key for key in keys if key.startswith(LR_SCHEDULE)}
+    # a schedule alone runs beside the incumbent, which is the same recipe at a constant rate
+    return bool(scheduled) and scheduled != keys
+
+
+def _words(
+    basis: Comparison,
+    constant: Comparison | None,
+    seeds: int | None,
+    seconds: float | None,
+    numbers: Numbers,
+    *,
+    confirmed: bool,
+) -> str:
     where = "confirm" if confirmed else "search"
-    known = f"{span({'delta': basis.delta, 'low': low, 'high': high}, numbers)} on {where}, unconfirmed"
+    known = f"{_span(basis, numbers)} on {where}, unconfirmed"
+    if constant is not None:
+        known += f"; over the same at a constant rate {_span(constant, numbers)}"
+        if constant.delta <= 0:
+            return f"{known}: no number of seeds would keep the schedule"
     if basis.noise is None:
         return f"{known}; the run noise is not known, so neither is what would settle it"
     if seeds is None:
@@ -284,6 +315,11 @@ def _words(basis: Comparison, seeds: int | None, seconds: float | None, numbers:
         f"{known}; if it is as large as measured, about {seeds} further seed{'s' if seeds > 1 else ''} of each arm "
         f"would show it four times in five{took}"
     )
+
+
+def _span(found: Comparison, numbers: Numbers) -> str:
+    low, high = found.interval
+    return span({"delta": found.delta, "low": low, "high": high}, numbers)
 
 
 def _whole(experiment: Experiment) -> list[float]:

@@ -11,7 +11,7 @@ from agent.plan.context import context_of
 from agent.plan.playbook import Playbook
 from agent.plan.proposal import Proposal, admitted, proposals_of, subject_of
 from agent.plan.steer import FILE, OWN, Instruction, Steering
-from agent.recipe.change import Change, ChangeRefused
+from agent.recipe.change import LR_SCHEDULE, Change, ChangeRefused
 from agent.recipe.files import with_keys
 from agent.recipe.schema import Recipe
 
@@ -62,8 +62,8 @@ def _own(
         return None, refused.message
     if result is None:
         return None, words[0]
-    constant = with_keys(result, {"learner.lr_schedule": {"kind": "constant"}})
-    scheduled = any(key.startswith("learner.lr_schedule") for key in moves)
+    constant = with_keys(result, {LR_SCHEDULE: {"kind": "constant"}})
+    scheduled = any(key.startswith(LR_SCHEDULE) for key in moves)
     needless = {result.signature(), recipe.signature()}  # no schedule, or what the incumbent is
     what = " and ".join(key.rsplit(".", 1)[-1] for key in moves)
     proposal = Proposal(

@@ -16,7 +16,7 @@ from agent.plan.memory import Moves
 from agent.plan.schema import Hypothesis, Variant
 from agent.plan.scoring import answered_by, score_of
 from agent.plan.symptoms import Finding
-from agent.recipe.change import Change, ChangeRefused, short
+from agent.recipe.change import LR_SCHEDULE, Change, ChangeRefused, short
 from agent.recipe.files import with_keys
 from agent.recipe.schema import Recipe
 
@@ -162,5 +162,5 @@ def _comparator(hypothesis: Hypothesis, result: Recipe, recipe: Recipe) -> Recip
     try:
         comparator = with_keys(result, hypothesis.comparator)
     except RecipeError:  # a list of factors has values that no constant rate may have
-        comparator = with_keys(result, {"learner.lr_schedule": {"kind": "constant"}})
+        comparator = with_keys(result, {LR_SCHEDULE: {"kind": "constant"}})
     return comparator if comparator.signature() not in {result.signature(), recipe.signature()} else None

@@ -19,7 +19,8 @@ from agent.recipe.files import bounds_of, get_key, with_keys
 from agent.recipe.schema import Recipe, leaf_keys
 from agent.recipe.yardstick import moved_locks
 
-LEARNING_RATE_KEYS = ("learner.learning_rate", "learner.lr_schedule", "learner.warmup")
+LR_SCHEDULE = "learner.lr_schedule"
+LEARNING_RATE_KEYS = ("learner.learning_rate", LR_SCHEDULE, "learner.warmup")
 TEMPERATURE_KEYS = ("rollout.temperature", "rollout.temperature_schedule")
 SAME_SPEED_KEYS = (
     *LEARNING_RATE_KEYS,

@@ -82,9 +82,10 @@ class MadeJournal:
 
     def idea(
         self, kind: str = "inconclusive", *, effect: float = 0.0, axis: str = "learning-rate", confirmed: int = 0,
-        title: str = "a change", **known: Any,
+        title: str = "a change", over_constant: float | None = None, min_effect: float = 0.0, **known: Any,
     ) -> int:  # fmt: skip
-        """`confirmed`: seeds of each arm on the confirm split; a `gain` has two at least."""
+        """`confirmed`: seeds of each arm on the confirm split; a `gain` has two at least. `over_constant`: what it
+        gains over the same at a constant rate, where that ran too."""
         number = len({line["experiment"] for line in self.lines if line["kind"] == "experiment_planned"})
         self.planned(number, axis, title, **known)
         worth = self.base + (-effect if self.minimize else effect)
@@ -93,6 +94,7 @@ class MadeJournal:
         self.run(key, number, "experiment", "full", "candidate", {"search": abs(ours[0].mean)})
         on_search = basis = compare(ours, theirs, self.noise)
         confirming: list[str] = []
+        constant = None
         if confirmed or kind == "gain":
             seeds = confirmed or 2
             ours, theirs = ([self.scores(value) for _ in range(seeds)] for value in (worth, self.base))
@@ -103,8 +105,14 @@ class MadeJournal:
                 beside = f"{self.incumbent:03d}-incumbent-s{number}50{index}"
                 self.run(beside, None, "confirm", "confirm", "incumbent", {"confirm": abs(theirs[index].mean)})
             basis = compare(ours, theirs, self.noise)
+            if over_constant is not None:
+                beside = [self.scores(worth - over_constant) for _ in range(seeds)]
+                constant = compare(ours, beside, self.noise)
         outcome = "keep" if kind in ("gain", "simpler", "cheaper") else "discard"
-        self.judged(number, outcome, kind, basis=basis, on_search=on_search, search=[key], candidate=confirming)
+        self.judged(
+            number, outcome, kind, basis=basis, on_search=on_search, constant=constant, search=[key],
+            candidate=confirming, min_effect=min_effect,
+        )  # fmt: skip
         if kind == "gain":
             self.incumbent, self.base = number, worth
         return number
@@ -148,7 +156,9 @@ class MadeJournal:
         self.tell(
             "experiment_planned", experiment=number, hypothesis=axis, axis=axis, slug=f"idea-{number}", subject=title,
             files={} if not number else {"recipes/test.yaml": f"{RECIPE % ''}# {number}\n"},
-            changes={}, **{"recipe_signature": f"{number:016x}", "incumbent": self.incumbent or None, **known},
+            **{
+                "changes": {}, "recipe_signature": f"{number:016x}", "incumbent": self.incumbent or None, **known,
+            },
         )  # fmt: skip
         branch = f"raft/night/exp/{number:03d}"
         self.tell("experiment_committed", experiment=number, branch=branch, commit=f"{number:040x}")
@@ -180,16 +190,20 @@ class MadeJournal:
 
     def judged(
         self, number: int, outcome: str, kind: str, *, basis: Comparison | None = None,
-        on_search: Comparison | None = None, search: list[str] | None = None, candidate: list[str] | None = None,
-        **also: Any,
+        on_search: Comparison | None = None, constant: Comparison | None = None, search: list[str] | None = None,
+        candidate: list[str] | None = None, min_effect: float = 0.0, **also: Any,
     ) -> None:  # fmt: skip
         plain = dataclasses.asdict(basis) if basis else None
         numbers = {
             "kind": kind, "delta": basis.delta if basis else None, "level": 0.01 if candidate and number else None,
             "basis": plain, "search": dataclasses.asdict(on_search) if on_search else None, "looks": [],
+            "comparator": dataclasses.asdict(constant) if constant else None,
             "p_value": basis.p_value if basis else None,
             "runs": {"search": search or [], "candidate": candidate or [], "incumbent": []},
-            "measured_by": {"metric": "pass_rate", "direction": "minimize" if self.minimize else "maximize"},
+            "measured_by": {
+                "metric": "pass_rate", "direction": "minimize" if self.minimize else "maximize",
+                "min_effect": min_effect,
+            },
         }  # fmt: skip
         row = {"campaign": "night", "index": number, "status": outcome, "metric_name": "pass_rate"}
         self.tell(
