@@ -12,7 +12,7 @@ from agent.campaign.comparison import quantile
 from agent.campaign.decided import comparison_from
 from agent.campaign.delivered import Delivered
 from agent.campaign.headline import holdout_says, kept_in, span
-from agent.campaign.night_arms import holdout_of
+from agent.campaign.night_arms import holdout_of, holdout_seen_for
 from agent.campaign.recipes import version_of
 from agent.campaign.scores import scores_of, table
 from agent.campaign.stairs import key_of, no_more
@@ -137,11 +137,20 @@ def _provisional(state: CampaignState, what: Delivered) -> str:
     if what.number is None:
         return "it is a run by itself; no comparison and no holdout stands behind it"
     if state.status != FINISHED:
-        unseen = "" if holdout_of(state, _winner(state)) else "; its holdout was not looked at"
-        return f"campaign {state.campaign} is not finished ({state.status}){unseen}"
+        return f"campaign {state.campaign} is not finished ({state.status}){_unseen(state)}"
     if not what.is_winner:
         return f"campaign {state.campaign} did not choose this recipe; its winner is another"
     return ""
+
+
+def _unseen(state: CampaignState) -> str:
+    seen_for = holdout_seen_for(state)
+    if seen_for is None:
+        return "; its holdout was not looked at"
+    if seen_for == _winner(state):
+        return ""
+    before = f"#{seen_for}" if seen_for else "the baseline"
+    return f"; its holdout was looked at for {before}, and not for the recipe that leads now"
 
 
 def _own_score(state: CampaignState, what: Delivered) -> tuple[float | None, str]:
@@ -311,7 +320,7 @@ def _limits(state: CampaignState, what: Delivered) -> Iterator[str]:
             yield "The gain did not reproduce on the holdout."
         elif said == "agrees":
             yield "The holdout agrees with the confirmed gain, and alone would not prove it."
-    if "skipped" in holdout:
+    if "skipped" in holdout and state.status == FINISHED:
         yield f"{holdout['skipped']}."
     for arm, why in (holdout.get("not evaluated") or {}).items():
         yield f"Not on the holdout: {arm}, {why}."

@@ -156,6 +156,12 @@ def holdout_of(state: CampaignState, winner: int) -> Mapping[str, Any]:
     return (state.result.get("holdout") or {}) if state.result.get("winner") == winner else {}
 
 
+def holdout_seen_for(state: CampaignState) -> int | None:
+    """The winner that the holdout was evaluated for at the campaign's last end; None where it was not evaluated."""
+    holdout = state.result.get("holdout") or {}
+    return int(state.result.get("winner") or 0) if holdout and "skipped" not in holdout else None
+
+
 def over_baseline(state: CampaignState, winner: int) -> dict[str, Comparison]:
     """Of the kept idea with the baseline: as told last, with the runs that it had beside later ideas, or its own
     verdict where it changed the baseline's recipe."""

@@ -18,7 +18,7 @@ from agent.campaign.headline import (
     ruled_out_words,
     span,
 )
-from agent.campaign.night_arms import gains_of, holdout_of
+from agent.campaign.night_arms import gains_of, holdout_of, holdout_seen_for
 from agent.campaign.night_recipe import Measuring
 from agent.campaign.night_steps import bounds_by_axis, bounds_by_idea
 from agent.ledger.state import CampaignState
@@ -50,7 +50,8 @@ def verdict_of(
     over = standing == "finished"
     nothing, limit = _without_a_keep(state, measuring, numbers)
     # a campaign that goes on after its end has looked at the holdout, though it runs
-    seen = holdout_words(holdout, winner=0, kept=kept_in(state), numbers=numbers) if holdout or over else ""
+    told = over or holdout_seen_for(state) is not None
+    seen = holdout_words(holdout, winner=0, kept=kept_in(state), numbers=numbers) if told else ""
     return "; ".join(filter(None, (nothing, seen, "" if over else _so_far(state, standing), limit)))
 
 
@@ -76,8 +77,16 @@ def _with_a_keep(
     if gain is not None:
         words += f", {_gain(gain, numbers)} on fresh prompts"
     over = standing == "finished"
-    seen = holdout_words(holdout, winner=winner, kept=kept, numbers=numbers) if holdout or over else NOT_YET
+    seen_for = holdout_seen_for(state)
+    if over or seen_for == winner:
+        seen = holdout_words(holdout, winner=winner, kept=kept, numbers=numbers)
+    else:
+        seen = NOT_YET if seen_for is None else f"{NOT_YET} for this winner, and was looked at for {_name(seen_for)}"
     return f"{words}; {seen}" if over else f"{words}; {seen}; {_so_far(state, standing)}"
+
+
+def _name(number: int) -> str:
+    return f"#{number}" if number else "the baseline"
 
 
 def _gain(gain: Gain, numbers: Numbers) -> str:

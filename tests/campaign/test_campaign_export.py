@@ -14,7 +14,7 @@ import yaml
 from nights import MACHINE, Night, forked_launch
 
 from agent.campaign.delivered import Delivered, best_run, on_select
-from agent.campaign.export import _gains, _is_holdout, _limits, lineage, wilson
+from agent.campaign.export import _gains, _is_holdout, _limits, _provisional, lineage, wilson
 from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
 from agent.campaign.recipes import loaded, texts_of
 from agent.campaign.stairs import key_of
@@ -92,6 +92,10 @@ def test_the_folder_of_a_campaigns_run_is_as_good_as_its_name(
     assert "no campaign" not in (copy / "model/README.md").read_text()
     monkeypatch.chdir(copy)
     there = copy / ".raft/runs/night/001-confirm-s1100"
+    shutil.copytree(copy / ".raft/campaigns/night", copy / ".raft/campaigns/other")
+    code, _, err = said("export", "--out", "others", "--run", str(there), "--campaign", "other")
+    assert (code, "is a run of campaign night, and --campaign names other" in err) == (2, True)
+    shutil.rmtree(copy / ".raft/campaigns/other")
     shutil.copytree(there, there.with_name(f"{there.name}.changed-1"))  # as a run that counts no more
     assert said("export", "--out", "other", "--run", f"{there}.changed-1")[0] == 2
     shutil.copytree(there, copy / "mine")
@@ -213,6 +217,12 @@ def test_a_later_winner_has_nothing_of_an_earlier_ones_holdout(judged: Night) ->
     state.result["winner"] = 7  # as it was told of the winner before
     assert not list(_gains(state, what))
     assert not any("oldout" in line for line in _limits(state, what))
+    state.status = "running"
+    assert _provisional(state, what).endswith(
+        "; its holdout was looked at for #7, and not for the recipe that leads now"
+    )
+    state.result["holdout"] = {"skipped": "the budget is spent"}
+    assert _provisional(state, what).endswith("; its holdout was not looked at")
 
 
 def test_what_is_not_the_winner_is_called_provisional(said: Said, copy: Path) -> None:
