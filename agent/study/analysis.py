@@ -295,6 +295,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             }
             for one in analysis.comparisons
         ],
+        "of_several_versions": list(analysis.of_several_versions),
         "provenance": list(analysis.provenance),
     }
 

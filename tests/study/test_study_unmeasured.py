@@ -13,9 +13,9 @@ from study_made import IDS, STUDY, fill, made_line, small, workspace_with
 from agent.study.analysis import Analysis, analyse, as_json
 from agent.study.definition import Study
 from agent.study.falls import Courses, first_half, peaks_at_the_end
-from agent.study.intervals import findable_of_many
+from agent.study.intervals import Estimate, findable_of_many
 from agent.study.results import Results
-from agent.study.words import arms_sheet, comparisons_sheet, sentences
+from agent.study.words import _power, arms_sheet, comparisons_sheet, sentences
 
 LEVEL = np.zeros(13)
 RISING = np.linspace(-3, 3, 13)
@@ -78,6 +78,25 @@ def test_what_would_have_been_found_is_told_of_the_measured_arms_alone(study: St
     (line,) = [line for line in sentences(analysis) if "whose late fall was measured" in line]
     assert f"a late fall above {min(told):.1f} to {max(told):.1f} points" in line
     assert not min(told) <= 100 * rising.measures["late_fall"].findable <= max(told)
+
+
+@pytest.mark.parametrize(
+    ("findable", "words"),
+    [
+        ((0.02, 0.3), ": with these seeds a fall above 2.0 to 30.0 points would have been found four times in five"),
+        (
+            (0.02, 1.7, None),
+            ": with these seeds a fall above 2.0 points would have been found four times in five "
+            "(in 1 of 2 none would, however large)",
+        ),
+        ((1.0, 1.7), ": with these seeds none, however large, would have been found four times in five"),
+        ((None,), ""),
+    ],
+)
+def test_no_difference_above_a_hundred_points_would_have_been_found(
+    findable: tuple[float | None, ...], words: str
+) -> None:
+    assert _power([Estimate(0.0, -0.1, 0.1, 5, 0.9, one, ()) for one in findable], "a fall", 1) == words
 
 
 def test_a_fall_that_is_the_same_in_all_seeds_tells_of_no_spread(study: Study, tmp_path: Path) -> None:
