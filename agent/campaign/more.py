@@ -78,10 +78,14 @@ def with_more(
     changed = {name: value for name, value in changed.items() if value is not None}
     if budget_s:
         if deadline is None and _has_only_a_deadline(settings, latest):
+            over = state.status == "finished"
             raise UsageError(
-                f"--budget {duration(budget_s)} is no more: campaign {settings.campaign} has no budget, and goes on "
-                f"until its deadline, for {duration(_until_deadline(settings, latest))} yet",
-                hint=f"raft-agent resume {settings.campaign} {LATER} sets a later one",
+                f"--budget {duration(budget_s)} is no more: campaign {settings.campaign} has no budget, and "
+                f"{'may go on' if over else 'goes on'} until its deadline, for "
+                f"{duration(_until_deadline(settings, latest))} yet",
+                hint=hint_for(state, settings.campaign)
+                if over
+                else f"raft-agent resume {settings.campaign} {LATER} sets a later one",
             )
         changed["budget_s"] = max(settings.budget_s or 0.0, state.consumed_s) + budget_s
         if _until_deadline(settings, latest) <= 0 and deadline is None:

@@ -14,7 +14,7 @@ from typing import Any
 from agent.campaign.lockbox import COMMIT, FILE, MODEL
 from agent.campaign.recipes import RECIPES, loaded, texts_at, texts_of, version_of
 from agent.campaign.repair import with_step
-from agent.campaign.stairs import key_of
+from agent.campaign.stairs import key_of, no_more
 from agent.campaign.story import search_runs
 from agent.contract import EVAL, HELD_OUT, Split
 from agent.errors import Unavailable, UsageError, WorkspaceError
@@ -217,12 +217,13 @@ def _recorded(
 
 
 def runs_of(state: CampaignState, number: int) -> list[Run]:
-    """The ended trainings of a recipe, in the order of the journal; of several starts in a folder the last. Those with
-    a summary come last, a probe is none."""
+    """The ended trainings of a recipe that count, in the order of the journal; of several starts in a folder the last.
+    Those with a summary come last, a probe is none."""
     found: dict[str, Run] = {}
+    void = no_more(state)
     for run in state.runs.values():
         words = run.words
-        if words is None or run.finished is None or run.finished.ended_by == "lost":
+        if words is None or run.finished is None or run.finished.ended_by == "lost" or run.id in void:
             continue
         idea = words.experiment == number and words.arm == "candidate"
         beside = key_of(run).startswith(f"{number:03d}-incumbent-")

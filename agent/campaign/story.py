@@ -145,8 +145,14 @@ def runs_by_key(state: CampaignState) -> dict[str, list[Run]]:
 def _runs(state: CampaignState, experiment: Experiment, by_key: Mapping[str, Sequence[Run]]) -> list[RunLine]:
     """The idea's own runs, and those that it was compared with."""
 
+    aside = _set_aside(state)
+
+    def line_of(run: Run, arm: str | None) -> RunLine:
+        told, why = _run_line(state, run, arm), aside.get(run.id) or aside.get(key_of(run))
+        return dataclasses.replace(told, state="set aside", reason=why) if why else told
+
     def beside(keys: Sequence[str], arm: str) -> list[RunLine]:
-        return [_run_line(state, by_key[key][-1], arm) for key in keys if key in by_key]
+        return [line_of(by_key[key][-1], arm) for key in keys if key in by_key]
 
     judged = experiment.judged
     told = dict(judged.numbers.get("runs") or {}) if judged else {}
@@ -155,13 +161,25 @@ def _runs(state: CampaignState, experiment: Experiment, by_key: Mapping[str, Seq
     else:
         base = _base_of(experiment)
         first = beside(search_runs(state, base), _name_of(state, base) if base else "baseline")
-    own = [_run_line(state, run, None) for run in experiment.runs]
+    own = [line_of(run, None) for run in experiment.runs]
     confirmed = beside(list(told.get("incumbent") or ()), "incumbent")
     known = {line.run for line in [*first, *own]}
     # a kept incumbent's confirming runs stand on the search split and on the confirm split
     both = {line.run: line for line in confirmed if line.run in known}
     lines = [*(both.get(line.run, line) for line in first), *own]
     return [*lines, *(line for line in confirmed if line.run not in known)]
+
+
+def _set_aside(state: CampaignState) -> dict[str, str]:
+    """Why what was measured counts for nothing: by the id of a run whose files were changed, by the key of one that was
+    tainted or too weak."""
+    found = {}
+    for note in state.notes:
+        known = note.model_extra or {}
+        for name in ("void", "set_aside"):
+            if name in known:
+                found[str(known[name])] = str(known.get("why") or note.text)
+    return found
 
 
 def _base_of(experiment: Experiment) -> int:

@@ -112,9 +112,16 @@ def _what_will_happen(state: CampaignState, *, now: bool) -> str:
 
 
 def _waited_for(workspace: Workspace, name: str) -> str:
+    """AgentError where somebody took the request back, so that the campaign goes on."""
+    from agent.campaign.pausing import asked_to_pause
     from agent.ledger.lock import campaign_holder
 
+    folder = workspace.campaign_folder(name)
     while campaign_holder(workspace, name) is not None:
+        # a campaign that pauses says so in its journal before the request goes
+        if asked_to_pause(folder) is None and _state(workspace, name).status == "running":
+            again = f"raft-agent pause {name} --wait asks again"
+            raise AgentError(f"the request was taken back: campaign {name} goes on", hint=again)
         time.sleep(LOOK_EVERY_S)
     state = _state(workspace, name)
     if state.status == "finished":

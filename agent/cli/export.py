@@ -52,7 +52,9 @@ def export(
     folder = Path(run) if run is not None and (Path(run) / RECIPE).is_file() else None
     known = campaign_run(workspace, folder) if folder is not None else None
     if known is not None:  # the path of one of its runs is as good as its name, and is judged and checked as that
-        campaign, run, folder = campaign or known[0], known[1], None
+        if campaign not in (None, known[0]):
+            raise UsageError(f"--run {run} is a run of campaign {known[0]}, and --campaign names {campaign}")
+        campaign, run, folder = known[0], known[1], None
     name = None if folder is not None and campaign is None else campaign_name(workspace, campaign)
     state = state_of(workspace, name) if name is not None else CampaignState()
     target = out.absolute()

@@ -128,17 +128,20 @@ def _validated(workspace: Workspace, paths: list[Path]) -> tuple[dict[str, Recip
     from agent.ledger.table import read_rows
     from agent.plan.playbook import check_playbook, load_playbook
     from agent.recipe.editing import refuse_uneditable
-    from agent.recipe.files import load_recipe
+    from agent.recipe.files import extended_by, load_recipe
     from agent.recipe.reading import read_text
     from agent.run.signatures import rules_of
 
     problems: list[str] = []
     recipes: dict[str, Recipe] = {}
+    # ideas are written into the recipe that is run: what others extend is only read, unless it is run itself
+    extended = {extended_by(path) for path in paths} if len(paths) > 1 else set()
     for path in paths:
         try:
             found = load_recipe(path)
             recipes[workspace.relative(path)] = found
-            refuse_uneditable(read_text(path), where=workspace.relative(path))
+            if path.resolve() not in extended:
+                refuse_uneditable(read_text(path), where=workspace.relative(path))
             refuse_closed_doors(found, base=workspace.root, name=workspace.relative(path))
         except AgentError as error:
             problems.append(str(error))

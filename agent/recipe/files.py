@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from agent.errors import RecipeError
+from agent.errors import AgentError, RecipeError
 from agent.recipe.editing import set_in
 from agent.recipe.places import contained
 from agent.recipe.reading import key_lines, read_text, read_yaml
@@ -55,6 +55,17 @@ def load_mapping(
     if parent_path in _seen or parent_path == path.resolve():
         raise RecipeError(f"goes in a circle through {parent_name}", where=f"{path}: {EXTENDS}", key=EXTENDS)
     return merge(load_mapping(parent_path, edited=edited, root=root, _seen=(*_seen, path.resolve())), content)
+
+
+def extended_by(path: Path) -> Path | None:
+    """Real path of the file that the recipe at `path` names in `extends`, wherever that is; None without one, or where
+    the file cannot be read."""
+    try:
+        content = read_yaml(read_text(path), where=str(path), edited=False)
+    except AgentError:
+        return None
+    name = content.get(EXTENDS) if isinstance(content, dict) else None
+    return (path.parent / name).resolve() if isinstance(name, str) else None
 
 
 def _extended(path: Path, name: str, root: Path) -> Path:

@@ -31,7 +31,7 @@ class RunLine:
     seconds: float | None
     """Wall-clock seconds."""
     state: str
-    """A word: done, running, paused, given up, or what went wrong."""
+    """done, running, paused, given up, set aside (it counts for nothing), or what went wrong."""
     reason: str = ""
     """Why it ended, in words."""
 

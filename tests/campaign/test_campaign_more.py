@@ -333,6 +333,9 @@ def test_a_budget_does_not_shorten_what_has_only_a_deadline(night: Night, budget
 def test_what_ended_before_its_only_deadline_is_given_a_later_one(night: Night) -> None:
     finished(night, "steer.md:1 (stop after this one)", budget_s=None, deadline=iso(HOUR))
     assert refused(night).hint == "raft-agent resume night --deadline 07:30 gives it more"
+    error = refused(night, extra_budget_s=60.0)
+    assert "and may go on until its deadline, for " in error.message
+    assert error.hint == "raft-agent resume night --deadline 07:30 gives it more"
     assert reopened(night, deadline=iso(3 * HOUR)).clock.left_s == pytest.approx(3 * HOUR, abs=60)
 
 

@@ -21,9 +21,11 @@ from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
 from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
+from agent.campaign.replay import runs_of
 from agent.campaign.scores import Scores
-from agent.campaign.stairs import stairs_of
+from agent.campaign.stairs import key_of, stairs_of
 from agent.campaign.standing import standing
+from agent.campaign.story import tell
 from agent.ledger.state import CampaignState, fold
 from agent.report import look
 from agent.report.night import Estimate, Night
@@ -228,8 +230,21 @@ def test_a_campaign_that_was_given_more_time_forgets_what_the_holdout_said_of_an
     night = told(made.state(), running=True)
     assert night.budget_s == 5000.0
     assert night.verdict.startswith("2 confirmed gains")
-    assert "the holdout is not evaluated yet" in night.verdict
+    assert "; the holdout is not evaluated yet for this winner, and was looked at for #1; running, " in night.verdict
     assert all(one.split != "holdout" for one in night.gains)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_holdout_that_was_skipped_at_the_end_is_still_to_come_where_the_campaign_goes_on(kept: bool) -> None:
+    made = MadeJournal().started(budget_s=1000.0).baseline()
+    made.idea(*(("gain",) if kept else ()), effect=0.1 * kept)
+    skipped = "the holdout was not evaluated: the budget is spent"
+    made.finished(holdout={"skipped": skipped})
+    assert skipped in told(made.state()).verdict
+    made.tell("campaign_resumed", budget_s=5000.0)
+    night = told(made.state(), running=True)
+    assert skipped not in night.verdict
+    assert ("the holdout is not evaluated yet; running, " in night.verdict) == kept
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -322,6 +337,9 @@ def test_a_run_that_counts_no_more_is_in_no_number() -> None:
     made.run("baseline-s3", 0, "baseline", "calibrate", None, {"search": 0.95})
     assert measured() == pytest.approx((0.65, 0.65), abs=0.05)
     made.tell("note", text="rows of it changed after it had ended: it counts no more", void="baseline-s3")
+    assert [key_of(run) for run in runs_of(made.state(), 0)] == ["baseline-s1", "baseline-s2"]
+    (third,) = [run for run in tell(made.state(), 0).runs if run.run == "baseline-s3"]
+    assert (third.state, third.reason) == ("set aside", "rows of it changed after it had ended: it counts no more")
     assert measured() == pytest.approx(without)
     made.run("baseline-s3.2", 0, "baseline", "calibrate", None, {"search": without[0]})
     for line in made.lines:
@@ -469,6 +487,40 @@ def test_a_schedule_costs_a_third_arm() -> None:
         assert one.seconds is not None
         times.append(one.seconds / (one.seeds * A_RUN))
     assert times == pytest.approx([2, 3])
+
+
+def test_a_lead_with_a_schedule_in_it_costs_a_third_arm_too() -> None:
+    decay, rate = ({key: [1, 2]} for key in ("learner.lr_schedule.kind", "learner.learning_rate"))
+    times = []
+    for second in (rate, decay):
+        made = MadeJournal().started().baseline()
+        scheduled = made.idea("promising", effect=0.05, changes=decay)
+        lead = made.idea("lead", effect=0.05, together=[scheduled], advance=True, changes=decay)
+        made.idea("promising", effect=0.08, incumbent=lead, changes=second)
+        near = sorted(told(made.state()).near_misses, key=lambda one: one.number)
+        times.append([one.seconds / (one.seeds * A_RUN) for one in near if one.seconds and one.seeds])
+    # alone a schedule is compared with the incumbent, which is the same at a constant rate
+    assert times == [pytest.approx([2, 3]), pytest.approx([2, 2])]
+
+
+def test_a_schedule_that_is_not_shown_better_than_a_constant_rate_needs_seeds_for_that() -> None:
+    needed = []
+    for over_constant in (0.1, 0.06, 0.01, -0.05):
+        made = MadeJournal().started().baseline()
+        made.idea("inconclusive", effect=0.1, confirmed=3, over_constant=over_constant, comparator={"seed": 1})
+        (one,) = told(made.state()).near_misses
+        assert "; over the same at a constant rate " in one.words
+        needed.append(one.seeds or MOST_SEEDS + 1)
+    assert needed == sorted(needed)
+    assert needed[0] < needed[1] < needed[2] == needed[3] == MOST_SEEDS + 1
+    assert one.words.endswith("no number of seeds would keep the schedule")
+
+
+def test_what_is_smaller_than_asked_for_is_no_near_miss() -> None:
+    made = MadeJournal().started().baseline()
+    for least in (0.0, 0.3):
+        made.idea("inconclusive", effect=0.06, confirmed=3, min_effect=least)
+    assert [one.number for one in told(made.state()).near_misses] == [1]
 
 
 def test_what_no_seeds_would_settle_is_one_only_while_it_may_be_large() -> None:

@@ -86,6 +86,21 @@ def test_a_recipe_that_no_idea_can_be_written_into_is_refused_before_anything_ru
     assert not workspace.campaign_names()
 
 
+def test_what_others_extend_is_never_edited(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on(LAPTOP, monkeypatch)
+    tiny = (workspace.recipes / "tiny-addition.yaml").read_text()
+    (workspace.recipes / "base.yaml").write_text(tiny.replace("search_prompts: ", "search_prompts: &n ", 1))
+    assert run(["check"]) == 3
+    (workspace.recipes / "child.yaml").write_text("extends: base.yaml\nseed: 7\n")
+    assert run(["check"]) == 0
+    capsys.readouterr()
+    assert run(["check", "base"]) == 3
+    told = capsys.readouterr()
+    assert "anchors and aliases cannot be edited" in told.out + told.err
+
+
 def test_what_cannot_fit_is_refused_with_numbers_by_every_command(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

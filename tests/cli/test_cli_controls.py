@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from agent.campaign.loop import NoBaseline, Paused
-from agent.campaign.pausing import AFTER, NOW, asked_to_pause
+from agent.campaign.pausing import AFTER, NOW, asked_to_pause, take_back
 from agent.cli.controls import WEBHOOK, hand_on
 from agent.cli.interrupt import polite_interrupt
 from agent.cli.main import print_error, register, run
@@ -98,6 +100,24 @@ def test_a_request_is_taken_back_while_the_campaign_runs(workspace: Workspace, c
         said(capsys, "pause")
         assert json.loads(said(capsys, "resume", "night", "--json"))["taken_back"] == AFTER
         assert asked_to_pause(folder) is None
+
+
+def test_who_waits_for_a_pause_hears_that_it_was_taken_back(workspace: Workspace, capsys: Printed) -> None:
+    begin(workspace)
+    folder = workspace.campaign_folder("night")
+
+    def somebody_else() -> None:
+        while asked_to_pause(folder) is None:
+            time.sleep(0.01)
+        take_back(folder)
+
+    with hold(workspace, what="campaign night"):
+        other = threading.Thread(target=somebody_else)
+        other.start()
+        told = said(capsys, "pause", "--wait", code=1)
+        other.join()
+    assert "the request was taken back: campaign night goes on" in told
+    assert "raft-agent pause night --wait asks again" in told
 
 
 # --- steer -------------------------------------------------------------------------------------------------
