@@ -19,6 +19,7 @@ from agent.campaign.lab import CutShort
 from agent.campaign.night_recipe import measuring_of
 from agent.campaign.night_verdict import verdict_of
 from agent.campaign.record import close_table
+from agent.campaign.repair import refuse_what_every_run_meets
 from agent.campaign.runs import Runner
 from agent.campaign.session import Session, run_key
 from agent.contract import CHECKPOINT, UNTRAINED
@@ -154,7 +155,7 @@ def _why_not(runs: list[Done]) -> str | None:
 
 def _evaluate(session: Session, runner: Runner, experiment: int, checkpoint: str, label: str, arm: str) -> Done:
     recipe = session.with_shared_layer(session.recipe_of(experiment))
-    return runner.run(
+    done = runner.run(
         Job(
             key=run_key(["holdout", arm, label]),
             what=f"holdout, {arm}",
@@ -167,6 +168,8 @@ def _evaluate(session: Session, runner: Runner, experiment: int, checkpoint: str
             evaluate=checkpoint,
         )
     )
+    refuse_what_every_run_meets(session, experiment, done, checkpoint=True)
+    return done
 
 
 # --- words -------------------------------------------------------------------------------------------------

@@ -194,6 +194,10 @@ class Lab(abc.ABC):
     def paused(self, number: int) -> bool:
         """Whether the idea was screened and has not gone on since."""
 
+    def begins_anew(self, number: int) -> bool:
+        """Whether the training of a paused idea starts from nothing, as its recipe has changed since."""
+        return False
+
     @abc.abstractmethod
     def planned_against(self, number: int) -> int:
         """The experiment whose recipe the idea changes: the incumbent, or the lead, of the time of its plan."""

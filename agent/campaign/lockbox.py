@@ -110,8 +110,7 @@ class Lockbox:
                 self.void.add(told["void"])
             elif isinstance(event, RunFinished):
                 self._remember(told.get("used") or {})
-                if told.get("left"):
-                    self._left[_folder(event.run)] = dict(told["left"])
+                self._left[_folder(event.run)] = dict(told.get("left") or {})
 
     def _remember(self, used: Mapping[str, str]) -> None:
         for name, digest in used.items():
@@ -267,6 +266,10 @@ class Lockbox:
         self._left[record.out.name] = left
         return {"used": used, "left": left}
 
+    def forget_what_was_left(self, out: Path) -> None:
+        """A later start in the folder has written over it, and left nothing that counts."""
+        self._left.pop(out.name, None)
+
     def _hashed(self, folder: Path) -> dict[str, str]:
         files = [path for path in sorted(folder.glob("*")) if path.is_file()]
         if sum(path.stat().st_size for path in files) > MOST_HASHED_BYTES:
@@ -282,7 +285,7 @@ class Lockbox:
     def set_aside(self, run: str, out: Path, words: str) -> None:
         """Write down that a run counts no more."""
         self.void.add(run)
-        self._left.pop(out.name, None)
+        self.forget_what_was_left(out)
         self.session.tell("note", text=words, void=run)
 
     # --- a verdict ------------------------------------------------------------------------------------------

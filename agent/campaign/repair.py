@@ -318,11 +318,12 @@ def _trial(
     return runner.run(job)
 
 
-def refuse_what_every_run_meets(session: Session, experiment: int, done: Done) -> None:
+def refuse_what_every_run_meets(session: Session, experiment: int, done: Done, *, checkpoint: bool = False) -> None:
     """A confirming run that found no data, or no room, says nothing of the idea: raises what a search run that died of
-    the same would, so that the campaign pauses and a resume runs it again. Nothing else is answered here."""
+    the same would, so that the campaign pauses and a resume runs it again. Nothing else is answered here.
+    `checkpoint`: it evaluates what another run delivered, and what it does not find may be that alone."""
     diagnosis = done.diagnosis
-    if diagnosis is None or diagnosis.crash_class not in ("data", "resource"):
+    if diagnosis is None or diagnosis.crash_class not in (("resource",) if checkpoint else ("data", "resource")):
         return
     parent = session.recipe_of(session.base_of(experiment))
     response = _response(session, experiment, diagnosis, parent, [], [], most=0)

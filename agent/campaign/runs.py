@@ -95,7 +95,8 @@ class Runner:
         """
         out = self.session.runs_folder / job.key
         before = [run for run in self.session.state.runs.values() if key_of(run) == job.key]
-        finished = next((run for run in reversed(before) if self._holds(run) and not _goes_on(run, before)), None)
+        # what goes on is not asked whether its files are what it left: they are those of a training under way
+        finished = next((run for run in reversed(before) if not _goes_on(run, before) and self._holds(run)), None)
         if finished is not None:
             return self._from_disk(job, finished)
         if early is not None and early.is_pause and any(_paused(run) for run in before):
@@ -214,6 +215,7 @@ class Runner:
             self.session.observer.say(f"  {text}")
             self.session.tell("note", text=text, begun_anew=job.key)
         aside = _out_of_the_way(out)
+        self.session.lockbox.forget_what_was_left(out)
         for weights in (CHECKPOINT, "state"):  # which nothing goes on with any more
             shutil.rmtree(aside / weights, ignore_errors=True)
 
@@ -438,6 +440,8 @@ class Runner:
         summary = record.summary.model_dump(mode="json", exclude_none=True) if record.summary else None
         if diagnosis is not None:
             summary = None
+        if summary is None:
+            self.session.lockbox.forget_what_was_left(record.out)
         told = {} if summary is None else self.session.lockbox.take_in(record)
         for name in ("evaluation", "model"):
             (summary or {}).get("provenance", {}).pop(name, None)

@@ -54,10 +54,11 @@ def _first_part_s(lab: Lab, share: float) -> float:
     return cost.overhead_s + share * cost.train_s + cost.evaluate_s
 
 
-def seconds_to_go_on(lab: Lab) -> float:
-    """Of what is left of a paused training."""
+def seconds_to_go_on(lab: Lab, number: int | None = None) -> float:
+    """Of what is left of a paused training. `number`: whose, where it is known."""
     cost = lab.cost(lab.lead)
-    return cost.total_s - (lab.screen_share or 0.0) * cost.train_s
+    done = 0.0 if number is not None and lab.begins_anew(number) else lab.screen_share or 0.0
+    return cost.total_s - done * cost.train_s
 
 
 def _survivors(lab: Lab, size: int) -> int:

@@ -53,7 +53,7 @@ def search(lab: Lab, evidence: Evidence) -> str:
         if number is None or lab.paused(number):
             _pause_between_ideas(lab)
         reason = why_stop(lab)
-        if number is not None and lab.paused(number) and (why := reason or _cannot_go_on(lab)):
+        if number is not None and lab.paused(number) and (why := reason or _cannot_go_on(lab, number)):
             lab.conclude(number, not_gone_on(lab, evidence, number, why))
             continue
         if number is None:
@@ -94,10 +94,11 @@ def _superseded(lab: Lab, evidence: Evidence, number: int) -> Judgement:
     return Judgement(Verdict("discard", words, None, "screened"), lab.screen(number))
 
 
-def _cannot_go_on(lab: Lab) -> str | None:
-    if last_chance(lab, seconds_to_go_on(lab)):
+def _cannot_go_on(lab: Lab, number: int) -> str | None:
+    needed = seconds_to_go_on(lab, number)
+    if last_chance(lab, needed):
         return "the time is kept for confirming together what was promising so far"
-    return out_of_time(lab, seconds_to_go_on(lab))
+    return out_of_time(lab, needed)
 
 
 def _next(lab: Lab) -> tuple[int | None, str]:

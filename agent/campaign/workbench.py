@@ -199,6 +199,11 @@ class Workbench(Lab):
         in_batch = self._planned(number).get("batch") is not None
         return in_batch and bool(ended) and ended[-1].ended_by == "stop" and ended[-1].reason.startswith(PAUSED)
 
+    def begins_anew(self, number: int) -> bool:
+        started = [run.words for run in self.session.state.experiments[number].attempt if run.words]
+        now = self.session.with_shared_layer(self.recipe_of(number)).signature()
+        return bool(started) and started[-1].recipe_signature != now
+
     def planned_against(self, number: int) -> int:
         return self.session.base_of(number)
 
@@ -508,7 +513,9 @@ class Workbench(Lab):
         self.session.tell("note", text=f"{run.key} is set aside: {why}", set_aside=run.key, why=why)
 
     def again(self, run: Measured, order: Order) -> Done:
-        return self.runner.run(second_look(self.session, run.key, order))
+        done = self.runner.run(second_look(self.session, run.key, order))
+        refuse_what_every_run_meets(self.session, order.experiment, done, checkpoint=True)
+        return done
 
     def calibrated(self, values: dict[str, Any]) -> None:
         """A session that goes on has less time; what was promised before the search stands."""

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nights import BETTER_RATE, NOTHING, Night, fake_launch, forked_launch
+from nights import BETTER_RATE, MACHINE, NOTHING, Night, fake_launch, forked_launch
 
+from agent.campaign.jobs import confirming
 from agent.campaign.lab import CutShort, Order
+from agent.campaign.open import resume
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
+from agent.campaign.screening import seconds_to_go_on
 from agent.campaign.stopping import PAUSED
+from agent.campaign.workbench import Workbench
 from agent.contract import EVAL, SUMMARY
 from agent.errors import TrainingFailed
 from agent.run.request import RunRequest, RunResult
@@ -95,6 +99,84 @@ def test_somebody_elses_sigterm_ends_no_campaign_and_the_run_goes_on(night: Nigh
     assert night.starts()["001-search-s1000"] == "xx"
     assert "  it was ended (SIGTERM) from outside: going on with it" in night.observer.said
     assert night.outcomes()[1:] == [("placebo", "discard")]
+
+
+@pytest.mark.slow
+def test_what_was_paused_before_somebody_ended_it_goes_on_too(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its first part left was told to the journal, and is not what the training left that was ended."""
+    monkeypatch.setenv("FAKE_PACE", "0.25")
+    night.playbook(BETTER_RATE)
+    session, starts = night.open(), 0
+
+    def launcher(request: RunRequest, **keys: Any) -> RunResult:
+        nonlocal starts
+        starts += 1
+        result = forked_launch(request, **keys)
+        return cut(result, by="itself", reason="exit code 0") if starts == 2 else result
+
+    bench = night.bench(session, launcher=launcher, rules=Rules(batch=4, screen_share=0.4))
+    bench.next_idea(batch=0)
+    bench.commit(1)
+    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    assert bench.run(Order(1, "search")).ok
+    assert night.starts() == {"001-search-s1000": "xxx"}
+    assert not night.observer.warnings
+    assert not session.lockbox.void
+
+
+@pytest.mark.slow
+def test_what_a_paused_training_still_takes_is_all_of_it_where_it_begins_anew(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_PACE", "0.25")
+    night.playbook(BETTER_RATE)
+    session = night.open()
+    bench = night.bench(session, launcher=forked_launch, rules=Rules(batch=4, screen_share=0.4))
+    bench.next_idea(batch=0)
+    bench.commit(1)
+    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    monkeypatch.setattr(Workbench, "screen_share", 0.4)
+    cost = bench.cost(bench.lead)
+    assert seconds_to_go_on(bench, 1) == seconds_to_go_on(bench) == pytest.approx(cost.total_s - 0.4 * cost.train_s)
+    session.tell("shared_layer_changed", values={"backend.attention": "eager"}, env={}, why="a fault")
+    assert seconds_to_go_on(bench, 1) == pytest.approx(cost.total_s)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_crash_of_what_was_stopped_before_is_read_back(night: Night, anew: bool) -> None:
+    """`anew`: the layer below has changed its recipe in between, so that it began in a fresh folder."""
+    night.playbook(BETTER_RATE)
+    session, starts = night.open(), 0
+
+    def launcher(request: RunRequest, **keys: Any) -> RunResult:
+        nonlocal starts
+        starts += 1
+        result = forked_launch(request, **keys)
+        if starts == 1:
+            return cut(result, by="stop", reason="stopped by Ctrl-C")
+        (result.out / SUMMARY).unlink()
+        return dataclasses.replace(result, exit_code=1, summary=None, reason="exit code 1")
+
+    bench = night.bench(session, launcher=launcher)
+    bench.next_idea()
+    bench.commit(1)
+    order = Order(1, "candidate")
+    session.stop_request = lambda: "stopped by Ctrl-C" if starts == 1 else None
+    with pytest.raises(CutShort):
+        bench.runner.run(confirming(session, order))
+    session.stop_request = lambda: None
+    if anew:
+        session.tell("shared_layer_changed", values={"backend.attention": "eager"}, env={}, why="a fault")
+    assert not bench.runner.run(confirming(session, order)).ok
+    before = night.starts()
+    session.close()
+    later = resume(
+        night.workspace, None, observer=night.observer, machine=MACHINE, model_cache=night.models,
+        stop_request=lambda: None,
+    )  # fmt: skip
+    assert not night.bench(later).runner.run(confirming(later, order)).ok
+    assert night.starts() == before
+    assert not night.observer.warnings
 
 
 def test_a_run_that_somebody_ends_again_and_again_is_a_crash(night: Night) -> None:

@@ -24,6 +24,7 @@ from nights import (
     forked_launch,
     hypothesis,
     new_night,
+    trick,
 )
 
 from agent.campaign.choose import rank
@@ -669,6 +670,28 @@ def test_a_full_disk_pauses_the_campaign_and_it_goes_on_once_there_is_room(night
     assert night.session.state.status == "paused"
     full.unlink()
     assert night.resume().ideas == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["-again", "holdout-winner"])
+def test_a_disk_that_is_full_while_a_checkpoint_is_evaluated_pauses_the_campaign(night: Night, run: str) -> None:
+    """It would have been a gain that cannot be evaluated again, or a campaign that ends without its holdout."""
+    night.playbook(trick("great", 0.9))
+    full = night.root / "disk-is-full"
+
+    def launcher(request: Any, **keys: Any) -> Any:
+        if run in request.out.name:
+            full.touch()
+        return forked_launch(request, **keys)
+
+    with pytest.raises(ResourceError, match="no space left"):
+        night.start(launcher=launcher, max_experiments=1)
+    assert night.session is not None
+    assert night.session.state.status == "paused"
+    full.unlink()
+    ending = night.resume()
+    assert "suspect" not in night.judged(1).reason
+    assert "winner" in ending.holdout
 
 
 @pytest.mark.slow
