@@ -228,10 +228,10 @@ def _measured_again(state: CampaignState) -> set[int]:
             base = experiment.planned.incumbent if experiment.planned else None
             parts = {part for part in known.get("together") or () if part != base}
             again.update(same)
-            if len(parts) == 1:
-                again |= parts
-            elif kind == "regressed" or (delta is not None and delta <= 0):
+            if kind == "regressed" or (delta is not None and delta <= 0):
                 again |= _inside(state, parts, bases=False)
+            elif len(parts) == 1:
+                again |= parts
         same.append(number)
     return again
 

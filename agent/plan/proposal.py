@@ -12,7 +12,7 @@ from typing import Any
 from agent.errors import RecipeError
 from agent.plan.context import Context
 from agent.plan.fit import build_change, lacking
-from agent.plan.memory import Moves
+from agent.plan.memory import Moves, flat
 from agent.plan.schema import Hypothesis, Variant
 from agent.plan.scoring import answered_by, score_of
 from agent.plan.symptoms import Finding
@@ -122,6 +122,10 @@ def admitted(
             if not lifted:
                 return None, [f"{constraint.key} {short(moves[constraint.key][1])} is ruled out: {constraint.reason}"]
             words.append(lifted)
+    held = {one.key: one.reason for one in context.constraints if one.held_at is not None}
+    if held and all(key in held for key in flat(moves)):  # to the very value that they are held at
+        key = next(iter(flat(moves)))
+        return None, [f"{key} {short(flat(moves)[key][1])} is what runs have already: {held[key]}"]
     try:
         result = change.apply(context.recipe)
     except ChangeRefused as error:

@@ -390,6 +390,7 @@ def test_parts_of_what_was_kept_are_no_near_misses() -> None:
         ([("inconclusive", -0.2, {"advance": True})], set()),
         ([("lead", 0.06, {"advance": True})], {2}),
         ([("lead", 0.06, {"advance": True}), ("inconclusive", -0.2, {"together": [2], "of_lead": True})], set()),
+        ([("lead", 0.06, {"advance": True}), ("regressed", 0.01, {"together": [2], "of_lead": True})], set()),
         ([("underpowered", -0.2, {"advance": True})], {1}),
         ([("inconclusive", -0.2, {"together": [], "recipe_signature": f"{1:016x}"})], set()),
         ([("inconclusive", -0.2, {"together": [], "without": 1, "recipe_signature": f"{1:016x}"})], {1}),
@@ -411,6 +412,15 @@ def test_near_misses_are_told_while_they_are_not_worse_together(kind: str, effec
     parts = [made.idea("promising", effect=0.06) for _ in range(2)]
     made.idea(kind, effect=effect, together=parts, advance=True)
     assert len(told(made.state()).near_misses) == left
+
+
+def test_the_parts_of_a_lead_that_was_worse_on_fresh_seeds_are_no_near_misses() -> None:
+    made = MadeJournal().started().baseline()
+    parts = [made.idea("promising", effect=0.06) for _ in range(2)]
+    lead = made.idea("lead", effect=0.06, together=parts, advance=True)
+    assert {one.number for one in told(made.state()).near_misses} == {*parts, lead}
+    made.idea("regressed", effect=-0.2, together=[lead], of_lead=True)
+    assert told(made.state()).near_misses == ()
 
 
 def test_what_was_built_on_was_not_measured_again() -> None:

@@ -275,6 +275,16 @@ def test_a_limit_learned_from_a_crash_is_respected() -> None:
     )
 
 
+def test_what_moves_only_what_is_held_for_all_runs_is_not_tried_whatever_it_moves_it_to() -> None:
+    free = plan(BOOK, recipe=tiny())
+    moved = {one.values["backend.attention"][1] for one in free.proposals if set(one.values) == {"backend.attention"}}
+    assert moved
+    for held in moved:
+        ranking = plan(BOOK, recipe=tiny(), constraints=[Constraint("backend.attention", "sdpa broke", held_at=held)])
+        assert not any(set(one.values) == {"backend.attention"} for one in ranking.proposals)
+        assert any(f"{held!r} is what runs have already: sdpa broke" in one.reason for one in ranking.skipped)
+
+
 def test_a_schedule_brings_its_constant_rate_comparator() -> None:
     constant = named(plan(BOOK, recipe=tiny()), "lr-exponential", "standard")
     assert constant.comparator is None  # the incumbent is the comparator
