@@ -131,10 +131,13 @@ def again(workspace: Path, journal: Journal, number: int, *, arm: str = ARMS[0],
     )
 
 
-def beside_of(journal: Journal, number: int, recipe: Recipe) -> Beside:
-    """What the campaign would give a run of this experiment's recipe now."""
+def beside_of(journal: Journal, number: int, recipe: Recipe, *, with_keys_of_the_layer: bool = True) -> Beside:
+    """What the campaign would give a run of this experiment's recipe now. Without the layer's keys, of a recipe that is
+    taken as it is, these are not told as given either."""
     state = journal.state()
-    changes, mended = state.shared_changes, _mended(state, number)
+    changes, mended = list(state.shared_changes), _mended(state, number)
+    if not with_keys_of_the_layer:
+        changes = [one.model_copy(update={"values": {}}) for one in changes if one.env]
     notes = [*_about_the_layer(changes, len(changes)), *_about_the_mended(mended)]
     return Beside(state.shared_env, mended, _commit_of(recipe, digests_of(journal)), tuple(notes))
 
@@ -172,11 +175,15 @@ def _with_the_layer(
     values = {key: value for change in layer for key, value in change.values.items()}
     env = {name: value for change in layer for name, value in change.env.items()}
     recipe = with_keys(recipe, values) if values else recipe
-    following = next((one for one in changes if one not in layer), None)
-    if recorded is not None and following is not None and recipe.signature() != recorded.signature:
-        tried = with_step(recipe, Remedy("shared", following.values, following.env, following.why))
+    if recorded is None or recipe.signature() == recorded.signature:
+        return recipe, layer, env
+    # it may have gone on after the change that it had shown to help
+    shown = [one for one in layer if one.run == recorded.key]
+    following = [one for one in changes if one not in layer]
+    for one in [*following[:1], *shown]:
+        tried = with_step(recipe, Remedy("shared", one.values, one.env, one.why))
         if tried.signature() == recorded.signature:
-            return tried, [*layer, following], env
+            return tried, [*layer, *([] if one in layer else [one])], env
     return recipe, layer, env
 
 

@@ -162,7 +162,8 @@ def _beside_run(workspace: Workspace, folder: Path, recipe: Recipe) -> Beside:
     if known is None:
         return NOTHING_BESIDE
     campaign, key = known
-    beside = beside_of(Journal(workspace.journal_path(campaign)), number_in(key), recipe)
+    journal = Journal(workspace.journal_path(campaign))
+    beside = beside_of(journal, number_in(key), recipe, with_keys_of_the_layer=False)
     print_notes(beside)
     return beside
 

@@ -47,7 +47,7 @@ def edit_text(text: str, changes: Mapping[str, Any], *, where: str = "recipe") -
     A key that the text lacks is added at the end of its section (it may so override one inherited by
     `extends`). Raises RecipeError for text with anchors or several documents.
     """
-    expected = _content(text, where=where)
+    given, expected = text, _content(text, where=where)
     edited: dict[str, Any] | None
     try:
         for key, value in changes.items():
@@ -60,7 +60,8 @@ def edit_text(text: str, changes: Mapping[str, Any], *, where: str = "recipe") -
         raise RecipeError(
             "this layout cannot be edited safely",
             where=where,
-            hint="write sections in block style from the first column on, without tags and document marks",
+            hint="write sections in block style from the first column on, without tags and document marks"
+            + ("" if given.endswith("\n") else ", and end the file with a newline"),
         )
     return text
 

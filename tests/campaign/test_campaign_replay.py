@@ -271,6 +271,23 @@ def test_the_run_that_tried_a_change_for_all_runs_is_replayed_with_it(copy: Path
     assert again(copy, journal, 0).recipe.backend.attention == "auto"  # of a run that had it not
 
 
+def test_the_run_that_showed_a_change_for_all_runs_and_went_on_after_it_is_replayed_with_it(copy: Path) -> None:
+    journal = journal_of(copy)
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    tried = with_keys(again(copy, journal, 1).recipe, {"backend.env": {"HSA_ENABLE_SDMA": "0"}})
+    for line in lines:
+        if line.get("run") == "001-search-s1000" and "recipe_signature" in line:
+            line["recipe_signature"] = tried.signature()
+    change = {"kind": "shared_layer_changed", "time": 1.0, "why": "it hung", "env": {"HSA_ENABLE_SDMA": "0"}}
+    change |= {"seq": lines[0]["seq"], "run": "001-search-s1000"}
+    journal.path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, change]))
+    found = again(copy, journal, 1)
+    assert found.recipe.backend.env == {"HSA_ENABLE_SDMA": "0"}
+    assert [note.partition(" (")[0] for note in found.notes] == [
+        "with the campaign's change for all runs, HSA_ENABLE_SDMA: 0"
+    ]
+
+
 def test_a_crash_has_nothing_to_compare_with(said: Said, copy: Path) -> None:
     code, _, err = said("replay", "3", root=copy)
     assert code == 10  # it dies of the same
@@ -314,6 +331,7 @@ def test_what_the_campaign_gave_its_runs_goes_with_its_winner(
     assert request.commit == "c" * 40
     assert "with the campaign's change for all runs, HSA_ENABLE_SDMA: 0 (it hung)" in err
     assert "with checks/verify.py as the campaign has mended it" in err
+    assert ("backend.compile: False" in err) == (command[0] == "train"), "eval takes the run's recipe as it is"
 
 
 def test_what_is_of_no_campaign_is_given_nothing(said: Said, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +351,7 @@ def mended_layer(root: Path) -> None:
     state = journal.state()
     told = [
         {"kind": "shared_layer_changed", "env": {"HSA_ENABLE_SDMA": "0"}, "why": "it hung"},
+        {"kind": "shared_layer_changed", "values": {"backend.compile": False}, "why": "it failed"},
         {
             "kind": "experiment_fixed",
             "experiment": 0,
