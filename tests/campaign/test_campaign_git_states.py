@@ -80,6 +80,7 @@ QUICK = {
 """All states take 15 s on a quiet machine; these are in the default suite."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STATES]
 )

@@ -369,6 +369,7 @@ def compared(ours: float, theirs: float) -> Comparison:
     return compare([scores(ours, seed=1)], [scores(theirs, seed=2), scores(theirs, seed=3)], None)
 
 
+@pytest.mark.slow
 def test_baseline_seeds_that_crash_or_measure_nonsense_are_left_out_now_and_later(night: Night) -> None:
     (night.root / "crash-seeds").write_text("2")
     (night.root / "wrong-seeds").write_text("3")

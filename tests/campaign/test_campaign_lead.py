@@ -372,6 +372,7 @@ def test_an_ideas_commit_starts_at_the_lead_and_makes_one_change(climbed: Night)
     assert "dedup: false" in text
 
 
+@pytest.mark.slow
 def test_the_planner_takes_the_lead_for_a_keep_and_what_confirmed_it_for_no_further_move(climbed: Night) -> None:
     assert climbed.session is not None
     told = {attempt.number: attempt for attempt in attempts(climbed.session)}

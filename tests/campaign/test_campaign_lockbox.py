@@ -155,7 +155,7 @@ FILES: dict[str, tuple[str, Tamper]] = {
 
 @pytest.mark.parametrize(
     "words",
-    some(FILES, "the answer of a row is another one", "the rows are gone", "the verifier is a link to another file"),
+    some(FILES, "the verifier is a link to another file"),
 )
 def test_a_file_that_changes_between_runs_stops_the_campaign(locked: Night, words: str) -> None:
     name, tamper = FILES[words]
@@ -180,6 +180,7 @@ def test_it_stays_stopped_until_the_file_is_back_and_then_goes_on(locked: Night)
     assert locked.resume().kept == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     some(["the answer of a row is another one", "the verifier passes everything"], "the verifier passes everything"),
@@ -206,6 +207,7 @@ def another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yardstick, "_installed", lambda: (1,))  # as a package that comes changes its folder
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("upgrade", "named", "what_to_do"),
     [
@@ -254,6 +256,7 @@ def private_copies(night: Night) -> None:
         loosened(night, path.relative_to(night.root).as_posix())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tamper",
     [
@@ -754,6 +757,7 @@ def test_what_a_run_really_used_is_compared_with_the_start(locked: Night, words:
     assert locked.resume(launcher=Telling(locked, {})).kept == (1,)
 
 
+@pytest.mark.slow
 def test_a_model_whose_weights_were_swapped_between_runs_is_named(locked: Night) -> None:
     def tamper(night: Night) -> None:
         path = night.root / "model/model.safetensors"
@@ -783,6 +787,7 @@ def test_a_file_that_has_come_to_a_model_is_named(locked: Night) -> None:
     nothing_kept(locked)
 
 
+@pytest.mark.slow
 def test_a_file_that_only_the_verifier_knows_of_is_locked_once_it_was_read(locked: Night) -> None:
     (locked.root / "checks/table.json").write_text("{}")
     locked.observer = Between(locked, SEARCH, edit("checks/table.json", lambda _: '{"pass": "all"}'))

@@ -180,6 +180,7 @@ def test_rows_that_the_table_lost_come_back_on_resume(night: Night) -> None:
     assert table.read_text() == lines[0] + edited + lines[1] + lines[3]
 
 
+@pytest.mark.slow
 def test_git_tells_the_story(night: Night) -> None:
     night.playbook(RATE_UP, NOTHING)
     night.start(max_experiments=2)
@@ -454,6 +455,7 @@ def test_a_stopped_campaign_is_paused_and_resumed_with_its_clock(night: Night) -
     assert night.session.clock.consumed_s >= consumed
 
 
+@pytest.mark.slow
 def test_the_end_of_the_budget_ends_a_run_and_the_campaign(night: Night) -> None:
     night.playbook(hypothesis("hangs", 0.9, toggle=["selection.drop_solved"]))
     path = night.root / "recipes" / "test.yaml"
@@ -555,6 +557,7 @@ def test_the_journal_alone_rebuilds_the_table(night: Night) -> None:
     assert all(json.loads(line)["seq"] == place for place, line in enumerate(lines, start=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "line", "fixed"),
     [

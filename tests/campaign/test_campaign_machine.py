@@ -134,6 +134,7 @@ def test_the_kernels_word_on_a_display_is_none_where_nothing_trains_on_a_card(tm
     assert len(faults_in_a_row(told.events(), accelerators=1)) == 1
 
 
+@pytest.mark.slow
 def test_two_gpu_faults_in_a_row_end_the_night_with_its_holdout(night: Night) -> None:
     night.playbook(NOTHING, NO_DEDUP)
     ending = night.start(launcher=breaks_when(lambda request: request.out.name.startswith("00")))

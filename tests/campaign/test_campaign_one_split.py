@@ -285,6 +285,7 @@ def test_the_last_message_says_its_split_and_no_time_that_is_left(night: Night) 
     assert night.session.snapshot().left_s is None
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_predicted_to_take_what_is_left_of_it(night: Night) -> None:
     """Its first start is lost with the agent once six tenths of the budget are spent; a limit is not set by that."""
     with pytest.raises(Dies):

@@ -205,6 +205,7 @@ def test_samples_before_and_after_are_of_the_same_prompts(reported: Night, tmp_p
 # --- while it runs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_leaves_a_report_of_what_was(tmp_path: Path) -> None:
     night = new_night(tmp_path)
     night.playbook(BETTER_RATE, NOTHING)

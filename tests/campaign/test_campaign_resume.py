@@ -106,6 +106,7 @@ DAMAGED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "words"), DAMAGED)
 def test_damage_since_the_last_verdict_is_said_and_what_is_missing_is_done_again(
     cut_short: Night, damage: Callable[[list[str]], list[str]], words: str | None
@@ -118,6 +119,7 @@ def test_damage_since_the_last_verdict_is_said_and_what_is_missing_is_done_again
     assert len(cut_short.git("branch", "--list", "raft/night/exp/*").splitlines()) == 3
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("damage", [without_line(7), in_place_of(7, "rubbish\n")], ids=["missing", "rubbish"])
 def test_damage_before_a_verdict_is_refused_because_the_verdict_rests_on_it(
     cut_short: Night, damage: Callable[[list[str]], list[str]]
@@ -152,6 +154,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("change", "words"), FOREIGN)
 def test_a_journal_that_is_not_this_campaigns_is_refused_and_stays_as_it_is(
     cut_short: Night, change: Callable[[list[str]], list[str]], words: str
@@ -250,6 +253,7 @@ def test_run_goes_on_with_what_was_cut_short_and_with_a_named_one_that_was_pause
         cut_short.resume()
 
 
+@pytest.mark.slow
 def test_run_goes_on_after_a_shutdown_and_after_a_full_disk(cut_short: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_short.stop_request = lambda: "stopped by SIGTERM"
     with pytest.raises(AgentError, match="paused"):
@@ -338,6 +342,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_the_campaign_and_room_lets_it_go_on(tmp_path: Path) -> None:
     night = new_night(tmp_path)
     night.playbook(NOTHING)

@@ -93,6 +93,7 @@ def test_nothing_is_screened_where_the_trainer_does_not_measure_on_the_way() -> 
     assert not worth_screening(lab, evidence)
 
 
+@pytest.mark.slow
 def test_no_more_is_paused_than_the_disk_has_room_for(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     night.playbook(NOTHING)
     night.start(max_experiments=1)

@@ -85,6 +85,7 @@ def some(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
     return [value if value in list(quick) else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", some(EDITS, ["rows deleted"]))
 def test_what_a_person_does_to_it_stays_and_all_rows_are_there(night: Night, how: str) -> None:
     path = night.workspace.results

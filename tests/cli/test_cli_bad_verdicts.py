@@ -10,6 +10,7 @@ from agent.ledger.workspace import Workspace
 register()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [

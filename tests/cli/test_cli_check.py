@@ -91,6 +91,8 @@ def test_what_others_extend_is_never_edited(
 ) -> None:
     on(LAPTOP, monkeypatch)
     tiny = (workspace.recipes / "tiny-addition.yaml").read_text()
+    for path in workspace.recipes.glob("*.yaml"):
+        path.unlink()
     (workspace.recipes / "base.yaml").write_text(tiny.replace("search_prompts: ", "search_prompts: &n ", 1))
     assert run(["check"]) == 3
     (workspace.recipes / "child.yaml").write_text("extends: base.yaml\nseed: 7\n")

@@ -38,6 +38,7 @@ def crashed(workspace: Workspace, crash_class: str) -> Path:
     return out
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("crash_class", CRASH_CLASSES)
 def test_a_crash_has_the_words_of_its_class(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], crash_class: str

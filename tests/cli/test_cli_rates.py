@@ -143,6 +143,7 @@ def test_a_recipe_is_shown_with_its_own_schedule_and_cycles(workspace: Workspace
     assert beside["exp 0.85"]["mean"] == found["schedules"]["recipe"]["mean"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("width", [20, 80])
 def test_nothing_is_wider_than_the_terminal(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said

@@ -98,6 +98,7 @@ def run_and_kill(script: str, *arguments: str, after_s: float) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_every_line_that_was_reported_is_there_after_a_kill(tmp_path: Path) -> None:
     """The child reports n when event n is written, -n when row n is."""
     rng = random.Random(0)

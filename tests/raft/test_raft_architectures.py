@@ -46,6 +46,7 @@ def requests(policy: Policy, samples: int) -> list[Request]:
     return [Request(policy.tokenizer.encode(text), samples, seed) for seed, text in enumerate(QUESTIONS)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_greedy_completions_are_those_of_generate(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     policy = load(folders[kind], tmp_path)
@@ -60,6 +61,7 @@ def test_greedy_completions_are_those_of_generate(folders: dict[str, Path], tmp_
         assert mine[0].entropies == pytest.approx(reference[0].entropies, abs=2e-4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_log_probabilities_are_those_of_a_plain_forward_pass(
     folders: dict[str, Path], tmp_path: Path, kind: str
@@ -215,6 +217,7 @@ def test_eager_attention_gives_the_same_numbers(folders: dict[str, Path], tmp_pa
         assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_what_else_is_in_flight_changes_nothing(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Any number of slots, alone or together. A token may differ only where logits that are up to 1e-4 apart would draw

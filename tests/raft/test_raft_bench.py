@@ -129,6 +129,7 @@ def test_the_recorder_counts_a_training_step_as_the_formula_does() -> None:
     assert recorder.attention_flops == 3 * (2 + 5) * 2 * 49 * 8
 
 
+@pytest.mark.slow
 def test_the_learner_does_the_operations_that_are_counted_as_useful(policy: Policy) -> None:
     learner = small_recipe({"learner": {"packing": False}}).learner
     sample = TrainingSample(prompt=[3, 4, 5, 6], completion=[7, 8, 0], logprobs=[-1.0, -1.0, -1.0])

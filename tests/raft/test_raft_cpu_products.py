@@ -78,6 +78,7 @@ def test_a_layer_and_its_gradients_are_those_of_torch(
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("lora", [{}, {"rank": 4, "alpha": 8.0}], ids=["all weights", "adapters"])
 @pytest.mark.parametrize(
     "kind",

@@ -669,6 +669,7 @@ def in_process(recipe: Recipe, out: Path, cache: Path, **options: Any) -> Worker
     return Worker(argparse.Namespace(**{**usual, **options}), Pulse(out))
 
 
+@pytest.mark.slow
 def test_answers_of_an_evaluation_can_be_read_as_they_come(
     model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: None
 ) -> None:

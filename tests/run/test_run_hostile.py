@@ -238,6 +238,7 @@ def test_what_runs_beside_it_is_left_alone(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_its_family_is_what_is_below_its_leash(tmp_path: Path) -> None:
     seen: list[tuple[set[int], set[int]]] = []
 

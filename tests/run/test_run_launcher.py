@@ -214,6 +214,7 @@ def test_a_trainer_that_was_killed_is_out_of_memory_unless_the_kernels_counters_
     assert unreadable.crash_class == "oom"
 
 
+@pytest.mark.slow
 def test_a_hang_is_seen_and_the_log_says_where_it_hung(tmp_path: Path) -> None:
     result = run(tmp_path, "hung", watchdog=Watchdog(QUICK), grace_s=0.3)
     assert result.ended_by == "hang"
@@ -352,6 +353,7 @@ def test_too_little_memory_ends_it_before_the_kernel_does(tmp_path: Path) -> Non
     assert triage(evidence_of(result)).crash_class == "oom"
 
 
+@pytest.mark.slow
 def test_a_training_that_takes_memory_without_end_is_ended_at_the_floor(tmp_path: Path) -> None:
     """It would take 3 GiB; half a GiB is left above the floor."""
     result = run(tmp_path, "eats", memory_floor_gb=memory().available - 0.5)

@@ -254,6 +254,7 @@ def test_one_message_that_could_not_be_sent_is_not_the_end_of_all(
     assert "secret" not in " ".join(warnings)
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     code = (
         "import os,signal,subprocess,sys,time;signal.signal(signal.SIGTERM,signal.SIG_IGN);"

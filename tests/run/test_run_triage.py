@@ -72,6 +72,7 @@ def corpus() -> list[dict[str, object]]:
     return [{key: row[key] for key in ("log", "exit_code", "label")} for row in rows]  # never subtype or fix
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "change", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("200 ") else name for name in CHANGES]
 )
@@ -88,6 +89,7 @@ def test_the_corpus_is_classified_whatever_stands_around_it(change: str) -> None
     assert 1 - sum(wrong.values()) / len(rows) >= FLOOR, dict(wrong)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("change", log_noise.NOISE)
 @pytest.mark.parametrize("name", TAILS)
 def test_noise_does_not_change_the_class_of_our_own_tails(name: str, change: str) -> None:

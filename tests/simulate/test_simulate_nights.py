@@ -128,6 +128,7 @@ def test_a_recipe_has_one_idea_of_those_that_set_the_same() -> None:
     assert (lab.tried[together].recipe, lab.tried[together].together) == ({0, 2}, (first,))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_night_is_the_same_for_the_same_seed_and_another_for_another(policy: str) -> None:
     first = one_night(plan(SHORT, policy), 3)
@@ -185,6 +186,7 @@ def test_nights_without_any_effect_keep_something_in_one_of_twenty_at_most() -> 
     assert sum(one_night(plan(NULL, "greedy"), seed).false > 0 for seed in range(20)) > 10
 
 
+@pytest.mark.slow
 def test_a_large_effect_is_found_in_most_nights() -> None:
     large = Mix("large", "two of ten ideas help a lot", ideas=10, planted=2, gain=2.5, runs=None)
     result = sum_up(plan(large), [one_night(plan(large), seed) for seed in range(12)])

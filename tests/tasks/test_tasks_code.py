@@ -50,6 +50,7 @@ def test_right_code_passes_however_it_is_wrapped(response: str) -> None:
     assert (verdict.passed, verdict.formatted, verdict.near, verdict.score) == (True, True, False, 1.0)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("response", "formatted", "near", "note"),
     [
@@ -150,6 +151,7 @@ def human_eval(question: str = BEGUN, **fields: object) -> Example:
     return Example("HumanEval/0", question, "", tests=CHECK, row={"entry_point": "total", **fields})
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "response",
     [
@@ -175,6 +177,7 @@ def test_a_begun_function_may_be_continued_or_written_anew(response: str) -> Non
     assert (verdict.passed, verdict.note) == (True, None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("response", "formatted", "near", "note"),
     [
@@ -226,6 +229,7 @@ def test_a_row_that_only_speaks_of_the_function_is_as_before() -> None:
 THREE = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(2, 2) == 4\n"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("code", "tests", "share"),
     [

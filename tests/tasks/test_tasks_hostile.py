@@ -142,6 +142,7 @@ def test_the_list_is_as_long_as_it_is_said_to_be() -> None:
     assert sum(program.group == "forged" for program in PROGRAMS) >= 70
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_a_hostile_program_is_contained_and_scores_nothing(pool: Pool, world: World, program: Hostile) -> None:
     outcome = attacked(pool, world, program)

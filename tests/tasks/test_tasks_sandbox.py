@@ -174,6 +174,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["direct", *(pytest.param(way, marks=pytest.mark.slow) for way in ("none", "bwrap"))])
 def test_nothing_outlives_a_worker_that_is_killed(sandbox: Sandbox, way: str) -> None:
     if way == "bwrap" and shutil.which("bwrap") is None:

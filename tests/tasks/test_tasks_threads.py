@@ -44,6 +44,7 @@ KINDS: list[tuple[dict[str, Any], str, Example, str]] = [
 """
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("settings", "right", "row", "wrong"), KINDS, ids=[kind[0]["kind"] for kind in KINDS])
 def test_every_kind_verifies_and_keeps_its_limit_in_a_thread(
     settings: dict[str, Any],
