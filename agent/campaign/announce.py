@@ -61,7 +61,10 @@ def announce_together(
         what, claim = f"promising {names}", f"What {names} {helps}, and others can build on it."
         why = "promising, and run once more before others build on it: there is no time to confirm it alone"
     elif of_lead:
-        what, claim = f"what led, {names}", f"What {names} have beyond the incumbent helps."
+        what, claim = (
+            f"what led, {names}",
+            f"What {names} {'have' if len(parts) > 1 else 'has'} beyond the incumbent helps.",
+        )
         why = "built on without a verdict, and to be confirmed now"
     proposal = _put_together(whole, moves, hypothesis="together", what=what, claim=claim, why=why)
     together = list(dict.fromkeys([*brought, *parts]))

@@ -208,7 +208,7 @@ def _told(lab: Lab, untrained: Measured, runs: Sequence[Measured], night: NightP
         f"{path} ({lab.evaluation.metric}, {span_of(gain, numbers)}), {spread} over {len(runs)} "
         f"seed{'s' if len(runs) > 1 else ''}"
     )
-    lab.say(f"{shown}about {night.ideas} ideas fit, {duration(lab.clock.left_s)} left")
+    lab.say(f"{shown}about {lab.ideas_that_fit()} ideas fit, {duration(lab.clock.left_s)} left")
     _warn_of_a_blunt_yardstick(lab, baseline, smallest)
     if smallest is not None and noise is not None:
         _warn_of_a_small_holdout(lab, baseline, noise, smallest)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from agent import __version__
-from agent.campaign.comparison import quantile
+from agent.campaign.comparison import quantile, wilson
 from agent.campaign.decided import comparison_from
 from agent.campaign.delivered import Delivered
 from agent.campaign.headline import holdout_says, kept_in, span
@@ -221,13 +221,6 @@ def _of_rows(folders: Sequence[Path], split: str, arm: str, recipe: Recipe, valu
     if numbers.rate:
         low, high = (max(0.0, low), min(1.0, high)) if half else wilson(value, n)
     return Measured(arm, split, shown, f"{numbers.value(low)} to {numbers.value(high)}", n)
-
-
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """95% interval of a rate by its score (Wilson 1927), for prompts that all came out alike and so show no spread."""
-    z2 = quantile(0.975, math.inf) ** 2
-    middle, half = rate + z2 / (2 * n), math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))
-    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
 
 
 def _numbers(what: Delivered) -> Numbers:

@@ -265,6 +265,10 @@ class Lab(abc.ABC):
         by_wish = float("inf") if self.max_experiments is None else self.max_experiments - len(self.outcomes()) - 1
         return int(max(0.0, min(self._affordable(), by_wish, MANY_IDEAS)))
 
+    def ideas_that_fit(self) -> int:
+        """By the time that is left, as the stop rule has it."""
+        return int(max(0.0, min(self._affordable(), MANY_IDEAS)))
+
     def confirmations_to_come(self) -> float:
         """How many are expected after the one at hand: of ideas that do nothing the filter lets its level through, as
         long as they are confirmed one by one; then the lead, and what was missed."""

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.campaign.comparison import Comparison, RunNoise, quantile
+from agent.campaign.comparison import Comparison, RunNoise, quantile, wilson
 from agent.campaign.decided import comparison_from
 from agent.campaign.stairs import key_of, no_more, number_in
 from agent.contract import HELD_OUT, UNTRAINED
@@ -84,11 +84,21 @@ def _metrics(
         values = [value for run in runs if _is_of(run, name, number, split) for value in _values(run, split)]
         known = told.get(split)
         if known and known.get("runs") == len(values):
-            found[split] = Estimate(known["value"], known["low"], known["high"])
+            found[split] = _told_estimate(known, by.prompts.get(split), by.metric)
         elif values:
             noisy = None if name == UNTRAINED else by.noise
             found[split] = _estimate(values, by.prompts.get(split), noisy, by.metric, trained=name != UNTRAINED)
     return found
+
+
+def _told_estimate(known: Mapping[str, float], prompts: int | None, metric: str) -> Estimate:
+    """A rate's ends lie between 0 and 1; where all prompts came out alike, their number tells how far that goes."""
+    value, low, high = known["value"], known["low"], known["high"]
+    if metric not in RATES:
+        return Estimate(value, low, high)
+    if low == high and prompts and 0 <= value <= 1:
+        low, high = wilson(value, prompts)
+    return Estimate(value, max(0.0, low), min(1.0, high))
 
 
 def _values(run: Run, split: str) -> Iterator[float]:
@@ -127,6 +137,8 @@ def _estimate(
         return Estimate(mean)
     between = noise.sigma**2 / runs if noise else 0.0
     total = within + between
+    if total == 0 and prompts:
+        return Estimate(mean, *wilson(mean, prompts))
     df = float(MANY)
     if noise and between > 0:
         df = max(1.0, total**2 / (between**2 / noise.df + within**2 / max(1, (prompts or 2) - 1)))

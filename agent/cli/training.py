@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +96,7 @@ def evaluate(
     if what and kind_of_path(folder) == "folder":
         beside = folder.absolute().parent / RECIPE
         if recipe is None and not beside.is_file():
-            raise UsageError(f"{what} has no {RECIPE} beside it", hint="name the recipe: --recipe tiny-addition")
+            raise UsageError(f"{what} has no {RECIPE} beside it", hint=_recipe_of_an_export(workspace, folder))
         file = workspace.root / recipe_path(workspace, recipe) if recipe else beside
         target, label = str(folder.absolute()), f"eval-{folder.absolute().parent.name}"
     else:
@@ -149,6 +151,22 @@ def _winner(workspace: Workspace) -> tuple[Recipe, str, float, Beside]:
     beside = beside_of(journal, incumbent, recipe)
     print_notes(beside)
     return session.with_shared_layer(recipe), f"best-{name}", session.cost(recipe).train_s, beside
+
+
+def _recipe_of_an_export(workspace: Workspace, folder: Path) -> str:
+    """A hint: the recipe of the run that an exported folder came from, where that is there."""
+    from agent.campaign.export_folder import MANIFEST
+    from agent.contract import RECIPE
+
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        told = dict(json.loads((folder / MANIFEST).read_bytes()).items())
+    campaign, run = told.get("campaign"), told.get("run")
+    if isinstance(campaign, str) and isinstance(run, str) and campaign in workspace.campaign_names():
+        recipe = workspace.runs_folder(campaign) / run / RECIPE
+        if recipe.is_file():
+            return f"it was exported from {run}: --recipe {workspace.relative(recipe)}"
+    return "name the recipe: --recipe tiny-addition"
 
 
 def _beside_run(workspace: Workspace, folder: Path, recipe: Recipe) -> Beside:

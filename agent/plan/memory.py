@@ -394,7 +394,7 @@ class Record:
         total = sum(weight for _, weight in closed)
         count = sum(attempt.outcome == "keep" for attempt, _ in closed)
         rate = (1 + kept) / (2 + total)
-        return 0.5 + rate, f"{axis}: {count} of {len(closed)} tries kept"
+        return 0.5 + rate, f"{axis}: {count} of {len(closed)} tries kept or led"
 
     def _fruitless_factor(self, axis: str) -> tuple[float, str]:
         row = 0

@@ -17,7 +17,7 @@ from agent.plan.schema import Hypothesis, Variant
 from agent.plan.scoring import answered_by, score_of
 from agent.plan.symptoms import Finding
 from agent.recipe.change import LR_SCHEDULE, Change, ChangeRefused, short
-from agent.recipe.files import with_keys
+from agent.recipe.files import get_key, with_keys
 from agent.recipe.schema import Recipe
 
 SUBJECT_LENGTH = 100
@@ -105,6 +105,9 @@ def _propose(hypothesis: Hypothesis, variant: Variant, context: Context) -> tupl
     ), ""
 
 
+CAP = "selection.max_per_prompt"
+
+
 def admitted(
     change: Change, moves: Moves, answered: Sequence[Finding], context: Context
 ) -> tuple[Recipe | None, list[str]]:
@@ -130,6 +133,9 @@ def admitted(
         result = change.apply(context.recipe)
     except ChangeRefused as error:
         return None, [error.message]
+    samples = context.recipe.rollout.samples_per_prompt
+    if set(flat(moves)) == {CAP} and min(get_key(context.recipe, CAP), get_key(result, CAP)) >= samples:
+        return None, [f"changes nothing: a prompt has {samples} samples, and no more can be kept of it"]
     if result.signature() in context.tried:
         return None, [f"the same recipe again: {context.tried[result.signature()]}"]
     return result, words

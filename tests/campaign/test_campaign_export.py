@@ -13,8 +13,9 @@ import pytest
 import yaml
 from nights import MACHINE, Night, forked_launch
 
+from agent.campaign.comparison import wilson
 from agent.campaign.delivered import Delivered, best_run, on_select
-from agent.campaign.export import _gains, _is_holdout, _limits, _provisional, lineage, wilson
+from agent.campaign.export import _gains, _is_holdout, _limits, _provisional, lineage
 from agent.campaign.export_folder import MANIFEST, building, close, refuse_target
 from agent.campaign.recipes import loaded, texts_of
 from agent.campaign.stairs import key_of

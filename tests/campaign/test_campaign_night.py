@@ -19,6 +19,7 @@ from agent.campaign.decided import comparison_from
 from agent.campaign.headline import ruled_out_words
 from agent.campaign.near_misses import MOST_SEEDS, further_seeds
 from agent.campaign.night import night_of
+from agent.campaign.night_arms import Yardstick, arms_of
 from agent.campaign.night_steps import bounds_by_axis
 from agent.campaign.night_time import SLICES, time_slices
 from agent.campaign.replay import runs_of
@@ -267,6 +268,24 @@ def test_a_campaign_that_goes_on_after_its_end_says_what_the_holdout_said_and_no
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "low", "high"),
+    [({"value": 0.04, "low": -0.065, "high": 0.15}, 0.0, 0.15), ({"value": 0.0, "low": 0.0, "high": 0.0}, 0.0, 0.0188)],
+)
+def test_an_arms_interval_is_one_of_a_rate(told: dict[str, float], low: float, high: float) -> None:
+    """None of 200 prompts does not prove that there is none at all (Wilson's interval)."""
+    made = MadeJournal().started().baseline()
+    for line in made.lines:
+        if line["kind"] == "experiment_judged":
+            line["numbers"]["arms"] = {"0": {"search": {**told, "runs": 3}}}
+    state = made.state()
+    (baseline,) = [
+        arm for arm in arms_of(state, 0, Yardstick("pass_rate", False, {"search": 200}, None)) if arm.name == "baseline"
+    ]
+    found = baseline.metrics["search"]
+    assert (found.low, found.high) == (low, pytest.approx(high, abs=1e-4))
 
 
 def test_the_staircase_in_the_metrics_own_direction() -> None:

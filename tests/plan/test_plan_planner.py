@@ -285,6 +285,14 @@ def test_what_moves_only_what_is_held_for_all_runs_is_not_tried_whatever_it_move
         assert any(f"{held!r} is what runs have already: sdpa broke" in one.reason for one in ranking.skipped)
 
 
+@pytest.mark.parametrize(("samples", "cap", "tried"), [(2, 4, set()), (4, 4, {"fewer"}), (8, 4, {"more", "fewer"})])
+def test_no_more_samples_are_kept_than_a_prompt_has(samples: int, cap: int, tried: set[str]) -> None:
+    recipe = tiny(rollout__samples_per_prompt=samples, selection__max_per_prompt=cap)
+    ranking = plan(BOOK, recipe=recipe)
+    moved = {one.variant for one in ranking.proposals if set(one.values) == {"selection.max_per_prompt"}}
+    assert moved & {"more", "fewer"} == tried
+
+
 def test_a_schedule_brings_its_constant_rate_comparator() -> None:
     constant = named(plan(BOOK, recipe=tiny()), "lr-exponential", "standard")
     assert constant.comparator is None  # the incumbent is the comparator
