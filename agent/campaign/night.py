@@ -23,6 +23,7 @@ from agent.campaign.night_runs import MOST_BYTES, RunFolders, curves_of, gone, s
 from agent.campaign.night_steps import counts_of, crashes_of, ruled_out_of, steps_of
 from agent.campaign.night_time import time_slices
 from agent.campaign.night_verdict import verdict_of
+from agent.campaign.stairs import key_of, no_more
 from agent.campaign.standing import standing_of
 from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
@@ -216,12 +217,30 @@ def reproduce(state: CampaignState, name: str, winner: int, standing: Standing) 
     return tuple(found)
 
 
+def _baselines_without_a_step(state: CampaignState) -> list[str]:
+    """Keys of the baseline's runs, where none of them was trained."""
+    void = no_more(state)
+    steps = {
+        str(key_of(run)): run.finished.summary.get("optimizer_steps")
+        for run in state.runs.values()
+        if run.words and run.words.role == "baseline" and run.words.arm is None and run.id not in void
+        and run.finished and run.finished.summary
+    }  # fmt: skip
+    return list(steps) if steps and all(taken == 0 for taken in steps.values()) else []
+
+
 def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ...]:
     found = []
     missing = gone(state, folders.root) if folders else 0
     if missing:
         what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
         found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
+    idle = _baselines_without_a_step(state)
+    if idle:
+        found.append(
+            f"the baseline took no optimizer step: nothing was trained, and its runs are alike for that reason alone; "
+            f"raft-agent diagnose {idle[0]} looks for the cause"
+        )
     if state.unknown:
         lines = "line is" if state.unknown == 1 else "lines are"
         found.append(f"of the journal {state.unknown} {lines} of a newer version: what it says there is not in here")

@@ -169,6 +169,33 @@ def _is_number(text: str) -> bool:
 
 
 MOST_HELD_OUT = {"select": 64, "search": 128, "confirm": 128, "holdout": 128}
+FEW_HELD_OUT = 50
+"""Held-out prompts a split below which one run's luck with its prompts is some 7 points and more (the standard error of
+a rate of one half)."""
+
+
+def warning_of_few(data: Path) -> str | None:
+    """What a file with few questions cannot do, where it is such a one."""
+    rows = read_rows(data)
+    questions, sizes = _splits(rows)
+    if sum(sizes.values()) >= questions:
+        return (
+            f"{data.name} has {questions} different question{'s' if questions > 1 else ''}, which are too few to hold "
+            "some out in four splits and to train on the rest: a campaign will refuse them"
+        )
+    if sizes["search"] < FEW_HELD_OUT:
+        return (
+            f"{data.name} has {questions} different questions, so each split holds {sizes['search']} out: only very "
+            f"large differences will be told from chance; from {10 * FEW_HELD_OUT} questions on it gets better"
+        )
+    return None
+
+
+def _splits(rows: Rows) -> tuple[int, dict[str, int]]:
+    """(different questions, held-out prompts by split)."""
+    questions = len(set(rows.texts("question")))  # a question is in one split only
+    held_out = max(2, questions // 10)
+    return questions, {name: min(most, held_out) for name, most in MOST_HELD_OUT.items()}
 
 
 def _lengths_and_splits(rows: Rows) -> str:
@@ -180,9 +207,7 @@ def _lengths_and_splits(rows: Rows) -> str:
     total = max(1024, answer + 2 * asked)
     rollout = f"rollout:\n  max_new_tokens: {answer}\n"
     rollout += f"  max_total_sequence_length: {total}\n" if total > 1024 else ""
-    questions = len(set(rows.texts("question")))  # a question is in one split only
-    held_out = max(2, questions // 10)
-    sizes = {name: min(most, held_out) for name, most in MOST_HELD_OUT.items()}
+    questions, sizes = _splits(rows)
     left = questions - sum(sizes.values())
     if 0 < left < Rollout().prompts_per_cycle:
         rollout += f"  prompts_per_cycle: {left}  # all that are left to train on, each once a cycle\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agent.cli.app import app
-from agent.cli.own_recipe import own_recipe
+from agent.cli.own_recipe import own_recipe, warning_of_few
 from agent.cli.shared import here, model_cache, print_json, recipe_path
 from agent.errors import AgentError, UsageError
 from agent.text import one_line
@@ -42,6 +42,8 @@ def init(
     print(f"workspace {root}: {len(created.written)} files written, {len(created.kept)} kept as they were")
     if created.commit:
         print(f"  a git repository with one commit, {created.commit[:12]}")
+    if data is not None and (few := warning_of_few(data)):
+        print(f"warning: {few}", file=sys.stderr)
     if created.next_step:
         print(f"  next: {created.next_step}")
     name = "main" if extra else "tiny-addition"

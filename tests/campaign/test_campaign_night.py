@@ -270,6 +270,16 @@ def test_a_campaign_that_goes_on_after_its_end_says_what_the_holdout_said_and_no
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("steps", "warned"), [((0, 0, 0), 1), ((0, 4, 0), 0), ((None, None, None), 0)])
+def test_a_baseline_that_trained_nothing_is_said(steps: tuple[int | None, ...], warned: int) -> None:
+    made = MadeJournal().started().baseline()
+    ended = [line for line in made.lines if line["kind"] == "run_finished" and line["run"].startswith("baseline-")]
+    for line, taken in zip(ended, steps, strict=True):
+        line["summary"]["optimizer_steps"] = taken
+    warnings = told(made.state()).warnings
+    assert sum("raft-agent diagnose baseline-s1 looks for the cause" in words for words in warnings) == warned
+
+
 @pytest.mark.parametrize(
     ("told", "low", "high"),
     [({"value": 0.04, "low": -0.065, "high": 0.15}, 0.0, 0.15), ({"value": 0.0, "low": 0.0, "high": 0.0}, 0.0, 0.0188)],

@@ -273,6 +273,25 @@ def test_init_asks_no_row_twice_a_cycle(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (5, "my.jsonl has 5 different questions, which are too few to hold some out in four splits"),
+        (60, "my.jsonl has 60 different questions, so each split holds 6 out: only very large differences"),
+        (500, ""),
+    ],
+)
+def test_init_says_what_few_rows_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.jsonl").write_text("".join(f'{{"question": "what is {n}?", "answer": "{n}"}}\n' for n in range(rows)))
+    assert run(["init", "ws", "--data", "my.jsonl", "--model", "builtin:tiny"]) == 0
+    warned = capsys.readouterr().err
+    assert words in warned
+    assert ("warning: " in warned) == bool(words)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "no rows"),
