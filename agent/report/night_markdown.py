@@ -139,7 +139,7 @@ def _near_misses(night: Night) -> Iterator[str]:
 
 def _further(seeds: int | None, seconds: float | None) -> str:
     if seeds is None:
-        return "no affordable number of seeds"
+        return "out of reach"
     took = f" ({duration(seconds)})" if seconds is not None else ""
     return f"{seeds} further seed{'s' if seeds > 1 else ''} an arm{took}"
 
