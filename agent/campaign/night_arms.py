@@ -21,6 +21,7 @@ from agent.campaign.stairs import key_of, no_more, number_in
 from agent.contract import HELD_OUT, UNTRAINED
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Arm, Estimate, Gain
+from agent.report.numbers import finite
 
 RATES = ("pass_rate", "pass_at_k")
 MANY = 1000
@@ -91,10 +92,12 @@ def _metrics(
     return found
 
 
-def _told_estimate(known: Mapping[str, float], prompts: int | None, metric: str) -> Estimate:
+def _told_estimate(known: Mapping[str, Any], prompts: int | None, metric: str) -> Estimate:
     """A rate's ends lie between 0 and 1; where all prompts came out alike, their number tells how far that goes."""
     value, low, high = known["value"], known["low"], known["high"]
-    if metric not in RATES:
+    if (
+        metric not in RATES or finite(low) is None or finite(high) is None
+    ):  # of a single prompt nothing tells the spread
         return Estimate(value, low, high)
     if low == high and prompts and 0 <= value <= 1:
         low, high = wilson(value, prompts)

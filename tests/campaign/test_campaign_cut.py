@@ -16,6 +16,7 @@ from agent.campaign.open import resume
 from agent.campaign.rules import Rules
 from agent.campaign.runs import Runner
 from agent.campaign.screening import seconds_to_go_on
+from agent.campaign.session import Session
 from agent.campaign.stopping import PAUSED
 from agent.campaign.workbench import Workbench
 from agent.contract import EVAL, SUMMARY
@@ -101,6 +102,15 @@ def test_somebody_elses_sigterm_ends_no_campaign_and_the_run_goes_on(night: Nigh
     assert night.outcomes()[1:] == [("placebo", "discard")]
 
 
+def screened(night: Night, session: Session, launcher: Callable[..., RunResult]) -> Workbench:
+    """The first idea has had its first part, and waits."""
+    bench = night.bench(session, launcher=launcher, rules=Rules(batch=4, screen_share=0.4))
+    bench.next_idea(batch=0)
+    bench.commit(1)
+    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    return bench
+
+
 @pytest.mark.slow
 def test_what_was_paused_before_somebody_ended_it_goes_on_too(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its first part left was told to the journal, and is not what the training left that was ended."""
@@ -114,10 +124,7 @@ def test_what_was_paused_before_somebody_ended_it_goes_on_too(night: Night, monk
         result = forked_launch(request, **keys)
         return cut(result, by="itself", reason="exit code 0") if starts == 2 else result
 
-    bench = night.bench(session, launcher=launcher, rules=Rules(batch=4, screen_share=0.4))
-    bench.next_idea(batch=0)
-    bench.commit(1)
-    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    bench = screened(night, session, launcher)
     assert bench.run(Order(1, "search")).ok
     assert night.starts() == {"001-search-s1000": "xxx"}
     assert not night.observer.warnings
@@ -131,10 +138,7 @@ def test_what_a_paused_training_still_takes_is_all_of_it_where_it_begins_anew(
     monkeypatch.setenv("FAKE_PACE", "0.25")
     night.playbook(BETTER_RATE)
     session = night.open()
-    bench = night.bench(session, launcher=forked_launch, rules=Rules(batch=4, screen_share=0.4))
-    bench.next_idea(batch=0)
-    bench.commit(1)
-    assert (bench.screen(1).ended_early or "").startswith(PAUSED)
+    bench = screened(night, session, forked_launch)
     monkeypatch.setattr(Workbench, "screen_share", 0.4)
     cost = bench.cost(bench.lead)
     assert seconds_to_go_on(bench, 1) == seconds_to_go_on(bench) == pytest.approx(cost.total_s - 0.4 * cost.train_s)

@@ -77,6 +77,11 @@ def test_the_winner_is_the_checkpoint_that_the_end_has_chosen(said: Said, copy: 
     assert key_of(best_run(judged.root, state, 0)).startswith("baseline-")
     assert lineage(state, 2) == [1, 2]
     assert "measure it: raft-agent eval model --recipe .raft/runs/night/001-confirm-s1100/recipe.yaml" in out
+    code, _, err = said("eval", "model")
+    assert (code, "exported from 001-confirm-s1100: --recipe .raft/runs/night/001-confirm-s1100/rec" in err) == (
+        2,
+        True,
+    )
 
 
 @pytest.mark.slow

@@ -282,9 +282,14 @@ def test_a_baseline_that_trained_nothing_is_said(steps: tuple[int | None, ...], 
 
 @pytest.mark.parametrize(
     ("told", "low", "high"),
-    [({"value": 0.04, "low": -0.065, "high": 0.15}, 0.0, 0.15), ({"value": 0.0, "low": 0.0, "high": 0.0}, 0.0, 0.0188)],
+    [
+        ({"value": 0.04, "low": -0.065, "high": 0.15}, 0.0, 0.15),
+        ({"value": 0.0, "low": 0.0, "high": 0.0}, 0.0, 0.0188),
+        ({"value": 1.0, "low": None, "high": None}, None, None),
+        ({"value": 1.0, "low": -math.inf, "high": math.inf}, -math.inf, math.inf),
+    ],
 )
-def test_an_arms_interval_is_one_of_a_rate(told: dict[str, float], low: float, high: float) -> None:
+def test_an_arms_interval_is_one_of_a_rate(told: dict[str, float], low: float | None, high: float | None) -> None:
     """None of 200 prompts does not prove that there is none at all (Wilson's interval)."""
     made = MadeJournal().started().baseline()
     for line in made.lines:
@@ -295,7 +300,7 @@ def test_an_arms_interval_is_one_of_a_rate(told: dict[str, float], low: float, h
         arm for arm in arms_of(state, 0, Yardstick("pass_rate", False, {"search": 200}, None)) if arm.name == "baseline"
     ]
     found = baseline.metrics["search"]
-    assert (found.low, found.high) == (low, pytest.approx(high, abs=1e-4))
+    assert (found.low, found.high) == (low, None if high is None else pytest.approx(high, abs=1e-4))
 
 
 def test_the_staircase_in_the_metrics_own_direction() -> None:

@@ -196,6 +196,7 @@ def test_a_fall_of_an_arm_half_of_whose_peaks_are_at_the_end_is_not_tested(study
 
 def test_programs_are_told_too(study: Study, tmp_path: Path) -> None:
     told = as_json(analysed(study, tmp_path / "r.jsonl", LEVEL, LEVEL, RISING, LEVEL))
+    assert told["of_several_versions"] == []
     assert [arm["late_fall_unmeasured"] for arm in told["arms"]] == [None, None, "peak at the end", None]
     first, second = (one["differences"] for one in told["comparisons"])
     assert (first["late_fall"]["unmeasured"], second["late_fall"]["unmeasured"]) == (None, "peak at the end")
