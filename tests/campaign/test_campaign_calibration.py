@@ -15,6 +15,7 @@ from agent.campaign.comparison import group_noise
 from agent.campaign.evidence import Evidence
 from agent.campaign.lab import Order
 from agent.campaign.rules import Rules
+from agent.campaign.search import out_of_time
 from agent.errors import BudgetError
 from agent.recipe.schema import Budget, Evaluation
 from agent.simulate.lab import SUMMARY
@@ -54,6 +55,16 @@ def test_as_many_seeds_as_the_measured_cost_affords_whatever_was_guessed() -> No
 @pytest.mark.parametrize(("runs", "planned"), [(12, 2), (100, 2), (9.1, 3)])
 def test_a_session_that_goes_on_has_the_seeds_of_the_first(runs: float, planned: int) -> None:
     assert seeds_in(Guessed(runs=runs, planned=planned)) == list(range(planned))
+
+
+@pytest.mark.parametrize("runs", [8.5, 9.1, 10.5, 12, 30])
+def test_as_many_ideas_are_said_to_fit_as_the_stop_rule_lets_begin(runs: float) -> None:
+    lab = Guessed(runs=runs, planned=3)
+    calibrate(lab, Evidence())
+    (said,) = (int(found[1]) for words in lab.words or [] if (found := re.search(r"about (\d+) ideas fit, ", words)))
+    an_idea = lab.cost(lab.lead).total_s
+    assert out_of_time(lab, said * an_idea) is None or said == 0
+    assert out_of_time(lab, (said + 1) * an_idea) is not None
 
 
 def test_the_gain_over_the_untrained_model_has_the_run_noise_of_the_baseline_alone() -> None:

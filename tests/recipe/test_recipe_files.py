@@ -212,6 +212,14 @@ def test_windows_line_ends_stay() -> None:
     assert read_yaml(edited, where="x")["rollout"]["top_p"] == 0.5
 
 
+def test_a_block_of_text_without_its_last_line_end_is_refused_by_name() -> None:
+    text = "prompt:\n  system: |\n    hello"
+    with pytest.raises(RecipeError) as refused:
+        refuse_uneditable(text, where="recipes/mine.yaml")
+    assert (refused.value.hint or "").endswith("and end the file with a newline")
+    refuse_uneditable(text + "\n", where="recipes/mine.yaml")
+
+
 def test_anchors_are_refused() -> None:
     with pytest.raises(RecipeError, match="anchors"):
         edit_text("a: &x {b: 1}\nc: *x\n", {"a.b": 2})
