@@ -52,6 +52,8 @@ def night_of(
     """All that a journal tells. `running`: a process of the campaign is alive. `ranking`: what it would try next.
     `folders`: where curves and samples are read from, at most `curve_bytes` of them; they are left out without.
     `warnings`: of whoever read the journal."""
+    if folders is not None:
+        folders.look_anew()
     standing = standing_of(state, running=running)
     measuring = measuring_of(state)
     winner = (state.incumbent.experiment if state.incumbent else None) or 0
@@ -231,7 +233,7 @@ def _baselines_without_a_step(state: CampaignState) -> list[str]:
 
 def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ...]:
     found = []
-    missing = gone(state, folders.root) if folders else 0
+    missing = gone(state, folders) if folders else 0
     if missing:
         what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
         found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")

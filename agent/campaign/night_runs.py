@@ -54,6 +54,12 @@ class RunFolders:
 
     root: Path
     _known: dict[Path, tuple[Stamp | None, Any]] = field(default_factory=dict)
+    seen: dict[Path, Stamp | None] = field(default_factory=dict)
+    """What was looked at for this report: files, and the folders that runs lie in, each as it was before."""
+
+    def look_anew(self) -> None:
+        """For another report."""
+        self.seen = {}
 
     def cycles(self, out: Path) -> Series:
         found: Series = self._once(out / CYCLES, lambda: _cycles(list(_rows(out / CYCLES))))
@@ -69,12 +75,42 @@ class RunFolders:
         return found
 
     def _once(self, path: Path, read: Callable[[], Any]) -> Any:
-        stamp = stamp_or_none(path)
+        stamp = self._stamp(path)
         known = self._known.get(path)
         if known is None or known[0] != stamp:
             known = stamp, read()
             self._known[path] = known
         return known[1]
+
+    def there(self, outs: Collection[str]) -> set[str]:
+        """Those that exist. What is above them is listed once: to ask for each of thousands takes longer than all else,
+        and so does a Path of each."""
+        known: dict[str, set[str] | None] = {}
+        found = set()
+        for out in outs:
+            above, slash, name = out.rpartition("/")
+            if slash + above not in known:
+                known[slash + above] = self._list(self.root / (above or slash))
+            names = known[slash + above]
+            if (self.root / out).is_dir() if names is None or name in ("", ".", "..") else name in names:
+                found.add(out)
+        return found
+
+    def _list(self, folder: Path) -> set[str] | None:
+        """Folders in it; None where it cannot be listed, and what is in it may be there nevertheless."""
+        self._stamp(folder)
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except OSError:
+            return None
+
+    def _stamp(self, path: Path) -> Stamp | None:
+        stamp = stamp_or_none(path)
+        self.seen.setdefault(path, stamp)
+        return stamp
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -101,7 +137,7 @@ def curves_of(
     those of what was kept, of near-misses, of crashes, then the newest; as many as `most` bytes hold."""
     found: list[Curves] = []
     room = most
-    trained = _in_order(state, folders.root, winner, near)
+    trained = _in_order(state, folders, winner, near)
     for place, run in enumerate(trained):
         if room <= 0:
             return tuple(found), len(trained) - place
@@ -112,10 +148,10 @@ def curves_of(
     return tuple(found), 0
 
 
-def _in_order(state: CampaignState, root: Path, winner: int, near: Sequence[NearMiss]) -> list[Run]:
+def _in_order(state: CampaignState, folders: RunFolders, winner: int, near: Sequence[NearMiss]) -> list[Run]:
     """Each folder once, by its last start."""
     by_folder = {run.words.out: run for run in state.runs.values() if run.words and _trains(run)}
-    there = _there(root, by_folder)
+    there = folders.there(by_folder)
     by_folder = {out: run for out, run in by_folder.items() if out in there}
     close = {one.number for one in near}
 
@@ -306,33 +342,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
 
 
-def gone(state: CampaignState, root: Path) -> int:
+def gone(state: CampaignState, folders: RunFolders) -> int:
     """Folders of finished runs that are not there any more."""
-    folders = {run.words.out for run in state.runs.values() if run.words and run.finished and run.finished.summary}
-    return len(folders) - len(_there(root, folders))
-
-
-def _there(root: Path, folders: Collection[str]) -> set[str]:
-    """Those that exist. What is above them is listed once: to ask for each of thousands takes longer than all else, and
-    so does a Path of each."""
-    known: dict[str, set[str] | None] = {}
-    found = set()
-    for folder in folders:
-        above, slash, name = folder.rpartition("/")
-        if slash + above not in known:
-            known[slash + above] = _folders_in(root / (above or slash))
-        names = known[slash + above]
-        if (root / folder).is_dir() if names is None or name in ("", ".", "..") else name in names:
-            found.add(folder)
-    return found
-
-
-def _folders_in(folder: Path) -> set[str] | None:
-    """Their names; None where it cannot be listed, and what is in it may be there nevertheless."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError:
-        return None
+    outs = {run.words.out for run in state.runs.values() if run.words and run.finished and run.finished.summary}
+    return len(outs) - len(folders.there(outs))

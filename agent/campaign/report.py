@@ -15,13 +15,14 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.campaign.night import night_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders
-from agent.errors import AgentError, ResourceError, UsageError
+from agent.campaign.report_folder import MARKDOWN, PAGE, SUMMARY, Said, Sources, program, refuse_newer, remember
+from agent.errors import AgentError, ResourceError
 from agent.files import remove_leftovers, write_atomic
 from agent.ledger.follow import JournalTail
 from agent.report.night import Night
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from agent.campaign.choose import Ranked
 
 
-PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
 PATIENCE_S = 20.0
 """For the last report at the end of a session."""
 IMPATIENCE_S = 2.0
@@ -67,16 +67,13 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
     return folder / PAGE
 
 
-def refuse_newer(folder: Path) -> None:
-    """UsageError where the report in the folder is of a newer version, which says what this one would not."""
-    from agent.report.summary import newer_words
+def damage_words(journal: Path, root: Path, damages: Sequence[str]) -> list[str]:
+    """As the report warns of them."""
+    return [f"{journal.relative_to(root)}: {damage}" for damage in damages]
 
-    words = newer_words(folder / SUMMARY)
-    if words:
-        raise UsageError(
-            f"the report in {folder} {words}, and is not written over",
-            hint="raft-agent report --out DIR writes one into another folder",
-        )
+
+def said_of(night: Night, why_no_charts: str) -> Said:
+    return Said(night.verdict, night.warnings, why_no_charts, night.renewed_at)
 
 
 class Charts:
@@ -114,7 +111,7 @@ class Reporter:
         least_pause_s: float = LEAST_PAUSE_S,
     ) -> None:
         """`root` is the workspace, `folder` where the report lies. `ranking` gives the one that the loop made last."""
-        self.name, self.folder = name, folder
+        self.name, self.root, self.folder = name, root, folder
         self._troubles: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._warned: set[str] = set()
         self._tail = JournalTail(journal)
@@ -124,6 +121,7 @@ class Reporter:
         self._asked = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        program()  # that of a whole night, whatever is installed in the meantime
 
     @property
     def page(self) -> Path:
@@ -177,6 +175,7 @@ class Reporter:
 
     def _renew(self, *, last: bool) -> None:
         try:
+            sources = Sources(self._tail.path, self.root)
             self._tail.read()
             state = self._tail.state
             state.consumed_s = self._tail.consumed_s
@@ -187,9 +186,12 @@ class Reporter:
                 ranking=self._ranking(),
                 folders=self._folders,
                 curve_bytes=MOST_BYTES if last else CURVE_BYTES,
+                warnings=damage_words(self._tail.path, self.root, self._tail.damages),
             )
             charts, why = self._charts.get()
             write_report(night, self.folder, charts=charts, why_no_charts=why)
+            if last:
+                remember(self.folder, sources, self._folders.seen, said_of(night, why))
         except AgentError as error:
             self._troubles.put(f"{error.message}; {error.hint}" if error.hint else error.message)
         except Exception as error:  # a report is never worth a night

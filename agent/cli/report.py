@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import webbrowser
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from agent.campaign.report_folder import PAGE, SUMMARY, Said, Sources, refuse_newer, remember, said_by
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json
 from agent.cli.workspaces import campaign_name
 from agent.collector import kept_to_the_end, no_collection
 from agent.errors import InvalidFile, UsageError
+from agent.report.numbers import moment
 
 if TYPE_CHECKING:
-    from agent.campaign.report import Reporter
+    from agent.campaign.night_runs import RunFolders
+    from agent.campaign.report import Charts, Reporter
     from agent.campaign.session import Session
     from agent.campaign.workbench import Workbench
     from agent.ledger.workspace import Workspace
@@ -35,50 +39,78 @@ def report(
     """Write the report of a campaign: report.html, report.md, summary.json.
 
     Of one that runs, too; a campaign renews its own after every idea. The page loads nothing and can be sent as it is.
-    A report that a newer raft-agent wrote is not written over.
+    Where nothing has changed since the last report, that one stays. One that a newer raft-agent wrote is not written
+    over.
     """
-    from agent.report.summary import summary_of
-
     workspace = here()
     name = campaign_name(workspace, campaign)
     if json_output:
-        print_json(summary_of(night_now(workspace, name)))
+        _print_summary(workspace, name)
         return
     folder = _folder(workspace, name, out)
-    night = night_now(workspace, name)
-    page, why_no_charts = _written(night, folder)
-    print(night.verdict)
-    for words in night.warnings:
+    said = _still_said(workspace, name) if out is None else None
+    words_of_age = f"  nothing has changed since it was made, {moment(said.made_at)}" if said else ""
+    said = said or _written(workspace, name, folder)
+    page = folder / PAGE
+    print(said.verdict)
+    for words in said.warnings:
         print(f"  warning: {words}")
-    if why_no_charts:
-        print(f"  the page has no charts: {why_no_charts}")
+    if said.why_no_charts:
+        print(f"  the page has no charts: {said.why_no_charts}")
+    if words_of_age:
+        print(words_of_age)
     print(f"report: {page}")
     if open_it and not webbrowser.open(page.resolve().as_uri()):
         print("no browser could be opened: open the file yourself")
 
 
+def _print_summary(workspace: Workspace, name: str) -> None:
+    folder = workspace.report_folder(name)
+    if _still_said(workspace, name) is not None:
+        print_json(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        return
+    from agent.report.summary import summary_of
+
+    print_json(summary_of(night_now(workspace, name)))
+
+
+def _still_said(workspace: Workspace, name: str) -> Said | None:
+    """What the campaign's last report says, where it holds."""
+    from agent.ledger.lock import campaign_holder
+
+    if campaign_holder(workspace, name) is not None:
+        return None
+    said = said_by(workspace.report_folder(name), workspace.journal_path(name), workspace.root)
+    return said if said is None or not said.why_no_charts or _charts().get()[1] == said.why_no_charts else None
+
+
 def night_now(workspace: Workspace, name: str) -> Night:
     """From the journal and the run folders as they are; nothing is written."""
-    from agent.campaign.night import night_of
     from agent.campaign.night_runs import RunFolders
-    from agent.ledger.journal import Journal
     from agent.ledger.lock import campaign_holder
+
+    return _gathered(workspace, name, RunFolders(workspace.root), running=campaign_holder(workspace, name) is not None)
+
+
+def _gathered(workspace: Workspace, name: str, folders: RunFolders, *, running: bool) -> Night:
+    from agent.campaign.night import night_of
+    from agent.campaign.report import damage_words
+    from agent.ledger.journal import Journal
 
     journal = Journal(workspace.journal_path(name))
     state, damages = kept_to_the_end(journal.state_and_damages())
     night = night_of(
         state,
         name=name,
-        running=campaign_holder(workspace, name) is not None,
-        folders=RunFolders(workspace.root),
-        warnings=[f"{workspace.relative(journal.path)}: {damage}" for damage in damages],
+        running=running,
+        folders=folders,
+        warnings=damage_words(journal.path, workspace.root, damages),
     )
     return _with_ranking_of_before(workspace, name, night)
 
 
 def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Night:
     """What the campaign itself would have tried next, as its last report says, where nothing was judged since."""
-    from agent.campaign.report import SUMMARY
     from agent.report.summary import read_summary
 
     path = workspace.report_folder(name) / SUMMARY
@@ -100,8 +132,6 @@ def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Ni
 
 def _folder(workspace: Workspace, name: str, out: Path | None) -> Path:
     """Where the report is written. UsageError where it cannot be."""
-    from agent.campaign.report import refuse_newer
-
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder", hint="name a folder; it is made where there is none")
     folder = workspace.report_folder(name) if out is None else out.absolute()
@@ -111,16 +141,30 @@ def _folder(workspace: Workspace, name: str, out: Path | None) -> Path:
     return folder
 
 
-def _written(night: Night, folder: Path) -> tuple[Path, str]:
-    from agent.campaign.report import Charts, write_report
+def _written(workspace: Workspace, name: str, folder: Path) -> Said:
+    from agent.campaign.night_runs import RunFolders
+    from agent.campaign.report import said_of, write_report
+    from agent.ledger.lock import campaign_holder
 
-    charts, why = Charts(model_cache()).get()
-    return write_report(night, folder, charts=charts, why_no_charts=why), why
+    sources, folders = Sources(workspace.journal_path(name), workspace.root), RunFolders(workspace.root)
+    running = campaign_holder(workspace, name) is not None
+    night = _gathered(workspace, name, folders, running=running)
+    charts, why = _charts().get()
+    write_report(night, folder, charts=charts, why_no_charts=why)
+    said = said_of(night, why)
+    if folder == workspace.report_folder(name) and not running:
+        remember(folder, sources, folders.seen, said)
+    return said
+
+
+def _charts() -> Charts:
+    from agent.campaign.report import Charts
+
+    return Charts(model_cache())
 
 
 def _refuse_strangers(out: Path) -> None:
     """A run has a summary.json too, which is its record."""
-    from agent.campaign.report import SUMMARY
     from agent.report.summary import read_summary
 
     if (out / SUMMARY).exists():

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from agent.files import Stamp, append_line, fsync_folder, stamp_or_none
 from agent.ledger.consumed import read_consumed
 from agent.ledger.disk import disk_errors
 from agent.ledger.events import FORMAT, KINDS, CampaignStarted, Event, UnknownEvent, event_from
-from agent.ledger.lines import event_of, events_by_line
+from agent.ledger.lines import Damages, event_of, events_by_line
 from agent.ledger.state import CampaignState, Experiment, Folding, Incumbent, Pending, Run, fold
 from agent.text import redacted
 
@@ -177,37 +177,26 @@ class Journal:
     @no_collection()
     def state_and_damages(self) -> tuple[CampaignState, list[str]]:
         """Both in one reading."""
-        lines = list(self._lines())
-        state = fold(event for _, event in lines if event is not None)
+        folding, damages = Folding(), Damages()
+        for number, event in self._lines():
+            damages.add(number, event)
+            if event is not None:
+                folding.add(event)
+        state = folding.state
         state.consumed_s = max(state.consumed_s, read_consumed(self.path))
-        return state, _damages(lines)
+        return state, damages.found
 
     def damages(self) -> list[str]:
         """What is wrong with lines before the last one, in words; a torn last line is none, a kill leaves it so."""
-        return _damages(list(self._lines()))
+        damages = Damages()
+        for number, event in self._lines():
+            damages.add(number, event)
+        return damages.found
 
     def _last_seq(self) -> int:
         if self._seq is None:
             self._seq = max((event.seq for event in self.events()), default=0)
         return self._seq
-
-
-def _damages(lines: Sequence[tuple[int, Event | None]]) -> list[str]:
-    found: list[str] = []
-    expected = 1
-    for number, event in lines:
-        if event is None:
-            # torn by a kill and gone on after, where the numbers show that nothing is missing
-            follows = next((one for at, one in lines if at > number and one is not None), None)
-            if follows is not None and follows.seq != expected:
-                found.append(f"line {number} is no event")
-            continue
-        if isinstance(event, UnknownEvent):
-            found.append(f"line {number}: this is no {event.kind} that can be understood")
-        if event.seq != expected:
-            found.append(f"line {number} is number {event.seq}, expected {expected}")
-        expected = event.seq + 1
-    return found
 
 
 def _plain_mapping(fields: Mapping[str, Any]) -> dict[str, Any]:

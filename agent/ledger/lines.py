@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pydantic_core import from_json
 
-from agent.ledger.events import Event, read_event
+from agent.ledger.events import Event, UnknownEvent, read_event
 
 BLANK = "\0 \t\r\n"
 """A power cut may leave a block of NUL at the end of a file."""
@@ -36,6 +36,32 @@ def events_by_line(file: BinaryIO) -> Iterator[tuple[int, Event | None]]:
         number += 1
         if raw.startswith(b"{") or raw.strip(BLANK.encode()):
             yield number, event_of(raw)
+
+
+class Damages:
+    """What is wrong with the lines of a journal, in words. A torn last line is no damage, a kill leaves it so; nor is
+    one that was gone on after, where the numbers show that nothing is missing."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._expected = 1
+        self._no_events: list[int] = []
+        """Lines since the last event."""
+
+    def add(self, number: int, event: Event | None) -> None:
+        """The next line, which is not blank; None for one that is no event."""
+        if event is None:
+            self._no_events.append(number)
+            return
+        if self._no_events:
+            if event.seq != self._expected:
+                self.found += [f"line {one} is no event" for one in self._no_events]
+            self._no_events.clear()
+        if isinstance(event, UnknownEvent):
+            self.found.append(f"line {number}: this is no {event.kind} that can be understood")
+        if event.seq != self._expected:
+            self.found.append(f"line {number} is number {event.seq}, expected {self._expected}")
+        self._expected = event.seq + 1
 
 
 def event_of(raw: bytes) -> Event | None:

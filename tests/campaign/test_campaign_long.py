@@ -12,7 +12,7 @@ from made_journals import long_night
 
 from agent.campaign.admission import _number_in
 from agent.campaign.decided import bounds_from, comparison_from
-from agent.campaign.night_runs import _there, number_of
+from agent.campaign.night_runs import RunFolders, number_of
 from agent.campaign.stairs import key_of, number_in
 from agent.campaign.story import _in_gb, levels_by_idea, tell
 from agent.ledger.events import RunPlanned
@@ -92,7 +92,7 @@ def test_folders_that_are_there(tmp_path: Path) -> None:
     absolute = str(tmp_path / "runs/one")
     asked = ["runs/one", "runs/two", "runs/three", "runs/four", "runs/five", "alone", "gone/one", "runs/one/", absolute,
              "runs/two/x", "/", "runs/../alone"]  # fmt: skip
-    assert _there(tmp_path, asked) == {out for out in asked if (tmp_path / out).is_dir()}
+    assert RunFolders(tmp_path).there(asked) == {out for out in asked if (tmp_path / out).is_dir()}
 
 
 def test_folders_in_one_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_folders_in_one_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("os.scandir", refused)
-    assert _there(tmp_path, ["runs/one", "runs/two"]) == {"runs/one"}
+    assert RunFolders(tmp_path).there(["runs/one", "runs/two"]) == {"runs/one"}
 
 
 def test_levels_of_many_are_those_of_each() -> None:

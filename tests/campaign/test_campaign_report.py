@@ -17,9 +17,12 @@ from agent.campaign import report as reports
 from agent.campaign.loop import run_campaign
 from agent.campaign.night_runs import MOST_CYCLES, RunFolders
 from agent.campaign.report import MARKDOWN, PAGE, SUMMARY, Charts, Reporter
+from agent.campaign.report_folder import MADE_FROM
 from agent.cli.main import register, run
 from agent.errors import Unavailable
 from agent.ledger.journal import Journal
+from agent.ledger.lock import CAMPAIGN, hold
+from agent.ledger.workspace import Workspace
 from agent.report.night import Night as Told
 from agent.report.summary import read_summary
 
@@ -62,7 +65,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 def test_a_campaign_leaves_its_report(reported: Night) -> None:
     folder = reported.workspace.report_folder("night")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([PAGE, MARKDOWN, SUMMARY])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([PAGE, MARKDOWN, SUMMARY, MADE_FROM])
     night = summary(reported)
     assert night.state == "finished"
     assert night.verdict.startswith("1 confirmed gain, +")
@@ -419,6 +422,93 @@ def test_a_journal_that_is_torn_or_newer_and_folders_that_are_gone(
     assert "of a newer version" in said
     assert "run folders are gone" in said
     assert told(root)["curves"] == []
+
+
+STAYS = "nothing has changed since it was made, 2"
+
+
+@pytest.fixture
+def lasting(reported: Night, report: Reports, tmp_path: Path) -> Path:
+    """A workspace whose report was made a moment ago."""
+    root = copied(reported, tmp_path)
+    assert STAYS not in report(root)[1], "a copy's files are others"
+    return root
+
+
+def made_at(root: Path) -> float:
+    return read_summary(root / ".raft/report/night" / SUMMARY).renewed_at
+
+
+def test_the_report_that_a_campaign_left_stays(reported: Night, report: Reports) -> None:
+    folder = reported.workspace.report_folder("night")
+    before = {path: path.stat() for path in folder.iterdir()}
+    code, said = report(reported.root)
+    assert code == 0
+    assert said.startswith("1 confirmed gain, +")
+    assert "the page has no charts: these tests make none" in said
+    assert STAYS in said
+    assert said.endswith(f"report: {folder / PAGE}\n")
+    assert {path: path.stat() for path in folder.iterdir()} == before
+    told_again = json.loads(report(reported.root, "--json")[1])
+    assert told_again == {**told(reported.root), "renewed_at": told_again["renewed_at"]}, "as it would be said now"
+
+
+def test_a_report_that_was_made_stays_until_something_changes(lasting: Path, report: Reports) -> None:
+    before = made_at(lasting)
+    assert STAYS in report(lasting)[1]
+    assert made_at(lasting) == before
+    assert STAYS not in report(lasting, "--out", "elsewhere")[1], "another folder's is not this one's"
+    assert not (lasting / "elsewhere" / MADE_FROM).exists(), "that folder may be sent"
+    Journal(lasting / ".raft/campaigns/night/journal.jsonl").append("note", text="a word")
+    assert STAYS not in report(lasting)[1]
+    assert made_at(lasting) > before
+    assert STAYS in report(lasting)[1]
+
+
+def _edit(path: Path) -> None:
+    path.write_text(path.read_text().replace("a", "b", 1))
+
+
+CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
+    "runs are removed": lambda root, _: shutil.rmtree(root / ".raft/runs/night/002-search-s2000"),
+    "all runs are removed": lambda root, _: shutil.rmtree(root / ".raft/runs"),
+    "curves are removed": lambda root, _: (root / ".raft/runs/night/001-search-s1000/cycles.jsonl").unlink(),
+    "samples have come": lambda root, _: (root / ".raft/runs/night/untrained-search/samples.jsonl").write_text("{}"),
+    "the page is edited": lambda root, _: _edit(root / ".raft/report/night" / PAGE),
+    "report.md is removed": lambda root, _: (root / ".raft/report/night" / MARKDOWN).unlink(),
+    "the summary is removed": lambda root, _: (root / ".raft/report/night" / SUMMARY).unlink(),
+    "more seconds": lambda root, _: (root / ".raft/campaigns/night/consumed").write_text("000000000009999.9\n"),
+    "another program": lambda _, patch: patch.setattr("agent.campaign.report_folder.program", lambda: "other"),
+    "another secret": lambda _, patch: patch.setenv("SOME_TOKEN", "a-secret-of-today"),
+    "no record": lambda root, _: (root / ".raft/report/night" / MADE_FROM).unlink(),
+    "a record that is no JSON": lambda root, _: (root / ".raft/report/night" / MADE_FROM).write_text("{torn"),
+    "a record of nothing": lambda root, _: (root / ".raft/report/night" / MADE_FROM).write_text(
+        '{"others": {}, "files": {}, "said": {"verdict": "good", "warnings": [], "why_no_charts": "", "made_at": 0}}'
+    ),
+    "charts can be had": lambda _, patch: patch.setattr("agent.report.vega.bundle", lambda *_, **__: "draw()"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_report_was_made_from_has_changed(
+    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    before = made_at(lasting)
+    CHANGES[change](lasting, monkeypatch)
+    code, said = report(lasting)
+    assert (code, STAYS in said) == (0, False)
+    assert made_at(lasting) > before
+    assert STAYS in report(lasting)[1]
+
+
+def test_the_report_of_a_campaign_that_runs_is_always_made(
+    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold(Workspace(lasting), what=f"{CAMPAIGN}night"):
+        assert STAYS not in report(lasting)[1]
+        assert STAYS not in report(lasting)[1]
+    assert STAYS not in report(lasting)[1], "it says that the campaign runs"
+    assert STAYS in report(lasting)[1]
 
 
 @pytest.mark.parametrize("lines", [2, 4, 12, 16, 25])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_ledger_journal import Told, fast, ideas, json_values, tell
 
 from agent.errors import ResourceError
-from agent.ledger.events import Event, read_event
+from agent.ledger.events import Event, UnknownEvent, read_event
+from agent.ledger.follow import JournalTail
 from agent.ledger.journal import CampaignState, Journal
 from agent.ledger.state import _apply
 
@@ -44,8 +45,32 @@ def folded_by_definition(path: Path) -> CampaignState:
     return state
 
 
+def damages_by_definition(lines: list[tuple[int, Event | None]]) -> list[str]:
+    found, expected = [], 1
+    for number, event in lines:
+        if event is None:
+            follows = next((one for at, one in lines if at > number and one is not None), None)
+            if follows is not None and follows.seq != expected:
+                found.append(f"line {number} is no event")
+            continue
+        if isinstance(event, UnknownEvent):
+            found.append(f"line {number}: this is no {event.kind} that can be understood")
+        if event.seq != expected:
+            found.append(f"line {number} is number {event.seq}, expected {expected}")
+        expected = event.seq + 1
+    return found
+
+
 def agree(path: Path) -> None:
     told = list(Journal(path)._lines())
+    state, damages = Journal(path).state_and_damages()
+    assert damages == Journal(path).damages() == damages_by_definition(by_definition(path))
+    assert repr(state) == repr(Journal(path).state())
+    content = path.read_bytes()
+    if b"\r" not in content and content[-1:] in (b"", b"\n"):  # which ends a line elsewhere; a torn line has no end yet
+        tail = JournalTail(path)
+        tail.read()
+        assert (tail.damages, repr(tail.state)) == (damages, repr(folded_by_definition(path)))
     assert [(number, repr(event)) for number, event in told] == [
         (number, repr(event)) for number, event in by_definition(path)
     ]
