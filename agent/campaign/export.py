@@ -25,6 +25,7 @@ from agent.recipe.places import kind_of
 from agent.recipe.schema import Recipe
 from agent.report.card import HOLDOUT, Card, Example, Kept, Measured
 from agent.report.numbers import Numbers
+from agent.report.words import counted
 from agent.run.telemetry import read_plan, read_run
 from agent.text import redacted_values
 
@@ -354,7 +355,8 @@ def _origin(state: CampaignState, what: Delivered) -> Iterator[tuple[str, str]]:
     if what.summary.get("seed") is not None:
         yield "seed", str(what.summary["seed"])
     if what.summary.get("optimizer_steps"):
-        steps = f"{what.summary.get('cycles')} cycles, {what.summary['optimizer_steps']} optimizer steps"
+        taken, cycles = what.summary["optimizer_steps"], counted(what.summary.get("cycles"), "cycle")
+        steps = f"{cycles}, {counted(taken, 'optimizer step')}"
         yield "training", f"{steps}; the weights of cycle {what.summary.get('delivered_cycle')}"
     yield "signature of the recipe", what.recipe.signature()
 

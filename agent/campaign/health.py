@@ -10,6 +10,7 @@ from agent.campaign.lab import Health, Measured
 from agent.campaign.scores import FEWEST_PROMPTS, scores_of
 from agent.contract import NO_STEP, TIME_LIMIT, EvalRow, Summary
 from agent.recipe.schema import Budget, Evaluation
+from agent.report.words import counted
 from agent.run.telemetry import RunRecord
 
 ROUNDING = 1e-6
@@ -51,7 +52,9 @@ def underpowered(budget: Budget, run: Measured) -> str | None:
     if summary is None:
         return None
     if summary.optimizer_steps < budget.min_optimizer_steps:
-        ended = f"; ended after {summary.cycles} cycles that gave it none" if summary.ended_by == NO_STEP else ""
+        ended = (
+            f"; ended after {counted(summary.cycles, 'cycle')} that gave it none" if summary.ended_by == NO_STEP else ""
+        )
         return (
             f"underpowered: {summary.optimizer_steps} optimizer steps, "
             f"the recipe asks for {budget.min_optimizer_steps}{ended}"

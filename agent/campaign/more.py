@@ -19,7 +19,7 @@ from agent.errors import UsageError
 from agent.ledger.journal import CampaignState
 from agent.plan.steer import BARRED, FILE
 from agent.report.numbers import Numbers
-from agent.report.words import duration
+from agent.report.words import counted, duration
 
 MORE_TIME = "--budget 1h"
 LATER = "--deadline 07:30"
@@ -126,7 +126,7 @@ def limits_met(state: CampaignState, settings: Settings, *, latest: datetime.dat
     outcomes, found = _outcomes(state), []
     tried = len(outcomes)
     if settings.max_experiments is not None and tried >= settings.max_experiments:
-        ideas = "1 idea was" if tried == 1 else f"{tried} ideas were"
+        ideas = counted(tried, "idea was", "ideas were")
         words = f"{ideas} tried, and --max-experiments is {settings.max_experiments}"
         found.append(Limit(words, f"--max-experiments {max(1, 2 * tried)}"))
     if settings.target is not None and _is_met(state, settings.target):

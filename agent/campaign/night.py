@@ -29,6 +29,7 @@ from agent.ledger.events import ConstraintLearned, SharedLayerChanged
 from agent.ledger.state import CampaignState
 from agent.report.night import Next, Night, Noise, Standing
 from agent.report.numbers import Numbers
+from agent.report.words import counted
 
 if TYPE_CHECKING:
     from agent.campaign.choose import Ranked
@@ -235,7 +236,7 @@ def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ..
     found = []
     missing = gone(state, folders) if folders else 0
     if missing:
-        what = "1 run folder is" if missing == 1 else f"{missing} run folders are"
+        what = counted(missing, "run folder is", "run folders are")
         found.append(f"{what} gone: their curves and samples are not in here, what the journal says of them is")
     idle = _baselines_without_a_step(state)
     if idle:
@@ -244,8 +245,8 @@ def _warnings(state: CampaignState, folders: RunFolders | None) -> tuple[str, ..
             f"raft-agent diagnose {idle[0]} looks for the cause"
         )
     if state.unknown:
-        lines = "line is" if state.unknown == 1 else "lines are"
-        found.append(f"of the journal {state.unknown} {lines} of a newer version: what it says there is not in here")
+        lines = counted(state.unknown, "line is", "lines are")
+        found.append(f"of the journal {lines} of a newer version: what it says there is not in here")
     if state.started is None and state.experiments:
         found.append("the journal does not say how the campaign was started: its first lines are missing")
     return tuple(found)

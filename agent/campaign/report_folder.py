@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 import agent
 from agent.errors import UsageError
 from agent.files import Stamp, stamp_or_none, write_atomic
@@ -83,9 +81,8 @@ def remember(folder: Path, sources: Sources, seen: Mapping[Path, Stamp | None], 
 
 def said_by(folder: Path, journal: Path, root: Path) -> Said | None:
     """What the report in `folder` says, where one that is made now would say the same; None where it might not."""
-    try:
-        told = _adapter.validate_json((folder / MADE_FROM).read_bytes())
-    except (OSError, ValidationError):
+    told = _told(folder / MADE_FROM)
+    if told is None:
         return None
     needed = {_name(path, root) for path in (journal, *_written(folder))}
     if told.others != _others(journal) or not needed <= told.files.keys():
@@ -104,7 +101,13 @@ class _Told:
     said: Said
 
 
-_adapter: TypeAdapter[_Told] = TypeAdapter(_Told)
+def _told(path: Path) -> _Told | None:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(_Told).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _written(folder: Path) -> Iterable[Path]:

@@ -31,6 +31,7 @@ from agent.hardware.sensors import memory
 from agent.ledger.events import RunPlanned, RunStarted
 from agent.ledger.journal import Run
 from agent.report.numbers import Numbers
+from agent.report.words import trained
 from agent.run.diagnosis import Diagnosis, Evidence, evidence_of
 from agent.run.ending import end_process_group
 from agent.run.folder import running_in
@@ -510,5 +511,5 @@ def _how_it_ended(record: RunRecord, result: RunResult, diagnosis: Diagnosis | N
         return result.reason
     numbers = Numbers(summary.metric)
     measured = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())
-    trained = f"{summary.cycles} cycles, {summary.optimizer_steps} steps, " if summary.cycles else ""
-    return f"{trained}{measured or 'no metric'} in {result.elapsed_s:.0f}s"
+    before = f"{trained(summary.cycles, summary.optimizer_steps)}, " if summary.cycles else ""
+    return f"{before}{measured or 'no metric'} in {result.elapsed_s:.0f}s"

@@ -200,6 +200,7 @@ def diagnose(
         )
         return
     from agent.report.numbers import Numbers
+    from agent.report.words import trained
 
     summary = record.summary
     if crash is not None:
@@ -209,7 +210,7 @@ def diagnose(
     elif summary is not None:
         numbers = Numbers(summary.metric)
         metrics = ", ".join(f"{split} {numbers.value(value)}" for split, value in summary.metrics.items())
-        print(f"{out.name}: {summary.cycles} cycles, {summary.optimizer_steps} steps, {metrics}")
+        print(f"{out.name}: {trained(summary.cycles, summary.optimizer_steps)}, {metrics}")
     for reading in readings:
         print(f"reading  {reading.reading}: {reading.means}\n         {reading.evidence}")
     for finding in findings:

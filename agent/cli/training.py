@@ -15,7 +15,7 @@ from agent.cli.app import app
 from agent.cli.interrupt import like_ctrl_c
 from agent.cli.shared import here, kind_of_path, model_cache, print_json, recipe_path
 from agent.errors import TrainingFailed, UsageError, error_named
-from agent.report.words import duration
+from agent.report.words import counted, duration, trained
 from agent.text import clean, one_line
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def _print_result(result: RunResult, *, json_output: bool) -> None:
         print(f"{summary.metric} on {split}: {numbers.value(value)}")
     if summary.cycles:
         print(
-            f"{summary.cycles} cycles, {summary.optimizer_steps} steps, {summary.kept} samples kept in "
+            f"{trained(summary.cycles, summary.optimizer_steps)}, {counted(summary.kept, 'sample')} kept in "
             f"{summary.train_s:.0f}s; delivered cycle {summary.delivered_cycle}"
         )
     if summary.ended_by == NO_STEP:

@@ -214,7 +214,7 @@ def _noise(snapshot: Snapshot, view: View) -> list[Line]:
     if snapshot.sigma_run is None:
         return []
     numbers = Numbers(snapshot.metric)
-    parts: list[Line] = [[(f"{numbers.size(snapshot.sigma_run)} between seeds", "")]]
+    parts: list[Line] = [[(f"{numbers.size(snapshot.sigma_run)} between baseline seeds", "")]]
     if snapshot.detectable:
         parts.append([(f"gains from about {numbers.size(snapshot.detectable)} can be confirmed", "")])
     return flow(parts, view.room, view.glyphs)

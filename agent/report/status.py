@@ -151,7 +151,7 @@ def _words(snapshot: Snapshot) -> dict[str, Any]:
     if snapshot.sigma_run is not None:
         least = numbers.size(snapshot.detectable)
         found = f", gains from about {least} can be confirmed" if snapshot.detectable else ""
-        words["noise"] = f"{numbers.size(snapshot.sigma_run)} between seeds{found}"
+        words["noise"] = f"{numbers.size(snapshot.sigma_run)} (baseline seeds){found}"
     if snapshot.running is not None:
         words["now"] = _now(snapshot.running)
     return words

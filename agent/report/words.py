@@ -13,6 +13,16 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def counted(number: int | None, one: str, several: str = "") -> str:
+    """`1 cycle`, `3 cycles`; `several` where that is not made by an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def trained(cycles: int, steps: int) -> str:
+    """`8 cycles, 64 steps`."""
+    return f"{counted(cycles, 'cycle')}, {counted(steps, 'step')}"
+
+
 def percent(rate: float | None) -> str:
     """`52.3%`; nothing for what is not known."""
     return "" if rate is None else f"{100 * rate:.1f}%"

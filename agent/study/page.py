@@ -16,6 +16,7 @@ from agent.files import write_atomic
 from agent.report.curves import Curve, Measure, curves_spec
 from agent.report.markdown import code, prose
 from agent.report.vega import to_svg
+from agent.report.words import counted
 from agent.study.analysis import Analysis, ArmResult
 from agent.study.definition import Study
 from agent.study.words import arms_sheet, comparisons_sheet, cycles_sheets, sentences
@@ -65,7 +66,7 @@ def _block(analysis: Analysis, picture: str, command: str) -> Iterator[str]:
             yield from ([f"**{prose(title)}**\n"] if title else [])
             yield sheet.markdown() + "\n"
         yield "</details>"
-    yield f"\n{code(command)}, {analysis.done} runs{_machines(analysis)}.\n"
+    yield f"\n{code(command)}, {counted(analysis.done, 'run')}{_machines(analysis)}.\n"
 
 
 def _machines(analysis: Analysis) -> str:

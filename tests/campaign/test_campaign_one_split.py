@@ -189,7 +189,7 @@ def test_status_in_a_reward_has_no_percentage() -> None:
         "  best      1.300 on confirm, #2 a change",
         "  gain      +0.050 [+0.010, +0.090] over the baseline, on confirm",
         "  leads     1.400 on search, #3 another; unconfirmed, the next ideas build on it",
-        "  noise     0.012 between seeds, gains from about 0.028 can be confirmed",
+        "  noise     0.012 (baseline seeds), gains from about 0.028 can be confirmed",
     ):
         assert line in lines
     assert "%" not in "".join(lines)

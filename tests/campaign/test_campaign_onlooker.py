@@ -418,7 +418,7 @@ def test_status_for_programs(workspace: Workspace, night: Journal, capsys: pytes
     assert (told["budget"], told["budget_s"]) == ("0s used of 10m 00s", 600.0)
     assert (told["untrained"], told["baseline"], told["gain"]) == (None, None, None)
     assert told["best"] == "48.0% on confirm, #1 batch: idea 1"
-    assert told["noise"] == "1.0pp between seeds, gains from about 3.0pp can be confirmed"
+    assert told["noise"] == "1.0pp (baseline seeds), gains from about 3.0pp can be confirmed"
     assert told["now"] == f"run {RUN} of #2 batch: idea 2, train 50% (half way)"
     assert said.startswith("campaign night: running\n  recipe    recipes/main.yaml\n")
     assert "  ideas     2: 1 kept, 0 discarded, 0 crashed\n" in said

@@ -57,7 +57,7 @@ def test_all_of_it_at_the_usual_size() -> None:
         "on confirm: baseline 40.0% → best 46.0% (#2) │ +6.0pp [+1.0, +11.0]",
         "#4 leads with 47.0% on search, unconfirmed",
         "search     46.0%│",
-        "1.2pp between seeds │ gains from about 2.8pp can be confirmed",
+        "1.2pp between baseline seeds │ gains from about 2.8pp can be confirmed",
         "#5 batch: idea 5, seed 5000",
         "train 25% │ about 30s left │ 10s of about 40s │ cycle 3",
         "44.0% ▁▄█ │ samples passed 31.0%",
@@ -243,7 +243,7 @@ def test_a_reward_is_no_percentage() -> None:
     for piece in (
         "on confirm: baseline 1.250 → best 1.300 (#2) │ +0.050 [+0.010, +0.090]",
         "#4 leads with 1.470 on search, unconfirmed",
-        "0.012 between seeds │ gains from about 0.028 can be confirmed",
+        "0.012 between baseline seeds │ gains from about 0.028 can be confirmed",
         "select   1.440 ▁▄█ │ samples passed 31.0%",
         "search     1.4",
     ):
