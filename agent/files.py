@@ -6,6 +6,7 @@ the process, at any call.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import json
@@ -182,13 +183,13 @@ class Growing:
 
     def each(self) -> Iterator[bytes]:
         """The same one by one, all that there are: of a long file no more than a line is held in memory. Whoever stops
-        on the way gets the rest when the file has grown again."""
+        on the way, or is stopped by the disk, gets the rest the next time."""
         try:
             opened = self._open(self.path)
         except FileNotFoundError:
             self._begin_anew()
             return
-        with opened as file:
+        with opened as file, self._looking_again_unless_done():
             if not self._is_new(file):
                 return
             for line in file:
@@ -199,7 +200,18 @@ class Growing:
                 yield line[:-1]
 
     def _new_bytes(self, file: IO[bytes]) -> bytes:
-        return file.read(self.most) if self._is_new(file) else b""
+        with self._looking_again_unless_done():
+            return file.read(self.most) if self._is_new(file) else b""
+
+    @contextlib.contextmanager
+    def _looking_again_unless_done(self) -> Iterator[None]:
+        """What has been seen of a file is that it is as it was; what could not be read has not been seen."""
+        try:
+            yield
+        except BaseException:
+            if self._seen is not None:
+                self._seen = self._seen[0], -1, -1
+            raise
 
     def _is_new(self, file: IO[bytes]) -> bool:
         """Whether there is anything to read, from where the file now stands."""

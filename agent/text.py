@@ -246,17 +246,14 @@ def is_secret(name: str, value: str) -> bool:
     """Whether a variable's value is a secret, as far as name and length tell."""
     if name in _named_secrets:
         return len(value) >= SHORTEST
-    return _is_secret_by_name(name, value)
-
-
-def _is_secret_by_name(name: str, value: str) -> bool:
     is_place = PLACE.search(name) is not None and value.startswith(("/", "~", "."))
     return len(value) >= SHORTEST and _is_telling(name) and not is_place
 
 
-def secret_names() -> tuple[str, ...]:
-    """Of this process's variables, those whose values are secrets by their names."""
-    return tuple(name for name, value in _own_environment() if _is_secret_by_name(name, value))
+def holds_secret(text: str) -> bool:
+    """Whether the value of a secret of this process stands in it, or a piece of a word that is like one."""
+    secrets = _secrets(None)
+    return secrets is not None and any(spelling in text for spelling in secrets[1])
 
 
 def _is_telling(name: str) -> bool:

@@ -21,8 +21,8 @@ from agent.contract import CYCLES, SAMPLES, TELEMETRY, SampleText
 from agent.files import Stamp, stamp_or_none
 from agent.ledger.state import CampaignState, Run
 from agent.report.night import Curves, NearMiss, Shown
-from agent.run.plain import read_plain
-from agent.run.telemetry import read_texts
+from agent.run.plain import NotPlain, read_plain
+from agent.run.telemetry import texts_in
 
 MOST_CYCLES = 60
 MOST_SECONDS = 120
@@ -56,31 +56,46 @@ class RunFolders:
     _known: dict[Path, tuple[Stamp | None, Any]] = field(default_factory=dict)
     seen: dict[Path, Stamp | None] = field(default_factory=dict)
     """What was looked at for this report: files, and the folders that runs lie in, each as it was before."""
+    has_read_all: bool = True
+    """Of what is there. What the disk refused once it may give the next time."""
 
     def look_anew(self) -> None:
         """For another report."""
         self.seen = {}
+        if not self.has_read_all:
+            self._known.clear()
+            self.has_read_all = True
 
     def cycles(self, out: Path) -> Series:
-        found: Series = self._once(out / CYCLES, lambda: _cycles(list(_rows(out / CYCLES))))
+        found: Series = self._once(out / CYCLES, lambda data: _cycles(list(_rows(data))))
         return found
 
     def seconds(self, out: Path) -> Series:
-        found: Series = self._once(out / TELEMETRY, lambda: _seconds(list(_rows(out / TELEMETRY))))
+        found: Series = self._once(out / TELEMETRY, lambda data: _seconds(list(_rows(data))))
         return found
 
     def samples(self, out: Path) -> list[SampleText]:
         """Of the search split, the first few."""
-        found: list[SampleText] = self._once(out / SAMPLES, lambda: _on_search(read_texts(out)))
+        found: list[SampleText] = self._once(out / SAMPLES, lambda data: _on_search(texts_in(data)))
         return found
 
-    def _once(self, path: Path, read: Callable[[], Any]) -> Any:
+    def _once(self, path: Path, made_of: Callable[[bytes], Any]) -> Any:
         stamp = self._stamp(path)
         known = self._known.get(path)
         if known is None or known[0] != stamp:
-            known = stamp, read()
+            known = stamp, made_of(self._content(path))
             self._known[path] = known
         return known[1]
+
+    def _content(self, path: Path) -> bytes:
+        """Nothing where there is no file that can be read."""
+        try:
+            return read_plain(path, most=MOST_READ)
+        except (FileNotFoundError, NotADirectoryError, NotPlain):
+            return b""
+        except OSError:
+            self.has_read_all = False
+            return b""
 
     def there(self, outs: Collection[str]) -> set[str]:
         """Those that exist. What is above them is listed once: to ask for each of thousands takes longer than all else,
@@ -101,7 +116,13 @@ class RunFolders:
         self._stamp(folder)
         try:
             with os.scandir(folder) as entries:
-                return {entry.name for entry in entries if entry.is_dir()}
+                found = set()
+                for entry in entries:
+                    if entry.is_symlink():
+                        self._stamp(folder / entry.name)  # of what it leads to, which the folder does not tell
+                    if entry.is_dir():
+                        found.add(entry.name)
+                return found
         except (FileNotFoundError, NotADirectoryError):
             return set()
         except OSError:
@@ -113,11 +134,7 @@ class RunFolders:
         return stamp
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        data = read_plain(path, most=MOST_READ)
-    except OSError:
-        return
+def _rows(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:
             row = json.loads(line.decode("utf-8", errors="replace"))

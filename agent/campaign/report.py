@@ -21,11 +21,24 @@ from typing import TYPE_CHECKING
 
 from agent.campaign.night import night_of
 from agent.campaign.night_runs import MOST_BYTES, RunFolders
-from agent.campaign.report_folder import MARKDOWN, PAGE, SUMMARY, Said, Sources, program, refuse_newer, remember
+from agent.campaign.report_folder import (
+    MADE_FROM,
+    MARKDOWN,
+    PAGE,
+    SUMMARY,
+    Said,
+    Sources,
+    program,
+    refuse_newer,
+    remember,
+)
 from agent.errors import AgentError, ResourceError
 from agent.files import remove_leftovers, write_atomic
 from agent.ledger.follow import JournalTail
+from agent.ledger.journal import CampaignState, Journal
 from agent.report.night import Night
+from agent.report.vega import Charts
+from agent.text import redact
 
 if TYPE_CHECKING:
     from agent.campaign.choose import Ranked
@@ -43,9 +56,9 @@ CURVE_BYTES = 250_000
 """Of curves in a report that is renewed while the campaign runs: some 60 runs. The last one has as many as fit."""
 
 
-def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> Path:
-    """Returns the page. Raises ResourceError where the folder cannot be written, UsageError where the report in it is
-    of a newer version: that stays as it is.
+def write_report(night: Night, folder: Path, *, charts: str | None = None, why_no_charts: str = "") -> dict[str, str]:
+    """Returns what was written, by the name of the file. Raises ResourceError where the folder cannot be written,
+    UsageError where the report in it is of a newer version: that stays as it is.
 
     The page comes last: where it is, the others are not older.
     """
@@ -54,45 +67,39 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
     from agent.report.summary import summary_text
 
     refuse_newer(folder)
+    written: dict[str, str] = {}
+    makers = {
+        SUMMARY: lambda: summary_text(night),
+        MARKDOWN: lambda: markdown(night),
+        PAGE: lambda: render_page(night, charts=charts, why_no_charts=why_no_charts),
+    }
     try:
-        write_atomic(folder / SUMMARY, summary_text(night))
-        write_atomic(folder / MARKDOWN, markdown(night))
-        write_atomic(folder / PAGE, render_page(night, charts=charts, why_no_charts=why_no_charts))
+        for name, made in makers.items():
+            written[name] = made()
+            write_atomic(folder / name, written[name])
     except OSError as error:
         raise ResourceError(
             f"the report cannot be written ({error.strerror or error})",
             where=str(folder),
             hint="raft-agent report --out DIR writes it elsewhere",
         ) from None
-    return folder / PAGE
+    return written
+
+
+def write_lasting(night: Night, folder: Path, *, charts: Charts, folders: RunFolders, sources: Sources | None) -> Said:
+    """The same, with what it was made from beside it; without `sources` it is soon to be renewed. Returns what the
+    command tells of it."""
+    text, why = charts.get()
+    written = write_report(night, folder, charts=text, why_no_charts=why)
+    said = Said(redact(night.verdict), tuple(map(redact, night.warnings)), why, night.renewed_at)
+    if sources is not None and folders.has_read_all:
+        remember(folder, sources, folders.seen, written, said)
+    return said
 
 
 def damage_words(journal: Path, root: Path, damages: Sequence[str]) -> list[str]:
     """As the report warns of them."""
     return [f"{journal.relative_to(root)}: {damage}" for damage in damages]
-
-
-def said_of(night: Night, why_no_charts: str) -> Said:
-    return Said(night.verdict, night.warnings, why_no_charts, night.renewed_at)
-
-
-class Charts:
-    """The JavaScript of the charts, got once; a page without it has tables and words, and says why."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self._got: tuple[str | None, str] | None = None
-
-    def get(self) -> tuple[str | None, str]:
-        """(JavaScript or None, why there is none)."""
-        if self._got is None:
-            from agent.report.vega import bundle
-
-            try:
-                self._got = bundle(self.cache), ""
-            except (AgentError, OSError) as error:
-                self._got = None, str(error)
-        return self._got
 
 
 class Reporter:
@@ -159,7 +166,7 @@ class Reporter:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         with contextlib.suppress(OSError):
-            for name in (PAGE, MARKDOWN, SUMMARY):
+            for name in (PAGE, MARKDOWN, SUMMARY, MADE_FROM):
                 remove_leftovers(self.folder / name)
         while True:
             self._asked.wait()
@@ -175,10 +182,8 @@ class Reporter:
 
     def _renew(self, *, last: bool) -> None:
         try:
-            sources = Sources(self._tail.path, self.root)
-            self._tail.read()
-            state = self._tail.state
-            state.consumed_s = self._tail.consumed_s
+            sources = Sources(self._tail.path, self.root) if last else None
+            state, damages = self._all() if last else (self._so_far(), [])
             night = night_of(
                 state,
                 name=self.name,
@@ -186,16 +191,24 @@ class Reporter:
                 ranking=self._ranking(),
                 folders=self._folders,
                 curve_bytes=MOST_BYTES if last else CURVE_BYTES,
-                warnings=damage_words(self._tail.path, self.root, self._tail.damages),
+                warnings=damage_words(self._tail.path, self.root, damages),
             )
-            charts, why = self._charts.get()
-            write_report(night, self.folder, charts=charts, why_no_charts=why)
-            if last:
-                remember(self.folder, sources, self._folders.seen, said_of(night, why))
+            write_lasting(night, self.folder, charts=self._charts, folders=self._folders, sources=sources)
         except AgentError as error:
             self._troubles.put(f"{error.message}; {error.hint}" if error.hint else error.message)
         except Exception as error:  # a report is never worth a night
             self._troubles.put(f"the report could not be made ({type(error).__name__}: {error})")
+
+    def _so_far(self) -> CampaignState:
+        self._tail.read()
+        state = self._tail.state
+        state.consumed_s = self._tail.consumed_s
+        return state
+
+    def _all(self) -> tuple[CampaignState, list[str]]:
+        """With what is wrong with it. Read from the beginning: this report stays, and what was read on the way may have
+        been changed since, or have been refused by the disk."""
+        return Journal(self._tail.path).state_and_damages()
 
     def _say_troubles(self) -> None:
         """In the loop's own thread, each once."""

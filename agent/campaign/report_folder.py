@@ -2,13 +2,17 @@
 
 A campaign of 10,000 ideas takes seconds to read and to write up, and its own last report lies there when a person asks
 for it in the morning. So the folder says what the report was made from: a stamp of each file that went into it (the
-journal, curves and samples of runs, the folders that runs lie in) and of the three that came out. As long as none of
-them has changed, another one would say the same. Nobody needs to keep that file: without it the report is made.
+journal, curves and samples of runs, the folders that runs lie in) and of the three that came out, and what else it
+depends on (`_others`). As long as none of that has changed, another one would say the same. Nobody needs to keep that
+file: without it the report is made.
 
     sources = Sources(journal, root)      before the journal is read
     ...                                   the night is gathered, the report written
-    remember(folder, sources, folders.seen, said)
+    remember(folder, sources, folders.seen, written, said)
     said_by(folder, journal, root)        what it said, where it holds; None where it has to be made
+
+Not noticed: a file that is changed by whoever can set the clock back (see `Stamp`), and a library that is changed
+without another version.
 """
 
 from __future__ import annotations
@@ -17,21 +21,24 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import agent
 from agent.errors import UsageError
 from agent.files import Stamp, stamp_or_none, write_atomic
 from agent.ledger.consumed import read_consumed
-from agent.text import secret_names
+from agent.text import holds_secret
 
 PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
 MADE_FROM = "made-from.json"
+LIBRARIES = ("jinja2", "vl-convert-python", "scipy", "numpy")
+"""By which the same night is written otherwise."""
 
 
 def refuse_newer(folder: Path) -> None:
@@ -66,10 +73,15 @@ class Sources:
         self.others = _others(journal)
 
 
-def remember(folder: Path, sources: Sources, seen: Mapping[Path, Stamp | None], said: Said) -> None:
-    """That the report in `folder` is of these. A disk that does not take it is borne."""
+def remember(
+    folder: Path, sources: Sources, seen: Mapping[Path, Stamp | None], written: Mapping[str, str], said: Said
+) -> None:
+    """That the report in `folder` is of these. `written`: its files' texts by name; where somebody else has written to
+    one of them meanwhile, there is nothing to remember. A disk that does not take it is borne."""
     journal, before = sources.journal
-    stamps = {journal: before, **seen, **{path: stamp_or_none(path) for path in _written(folder)}}
+    stamps = {journal: before, **seen, **{path: stamp_or_none(path) for path in _files(folder)}}
+    if any(_content(folder / name) != text.encode() for name, text in written.items()):
+        return
     told = {
         "others": sources.others,
         "files": {_name(path, sources.root): stamp for path, stamp in stamps.items()},
@@ -82,20 +94,20 @@ def remember(folder: Path, sources: Sources, seen: Mapping[Path, Stamp | None], 
 def said_by(folder: Path, journal: Path, root: Path) -> Said | None:
     """What the report in `folder` says, where one that is made now would say the same; None where it might not."""
     told = _told(folder / MADE_FROM)
-    if told is None:
+    if told is None or told.others != _others(journal):
         return None
-    needed = {_name(path, root) for path in (journal, *_written(folder))}
-    if told.others != _others(journal) or not needed <= told.files.keys():
+    if any(told.files.get(_name(path, root)) is None for path in (journal, *_files(folder))):
         return None
-    if any(told.files[name] is None for name in needed):
+    try:
+        same = all(stamp_or_none(root / name) == stamp for name, stamp in told.files.items())
+    except ValueError:  # no name that a file could have
         return None
-    same = all(stamp_or_none(root / name) == stamp for name, stamp in told.files.items())
-    return told.said if same else None
+    return told.said if same and not _tells_a_secret(folder / SUMMARY) else None
 
 
 @dataclass(frozen=True)
 class _Told:
-    others: dict[str, Any]
+    others: dict[str, str]
     files: dict[str, Stamp | None]
     """By path from the workspace on."""
     said: Said
@@ -110,22 +122,42 @@ def _told(path: Path) -> _Told | None:
         return None
 
 
-def _written(folder: Path) -> Iterable[Path]:
+def _files(folder: Path) -> Iterable[Path]:
     return folder / PAGE, folder / MARKDOWN, folder / SUMMARY
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _tells_a_secret(path: Path) -> bool:
+    """One that was none when it was written. Of the summary: it has all that the page tells, without its JavaScript."""
+    return holds_secret((_content(path) or b"").decode("utf-8", "replace"))
 
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _others(journal: Path) -> dict[str, Any]:
-    """All else that a report depends on: the program, the seconds consumed, what is secret, and the local time."""
+def _others(journal: Path) -> dict[str, str]:
+    """All else that a report depends on: the program and what it draws and writes with, the seconds consumed, and what
+    the clock on the wall says."""
     return {
         "program": program(),
-        "consumed_s": read_consumed(journal),
-        "secrets": _digest(secret_names()),
-        "zone": [time.timezone, time.altzone, *time.tzname],
+        "libraries": " ".join(f"{name} {_version(name)}" for name in LIBRARIES),
+        "consumed_s": str(read_consumed(journal)),
+        "zone": f"{os.environ.get('TZ')} {time.tzname} {stamp_or_none(Path('/etc/localtime'))}",
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 @functools.cache

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agent.campaign.report_folder import PAGE, SUMMARY, Said, Sources, refuse_newer, remember, said_by
 from agent.cli.app import app
 from agent.cli.shared import here, model_cache, print_json
 from agent.cli.workspaces import campaign_name
 from agent.collector import kept_to_the_end, no_collection
 from agent.errors import InvalidFile, UsageError
-from agent.report.numbers import moment
 
 if TYPE_CHECKING:
     from agent.campaign.night_runs import RunFolders
-    from agent.campaign.report import Charts, Reporter
+    from agent.campaign.report import Reporter
+    from agent.campaign.report_folder import Said
     from agent.campaign.session import Session
     from agent.campaign.workbench import Workbench
     from agent.ledger.workspace import Workspace
     from agent.report.night import Night
+    from agent.report.vega import Charts
 
 
 @app.command()
@@ -42,46 +42,50 @@ def report(
     Where nothing has changed since the last report, that one stays. One that a newer raft-agent wrote is not written
     over.
     """
+    from agent.campaign.report_folder import PAGE
+    from agent.report.numbers import moment
+    from agent.report.vega import Charts
+
     workspace = here()
     name = campaign_name(workspace, campaign)
     if json_output:
         _print_summary(workspace, name)
         return
-    folder = _folder(workspace, name, out)
-    said = _still_said(workspace, name) if out is None else None
-    words_of_age = f"  nothing has changed since it was made, {moment(said.made_at)}" if said else ""
-    said = said or _written(workspace, name, folder)
+    folder, charts = _folder(workspace, name, out), Charts(model_cache())
+    before = _still_said(workspace, name) if out is None else None
+    stays = before is not None and (not before.why_no_charts or before.why_no_charts == charts.get()[1])
+    said = before if before and stays else _written(workspace, name, folder, charts)
     page = folder / PAGE
     print(said.verdict)
     for words in said.warnings:
         print(f"  warning: {words}")
     if said.why_no_charts:
         print(f"  the page has no charts: {said.why_no_charts}")
-    if words_of_age:
-        print(words_of_age)
+    if stays:
+        print(f"  nothing has changed since it was made, {moment(said.made_at)}")
     print(f"report: {page}")
     if open_it and not webbrowser.open(page.resolve().as_uri()):
         print("no browser could be opened: open the file yourself")
 
 
 def _print_summary(workspace: Workspace, name: str) -> None:
-    folder = workspace.report_folder(name)
-    if _still_said(workspace, name) is not None:
-        print_json(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-        return
+    from agent.campaign.report_folder import SUMMARY
     from agent.report.summary import summary_of
 
-    print_json(summary_of(night_now(workspace, name)))
+    if _still_said(workspace, name) is not None:
+        print_json(json.loads((workspace.report_folder(name) / SUMMARY).read_text(encoding="utf-8")))
+    else:
+        print_json(summary_of(night_now(workspace, name)))
 
 
 def _still_said(workspace: Workspace, name: str) -> Said | None:
-    """What the campaign's last report says, where it holds."""
+    """What the campaign's last report says, where it holds but for its charts."""
+    from agent.campaign.report_folder import said_by
     from agent.ledger.lock import campaign_holder
 
     if campaign_holder(workspace, name) is not None:
         return None
-    said = said_by(workspace.report_folder(name), workspace.journal_path(name), workspace.root)
-    return said if said is None or not said.why_no_charts or _charts().get()[1] == said.why_no_charts else None
+    return said_by(workspace.report_folder(name), workspace.journal_path(name), workspace.root)
 
 
 def night_now(workspace: Workspace, name: str) -> Night:
@@ -111,6 +115,7 @@ def _gathered(workspace: Workspace, name: str, folders: RunFolders, *, running: 
 
 def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Night:
     """What the campaign itself would have tried next, as its last report says, where nothing was judged since."""
+    from agent.campaign.report_folder import SUMMARY
     from agent.report.summary import read_summary
 
     path = workspace.report_folder(name) / SUMMARY
@@ -132,6 +137,8 @@ def _with_ranking_of_before(workspace: Workspace, name: str, night: Night) -> Ni
 
 def _folder(workspace: Workspace, name: str, out: Path | None) -> Path:
     """Where the report is written. UsageError where it cannot be."""
+    from agent.campaign.report_folder import refuse_newer
+
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is no folder", hint="name a folder; it is made where there is none")
     folder = workspace.report_folder(name) if out is None else out.absolute()
@@ -141,30 +148,22 @@ def _folder(workspace: Workspace, name: str, out: Path | None) -> Path:
     return folder
 
 
-def _written(workspace: Workspace, name: str, folder: Path) -> Said:
+def _written(workspace: Workspace, name: str, folder: Path, charts: Charts) -> Said:
     from agent.campaign.night_runs import RunFolders
-    from agent.campaign.report import said_of, write_report
+    from agent.campaign.report import write_lasting
+    from agent.campaign.report_folder import Sources
     from agent.ledger.lock import campaign_holder
 
     sources, folders = Sources(workspace.journal_path(name), workspace.root), RunFolders(workspace.root)
     running = campaign_holder(workspace, name) is not None
     night = _gathered(workspace, name, folders, running=running)
-    charts, why = _charts().get()
-    write_report(night, folder, charts=charts, why_no_charts=why)
-    said = said_of(night, why)
-    if folder == workspace.report_folder(name) and not running:
-        remember(folder, sources, folders.seen, said)
-    return said
-
-
-def _charts() -> Charts:
-    from agent.campaign.report import Charts
-
-    return Charts(model_cache())
+    lasts = folder == workspace.report_folder(name) and not running
+    return write_lasting(night, folder, charts=charts, folders=folders, sources=sources if lasts else None)
 
 
 def _refuse_strangers(out: Path) -> None:
     """A run has a summary.json too, which is its record."""
+    from agent.campaign.report_folder import SUMMARY
     from agent.report.summary import read_summary
 
     if (out / SUMMARY).exists():
@@ -176,7 +175,8 @@ def _refuse_strangers(out: Path) -> None:
 
 def reporter_of(workspace: Workspace, session: Session, bench: Workbench) -> Reporter:
     """Renews the report while the campaign runs; whoever has it closes it."""
-    from agent.campaign.report import Charts, Reporter
+    from agent.campaign.report import Reporter
+    from agent.report.vega import Charts
 
     name = session.settings.campaign
     reporter = Reporter(

@@ -8,7 +8,7 @@ from agent.collector import no_collection
 from agent.files import Growing
 from agent.ledger.consumed import read_consumed
 from agent.ledger.events import Event
-from agent.ledger.lines import BLANK, Damages, event_of
+from agent.ledger.lines import event_of
 from agent.ledger.state import CampaignState, Folding
 
 
@@ -21,17 +21,11 @@ class JournalTail:
         """Why it could not be read last, in words."""
         self._file = Growing(path)
         self._times = 0
-        self._folding, self._damages = Folding(), Damages()
-        self._lines = 0
+        self._folding = Folding()
 
     @property
     def state(self) -> CampaignState:
         return self._folding.state
-
-    @property
-    def damages(self) -> list[str]:
-        """What is wrong with the lines that have come, in words."""
-        return self._damages.found
 
     @property
     def consumed_s(self) -> float:
@@ -46,11 +40,7 @@ class JournalTail:
             with no_collection():
                 for line in self._file.each():
                     self._begin_anew_with_the_file()
-                    self._lines += 1
-                    if not line.strip(BLANK.encode()):
-                        continue
                     event = event_of(line)
-                    self._damages.add(self._lines, event)
                     if event is not None:
                         events.append(event)
                         self._folding.add(event)
@@ -63,4 +53,3 @@ class JournalTail:
     def _begin_anew_with_the_file(self) -> None:
         if self._file.times != self._times:
             self._times, self._folding = self._file.times, Folding()
-            self._damages, self._lines = Damages(), 0

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent.errors import Unavailable
+from agent.errors import AgentError, Unavailable
 from agent.files import write_atomic
 from agent.package import of_ours
 from agent.text import one_line, passed_on
@@ -59,6 +59,23 @@ def bundle(cache: Path, *, limit_s: float = LIMIT_S) -> str:
         if _is_bundle(text):
             return text
     return _build(kept, limit_s)
+
+
+class Charts:
+    """The JavaScript of the charts, got once; a page without it has tables and words, and says why."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._got: tuple[str | None, str] | None = None
+
+    def get(self) -> tuple[str | None, str]:
+        """(JavaScript or None, why there is none)."""
+        if self._got is None:
+            try:
+                self._got = bundle(self.cache), ""
+            except (AgentError, OSError) as error:
+                self._got = None, str(error)
+        return self._got
 
 
 def to_svg(spec: dict[str, Any]) -> str:

@@ -119,9 +119,9 @@ def read_samples(out: Path) -> list[Sample]:
     return _samples(out, [])
 
 
-def read_texts(out: Path) -> list[SampleText]:
-    """What was said to the first prompts of `select` and `search`; empty where there is no file."""
-    return _rows(out / SAMPLES, SampleText, _text_of, [])
+def texts_in(data: bytes) -> list[SampleText]:
+    """What was said to the first prompts of `select` and `search`, from the content of `samples.jsonl`."""
+    return _rows_in(data, SampleText, _text_of, [], name=SAMPLES)
 
 
 def read_heartbeat(out: Path) -> Heartbeat | None:
@@ -255,8 +255,6 @@ def _object(path: Path, model: type[R], problems: list[str], *, most: int = MOST
 
 
 def _rows(path: Path, model: type[R], key: Callable[[R], Hashable], problems: list[str]) -> list[R]:
-    """Rows by key, the later one counting. The last line may be torn: a trainer can die while it writes."""
-    found: dict[Hashable, R] = {}
     try:
         data = read_plain(path, most=MOST_ROWS)
     except NotPlain as error:
@@ -264,6 +262,12 @@ def _rows(path: Path, model: type[R], key: Callable[[R], Hashable], problems: li
         return []
     except OSError:
         return []
+    return _rows_in(data, model, key, problems, name=path.name)
+
+
+def _rows_in(data: bytes, model: type[R], key: Callable[[R], Hashable], problems: list[str], *, name: str) -> list[R]:
+    """Rows by key, the later one counting. The last line may be torn: a trainer can die while it writes."""
+    found: dict[Hashable, R] = {}
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -272,7 +276,7 @@ def _rows(path: Path, model: type[R], key: Callable[[R], Hashable], problems: li
             row = _row(line, model)
         except (ValueError, RecursionError) as error:
             torn = number == len(lines)
-            problems.append(f"{path.name}:{number}: {'torn last line' if torn else _reason(error)}")
+            problems.append(f"{name}:{number}: {'torn last line' if torn else _reason(error)}")
             continue
         found[key(row)] = row
     return list(found.values())

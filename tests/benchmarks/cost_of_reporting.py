@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "campaign"))
 
 from made_journals import MadeJournal, long_night
 
-from agent.campaign.report import PAGE, SUMMARY, Charts, Reporter
+from agent.campaign.report import PAGE, SUMMARY, Reporter
+from agent.report.vega import Charts
 
 CYCLES = "".join(
     json.dumps({"cycle": n, "select_metric": n / 41, "pass_rate": n / 43, "loss": 1 / (n + 1), "entropy": 0.3}) + "\n"

@@ -7,7 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from nights import BETTER_RATE, NOTHING, Night, hypothesis, new_night
+from nights import BETTER_RATE, NO_DEDUP, NOTHING, Night, hypothesis, new_night
+from reports import Reports, reporter_of
+
+from agent.campaign.loop import run_campaign
+from agent.cli.main import run
+from agent.errors import Unavailable
 
 
 @pytest.fixture
@@ -33,3 +38,37 @@ def copy(judged: Night, tmp_path: Path) -> Path:
     root = tmp_path / "ws"
     shutil.copytree(judged.root, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """#1 is kept, #2 does nothing, #3 crashes; one idea is left when the campaign ends. Not to be changed."""
+    night = new_night(tmp_path_factory.mktemp("reported"))
+    night.playbook(
+        BETTER_RATE, NOTHING, hypothesis("nan", 0.5, set={"learner.optimizer": "sgd"}), {**NO_DEDUP, "prior": 0.1}
+    )
+    bench = night.bench(night.open(max_experiments=3))
+    reporter = reporter_of(night, bench)
+    run_campaign(bench)
+    reporter.close()
+    return night
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def none(*_: object, **__: object) -> str:
+        raise Unavailable("these tests make none")
+
+    monkeypatch.setattr("agent.report.vega.bundle", none)
+    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reports:
+    def reported(root: Path, *options: str) -> tuple[int, str]:
+        monkeypatch.chdir(root)
+        code = run(["report", *options])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return reported

@@ -11,56 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights import BETTER_RATE, NO_DEDUP, NOTHING, Dies, Night, dying_at, hypothesis, new_night
+from nights import BETTER_RATE, NOTHING, Dies, Night, dying_at, hypothesis, new_night
+from reports import NoCharts, Reports, copied, reporter_of
 
 from agent.campaign import report as reports
 from agent.campaign.loop import run_campaign
 from agent.campaign.night_runs import MOST_CYCLES, RunFolders
-from agent.campaign.report import MARKDOWN, PAGE, SUMMARY, Charts, Reporter
+from agent.campaign.report import MARKDOWN, PAGE, SUMMARY, Reporter
 from agent.campaign.report_folder import MADE_FROM
-from agent.cli.main import register, run
-from agent.errors import Unavailable
+from agent.cli.main import register
 from agent.ledger.journal import Journal
-from agent.ledger.lock import CAMPAIGN, hold
 from agent.ledger.workspace import Workspace
 from agent.report.night import Night as Told
 from agent.report.summary import read_summary
 
 register()
-
-
-class NoCharts(Charts):
-    def get(self) -> tuple[str | None, str]:
-        return None, "these tests make none"
-
-
-def reporter_of(night: Night, bench: Any, **also: Any) -> Reporter:
-    session = bench.session
-    reporter = Reporter(
-        session.journal.path, name="night", root=night.root, folder=night.workspace.report_folder("night"),
-        charts=NoCharts(night.root), warn=night.observer.warn, ranking=lambda: bench.last_ranking, least_pause_s=0.0,
-        **also,
-    )  # fmt: skip
-    session.renew = reporter.request
-    return reporter
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 def summary(night: Night) -> Told:
     return read_summary(night.workspace.report_folder("night") / SUMMARY)
-
-
-@pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """#1 is kept, #2 does nothing, #3 crashes; one idea is left when the campaign ends."""
-    night = new_night(tmp_path_factory.mktemp("reported"))
-    night.playbook(
-        BETTER_RATE, NOTHING, hypothesis("nan", 0.5, set={"learner.optimizer": "sgd"}), {**NO_DEDUP, "prior": 0.1}
-    )
-    bench = night.bench(night.open(max_experiments=3))
-    reporter = reporter_of(night, bench)
-    run_campaign(bench)
-    reporter.close()
-    return night
 
 
 def test_a_campaign_leaves_its_report(reported: Night) -> None:
@@ -238,9 +208,10 @@ def test_a_report_that_cannot_be_written_is_said_once_and_holds_nothing_up(tmp_p
 def test_a_disk_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers, asked = threading.Event(), threading.Event()
 
-    def stuck(*_: Any, **__: Any) -> None:
+    def stuck(*_: Any, **__: Any) -> dict[str, str]:
         asked.set()
         answers.wait(20)
+        return {}
 
     monkeypatch.setattr(reports, "write_report", stuck)
     warnings: list[str] = []
@@ -260,7 +231,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypat
 
 def test_requests_while_it_writes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(reports, "write_report", lambda *_, **__: written.append(time.sleep(0.02)))
+    monkeypatch.setattr(reports, "write_report", lambda *_, **__: written.append(time.sleep(0.02)) or {})
     reporter = Reporter(
         tmp_path / "journal.jsonl", name="night", root=tmp_path, folder=tmp_path / "report", charts=NoCharts(tmp_path),
         warn=pytest.fail, least_pause_s=0.01,
@@ -282,41 +253,11 @@ def until(true: Callable[[], bool], *, within_s: float = 10.0) -> None:
 # --- the command -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def no_charts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def none(*_: object, **__: object) -> str:
-        raise Unavailable("these tests make none")
-
-    monkeypatch.setattr("agent.report.vega.bundle", none)
-    monkeypatch.setenv("RAFT_AGENT_CACHE", str(tmp_path / "cache"))
-
-
-def copied(night: Night, tmp_path: Path) -> Path:
-    root = tmp_path / "ws"
-    shutil.copytree(night.root, root)
-    return root
-
-
 def told(root: Path) -> dict[str, Any]:
     from agent.cli.report import night_now
-    from agent.ledger.workspace import Workspace
     from agent.report.summary import summary_of
 
     return summary_of(night_now(Workspace(root), "night"))
-
-
-Reports = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reports:
-    def reported(root: Path, *options: str) -> tuple[int, str]:
-        monkeypatch.chdir(root)
-        code = run(["report", *options])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return reported
 
 
 def test_the_command_says_where_it_is_and_what_came_of_it(reported: Night, report: Reports, tmp_path: Path) -> None:
@@ -422,93 +363,6 @@ def test_a_journal_that_is_torn_or_newer_and_folders_that_are_gone(
     assert "of a newer version" in said
     assert "run folders are gone" in said
     assert told(root)["curves"] == []
-
-
-STAYS = "nothing has changed since it was made, 2"
-
-
-@pytest.fixture
-def lasting(reported: Night, report: Reports, tmp_path: Path) -> Path:
-    """A workspace whose report was made a moment ago."""
-    root = copied(reported, tmp_path)
-    assert STAYS not in report(root)[1], "a copy's files are others"
-    return root
-
-
-def made_at(root: Path) -> float:
-    return read_summary(root / ".raft/report/night" / SUMMARY).renewed_at
-
-
-def test_the_report_that_a_campaign_left_stays(reported: Night, report: Reports) -> None:
-    folder = reported.workspace.report_folder("night")
-    before = {path: path.stat() for path in folder.iterdir()}
-    code, said = report(reported.root)
-    assert code == 0
-    assert said.startswith("1 confirmed gain, +")
-    assert "the page has no charts: these tests make none" in said
-    assert STAYS in said
-    assert said.endswith(f"report: {folder / PAGE}\n")
-    assert {path: path.stat() for path in folder.iterdir()} == before
-    told_again = json.loads(report(reported.root, "--json")[1])
-    assert told_again == {**told(reported.root), "renewed_at": told_again["renewed_at"]}, "as it would be said now"
-
-
-def test_a_report_that_was_made_stays_until_something_changes(lasting: Path, report: Reports) -> None:
-    before = made_at(lasting)
-    assert STAYS in report(lasting)[1]
-    assert made_at(lasting) == before
-    assert STAYS not in report(lasting, "--out", "elsewhere")[1], "another folder's is not this one's"
-    assert not (lasting / "elsewhere" / MADE_FROM).exists(), "that folder may be sent"
-    Journal(lasting / ".raft/campaigns/night/journal.jsonl").append("note", text="a word")
-    assert STAYS not in report(lasting)[1]
-    assert made_at(lasting) > before
-    assert STAYS in report(lasting)[1]
-
-
-def _edit(path: Path) -> None:
-    path.write_text(path.read_text().replace("a", "b", 1))
-
-
-CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
-    "runs are removed": lambda root, _: shutil.rmtree(root / ".raft/runs/night/002-search-s2000"),
-    "all runs are removed": lambda root, _: shutil.rmtree(root / ".raft/runs"),
-    "curves are removed": lambda root, _: (root / ".raft/runs/night/001-search-s1000/cycles.jsonl").unlink(),
-    "samples have come": lambda root, _: (root / ".raft/runs/night/untrained-search/samples.jsonl").write_text("{}"),
-    "the page is edited": lambda root, _: _edit(root / ".raft/report/night" / PAGE),
-    "report.md is removed": lambda root, _: (root / ".raft/report/night" / MARKDOWN).unlink(),
-    "the summary is removed": lambda root, _: (root / ".raft/report/night" / SUMMARY).unlink(),
-    "more seconds": lambda root, _: (root / ".raft/campaigns/night/consumed").write_text("000000000009999.9\n"),
-    "another program": lambda _, patch: patch.setattr("agent.campaign.report_folder.program", lambda: "other"),
-    "another secret": lambda _, patch: patch.setenv("SOME_TOKEN", "a-secret-of-today"),
-    "no record": lambda root, _: (root / ".raft/report/night" / MADE_FROM).unlink(),
-    "a record that is no JSON": lambda root, _: (root / ".raft/report/night" / MADE_FROM).write_text("{torn"),
-    "a record of nothing": lambda root, _: (root / ".raft/report/night" / MADE_FROM).write_text(
-        '{"others": {}, "files": {}, "said": {"verdict": "good", "warnings": [], "why_no_charts": "", "made_at": 0}}'
-    ),
-    "charts can be had": lambda _, patch: patch.setattr("agent.report.vega.bundle", lambda *_, **__: "draw()"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_a_report_was_made_from_has_changed(
-    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    before = made_at(lasting)
-    CHANGES[change](lasting, monkeypatch)
-    code, said = report(lasting)
-    assert (code, STAYS in said) == (0, False)
-    assert made_at(lasting) > before
-    assert STAYS in report(lasting)[1]
-
-
-def test_the_report_of_a_campaign_that_runs_is_always_made(
-    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with hold(Workspace(lasting), what=f"{CAMPAIGN}night"):
-        assert STAYS not in report(lasting)[1]
-        assert STAYS not in report(lasting)[1]
-    assert STAYS not in report(lasting)[1], "it says that the campaign runs"
-    assert STAYS in report(lasting)[1]
 
 
 @pytest.mark.parametrize("lines", [2, 4, 12, 16, 25])

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.contract import SAMPLED_PROMPTS, EvalRow, SampleText
+from agent.contract import SAMPLED_PROMPTS, SAMPLES, EvalRow, SampleText
 from agent.raft.evaluate import Measured
 from agent.raft.rollout import Completion
 from agent.raft.samples import MOST_COMPLETION, MOST_PROMPT, shown, texts_of, write_samples
-from agent.run.telemetry import read_texts
+from agent.run.telemetry import texts_in
 
 
 @dataclass
@@ -65,7 +65,10 @@ def test_nobody_gets_to_read_the_prompts_of_other_splits(split: str) -> None:
 def test_an_evaluation_replaces_the_rows_of_the_one_before(tmp_path: Path) -> None:
     write_samples(tmp_path, texts("search", 5))
     write_samples(tmp_path, texts("select", 2))
-    assert [(row.split, row.id) for row in read_texts(tmp_path)] == [("select", "p0"), ("select", "p1")]
+    assert [(row.split, row.id) for row in texts_in((tmp_path / SAMPLES).read_bytes())] == [
+        ("select", "p0"),
+        ("select", "p1"),
+    ]
 
 
 hostile = st.text(st.characters(codec=None, categories=None) | st.sampled_from("\x00\x1b\x07\r\n\u202e\ud800\udfff"))
@@ -81,7 +84,7 @@ def test_any_text_is_written_and_read_back(
     )
     assert len(row.prompt) <= most
     write_samples(out, [row])
-    assert read_texts(out) == [row]
+    assert texts_in((out / SAMPLES).read_bytes()) == [row]
 
 
 def test_of_a_long_text_both_ends_stay_and_what_is_missing_is_said() -> None:

@@ -11,7 +11,7 @@ import pytest
 from agent.contract import EVAL, RUNG, SAMPLES, SELECT, SelectRow
 from agent.files import write_atomic
 from agent.run import telemetry
-from agent.run.telemetry import follow_evals, follow_rung, follow_select, read_run, read_select, read_texts
+from agent.run.telemetry import follow_evals, follow_rung, follow_select, read_run, read_select, texts_in
 
 
 def select_line(cycle: int, score: float = 1.0) -> str:
@@ -39,14 +39,14 @@ def test_measurements_are_read_once_each_and_what_is_no_row_is_named(tmp_path: P
 
 
 def test_texts_are_read_of_the_splits_that_people_may_read(tmp_path: Path) -> None:
-    assert read_texts(tmp_path) == read_run(tmp_path).texts == []
+    assert texts_in(b"") == read_run(tmp_path).texts == []
     row = {"id": "a", "prompt": "1+1=", "reward": 1.0, "passed": True, "finish_reason": "stop", "tokens": 2}
     said = [("search", "3"), ("search", "2"), ("select", "4"), ("holdout", "5")]
     lines = [json.dumps({**row, "split": split, "completion": text}) + "\n" for split, text in said]
     append(tmp_path / SAMPLES, "".join(lines) + '{"split": "sear')
     record = read_run(tmp_path)
     assert [(text.split, text.completion) for text in record.texts] == [("search", "2"), ("select", "4")]
-    assert record.texts == read_texts(tmp_path)
+    assert record.texts == texts_in((tmp_path / SAMPLES).read_bytes())
     assert len(record.problems) == 2
     assert record.problems[1] == "samples.jsonl:5: torn last line"
 
