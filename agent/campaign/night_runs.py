@@ -126,6 +126,7 @@ class RunFolders:
         except (FileNotFoundError, NotADirectoryError):
             return set()
         except OSError:
+            self.has_read_all = False
             return None
 
     def _stamp(self, path: Path) -> Stamp | None:

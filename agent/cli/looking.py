@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -44,7 +46,8 @@ def status(campaign: str | None = NAME, json_output: bool = JSON) -> None:
     if json_output:
         print_json(status_fields(snapshot))
         return
-    for line in status_lines(snapshot):
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in status_lines(snapshot, width=width):
         print(line)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 from agent.report.arms import arms_fields, gain_words
@@ -12,6 +13,7 @@ from agent.report.words import duration
 
 FORMAT = 2
 """Of the fields for programs. It goes up where one changes its meaning or goes; new ones do not count."""
+NARROWEST = 30
 LABELS = (
     "recipe",
     "budget",
@@ -29,11 +31,20 @@ LABELS = (
 )
 
 
-def status_lines(snapshot: Snapshot) -> list[str]:
-    words = _words(snapshot)
-    trouble = [f"  {'trouble':<10}{snapshot.trouble}"] if snapshot.trouble else []
-    labelled = [f"  {label:<10}{words[label]}" for label in LABELS if words.get(label)]
-    return [f"campaign {snapshot.campaign}: {snapshot.state}", *labelled, *trouble]
+def status_lines(snapshot: Snapshot, *, width: int | None = None) -> list[str]:
+    """`width`: columns of a terminal, between whose words lines are broken; whole lines without."""
+    words = {**_words(snapshot), "trouble": snapshot.trouble}
+    lines = [f"campaign {snapshot.campaign}: {snapshot.state}"]
+    for label in (*LABELS, "trouble"):
+        if words.get(label):
+            line = f"  {label:<10}{words[label]}"
+            lines += [line] if width is None or label == "next" else _broken(line, width)
+    return lines
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """What goes on stands below its beginning. A command is not broken: somebody copies it."""
+    return textwrap.wrap(line, max(width, NARROWEST), subsequent_indent=" " * 12, break_on_hyphens=False)
 
 
 def status_fields(snapshot: Snapshot) -> dict[str, Any]:
