@@ -7,6 +7,7 @@ learning rate and the temperature at once, because its effect could be laid to n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
@@ -208,6 +209,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _short(value: float) -> float:
+    """To six significant digits, or to three where that is the same number but for rounding: half a step up and half
+    a step down (factors 1.41421 and 0.707107) lead back to where they began, and two up to twice that."""
+    exact, near = float(f"{value:.6g}"), float(f"{value:.3g}")
+    return near if math.isclose(exact, near, rel_tol=1e-4) else exact
+
+
 def _scaled(key: str, old: Any, factor: float) -> Any:
     if isinstance(old, bool) or not isinstance(old, int | float):
         raise ChangeRefused(f"{key} cannot be scaled, it is {short(old)}", hint="use set")
@@ -218,7 +226,7 @@ def _scaled(key: str, old: Any, factor: float) -> Any:
         if new == old and factor != 1:
             new = old + (1 if factor > 1 else -1)
     else:
-        new = float(f"{new:.6g}")
+        new = _short(new)
     new = min(new, limits.get("le", new))
     new = max(new, limits.get("ge", new))
     return int(new) if isinstance(old, int) else new

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -107,6 +109,40 @@ def test_scaling_keeps_type_and_range(key: str, factor: float) -> None:
         assert type(new) is type(old)
         limits = bounds_of(key)
         assert limits.get("ge", new) <= new <= limits.get("le", new)
+
+
+def _rate_after(rate: float, factors: Sequence[float]) -> float:
+    recipe = Change(set={"learner.learning_rate": rate}).apply(RECIPE)
+    for factor in factors:
+        recipe = Change(scale={"learner.learning_rate": factor}).apply(recipe)
+    return recipe.learner.learning_rate
+
+
+@given(
+    digits=st.integers(100, 999),
+    power=st.integers(-8, -7),
+    steps=st.lists(st.sampled_from([math.sqrt(2), math.sqrt(10), 1.5, 2.0, 10.0]), min_size=1, max_size=3),
+)
+def test_steps_there_and_back_end_where_they_began(digits: int, power: int, steps: list[float]) -> None:
+    """To the last digit, so that a recipe which was tried is known again."""
+    rate = float(f"{digits}e{power}")
+    there, back = [float(f"{step:.6g}") for step in steps], [float(f"{1 / step:.6g}") for step in reversed(steps)]
+    assert _rate_after(rate, [*there, *back]) == rate
+
+
+@pytest.mark.parametrize(
+    ("rate", "factors", "then"),
+    [
+        (1e-4, [1.41421, 1.41421], 2e-4),
+        (1e-4, [3.16228, 3.16228], 1e-3),
+        (2e-4, [0.707107, 0.707107], 1e-4),
+        (1e-4, [1.41421], 1.41421e-4),
+        (5e-5, [0.7], 3.5e-5),
+        (1.23456e-4, [2.0], 2.46912e-4),
+    ],
+)
+def test_half_steps_make_whole_ones(rate: float, factors: list[float], then: float) -> None:
+    assert _rate_after(rate, factors) == then
 
 
 def test_an_optional_section_is_created() -> None:
