@@ -251,9 +251,9 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether the value of a secret of this process stands in it, or a piece of a word that is like one."""
+    """Whether the value of one of this process's variables that `redact` replaces stands in it."""
     secrets = _secrets(None)
-    return secrets is not None and any(spelling in text for spelling in secrets[1])
+    return secrets is not None and secrets[0].search(text) is not None
 
 
 def _is_telling(name: str) -> bool:

@@ -56,7 +56,7 @@ def underpowered(budget: Budget, run: Measured) -> str | None:
             f"; ended after {counted(summary.cycles, 'cycle')} that gave it none" if summary.ended_by == NO_STEP else ""
         )
         return (
-            f"underpowered: {summary.optimizer_steps} optimizer steps, "
+            f"underpowered: {counted(summary.optimizer_steps, 'optimizer step')}, "
             f"the recipe asks for {budget.min_optimizer_steps}{ended}"
         )
     if summary.kept < budget.min_kept_samples:

@@ -61,10 +61,7 @@ class RunFolders:
 
     def look_anew(self) -> None:
         """For another report."""
-        self.seen = {}
-        if not self.has_read_all:
-            self._known.clear()
-            self.has_read_all = True
+        self.seen, self.has_read_all = {}, True
 
     def cycles(self, out: Path) -> Series:
         found: Series = self._once(out / CYCLES, lambda data: _cycles(list(_rows(data))))
@@ -83,19 +80,13 @@ class RunFolders:
         stamp = self._stamp(path)
         known = self._known.get(path)
         if known is None or known[0] != stamp:
-            known = stamp, made_of(self._content(path))
+            try:
+                known = stamp, made_of(_content(path))
+            except OSError:
+                self.has_read_all = False
+                return made_of(b"")
             self._known[path] = known
         return known[1]
-
-    def _content(self, path: Path) -> bytes:
-        """Nothing where there is no file that can be read."""
-        try:
-            return read_plain(path, most=MOST_READ)
-        except (FileNotFoundError, NotADirectoryError, NotPlain):
-            return b""
-        except OSError:
-            self.has_read_all = False
-            return b""
 
     def there(self, outs: Collection[str]) -> set[str]:
         """Those that exist. What is above them is listed once: to ask for each of thousands takes longer than all else,
@@ -120,7 +111,7 @@ class RunFolders:
                 for entry in entries:
                     if entry.is_symlink():
                         self._stamp(folder / entry.name)  # of what it leads to, which the folder does not tell
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         found.add(entry.name)
                 return found
         except (FileNotFoundError, NotADirectoryError):
@@ -133,6 +124,21 @@ class RunFolders:
         stamp = stamp_or_none(path)
         self.seen.setdefault(path, stamp)
         return stamp
+
+
+def _content(path: Path) -> bytes:
+    """Nothing where there is no file that may be read. Raises OSError where there is one, and the disk refuses it."""
+    try:
+        return read_plain(path, most=MOST_READ)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NotPlain):
+        return b""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:

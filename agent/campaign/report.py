@@ -91,8 +91,8 @@ def write_lasting(night: Night, folder: Path, *, charts: Charts, folders: RunFol
     command tells of it."""
     text, why = charts.get()
     written = write_report(night, folder, charts=text, why_no_charts=why)
-    said = Said(redact(night.verdict), tuple(map(redact, night.warnings)), why, night.renewed_at)
-    if sources is not None and folders.has_read_all:
+    said = Said(redact(night.verdict), tuple(map(redact, night.warnings)), redact(why), night.renewed_at)
+    if sources is not None and folders.has_read_all and night.consumed_s >= sources.consumed_s:
         remember(folder, sources, folders.seen, written, said)
     return said
 
@@ -208,6 +208,7 @@ class Reporter:
     def _all(self) -> tuple[CampaignState, list[str]]:
         """With what is wrong with it. Read from the beginning: this report stays, and what was read on the way may have
         been changed since, or have been refused by the disk."""
+        self._tail = JournalTail(self._tail.path)  # of a long campaign there is no room for both
         return Journal(self._tail.path).state_and_damages()
 
     def _say_troubles(self) -> None:

@@ -2,9 +2,9 @@
 
 A campaign of 10,000 ideas takes seconds to read and to write up, and its own last report lies there when a person asks
 for it in the morning. So the folder says what the report was made from: a stamp of each file that went into it (the
-journal, curves and samples of runs, the folders that runs lie in) and of the three that came out, and what else it
-depends on (`_others`). As long as none of that has changed, another one would say the same. Nobody needs to keep that
-file: without it the report is made.
+journal, curves and samples of runs, the folders that runs lie in) and of the three that came out, the seconds consumed,
+and what it was made with (`program`). As long as none of that has changed, another one would say the same. Nobody needs
+to keep that file: without it the report is made.
 
     sources = Sources(journal, root)      before the journal is read
     ...                                   the night is gathered, the report written
@@ -39,6 +39,7 @@ PAGE, MARKDOWN, SUMMARY = "report.html", "report.md", "summary.json"
 MADE_FROM = "made-from.json"
 LIBRARIES = ("jinja2", "vl-convert-python", "scipy", "numpy")
 """By which the same night is written otherwise."""
+LOCAL_TIME = Path("/etc/localtime")
 
 
 def refuse_newer(folder: Path) -> None:
@@ -70,7 +71,7 @@ class Sources:
     def __init__(self, journal: Path, root: Path) -> None:
         self.root = root
         self.journal = journal, stamp_or_none(journal)
-        self.others = _others(journal)
+        self.consumed_s = read_consumed(journal)
 
 
 def remember(
@@ -83,7 +84,8 @@ def remember(
     if any(_content(folder / name) != text.encode() for name, text in written.items()):
         return
     told = {
-        "others": sources.others,
+        "program": program(),
+        "consumed_s": sources.consumed_s,
         "files": {_name(path, sources.root): stamp for path, stamp in stamps.items()},
         "said": dataclasses.asdict(said),
     }
@@ -94,9 +96,9 @@ def remember(
 def said_by(folder: Path, journal: Path, root: Path) -> Said | None:
     """What the report in `folder` says, where one that is made now would say the same; None where it might not."""
     told = _told(folder / MADE_FROM)
-    if told is None or told.others != _others(journal):
+    if told is None or told.program != program() or told.consumed_s != read_consumed(journal):
         return None
-    if any(told.files.get(_name(path, root)) is None for path in (journal, *_files(folder))):
+    if not {_name(path, root) for path in (journal, *_files(folder))} <= told.files.keys():
         return None
     try:
         same = all(stamp_or_none(root / name) == stamp for name, stamp in told.files.items())
@@ -107,7 +109,8 @@ def said_by(folder: Path, journal: Path, root: Path) -> Said | None:
 
 @dataclass(frozen=True)
 class _Told:
-    others: dict[str, str]
+    program: str
+    consumed_s: float
     files: dict[str, Stamp | None]
     """By path from the workspace on."""
     said: Said
@@ -142,15 +145,17 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _others(journal: Path) -> dict[str, str]:
-    """All else that a report depends on: the program and what it draws and writes with, the seconds consumed, and what
-    the clock on the wall says."""
-    return {
-        "program": program(),
-        "libraries": " ".join(f"{name} {_version(name)}" for name in LIBRARIES),
-        "consumed_s": str(read_consumed(journal)),
-        "zone": f"{os.environ.get('TZ')} {time.tzname} {stamp_or_none(Path('/etc/localtime'))}",
-    }
+@functools.cache
+def program() -> str:
+    """A digest of what makes reports: the files of the program by their stamps, the libraries by their versions, and
+    the time zone. As they were when this was asked first: ask before they could change, since a process that runs keeps
+    what it has begun with."""
+    package = Path(agent.__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.suffix != ".pyc" and path.is_file())
+    parts = [agent.__version__, *(f"{path} {stamp_or_none(path)}" for path in files)]
+    parts += [f"{name} {_version(name)}" for name in LIBRARIES]
+    parts += [f"{os.environ.get('TZ')} {time.tzname} {stamp_or_none(LOCAL_TIME)}"]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _version(name: str) -> str:
@@ -158,16 +163,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-@functools.cache
-def program() -> str:
-    """Of the files that it consists of, by their stamps: of an installed one and of a checkout that is worked on. As
-    they were when this was asked first: ask before they could change."""
-    package = Path(agent.__file__).parent
-    files = sorted(path for path in package.rglob("*") if path.suffix != ".pyc" and path.is_file())
-    return _digest((agent.__version__, *(f"{path} {stamp_or_none(path)}" for path in files)))
-
-
-def _digest(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]

@@ -45,6 +45,7 @@ def report(
     from agent.campaign.report_folder import PAGE
     from agent.report.numbers import moment
     from agent.report.vega import Charts
+    from agent.text import redact
 
     workspace = here()
     name = campaign_name(workspace, campaign)
@@ -53,7 +54,7 @@ def report(
         return
     folder, charts = _folder(workspace, name, out), Charts(model_cache())
     before = _still_said(workspace, name) if out is None else None
-    stays = before is not None and (not before.why_no_charts or before.why_no_charts == charts.get()[1])
+    stays = before is not None and (not before.why_no_charts or before.why_no_charts == redact(charts.get()[1]))
     said = before if before and stays else _written(workspace, name, folder, charts)
     page = folder / PAGE
     print(said.verdict)

@@ -13,6 +13,8 @@ from agent.report.words import duration
 
 FORMAT = 2
 """Of the fields for programs. It goes up where one changes its meaning or goes; new ones do not count."""
+WITH_TITLES = ("best", "leads", "now")
+"""The others are short, or hold a path or a command that somebody copies."""
 NARROWEST = 30
 LABELS = (
     "recipe",
@@ -32,19 +34,21 @@ LABELS = (
 
 
 def status_lines(snapshot: Snapshot, *, width: int | None = None) -> list[str]:
-    """`width`: columns of a terminal, between whose words lines are broken; whole lines without."""
+    """`width`: columns of a terminal, for which the lines that name ideas are broken between words; whole ones
+    without."""
     words = {**_words(snapshot), "trouble": snapshot.trouble}
     lines = [f"campaign {snapshot.campaign}: {snapshot.state}"]
     for label in (*LABELS, "trouble"):
         if words.get(label):
             line = f"  {label:<10}{words[label]}"
-            lines += [line] if width is None or label == "next" else _broken(line, width)
+            lines += _broken(line, width) if width is not None and label in WITH_TITLES else [line]
     return lines
 
 
 def _broken(line: str, width: int) -> list[str]:
-    """What goes on stands below its beginning. A command is not broken: somebody copies it."""
-    return textwrap.wrap(line, max(width, NARROWEST), subsequent_indent=" " * 12, break_on_hyphens=False)
+    """What goes on stands below its beginning."""
+    room, below = max(width, NARROWEST), " " * 12
+    return textwrap.wrap(line, room, subsequent_indent=below, break_on_hyphens=False, break_long_words=False)
 
 
 def status_fields(snapshot: Snapshot) -> dict[str, Any]:

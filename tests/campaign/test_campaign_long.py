@@ -88,10 +88,11 @@ def test_folders_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "runs/two").write_text("a file")
     (tmp_path / "runs/three").symlink_to(tmp_path / "runs/one")
     (tmp_path / "runs/four").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "runs/six").symlink_to(tmp_path / "runs/six")
     (tmp_path / "alone").mkdir()
     absolute = str(tmp_path / "runs/one")
-    asked = ["runs/one", "runs/two", "runs/three", "runs/four", "runs/five", "alone", "gone/one", "runs/one/", absolute,
-             "runs/two/x", "/", "runs/../alone"]  # fmt: skip
+    asked = ["runs/one", "runs/two", "runs/three", "runs/four", "runs/five", "runs/six", "alone", "gone/one",
+             "runs/one/", absolute, "runs/two/x", "/", "runs/../alone"]  # fmt: skip
     assert RunFolders(tmp_path).there(asked) == {out for out in asked if (tmp_path / out).is_dir()}
 
 
@@ -102,7 +103,9 @@ def test_folders_in_one_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("os.scandir", refused)
-    assert RunFolders(tmp_path).there(["runs/one", "runs/two"]) == {"runs/one"}
+    folders = RunFolders(tmp_path)
+    assert folders.there(["runs/one", "runs/two"]) == {"runs/one"}
+    assert not folders.has_read_all
 
 
 def test_levels_of_many_are_those_of_each() -> None:

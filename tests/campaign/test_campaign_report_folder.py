@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from agent.campaign import night_runs
 from agent.campaign import report as reports
 from agent.campaign.night_runs import RunFolders
 from agent.campaign.report import Reporter
-from agent.campaign.report_folder import MADE_FROM, MARKDOWN, PAGE, SUMMARY
+from agent.campaign.report_folder import MADE_FROM, MARKDOWN, PAGE, SUMMARY, program
 from agent.cli.main import register
 from agent.cli.report import night_now
 from agent.ledger.journal import Journal
@@ -29,6 +29,12 @@ pytestmark = pytest.mark.usefixtures("no_charts")
 STAYS = "nothing has changed since it was made, 2"
 UNREAD = "holdout-untrained-untrained"
 FOLDER, RUNS, JOURNAL = ".raft/report/night", ".raft/runs/night", ".raft/campaigns/night/journal.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def as_at_the_start() -> Iterator[None]:
+    yield
+    program.cache_clear()
 
 
 @pytest.fixture
@@ -93,7 +99,7 @@ def test_as_json_it_is_what_lies_there_and_asks_for_no_charts(
 
 
 def edit(path: Path) -> None:
-    path.write_text(path.read_text().replace("a", "b", 1))
+    path.write_text(path.read_text().replace("a", "bb", 1))
 
 
 def forge(root: Path, files: dict[str, Any]) -> None:
@@ -107,6 +113,10 @@ def known_to(root: Path) -> dict[str, Any]:
     return files
 
 
+def without(files: dict[str, Any], name: str) -> dict[str, Any]:
+    return {path: stamp for path, stamp in files.items() if not path.endswith(name)}
+
+
 CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "a run is removed": lambda root, _: shutil.rmtree(root / RUNS / "002-search-s2000"),
     "a run that is not looked into is removed": lambda root, _: shutil.rmtree(root / RUNS / UNREAD),
@@ -118,15 +128,17 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "the summary is removed": lambda root, _: (root / FOLDER / SUMMARY).unlink(),
     "more seconds": lambda root, _: (root / JOURNAL).with_name("consumed").write_text("000000000009999.9\n"),
     "the journal is edited": lambda root, _: edit(root / JOURNAL),
-    "another program": lambda _, patch: patch.setattr("agent.campaign.report_folder.program", lambda: "other"),
+    "another program": lambda root, patch: patch.setattr("agent.__file__", str(root / "results.tsv")),
     "another library": lambda _, patch: patch.setattr("importlib.metadata.version", lambda name: "99"),
     "another time zone": lambda _, patch: patch.setenv("TZ", "Africa/Cairo"),
+    "another place": lambda root, patch: patch.setattr("agent.campaign.report_folder.LOCAL_TIME", root / "results.tsv"),
     "what it tells is a secret": lambda _, patch: patch.setenv("SOME_TOKEN", "better rate"),
     "charts can be had": lambda _, patch: patch.setattr("agent.report.vega.bundle", lambda *_, **__: "draw()"),
     "no record": lambda root, _: (root / FOLDER / MADE_FROM).unlink(),
     "a record that is no JSON": lambda root, _: (root / FOLDER / MADE_FROM).write_text("{torn"),
     "a record of no file": lambda root, _: forge(root, {}),
     "a record of files that were not there": lambda root, _: forge(root, dict.fromkeys(known_to(root))),
+    "a record of another page": lambda root, _: forge(root, without(known_to(root), PAGE)),
     "a record of a file that cannot be": lambda root, _: forge(root, {**known_to(root), "a\0b": None}),
 }  # fmt: skip
 
@@ -137,6 +149,7 @@ def test_what_a_report_was_made_from_has_changed(
 ) -> None:
     before = made_at(lasting)
     CHANGES[change](lasting, monkeypatch)
+    program.cache_clear()  # as for another process
     code, said = report(lasting)
     assert (code, STAYS in said) == (0, False)
     assert made_at(lasting) > before
@@ -226,13 +239,17 @@ def test_a_journal_that_could_not_be_read(
         assert after[name] == truth[name]
 
 
-def test_a_journal_that_goes_on_while_the_report_is_written(
-    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["a line", "seconds"])
+def test_a_campaign_that_goes_on_while_the_report_is_written(
+    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    real = reports.write_report
+    real, seconds = reports.write_report, iter(range(5000, 6000))
 
     def overtaken(*given: Any, **named: Any) -> Any:
-        Journal(lasting / JOURNAL).append("note", text="while it writes")
+        if by == "a line":
+            Journal(lasting / JOURNAL).append("note", text="while it writes")
+        else:
+            (lasting / JOURNAL).with_name("consumed").write_text(f"{next(seconds)}\n")
         return real(*given, **named)
 
     with monkeypatch.context() as patch:
@@ -299,11 +316,41 @@ def test_a_folder_that_is_listed_twice_counts_as_it_was_first(tmp_path: Path) ->
     assert folders.seen != before
 
 
-def test_the_program_is_that_of_the_whole_night(lasting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(reports, "program", lambda: asked.append("program"))
-    Reporter(lasting / JOURNAL, name="night", root=lasting, folder=lasting, charts=NoCharts(lasting), warn=pytest.fail)
-    assert asked == ["program"]
+def test_the_program_is_that_of_the_whole_night(
+    lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is installed meanwhile is not what it was made with."""
+    program.cache_clear()
+    reporter = Reporter(
+        lasting / JOURNAL, name="night", root=lasting, folder=lasting / FOLDER, charts=NoCharts(lasting),
+        warn=pytest.fail,
+    )  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
+    reporter.request()
+    reporter.close()
+    program.cache_clear()
+    assert STAYS not in report(lasting)[1]
+    assert STAYS in report(lasting)[1]
+
+
+def test_seconds_that_could_not_be_read(lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal has fewer."""
+    consumed = (lasting / JOURNAL).with_name("consumed")
+    consumed.write_text("9999.9\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.ledger.journal.read_consumed", lambda _: 0.0)
+        renewed(lasting)
+        assert told(lasting)["consumed_s"] < 9999
+    assert STAYS not in report(lasting)[1]
+    assert told(lasting)["consumed_s"] == 9999.9
+
+
+def test_what_is_no_file_is_none_the_next_time_either(lasting: Path, report: Reports) -> None:
+    curves = lasting / RUNS / "baseline-s1/cycles.jsonl"
+    curves.unlink()
+    curves.mkdir()
+    assert STAYS not in report(lasting)[1]
+    assert STAYS in report(lasting)[1]
 
 
 def test_what_a_killed_program_left_half_written_is_removed(lasting: Path) -> None:
@@ -313,14 +360,19 @@ def test_what_a_killed_program_left_half_written_is_removed(lasting: Path) -> No
     assert not left.exists()
 
 
-def test_no_secret_is_remembered(lasting: Path, report: Reports) -> None:
+def test_no_secret_is_remembered(lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "hf_" + "a1B2" * 8
     lines = (lasting / JOURNAL).read_text()
     future = json.dumps({"kind": secret, "seq": len(lines.splitlines()) + 1, "time": 1e9})
     (lasting / JOURNAL).write_text(f"{lines}{future}\n")
     for said in (report(lasting)[1], report(lasting)[1]):
         assert "this is no [redacted token] that can be understood" in said
-    assert all(secret not in path.read_text() for path in (lasting / FOLDER).iterdir())
+    monkeypatch.setenv("FIRST_TOKEN", "1 confirmed gain")
+    monkeypatch.setenv("SECOND_TOKEN", "these tests make none")
+    assert "[redacted FIRST_TOKEN]" in report(lasting)[1]
+    assert STAYS in report(lasting)[1]
+    for one in (secret, "1 confirmed gain", "these tests make none"):
+        assert all(one not in path.read_text() for path in (lasting / FOLDER).iterdir())
 
 
 def test_a_disk_that_is_full(lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,11 @@ def agree(path: Path) -> None:
     state, damages = Journal(path).state_and_damages()
     assert damages == Journal(path).damages() == damages_by_definition(by_definition(path))
     assert repr(state) == repr(Journal(path).state())
+    content = path.read_bytes()
+    if b"\r" not in content and content[-1:] in (b"", b"\n"):  # which ends a line elsewhere; a torn line has no end yet
+        tail = JournalTail(path)
+        tail.read()
+        assert repr(tail.state) == repr(folded_by_definition(path))
     assert [(number, repr(event)) for number, event in told] == [
         (number, repr(event)) for number, event in by_definition(path)
     ]
@@ -247,6 +252,17 @@ def test_a_disk_that_refuses_on_the_way_is_asked_again(
     assert [event.seq for event in tail.read()] == [*range(refused + 1, 11)]
     assert (tail.trouble, tail.read()) == (None, [])
     assert [note.text for note in tail.state.notes] == [f"word {number}" for number in range(10)]
+
+
+def test_whoever_stops_on_the_way_gets_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("one\ntwo\nthree\n")
+    rows = Growing(path)
+    looking = rows.each()
+    assert next(looking) == b"one"
+    looking.close()
+    assert list(rows.each()) == [b"two", b"three"]
+    assert list(rows.each()) == []
 
 
 def test_rows_that_a_disk_refuses_are_read_the_next_time(tmp_path: Path) -> None:
