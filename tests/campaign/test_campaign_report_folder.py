@@ -143,6 +143,7 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_report_was_made_from_has_changed(
     lasting: Path, report: Reports, monkeypatch: pytest.MonkeyPatch, change: str
