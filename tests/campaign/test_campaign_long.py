@@ -93,7 +93,9 @@ def test_folders_that_are_there(tmp_path: Path) -> None:
     absolute = str(tmp_path / "runs/one")
     asked = ["runs/one", "runs/two", "runs/three", "runs/four", "runs/five", "runs/six", "alone", "gone/one",
              "runs/one/", absolute, "runs/two/x", "/", "runs/../alone"]  # fmt: skip
-    assert RunFolders(tmp_path).there(asked) == {out for out in asked if (tmp_path / out).is_dir()}
+    folders = RunFolders(tmp_path)
+    assert folders.there(asked) == {out for out in asked if (tmp_path / out).is_dir()}
+    assert folders.has_read_all
 
 
 def test_folders_in_one_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
