@@ -151,7 +151,7 @@ def program() -> str:
     the time zone. As they were when this was asked first: ask before they could change, since a process that runs keeps
     what it has begun with."""
     package = Path(agent.__file__).parent
-    files = sorted(path for path in package.rglob("*") if path.suffix != ".pyc" and path.is_file())
+    files = sorted(path for path in package.rglob("*") if path.parent.name != "__pycache__" and path.is_file())
     parts = [agent.__version__, *(f"{path} {stamp_or_none(path)}" for path in files)]
     parts += [f"{name} {_version(name)}" for name in LIBRARIES]
     parts += [f"{os.environ.get('TZ')} {time.tzname} {stamp_or_none(LOCAL_TIME)}"]
