@@ -95,9 +95,8 @@ def _metrics(
 def _told_estimate(known: Mapping[str, Any], prompts: int | None, metric: str) -> Estimate:
     """A rate's ends lie between 0 and 1; where all prompts came out alike, their number tells how far that goes."""
     value, low, high = known["value"], known["low"], known["high"]
-    if (
-        metric not in RATES or finite(low) is None or finite(high) is None
-    ):  # of a single prompt nothing tells the spread
+    known_ends = finite(low) is not None and finite(high) is not None  # of a single prompt nothing tells the spread
+    if metric not in RATES or not known_ends:
         return Estimate(value, low, high)
     if low == high and prompts and 0 <= value <= 1:
         low, high = wilson(value, prompts)

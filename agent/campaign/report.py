@@ -87,8 +87,8 @@ def write_report(night: Night, folder: Path, *, charts: str | None = None, why_n
 
 
 def write_lasting(night: Night, folder: Path, *, charts: Charts, folders: RunFolders, sources: Sources | None) -> Said:
-    """The same, with what it was made from beside it; without `sources` it is soon to be renewed. Returns what the
-    command tells of it."""
+    """The same, with what it was made from beside it; without `sources` it is soon to be renewed, or goes elsewhere.
+    Returns what the command tells of it."""
     text, why = charts.get()
     written = write_report(night, folder, charts=text, why_no_charts=why)
     said = Said(redact(night.verdict), tuple(map(redact, night.warnings)), redact(why), night.renewed_at)

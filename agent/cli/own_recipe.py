@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.cli.shared import kind_of_path
 from agent.errors import UsageError
+from agent.report.words import counted
 
 ROLES = {
     "question": ("question", "prompt", "problem", "input", "text"),
@@ -180,7 +181,7 @@ def warning_of_few(data: Path) -> str | None:
     questions, sizes = _splits(rows)
     if sum(sizes.values()) >= questions:
         return (
-            f"{data.name} has {questions} different question{'s' if questions > 1 else ''}, which are too few to hold "
+            f"{data.name} has {counted(questions, 'different question')}, which are too few to hold "
             "some out in four splits and to train on the rest: a campaign will refuse them"
         )
     if sizes["search"] < FEW_HELD_OUT:

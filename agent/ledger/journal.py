@@ -188,10 +188,7 @@ class Journal:
 
     def damages(self) -> list[str]:
         """What is wrong with lines before the last one, in words; a torn last line is none, a kill leaves it so."""
-        damages = Damages()
-        for number, event in self._lines():
-            damages.add(number, event)
-        return damages.found
+        return self.state_and_damages()[1]
 
     def _last_seq(self) -> int:
         if self._seq is None:
